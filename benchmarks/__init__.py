@@ -1,0 +1,1 @@
+"""One question per file; run from the root of the repository: ``python -m benchmarks.bench_transformation``."""

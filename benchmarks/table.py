@@ -1,0 +1,124 @@
+"""Tables out of results/*.json: for the terminal, and as Markdown into README.md (``python -m benchmarks.table``)."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from benchmarks.measure import RESULTS
+from fct_infer.storage import write_bytes
+
+README = Path(__file__).parent / "README.md"
+WIDTH = 140  # where stdout is no terminal
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+    def print(self) -> None:
+        console = Console()
+        if not console.is_terminal:
+            console.width = WIDTH
+        table = RichTable(title=self.title, title_justify="left", box=box.SIMPLE)
+        for index, column in enumerate(self.columns):
+            table.add_column(column, justify="left" if index == 0 else "right")
+        for row in self.rows:
+            table.add_row(*row)
+        console.print(table)
+
+    def markdown(self) -> str:
+        def line(cells: list[str]) -> str:
+            return "| " + " | ".join(cells) + " |"
+
+        rule = "|---|" + "---:|" * (len(self.columns) - 1)
+        return "\n".join([f"**{self.title}**", "", line(self.columns), rule, *map(line, self.rows)])
+
+
+def transformation_tables(result: dict[str, Any]) -> list[Table]:
+    """One table for each program and precision; a row for each number of rows per call."""
+    tables = []
+    groups = dict.fromkeys((case["program"], case["precision"]) for case in result["cases"])
+    for program, precision in groups:
+        cases = [case for case in result["cases"] if (case["program"], case["precision"]) == (program, precision)]
+        names = list(dict.fromkeys(name for case in cases for name in case["runtimes"]))
+        rows = [[f"{case['rows']:,}", *(_runtime_cell(case, name) for name in names)] for case in cases]
+        flops = cases[0]["flops_per_row"] / 1e6
+        title = (
+            f"{program} h, {precision}, {flops:.3g} MFLOP a row: thousand rows/s (% of a large matmul); "
+            "x = speed of fct_infer over it; * = fastest"
+        )
+        tables.append(Table(title, ["rows per call", *names], rows))
+    return tables
+
+
+def _runtime_cell(case: dict[str, Any], name: str) -> str:
+    runtime = case["runtimes"].get(name)
+    if runtime is None:
+        return "-"
+    speed = f"{runtime['rows_per_second'] / 1e3:.1f} ({runtime['percent_of_peak']:.0f} %)"
+    ratio = f" {runtime['ratio']:.2f}x" if "ratio" in runtime else ""
+    return speed + ratio + (" *" if name == case["fastest"] else "")
+
+
+def gate(what: str, value: float, wanted: float, at_least: bool = True) -> dict[str, Any]:
+    """A figure the project set out to reach, as it stands in a results file."""
+    reached = value >= wanted if at_least else value <= wanted
+    return {"what": what, "value": value, "wanted": f"{'>=' if at_least else '<='} {wanted}", "reached": reached}
+
+
+def gate_lines(result: dict[str, Any]) -> list[str]:
+    """One line for each gate."""
+    return [
+        f"{gate['what']} = {gate['value']:.2f} (wanted {gate['wanted']}): {'reached' if gate['reached'] else 'MISSED'}"
+        for gate in result["gates"]
+    ]
+
+
+def caption(result: dict[str, Any]) -> str:
+    """One line on where and when."""
+    machine, versions = result["machine"], result["versions"]
+    software = ", ".join(f"{name} {number}" for name, number in versions.items() if number != "absent")
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores ({' '.join(machine['flags'])}), {machine['memory_gib']} GiB; "
+        f"load before {machine['load_before']:.1f}; {result['date'][:10]}; {software}."
+    )
+
+
+def show(result: dict[str, Any], tables: list[Table]) -> None:
+    """Print tables, reasons for what is missing, and gates on stdout."""
+    for table in tables:
+        table.print()
+    for line in (*result["not_measured"], *gate_lines(result)):
+        print(line)
+
+
+TABLES = {"transformation": transformation_tables}
+
+
+def main() -> None:
+    """Put the tables of all results there are between their markers in README.md."""
+    text = README.read_text()
+    for name, make_tables in TABLES.items():
+        path = RESULTS / f"{name}.json"
+        if not path.exists():
+            continue
+        result = json.loads(path.read_text())
+        notes = [f"- {line}" for line in (*result["not_measured"], *gate_lines(result))]
+        parts = [caption(result), *(table.markdown() for table in make_tables(result)), "\n".join(notes)]
+        marked = re.compile(rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)", re.DOTALL)
+        text = marked.sub(lambda match: match[1] + "\n\n".join(parts) + "\n" + match[2], text)  # noqa: B023
+    write_bytes(README, text.encode())
+
+
+if __name__ == "__main__":
+    main()

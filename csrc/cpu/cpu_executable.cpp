@@ -1,0 +1,305 @@
+// Note [Same bytes]
+// A row's result must not depend on the other rows, on how many there are, or on the number of threads. Rows
+// are therefore always computed in tiles of a few fixed sizes (the last one padded with zeros), and a tile
+// size is kept only if it gives the bytes the largest one gives: matrix libraries may split the inner
+// dimension differently for few rows. What is promised holds for one machine and one build: another CPU may
+// sum in another order.
+#include "cpu_executable.h"
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <limits>
+#include <new>
+#include <random>
+#include <sstream>
+#include <thread>
+
+#include "convert.h"
+#include "fct/error.h"
+
+namespace fct::cpu {
+namespace {
+
+constexpr std::size_t kAlignment = 64;
+constexpr std::size_t kTileBytes = std::size_t{8}
+                                   << 20;  // activations of one tile: about one core's share of cache
+constexpr std::int64_t kNoRow = std::numeric_limits<std::int64_t>::max();
+
+std::size_t at(int index) { return static_cast<std::size_t>(index); }
+
+std::size_t aligned(std::size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+std::vector<int> candidate_tiles(std::size_t bytes_per_row) {
+  int largest = 512;
+  while (largest > 64 && bytes_per_row * at(largest) > kTileBytes) largest /= 2;
+  std::vector<int> tiles{largest};
+  for (int rows : {128, 32, 8})
+    if (rows < largest) tiles.push_back(rows);
+  return tiles;
+}
+
+// Our threads are the parallelism: the library's own would only fight them.
+class OneThreadPerCaller {
+ public:
+  OneThreadPerCaller() : before_(omp_get_max_threads()) { omp_set_num_threads(1); }
+  ~OneThreadPerCaller() { omp_set_num_threads(before_); }
+  OneThreadPerCaller(const OneThreadPerCaller&) = delete;
+  OneThreadPerCaller& operator=(const OneThreadPerCaller&) = delete;
+
+ private:
+  int before_;
+};
+
+const void* row_of(const void* data, DType dtype, std::int64_t row, int width) {
+  return static_cast<const char*>(data) + static_cast<std::size_t>(row) * at(width) * size_of(dtype);
+}
+
+std::int64_t first_bad_row(const void* data, DType dtype, std::int64_t rows, int width) {
+  if (all_finite(data, dtype, static_cast<std::size_t>(rows) * at(width))) return kNoRow;
+  std::int64_t row = 0;
+  while (all_finite(row_of(data, dtype, row, width), dtype, at(width))) ++row;
+  return row;
+}
+
+struct Matrix {
+  void* data;
+  DType dtype;
+  std::size_t width;
+
+  char* row(std::size_t index) const { return static_cast<char*>(data) + index * width * size_of(dtype); }
+};
+
+void copy_columns(const Matrix& from, const Matrix& to, std::size_t column, std::size_t rows) {
+  for (std::size_t row = 0; row < rows; ++row)
+    convert(from.row(row), from.dtype, to.row(row) + column * size_of(to.dtype), to.dtype, from.width);
+}
+
+}  // namespace
+
+Workspace::Workspace(const Plan& plan, int rows, std::size_t scratch_bytes) {
+  std::size_t total = 0;
+  for (std::size_t bytes : plan.slot_bytes) {
+    offsets_.push_back(total);
+    total += aligned(bytes * at(rows));
+  }
+  offsets_.push_back(total);
+  total += aligned(std::max(scratch_bytes, std::size_t{1}));
+  base_ = static_cast<char*>(std::aligned_alloc(kAlignment, total));
+  if (base_ == nullptr) throw std::bad_alloc();
+  memory_.reset(base_);
+}
+
+void Workspace::Free::operator()(char* pointer) const { std::free(pointer); }
+
+// The lowest row that was not finite wins, whichever thread met it: tiles are handed out in order, and those
+// before a bad one are always finished.
+struct CpuExecutable::Call {
+  InputRows old, side;
+  OutputRows out;
+  std::int64_t rows;
+  std::size_t tile;
+  std::atomic<std::int64_t> next_row{0};
+  std::atomic<bool> failed{false};
+  std::atomic<std::int64_t> bad_row{kNoRow};
+  std::mutex mutex{};
+  const char* bad_array = nullptr;
+  std::exception_ptr error{};
+
+  void report_bad_row(const char* array, std::int64_t row) {
+    const std::lock_guard lock(mutex);
+    if (row < bad_row) {
+      bad_row = row;
+      bad_array = array;
+    }
+  }
+};
+
+CpuExecutable::CpuExecutable(const Program& program, Precision precision, const LinearLibrary& library)
+    : program_(program), precision_(precision), plan_(make_plan(program, precision)) {
+  const OneThreadPerCaller guard;
+  tile_rows_ = candidate_tiles(plan_.bytes_per_row());
+  for (Step& step : program_.steps) {
+    auto* linear = std::get_if<Linear>(&step);
+    linears_.push_back(nullptr);
+    if (linear == nullptr) continue;
+    linears_.back() = library.make(*linear, program_.width(linear->input), program_.width(linear->output),
+                                   plan_.values[at(linear->input)].dtype,
+                                   plan_.values[at(linear->output)].dtype, tile_rows_);
+    scratch_bytes_ = std::max(scratch_bytes_, linears_.back()->scratch_bytes());
+    linear->weight = {};
+    linear->bias = {};
+  }
+  keep_equal_tiles();
+}
+
+CpuExecutable::~CpuExecutable() = default;
+
+void CpuExecutable::run(InputRows old, InputRows side, OutputRows out, std::int64_t rows, int threads) const {
+  const std::size_t tile = choose_tile(rows, threads);
+  Call call{old, side, out, rows, tile};
+  const std::int64_t tiles = (rows + tile_rows_[tile] - 1) / tile_rows_[tile];
+  std::vector<std::jthread> helpers;
+  for (std::int64_t i = 1; i < std::min<std::int64_t>(threads, tiles); ++i)
+    helpers.emplace_back([&] { work(call); });
+  work(call);
+  helpers.clear();  // joins
+  if (call.error) std::rethrow_exception(call.error);
+  if (call.bad_row != kNoRow) throw NonFiniteRow(call.bad_array, call.bad_row);
+}
+
+std::string CpuExecutable::description() const {
+  std::ostringstream text;
+  text << "tiles";
+  for (std::size_t tile : usable_tiles_) text << ' ' << tile_rows_[tile];
+  for (std::size_t index = 0; index < linears_.size(); ++index)
+    if (linears_[index]) text << "; step " << index << ' ' << linears_[index]->kernel();
+  return text.str();
+}
+
+// See Note [Same bytes]: runs random rows through every tile size and keeps those that agree to the last bit.
+void CpuExecutable::keep_equal_tiles() {
+  const int rows = tile_rows_.front();
+  std::minstd_rand random(1);
+  std::uniform_real_distribution<float> uniform(-1.f, 1.f);
+  std::vector<float> old(at(rows) * at(old_dim())), side(at(rows) * at(side_dim()));
+  for (float& value : old) value = uniform(random);
+  for (float& value : side) value = uniform(random);
+  auto result = [&](std::size_t tile) {
+    std::vector<float> out(at(rows) * at(new_dim()));
+    const void* side_data = program_.has_side() ? side.data() : nullptr;
+    Call call{{old.data()}, {side_data}, {out.data()}, rows, tile};
+    work(call);
+    if (call.error) std::rethrow_exception(call.error);
+    return out;
+  };
+  const auto expected = result(0);
+  usable_tiles_ = {0};
+  for (std::size_t tile = 1; tile < tile_rows_.size(); ++tile) {
+    const auto got = result(tile);
+    if (std::memcmp(got.data(), expected.data(), got.size() * sizeof(float)) == 0)
+      usable_tiles_.push_back(tile);
+  }
+}
+
+// The largest tile that still gives every thread one, else the smallest.
+std::size_t CpuExecutable::choose_tile(std::int64_t rows, int threads) const {
+  for (std::size_t tile : usable_tiles_)
+    if (rows >= std::int64_t{threads} * tile_rows_[tile]) return tile;
+  return usable_tiles_.back();
+}
+
+void CpuExecutable::work(Call& call) const {
+  try {
+    const OneThreadPerCaller guard;
+    auto workspace = borrow_workspace();
+    const int step = tile_rows_[call.tile];
+    for (;;) {
+      const std::int64_t first = call.next_row.fetch_add(step);
+      if (first >= call.rows || call.failed || first > call.bad_row) break;
+      run_tile(call, *workspace, first);
+    }
+    return_workspace(std::move(workspace));
+  } catch (...) {
+    const std::lock_guard lock(call.mutex);
+    if (!call.error) call.error = std::current_exception();
+    call.failed = true;
+  }
+}
+
+void CpuExecutable::run_tile(Call& call, Workspace& workspace, std::int64_t first_row) const {
+  const int tile_rows = tile_rows_[call.tile];
+  std::int64_t rows = std::min<std::int64_t>(tile_rows, call.rows - first_row);
+  auto check = [&](ValueId value, InputRows input, const char* name) {
+    const int width = program_.width(value);
+    const std::int64_t bad =
+        first_bad_row(row_of(input.data, input.dtype, first_row, width), input.dtype, rows, width);
+    if (bad == kNoRow) return;
+    call.report_bad_row(name, first_row + bad);
+    rows = bad;  // those before it are still computed: their result may be bad as well
+  };
+  check(program_.old, call.old, "old");
+  if (program_.has_side()) check(program_.side, call.side, "side");
+  if (rows == 0) return;
+
+  const bool is_full = rows == tile_rows;
+  std::vector<void*> values(plan_.values.size());
+  for (std::size_t value = 0; value < values.size(); ++value)
+    if (plan_.values[value].slot >= 0) values[value] = workspace.slot(plan_.values[value].slot);
+
+  auto stage = [&](ValueId value, InputRows input) {
+    const int width = program_.width(value);
+    const void* source = row_of(input.data, input.dtype, first_row, width);
+    const auto& planned = plan_.values[at(value)];
+    if (is_full && planned.dtype == input.dtype) {
+      values[at(value)] = const_cast<void*>(source);  // read where it lies
+      return;
+    }
+    const std::size_t count = static_cast<std::size_t>(rows) * at(width);
+    convert(source, input.dtype, values[at(value)], planned.dtype, count);
+    std::memset(static_cast<char*>(values[at(value)]) + count * size_of(planned.dtype), 0,
+                (at(tile_rows) * at(width) - count) * size_of(planned.dtype));
+  };
+  stage(program_.old, call.old);
+  if (program_.has_side()) stage(program_.side, call.side);
+
+  const int new_width = program_.width(program_.output);
+  const std::size_t new_count = static_cast<std::size_t>(rows) * at(new_width);
+  void* target = const_cast<void*>(row_of(call.out.data, call.out.dtype, first_row, new_width));
+  const DType computed = plan_.values[at(program_.output)].dtype;
+  const bool direct = is_full && call.out.dtype == computed;
+  if (direct) values[at(program_.output)] = target;
+  for (std::size_t index = 0; index < program_.steps.size(); ++index)
+    run_step(index, call.tile, values, workspace.scratch());
+  if (!direct) convert(values[at(program_.output)], computed, target, call.out.dtype, new_count);
+  const std::int64_t bad = first_bad_row(target, call.out.dtype, rows, new_width);
+  if (bad != kNoRow) call.report_bad_row("result", first_row + bad);
+}
+
+void CpuExecutable::run_step(std::size_t index, std::size_t tile, std::vector<void*>& values,
+                             void* scratch) const {
+  const Step& step = program_.steps[index];
+  const std::size_t rows = at(tile_rows_[tile]);
+  auto data = [&](ValueId value) { return values[at(value)]; };
+  auto dtype = [&](ValueId value) { return plan_.values[at(value)].dtype; };
+  auto width = [&](ValueId value) { return at(program_.width(value)); };
+  if (const auto* linear = std::get_if<Linear>(&step)) {
+    linears_[index]->run(tile, data(linear->input), data(linear->output), scratch);
+  } else if (const auto* concat = std::get_if<Concat>(&step)) {
+    const Matrix out{data(concat->output), dtype(concat->output), width(concat->output)};
+    std::size_t column = 0;
+    for (ValueId input : concat->inputs) {
+      copy_columns({data(input), dtype(input), width(input)}, out, column, rows);
+      column += width(input);
+    }
+  } else if (const auto* sum = std::get_if<Add>(&step)) {
+    add(data(sum->left), dtype(sum->left), data(sum->right), dtype(sum->right), data(sum->output),
+        dtype(sum->output), rows * width(sum->output));
+  } else {
+    const auto& norm = std::get<Normalize>(step);
+    normalize_rows(data(norm.input), dtype(norm.input), data(norm.output), dtype(norm.output), rows,
+                   width(norm.output));
+  }
+}
+
+std::unique_ptr<Workspace> CpuExecutable::borrow_workspace() const {
+  {
+    const std::lock_guard lock(workspaces_mutex_);
+    if (!workspaces_.empty()) {
+      auto workspace = std::move(workspaces_.back());
+      workspaces_.pop_back();
+      return workspace;
+    }
+  }
+  return std::make_unique<Workspace>(plan_, tile_rows_.front(), scratch_bytes_);
+}
+
+void CpuExecutable::return_workspace(std::unique_ptr<Workspace> workspace) const {
+  const std::lock_guard lock(workspaces_mutex_);
+  workspaces_.push_back(std::move(workspace));
+}
+
+}  // namespace fct::cpu

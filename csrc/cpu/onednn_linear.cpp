@@ -1,0 +1,93 @@
+// Linear layers by oneDNN's inner product: bias and activation as post-ops, weights packed for the CPU once.
+#include <omp.h>
+
+#include <dnnl.hpp>
+#include <unordered_map>
+
+#include "linear_op.h"
+
+namespace fct::cpu {
+namespace {
+
+using Tag = dnnl::memory::format_tag;
+
+dnnl::memory::data_type type_of(DType dtype) {
+  return dtype == DType::kBFloat16 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
+}
+
+const dnnl::engine& cpu() {
+  static const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
+  return engine;
+}
+
+dnnl::primitive_attr attributes(Activation activation) {
+  dnnl::primitive_attr attr;
+  attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
+  attr.set_fpmath_mode(dnnl::fpmath_mode::strict);  // whatever the environment says: fp32 means fp32
+  dnnl::post_ops post_ops;
+  if (activation == Activation::kRelu) post_ops.append_eltwise(dnnl::algorithm::eltwise_relu, 0.f, 0.f);
+  if (activation == Activation::kGelu) post_ops.append_eltwise(dnnl::algorithm::eltwise_gelu_erf, 0.f, 0.f);
+  attr.set_post_ops(post_ops);
+  return attr;
+}
+
+class OnednnLinear : public LinearOp {
+ public:
+  OnednnLinear(const Linear& layer, int d_in, int d_out, DType input, DType output,
+               const std::vector<int>& tile_rows) {
+    using Desc = dnnl::memory::desc;
+    const Desc bias_desc({d_out}, dnnl::memory::data_type::f32, Tag::a);
+    Desc weights_desc({d_out, d_in}, type_of(input), Tag::any);  // fixed by the first, largest tile
+    for (int rows : tile_rows) {
+      const Desc source({rows, d_in}, type_of(input), Tag::ab), target({rows, d_out}, type_of(output), Tag::ab);
+      descs_.emplace_back(cpu(), dnnl::prop_kind::forward_inference, source, weights_desc, bias_desc, target,
+                          attributes(layer.activation));
+      primitives_.emplace_back(descs_.back());
+      weights_desc = descs_.back().weights_desc();
+      scratch_bytes_ = std::max(scratch_bytes_, descs_.back().scratchpad_desc().get_size());
+    }
+    dnnl::stream stream(cpu());
+    dnnl::memory plain({{d_out, d_in}, dnnl::memory::data_type::f32, Tag::ab}, cpu(),
+                       const_cast<float*>(layer.weight.data()));
+    weights_ = dnnl::memory(weights_desc, cpu());
+    dnnl::reorder(plain, weights_).execute(stream, plain, weights_);
+    stream.wait();
+    bias_ = dnnl::memory(bias_desc, cpu());
+    std::copy(layer.bias.begin(), layer.bias.end(), static_cast<float*>(bias_.get_data_handle()));
+  }
+
+  void run(std::size_t tile, const void* input, void* output, void* scratch) const override {
+    const auto& desc = descs_[tile];
+    dnnl::stream stream(cpu());
+    primitives_[tile].execute(
+        stream, {{DNNL_ARG_SRC, dnnl::memory(desc.src_desc(), cpu(), const_cast<void*>(input))},
+                 {DNNL_ARG_WEIGHTS, weights_},
+                 {DNNL_ARG_BIAS, bias_},
+                 {DNNL_ARG_DST, dnnl::memory(desc.dst_desc(), cpu(), output)},
+                 {DNNL_ARG_SCRATCHPAD, dnnl::memory(desc.scratchpad_desc(), cpu(), scratch)}});
+    stream.wait();
+  }
+
+  std::size_t scratch_bytes() const override { return scratch_bytes_; }
+  std::string kernel() const override { return descs_.front().impl_info_str(); }
+
+ private:
+  std::vector<dnnl::inner_product_forward::primitive_desc> descs_;
+  std::vector<dnnl::inner_product_forward> primitives_;
+  dnnl::memory weights_, bias_;
+  std::size_t scratch_bytes_ = 0;
+};
+
+class OnednnLibrary : public LinearLibrary {
+ public:
+  std::unique_ptr<LinearOp> make(const Linear& layer, int d_in, int d_out, DType input, DType output,
+                                 const std::vector<int>& tile_rows) const override {
+    return std::make_unique<OnednnLinear>(layer, d_in, d_out, input, output, tile_rows);
+  }
+};
+
+}  // namespace
+
+std::unique_ptr<LinearLibrary> make_onednn_library() { return std::make_unique<OnednnLibrary>(); }
+
+}  // namespace fct::cpu

@@ -1,0 +1,159 @@
+"""Target ``onnx``: one self-contained graph with a dynamic ``batch``, input(s) by name, output ``embedding``."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fct_infer.artifacts.onnx_graph import MAX_ONNX_BYTES
+from fct_infer.artifacts.torchscript import last_line
+from fct_infer.errors import ArtifactError, GateError, MissingExtraError, UnsupportedError
+from fct_infer.transformation import Add, Concat, Float32Array, Linear, Normalize, Program, Step
+
+from .template import Exporter, Runner, SourceT
+
+if TYPE_CHECKING:
+    from .image_model import ImageModel
+
+OPSET = 20  # the first with Gelu
+OUTPUT = "embedding"
+_BATCH = "batch"
+
+
+class _ToOnnx(Exporter[SourceT]):
+    target = "onnx"
+    file_name = "model.onnx"
+
+    def open(self, source: SourceT, path: Path) -> Runner:
+        """Run the file in ONNX Runtime on the CPU."""
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise MissingExtraError("onnxruntime", "export") from error
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors only
+        try:
+            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's errors have no common base but this
+            raise GateError(f"ONNX Runtime refuses the file: {error}") from error
+        return lambda batch: np.asarray(session.run([OUTPUT], dict(batch))[0], np.float32)
+
+
+class TransformationToOnnx(_ToOnnx[Program]):
+    """A program written node by node: Gemm, Relu, Gelu, Concat, Add, and ReduceL2-Max-Div for L2 normalisation."""
+
+    def convert(self, source: Program, metadata: Mapping[str, str]) -> bytes:
+        """Return the ONNX file."""
+        onnx = _import_onnx()
+        helper, from_array = onnx.helper, onnx.numpy_helper.from_array
+        names = {source.output: OUTPUT}
+        nodes = [node for step in source.steps for node in _nodes(step, names, helper.make_node)]
+        constants = [from_array(tensor, name) for name, tensor in source.tensors().items()]
+        if any(isinstance(step, Normalize) for step in source.steps):
+            constants.append(from_array(np.array(1e-12, np.float32), _NORM_FLOOR))
+        inputs = {name: (dim,) for name, dim in source.dims.items()}
+        graph = helper.make_graph(nodes, "transformation", *_interface(onnx, inputs, source.new_dim), constants)
+        opsets = [helper.make_opsetid("", OPSET)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets))
+        return _serialize(onnx, model, metadata)
+
+
+class ImageModelToOnnx(_ToOnnx["ImageModel"]):
+    """A backbone through PyTorch's exporter."""
+
+    def convert(self, source: ImageModel, metadata: Mapping[str, str]) -> bytes:
+        """Return the ONNX file.
+
+        The TorchScript-based exporter is used because the newer one refuses TorchScript modules, which is what most
+        users have.
+        """
+        import torch
+
+        onnx = _import_onnx()
+        buffer = io.BytesIO()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)
+                torch.onnx.export(
+                    source,
+                    (torch.zeros(2, *source.image_shape),),
+                    buffer,
+                    dynamo=False,
+                    opset_version=OPSET,
+                    input_names=["image"],
+                    output_names=[OUTPUT],
+                    dynamic_axes={"image": {0: _BATCH}, OUTPUT: {0: _BATCH}},
+                )
+        except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
+            raise ArtifactError(f"PyTorch cannot write the model as ONNX: {last_line(error)}") from error
+        model = onnx.load_model_from_string(buffer.getvalue())
+        inputs, outputs = _interface(onnx, {"image": source.image_shape}, source.output_dim)
+        for field, values in ((model.graph.input, inputs), (model.graph.output, outputs)):
+            del field[:]
+            field.extend(values)
+        return _serialize(onnx, model, metadata)
+
+
+_NORM_FLOOR = "norm.floor"
+
+
+def _nodes(step: Step, names: dict[str, str], make_node: Callable[..., Any]) -> list[Any]:
+    """Nodes of one step; ``names`` holds what is called otherwise in the graph than in the program."""
+    output = names.get(step.output, step.output)
+    match step:
+        case Linear(activation="none"):
+            return [make_node("Gemm", [step.input, *_tensors(step)], [output], name=step.output, transB=1)]
+        case Linear():
+            linear, operation = step.output + ".linear", {"relu": "Relu", "gelu": "Gelu"}[step.activation]
+            return [
+                make_node("Gemm", [step.input, *_tensors(step)], [linear], name=linear, transB=1),
+                make_node(operation, [linear], [output], name=step.output),
+            ]
+        case Concat():
+            return [make_node("Concat", step.inputs, [output], name=step.output, axis=1)]
+        case Add():
+            return [make_node("Add", step.inputs, [output], name=step.output)]
+        case Normalize():
+            norm, floored = step.output + ".norm", step.output + ".floored"
+            return [
+                make_node("ReduceL2", [step.input, _NORM_AXIS], [norm], name=norm, keepdims=1),
+                make_node("Max", [norm, _NORM_FLOOR], [floored], name=floored),
+                make_node("Div", [step.input, floored], [output], name=step.output),
+            ]
+
+
+def _tensors(step: Linear) -> list[str]:
+    return [step.output + ".weight", step.output + ".bias"]
+
+
+def _interface(onnx: Any, inputs: Mapping[str, tuple[int, ...]], output_dim: int) -> tuple[list[Any], list[Any]]:
+    def value(name: str, shape: tuple[int, ...]) -> Any:
+        return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [_BATCH, *shape])
+
+    return [value(name, shape) for name, shape in inputs.items()], [value(OUTPUT, (output_dim,))]
+
+
+def _serialize(onnx: Any, model: Any, metadata: Mapping[str, str]) -> bytes:
+    onnx.helper.set_model_props(model, dict(metadata))
+    model.producer_name = "fct-infer"
+    if model.ByteSize() >= MAX_ONNX_BYTES:
+        raise UnsupportedError("the ONNX file would exceed 2 GB, its format's limit; leave this target out")
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise GateError(f"the ONNX checker refuses the graph: {error}") from error
+    data: bytes = model.SerializeToString()
+    return data
+
+
+def _import_onnx() -> Any:
+    try:
+        import onnx
+    except ImportError as error:
+        raise MissingExtraError("onnx", "export") from error
+    return onnx

@@ -1,0 +1,47 @@
+"""Change a retrieval system's embedding model without recomputing its gallery.
+
+Needs NumPy and the compiled core only; everything is imported on first use.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fct_infer.artifacts.loading import load_transformation as load_transformation
+    from fct_infer.transformation import Program as Program
+    from fct_infer.transformation import Transformation as Transformation
+    from fct_infer.upgrade.report import UpgradeReport as UpgradeReport
+    from fct_infer.upgrade.run import upgrade_gallery as upgrade_gallery
+
+try:
+    __version__ = version("fct-infer")
+except PackageNotFoundError:  # a source tree on sys.path that was never installed
+    __version__ = "0+unknown"
+
+_HOMES = {
+    "FctError": "fct_infer.errors",
+    "Program": "fct_infer.transformation",
+    "Transformation": "fct_infer.transformation",
+    "UpgradeReport": "fct_infer.upgrade.report",
+    "load_index": "fct_infer.index.gallery_index",
+    "load_transformation": "fct_infer.artifacts.loading",
+    "upgrade_gallery": "fct_infer.upgrade.run",
+}
+
+__all__ = [  # noqa: PLE0604 - the names above
+    "__version__",
+    *_HOMES,
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'fct_infer' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,41 @@
+"""Types of the compiled core (csrc/bindings)."""
+
+from collections.abc import Callable
+from typing import Any
+
+from numpy.typing import NDArray
+
+from fct_infer.transformation import Program
+
+__version__: str
+onednn_version: str
+
+def precisions() -> list[str]: ...
+
+class Executable:
+    def __init__(self, program: Program, precision: str) -> None: ...
+    def run(self, old: NDArray[Any], side: NDArray[Any] | None, out: NDArray[Any], threads: int) -> None: ...
+    @property
+    def old_dim(self) -> int: ...
+    @property
+    def side_dim(self) -> int: ...
+    @property
+    def new_dim(self) -> int: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def description(self) -> str: ...
+
+def run_pipeline(
+    executable: Executable,
+    *,
+    read: Callable[[NDArray[Any], NDArray[Any] | None], int],
+    write: Callable[[NDArray[Any]], None],
+    index: Callable[[NDArray[Any]], None] | None,
+    block_rows: int,
+    threads: int,
+    old_dtype: str,
+    side_dtype: str,
+    out_dtype: str,
+    side_is_old: bool,
+) -> dict[str, float]: ...

@@ -1,0 +1,1 @@
+"""Model files: manifest, digests, loaders. The only room that opens model files of any kind."""

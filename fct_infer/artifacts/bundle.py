@@ -1,0 +1,109 @@
+"""A bundle: a folder with one model as the files production runs, published whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fct_infer.artifacts.files import digest_file, file_size
+from fct_infer.artifacts.manifest import MANIFEST_NAME, BundleFile, Manifest, read_manifest
+from fct_infer.errors import ArtifactError, OutputError
+from fct_infer.storage import FileLock, current_filesystem, publish_directory, remove_tree, write_json
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose every byte has been checked against its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    def file(self, target: str) -> Path:
+        """Return the path of the file for ``target`` (``core``, ``onnx``, ``torchscript``).
+
+        Raises:
+            ArtifactError: the bundle has none.
+        """
+        names = {file.target: file.name for file in self.manifest.files}
+        if target not in names:
+            raise ArtifactError(f"{self.path}: has no file for {target!r}, only for {', '.join(names)}")
+        return self.path / names[target]
+
+
+def open_bundle(path: str | Path) -> Bundle:
+    """Read the manifest and check size and SHA-256 of every file it lists.
+
+    Raises:
+        ArtifactError: the manifest is malformed, or a file is missing, damaged or no regular file; names the file.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ArtifactError(f"{folder}: not a bundle (a folder that fct-export writes)")
+    bundle = Bundle(folder, read_manifest(folder))
+    for file in bundle.manifest.files:
+        _check(folder / file.name, file)
+    return bundle
+
+
+def _check(path: Path, file: BundleFile) -> None:
+    size = file_size(path, follow_symlinks=False)
+    if size != file.size:
+        raise ArtifactError(f"{path}: {size:,} bytes, the manifest says {file.size:,}; it is damaged or was replaced")
+    if digest_file(path) != file.sha256:
+        raise ArtifactError(f"{path}: does not match the sha256 in the manifest; it is damaged or was replaced")
+
+
+def write_bundle(path: str | Path, fill: Callable[[Path], Manifest], *, force: bool = False) -> Manifest:
+    """Publish a bundle: ``fill`` writes the model files into a working folder and returns the manifest.
+
+    The manifest is written last and the folder gets its name by one rename, so ``path`` never holds half a bundle.
+    What ``fill`` raises is passed on, and nothing stays behind.
+
+    Args:
+        path: where the bundle will be; parents are made.
+        fill: gets the working folder, a sibling of ``path``.
+        force: replace what is at ``path``; the new bundle is complete before the old one goes.
+
+    Raises:
+        OutputError: ``path`` exists and ``force`` is not set, or another process is writing it.
+        ResourceError: the disk is full, or another I/O error.
+    """
+    target = Path(path).absolute()
+    partial = target.with_name(target.name + ".partial")
+    _refuse_existing(target, force)
+    with FileLock(target.with_name(target.name + ".lock"), str(target)):
+        remove_tree(partial)  # of a run that was killed
+        current_filesystem().mkdir(partial)
+        try:
+            manifest = fill(partial)
+            write_json(partial / MANIFEST_NAME, manifest.to_json())
+            _publish(partial, target, force)
+        finally:
+            remove_tree(partial)
+    return manifest
+
+
+def _refuse_existing(target: Path, force: bool) -> None:
+    if not os.path.lexists(target):
+        return
+    if not force:
+        raise OutputError(f"{target}: exists already; choose another place or pass --force (force=True) to replace it")
+    if target.is_symlink() or not (target / MANIFEST_NAME).is_file():
+        raise OutputError(f"{target}: is not a bundle, so it is not replaced")
+
+
+def _publish(partial: Path, target: Path, force: bool) -> None:
+    _refuse_existing(target, force)  # another process may have been faster
+    replaced = target.with_name(target.name + ".replaced")
+    if target.exists():
+        remove_tree(replaced)
+        publish_directory(target, replaced)
+    try:
+        publish_directory(partial, target)
+    except BaseException:
+        if replaced.exists():
+            publish_directory(replaced, target)
+        raise
+    remove_tree(replaced)

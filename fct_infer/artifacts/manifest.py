@@ -1,0 +1,281 @@
+"""``manifest.json`` of a bundle: what the model is, which files hold it, how well they were proven equal."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeAlias, TypeVar, get_args
+
+from fct_infer.artifacts.files import MEBIBYTE, read_file
+from fct_infer.errors import ArtifactError
+
+Kind: TypeAlias = Literal["transformation", "backbone", "side-information"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+MAX_MANIFEST_BYTES = 16 * MEBIBYTE
+
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # one plain name: no folder, no "..", no absolute path
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far a file's outputs lie from the source model's on the same random input.
+
+    Attributes:
+        rows: rows compared.
+        max_abs_error: largest absolute difference of any output number.
+        max_relative_error: the same, divided by the largest absolute output of the source.
+        min_cosine: lowest cosine between a row and the source's row.
+    """
+
+    rows: int
+    max_abs_error: float
+    max_relative_error: float
+    min_cosine: float
+
+
+@dataclass(frozen=True)
+class BundleFile:
+    """One model file of a bundle: its name, what it is for, its size in bytes and SHA-256, and its proof."""
+
+    name: str
+    target: str
+    precision: str
+    size: int
+    sha256: str
+    parity: Parity
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What an image must go through before the model: resize to ``size`` (h, w), then ``(x - mean) / std`` per channel.
+
+    ``x`` is RGB in [0, 1].
+    """
+
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was exported: a file's name and SHA-256, or ``"program"`` / ``"module"`` and a digest of its weights."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Contents of ``manifest.json``.
+
+    Attributes:
+        kind: what the model is.
+        model_version: name of this model; by default the first 12 digits of the source's digest.
+        inputs: shape of each input without the batch axis: ``{"old": (96,), "side": (32,)}`` or
+            ``{"image": (3, 32, 32)}``.
+        output_dim: width of the output ``embedding``.
+        files: the model files.
+        source: what they were made from.
+        versions: of this package and the libraries that wrote the files.
+        created: UTC, ISO 8601.
+        program: :meth:`fct_infer.transformation.Program.structure`; None for image models.
+        preprocessing: for image models; None where the source did not tell.
+    """
+
+    kind: Kind
+    model_version: str
+    inputs: dict[str, tuple[int, ...]]
+    output_dim: int
+    files: tuple[BundleFile, ...]
+    source: Source
+    versions: dict[str, str]
+    created: str
+    program: dict[str, Any] | None = None
+    preprocessing: Preprocessing | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return strict JSON, sealed with a digest over all of it."""
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "kind": self.kind,
+            "model_version": self.model_version,
+            "inputs": {name: list(shape) for name, shape in self.inputs.items()},
+            "output_dim": self.output_dim,
+            "program": self.program,
+            "preprocessing": None if self.preprocessing is None else _lists(vars(self.preprocessing)),
+            "files": {file.name: {**_without_name(file), "parity": vars(file.parity)} for file in self.files},
+            "source": vars(self.source),
+            "versions": self.versions,
+            "created": self.created,
+        }
+        return {**document, "sha256": _seal(document)}
+
+
+def read_manifest(bundle: str | Path) -> Manifest:
+    """Read and check ``manifest.json`` of a bundle, but none of the files it lists.
+
+    Raises:
+        ArtifactError: it is missing, malformed, altered, or of a schema this version does not know.
+    """
+    path = Path(bundle) / MANIFEST_NAME
+    data = read_file(path, MAX_MANIFEST_BYTES)
+    try:
+        document = json.loads(data, parse_constant=_refuse_constant)
+        return _parse(_Fields(document, "manifest"))
+    except RecursionError as error:
+        raise ArtifactError(f"{path}: nested too deeply") from error
+    except (ValueError, OverflowError) as error:  # of JSON, UTF-8, numbers out of range, and ArtifactErrors of _parse
+        raise ArtifactError(f"{path}: {str(error)[:500]}") from error
+
+
+def _parse(fields: _Fields) -> Manifest:
+    version = fields.take("schema_version", int)
+    if version != SCHEMA_VERSION:
+        raise ArtifactError(f"schema version {version}, this fct-infer reads {SCHEMA_VERSION}; install a newer one")
+    if fields.take("sha256", str) != _seal({key: value for key, value in fields.items() if key != "sha256"}):
+        raise ArtifactError("does not match its own sha256; it was altered after it was written")
+    program, preprocessing = fields.take_optional("program", dict), fields.take_optional("preprocessing", dict)
+    manifest = Manifest(
+        kind=fields.one_of("kind", KINDS),
+        model_version=fields.take("model_version", str),
+        inputs={name: _shape(shape, f"inputs.{name}") for name, shape in fields.take("inputs", dict).items()},
+        output_dim=fields.positive("output_dim"),
+        program=program,
+        preprocessing=None if preprocessing is None else _parse_preprocessing(_Fields(preprocessing, "preprocessing")),
+        files=tuple(_parse_file(name, value) for name, value in fields.take("files", dict).items()),
+        source=_parse_source(fields.nested("source")),
+        versions={name: _typed(text, str, f"versions.{name}") for name, text in fields.take("versions", dict).items()},
+        created=fields.take("created", str),
+    )
+    fields.done()
+    if (manifest.kind == "transformation") != (program is not None):
+        raise ArtifactError(f"kind {manifest.kind!r} and program {'present' if program else 'missing'} do not fit")
+    if not manifest.files:
+        raise ArtifactError("lists no files")
+    return manifest
+
+
+def _parse_file(name: str, value: Any) -> BundleFile:
+    if not _FILE_NAME.fullmatch(name) or name == MANIFEST_NAME:
+        raise ArtifactError(f"file name {name!r} is not a plain name inside the bundle")
+    fields = _Fields(value, f"files.{name}")
+    proof = fields.nested("parity")
+    parity = Parity(
+        rows=proof.positive("rows"),
+        max_abs_error=proof.number("max_abs_error"),
+        max_relative_error=proof.number("max_relative_error"),
+        min_cosine=proof.number("min_cosine"),
+    )
+    target, precision = fields.take("target", str), fields.take("precision", str)
+    file = BundleFile(name, target, precision, fields.positive("size"), fields.sha256("sha256"), parity)
+    proof.done()
+    fields.done()
+    return file
+
+
+def _parse_source(fields: _Fields) -> Source:
+    source = Source(fields.take("name", str), fields.sha256("sha256"))
+    fields.done()
+    return source
+
+
+def _parse_preprocessing(fields: _Fields) -> Preprocessing:
+    size = _shape(fields.take("size", list), "preprocessing.size")
+    mean, std = (tuple(_number(item, key) for item in fields.take(key, list)) for key in ("mean", "std"))
+    fields.done()
+    if len(size) != 2 or len(mean) != len(std) or not mean or min(std) <= 0:
+        raise ArtifactError("preprocessing: wanted size [h, w] and as many means as (positive) standard deviations")
+    return Preprocessing((size[0], size[1]), mean, std)
+
+
+class _Fields:
+    """Typed fields of one JSON object, taken one by one; a missing, wrong or left-over one is an ArtifactError."""
+
+    def __init__(self, value: Any, where: str) -> None:
+        self._where = where
+        self._left: dict[str, Any] = dict(_typed(value, dict, where))
+        self._all = dict(self._left)
+
+    def items(self) -> Any:
+        return self._all.items()
+
+    def take(self, key: str, kind: type[_T]) -> _T:
+        if key not in self._left:
+            raise ArtifactError(f"{self._where}: {key!r} is missing")
+        return _typed(self._left.pop(key), kind, f"{self._where}.{key}")
+
+    def take_optional(self, key: str, kind: type[_T]) -> _T | None:
+        return self.take(key, type(None)) if self._all.get(key, ...) is None else self.take(key, kind)
+
+    def one_of(self, key: str, choices: tuple[_T, ...]) -> _T:
+        value = self.take(key, str)
+        for choice in choices:
+            if choice == value:
+                return choice
+        raise ArtifactError(f"{self._where}.{key} is {value!r}, wanted one of {', '.join(map(str, choices))}")
+
+    def positive(self, key: str) -> int:
+        return _positive(self.take(key, int), f"{self._where}.{key}")
+
+    def number(self, key: str) -> float:
+        return _number(self.take(key, object), f"{self._where}.{key}")
+
+    def sha256(self, key: str) -> str:
+        value = self.take(key, str)
+        if not _SHA256.fullmatch(value):
+            raise ArtifactError(f"{self._where}.{key} is {value!r}, wanted 64 hex digits")
+        return value
+
+    def nested(self, key: str) -> _Fields:
+        return _Fields(self.take(key, dict), f"{self._where}.{key}")
+
+    def done(self) -> None:
+        if self._left:
+            raise ArtifactError(f"{self._where}: unknown {', '.join(map(repr, self._left))}")
+
+
+def _typed(value: Any, kind: type[_T], where: str) -> _T:
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
+        raise ArtifactError(f"{where} is {type(value).__name__}, wanted {kind.__name__}")
+    return value
+
+
+def _number(value: Any, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ArtifactError(f"{where} is not a finite number")
+    return float(value)
+
+
+def _positive(value: Any, where: str) -> int:
+    if _typed(value, int, where) < 1:
+        raise ArtifactError(f"{where} is {value}, wanted at least 1")
+    return int(value)
+
+
+def _shape(value: Any, where: str) -> tuple[int, ...]:
+    return tuple(_positive(size, where) for size in _typed(value, list, where))
+
+
+def _without_name(file: BundleFile) -> dict[str, Any]:
+    return {key: value for key, value in vars(file).items() if key != "name"}
+
+
+def _lists(values: dict[str, tuple[Any, ...]]) -> dict[str, list[Any]]:
+    return {key: list(value) for key, value in values.items()}
+
+
+def _seal(document: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not strict JSON")

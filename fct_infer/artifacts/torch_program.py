@@ -1,0 +1,219 @@
+"""Reads a torch module as a program, by watching which operations it runs on a few rows.
+
+So it does not matter whether a TorchScript archive was scripted or traced, nor what its layers are called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fct_infer.artifacts.program_builder import Elementwise, Float64Array, Norm, ProgramBuilder, Rows
+from fct_infer.artifacts.torchscript import count_inputs, last_line
+from fct_infer.errors import ArtifactError, UsageError
+from fct_infer.reference import apply_float64
+from fct_infer.transformation import INPUTS, Linear, Program
+
+Shapes: TypeAlias = list[tuple[int, ...]]
+
+MAX_RELATIVE_ERROR = 1e-4  # float32 against float64, of the largest output; a misread layer is off by far more
+_WATCHED_ROWS, _CHECKED_ROWS = 3, 7
+_RANKS = (4, 2)  # (n, d, 1, 1) as in the public code, or (n, d)
+_GIVE_WIDTHS = "give the widths, old then side: --input-shape 128 --input-shape 64 (input_widths=(128, 64))"
+
+
+def program_from_torchscript(
+    module: torch.jit.ScriptModule, where: Path, widths: Sequence[int] | None = None
+) -> Program:
+    """Return what ``module`` computes on rows (n, d) or (n, d, 1, 1), as data; batch norm is folded in float64.
+
+    Args:
+        module: in eval mode, on the CPU, with one input (old) or two (old, side).
+        where: its file, for messages.
+        widths: of the inputs; found from the weights where each input meets a layer of its own.
+
+    Raises:
+        ArtifactError: it runs an operation that no program has, or computes something else on other rows.
+        UsageError: the widths cannot be told from the file.
+    """
+    count = count_inputs(module)
+    if not 1 <= count <= len(INPUTS) or (widths is not None and len(widths) != count):
+        raise ArtifactError(f"{where}: takes {count} inputs, wanted {'1 or 2' if widths is None else len(widths)}")
+    candidates = itertools.product(_weight_widths(module), repeat=count) if widths is None else [tuple(widths)]
+    shapes = _accepted_shapes(module, candidates)
+    if shapes is None:
+        raise UsageError(f"{where}: its weights do not tell how wide its inputs are; {_GIVE_WIDTHS}")
+    try:
+        program = _watch(module, shapes)
+        if widths is None and not {step.input for step in program.steps if isinstance(step, Linear)} >= {*program.dims}:
+            raise UsageError(f"{where}: its inputs meet before its first layer; {_GIVE_WIDTHS}")
+        _check_equal(module, shapes, program)
+    except ArtifactError as error:
+        raise ArtifactError(f"{where}: {error}") from error
+    return program
+
+
+def _weight_widths(module: torch.jit.ScriptModule) -> list[int]:
+    """Input widths of all weights, in the order of the file: among them are those of the inputs."""
+    return list(dict.fromkeys(weight.shape[1] for weight in module.parameters() if weight.ndim >= 2))
+
+
+def _accepted_shapes(module: torch.jit.ScriptModule, candidates: Iterable[tuple[int, ...]]) -> Shapes | None:
+    """Return the first shapes of the inputs, batch axis included, that the module runs on."""
+    for widths in candidates:
+        for rank in _RANKS:
+            shapes = [(_WATCHED_ROWS, width, 1, 1)[:rank] for width in widths]
+            with contextlib.suppress(ArtifactError):
+                _run(module, _random_inputs(shapes, seed=0))
+                return shapes
+    return None
+
+
+def _random_inputs(shapes: Shapes, seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+def _run(module: torch.jit.ScriptModule, inputs: list[Tensor]) -> Any:
+    try:
+        with torch.no_grad():  # under inference mode, composite operations would not be taken apart
+            return module(*inputs)
+    except (RuntimeError, torch.jit.Error) as error:
+        shapes = " and ".join(str(tuple(tensor.shape)) for tensor in inputs)
+        raise ArtifactError(f"does not run on inputs of shape {shapes}: {last_line(error)}") from error
+
+
+def _watch(module: torch.jit.ScriptModule, shapes: Shapes) -> Program:
+    builder = ProgramBuilder()
+    recorder = _Recorder(builder)
+    inputs = _random_inputs(shapes, seed=1)
+    for name, tensor in zip(INPUTS, inputs, strict=False):
+        recorder.values[id(tensor)] = builder.input(name, tensor.shape[1:])
+    with recorder:
+        output = _run(module, inputs)
+    if recorder.refused:
+        raise ArtifactError(recorder.refused)
+    rows = recorder.values.get(id(output))
+    if not isinstance(rows, Rows):
+        raise ArtifactError("its output is not one tensor made from its inputs")
+    return builder.finish(rows)
+
+
+def _check_equal(module: torch.jit.ScriptModule, shapes: Shapes, program: Program) -> None:
+    """Run both on other and more rows: what was watched must not have depended on the rows watched."""
+    inputs = _random_inputs([(_CHECKED_ROWS, *shape[1:]) for shape in shapes], seed=2)
+    wanted = _run(module, inputs).flatten(1).double().numpy()
+    found = apply_float64(program, *(tensor.flatten(1).numpy() for tensor in inputs))
+    if wanted.shape != found.shape or not np.abs(found - wanted).max() <= MAX_RELATIVE_ERROR * np.abs(wanted).max():
+        raise ArtifactError("what it computes depends on more than its layers; no transformation program can hold that")
+
+
+class _Recorder(TorchDispatchMode):
+    """Runs every operation and tells the builder which layer it was.
+
+    Attributes:
+        values: what the builder made of a tensor, by the tensor's ``id``.
+        refused: the first operation that no program has; raising inside TorchScript would lose the error's type.
+    """
+
+    def __init__(self, builder: ProgramBuilder) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.values: dict[int, Rows | Norm] = {}
+        self.refused: str | None = None
+        self._builder = builder
+        self._alive: list[Any] = []  # an id is unique only while its tensor lives
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        keywords = kwargs or {}
+        operands = [self._lookup(argument) for argument in args]
+        result = func(*args, **keywords)
+        self._alive.append((args, keywords, result))
+        if self.refused is None and _mentions_rows([*operands, *map(self._lookup, keywords.values())]):
+            output = result[0] if isinstance(result, tuple) else result
+            try:
+                self.values[id(output)] = _read_operation(self._builder, func, operands, keywords, output)
+            except (ValueError, TypeError) as error:  # ArtifactErrors, and NumPy's at nonsense
+                self.refused = f"operation {func}: {error}"
+        return result
+
+    def _lookup(self, argument: Any) -> Any:
+        """Put what the builder made in the place of tensors; a tensor it knows nothing of is a constant."""
+        if isinstance(argument, list | tuple):
+            return [self._lookup(item) for item in argument]
+        return self.values.get(id(argument), argument)
+
+
+def _mentions_rows(operands: list[Any]) -> bool:
+    return any(
+        _mentions_rows(operand) if isinstance(operand, list) else isinstance(operand, Rows | Norm)
+        for operand in operands
+    )
+
+
+def _array(constant: Any) -> Float64Array:
+    if isinstance(constant, Tensor):
+        return constant.detach().double().numpy()
+    if isinstance(constant, int | float):
+        return np.asarray(constant, np.float64)
+    raise ArtifactError("wanted a constant operand")
+
+
+def _optional(constant: Any) -> Float64Array | None:
+    return None if constant is None else _array(constant)
+
+
+def _read_operation(
+    builder: ProgramBuilder, func: Any, operands: list[Any], keywords: dict[str, Any], output: Tensor
+) -> Rows | Norm:
+    name = func.overloadpacket.__name__.removesuffix("_")  # in place or not
+    match name, operands:
+        case "convolution", [Rows() as rows, weight, bias, stride, padding, _, False, _, 1]:
+            if {*stride} != {1} or {*padding} != {0}:
+                raise ArtifactError(f"convolution with stride {stride} and padding {padding}")
+            return builder.convolution(rows, _array(weight), _optional(bias))
+        case "addmm", [bias, Rows() as rows, weight] if not keywords:
+            return builder.constant("add", builder.linear(rows, _array(weight).T), _array(bias))
+        case "mm", [Rows() as rows, weight]:
+            return builder.linear(rows, _array(weight).T)
+        case "native_batch_norm", [Rows() as rows, scale, shift, mean, variance, False, _, epsilon]:
+            return builder.batch_norm(rows, _optional(scale), _optional(shift), _array(mean), _array(variance), epsilon)
+        case "relu", [Rows() as rows]:
+            return builder.activate(rows, "relu")
+        case "gelu", [Rows() as rows] if keywords.get("approximate", "none") == "none":
+            return builder.activate(rows, "gelu")
+        case "cat", [list() as parts, axis] if all(isinstance(part, Rows) for part in parts):
+            if axis not in (1, 1 - output.ndim):
+                raise ArtifactError(f"concatenates along axis {axis}, wanted the feature axis 1")
+            return builder.concat(parts)
+        case (("add" | "sub" | "mul" | "div"), [first, second]) if not keywords:
+            return _read_elementwise(builder, name, first, second)
+        case (("linalg_vector_norm" | "norm"), [Rows() as rows, 2, [axis], True]) if axis in (1, 1 - rows.rank):
+            return builder.norm(rows)
+        case "clamp_min", [Norm() as norm, int() | float() as floor]:
+            return builder.norm_floor(norm, floor)
+        case "expand", [Norm() as norm, _]:
+            return norm
+        case (("view" | "_unsafe_view" | "squeeze" | "unsqueeze" | "clone" | "alias" | "detach"), [Rows() as rows, *_]):
+            return builder.reshape(rows, output.shape[1:])
+    raise ArtifactError("no transformation program has this")
+
+
+def _read_elementwise(builder: ProgramBuilder, operation: Elementwise, first: Any, second: Any) -> Rows:
+    match first, second:
+        case Rows(), Rows() if operation == "add":
+            return builder.add(first, second)
+        case Rows(), Norm() if operation == "div":
+            return builder.divide(first, second)
+        case Rows(), _:
+            return builder.constant(operation, first, _array(second))
+        case _, Rows():
+            return builder.constant(operation, second, _array(first), reverse=True)
+    raise ArtifactError("no transformation program has this")

@@ -1,0 +1,1 @@
+"""Other runtimes behind the same call, each imported on use."""

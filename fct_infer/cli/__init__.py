@@ -1,0 +1,1 @@
+"""Console scripts: parse, call, print; no logic."""

@@ -1,0 +1,58 @@
+"""What every console script shares: how errors become exit codes, and where progress goes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import click
+
+from fct_infer.errors import FctError, StoppedError
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; not an Exception, so that no handler swallows it on its way out."""
+
+
+def run_cli(command: click.Command) -> NoReturn:
+    """Run a click command and exit as the contract says: FctErrors as one line, a traceback only for a bug."""
+    signal.signal(signal.SIGTERM, _raise_terminated)
+    try:
+        result: Any = command.main(standalone_mode=False)
+        _flush()
+        sys.exit(result if isinstance(result, int) else 0)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except FctError as error:
+        _fail(f"error: {error}", error.exit_code)
+    except Terminated:
+        _fail("stopped by SIGTERM; the same command resumes", StoppedError.exit_code)
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        _fail("interrupted", 130)
+    except MemoryError:
+        _fail("error: out of memory; try a smaller --block-rows", 5)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def json_option() -> Callable[[Any], Any]:
+    """Return the ``--json`` flag, the same in every command."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
+
+
+def _raise_terminated(_signal: int, _frame: object) -> NoReturn:
+    raise Terminated
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+
+
+def _fail(message: str, exit_code: int) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(exit_code)

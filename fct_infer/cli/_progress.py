@@ -1,0 +1,73 @@
+"""Progress on stderr: live bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+PLAIN_INTERVAL = 5.0  # seconds between plain lines
+
+
+@contextmanager
+def progress_on_stderr() -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a callable ``progress(stage, rows_done, rows)``."""
+    if not sys.stderr.isatty():
+        yield _PlainLines()
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        yield _Bars(bars)
+
+
+class _Speed:
+    """Rows per second of the stage at work, from its first report on."""
+
+    def __init__(self) -> None:
+        self.stage, self._start, self._first = "", 0.0, 0
+
+    def update(self, stage: str, done: int) -> float:
+        """Return rows/s so far; 0 at the stage's first report."""
+        now = time.monotonic()
+        if stage != self.stage:
+            self.stage, self._start, self._first = stage, now, done
+        return (done - self._first) / (now - self._start) if now > self._start else 0.0
+
+
+class _Bars:
+    def __init__(self, bars: Progress) -> None:
+        self._bars, self._speed = bars, _Speed()
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, stage: str, done: int, rows: int) -> None:
+        speed = self._speed.update(stage, done)
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bars.add_task(stage, total=rows, speed="")
+        self._bars.update(self._tasks[stage], completed=done, speed=f"{speed:,.0f} rows/s" if speed else "")
+
+
+class _PlainLines:
+    def __init__(self) -> None:
+        self._speed, self._printed = _Speed(), 0.0
+
+    def __call__(self, stage: str, done: int, rows: int) -> None:
+        is_new = stage != self._speed.stage
+        speed = self._speed.update(stage, done)
+        now = time.monotonic()
+        if not is_new and done < rows and now - self._printed < PLAIN_INTERVAL:
+            return
+        self._printed = now
+        text = f"{stage}: {done:,}/{rows:,} rows"
+        if speed:
+            text += f", {speed:,.0f} rows/s, {(rows - done) / speed:.0f} s left"
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,146 @@
+"""``fct-upgrade-gallery``: move a gallery into the new model's space and index it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from fct_infer.cli._common import json_option, run_cli
+from fct_infer.cli._progress import progress_on_stderr
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("gallery", type=click.Path(path_type=Path))
+@click.option("--transformation", required=True, type=click.Path(path_type=Path), help="Bundle, h.onnx or h.pt.")
+@click.option("-o", "--output", "dest", required=True, type=click.Path(path_type=Path), help="Folder to create.")
+@click.option("--index", default="auto", show_default=True, help="FAISS factory string, auto, or none.")
+@click.option("--metric", default="l2", show_default=True, type=click.Choice(["l2", "ip", "cosine"]))
+@click.option("--normalize", is_flag=True, help="L2-normalise the new embeddings.")
+@click.option(
+    "--dtype", type=click.Choice(["float32", "float16"]), help="Of the new embeddings [default: the gallery's]."
+)
+@click.option("--precision", default="auto", show_default=True, type=click.Choice(["auto", "fp32", "bf16"]))
+@click.option("--device", default="auto", show_default=True, help="auto or cpu.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads [default: all].")
+@click.option("--block-rows", type=click.IntRange(min=1), help="Rows processed at once [default: about 16 MiB].")
+@click.option("--restart", is_flag=True, help="Drop unfinished work and begin again.")
+@click.option("--force", is_flag=True, help="Replace a finished output once the new one is complete.")
+@click.option("--dry-run", is_flag=True, help="Check the inputs, show the plan and the estimates, write nothing.")
+@click.option("--verify-rows", default=1024, show_default=True, type=click.IntRange(min=1))
+@click.option("--min-cosine", type=click.FloatRange(0, 1), help="Gate [default: 0.99999 for fp32, 0.999 for bf16].")
+@click.option("--min-recall", type=click.FloatRange(0, 1), help="Gate on the index's recall@10 [default: none].")
+@json_option()
+def command(
+    gallery: Path,
+    transformation: Path,
+    dest: Path,
+    precision: str,
+    device: str,
+    threads: int | None,
+    restart: bool,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Transform every row of GALLERY, build a FAISS index, verify both, publish them as one folder.
+
+    Work happens in DEST.partial; a run that was stopped or killed is resumed by the same command.
+    """
+    from fct_infer import load_transformation, upgrade_gallery
+    from fct_infer.errors import UnsupportedError
+    from fct_infer.upgrade.plan import Settings, make_plan
+
+    if device not in ("auto", "cpu"):
+        raise UnsupportedError(f"--device {device}: this build has no CUDA support (built without CUDA); use cpu")
+    h = load_transformation(transformation, precision=precision, threads=threads)
+    chosen = Settings(**settings)
+    if dry_run:
+        plan = make_plan(gallery, h, dest, chosen)
+        show_estimate(plan.estimate() | {"index": vars(plan.index) if plan.index else None}, as_json)
+        plan.check_resources()
+        return
+    with progress_on_stderr() as progress:
+        report = upgrade_gallery(gallery, h, dest, settings=chosen, restart=restart, force=force, progress=progress)
+    show_report(report.as_dict(), as_json)
+
+
+def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
+    """Print the plan of a dry run."""
+    from fct_infer.upgrade.plan import size_text
+
+    if as_json:
+        click.echo(json.dumps(estimate, indent=2, allow_nan=False))
+        return
+    settings, index, dims = estimate["settings"], estimate["index"], estimate["dims"]
+    rows = {
+        "gallery": f"{estimate['gallery']}: {estimate['rows']:,} rows in {estimate['shards']:,} shards",
+        "dims": " + ".join(str(dims[name]) for name in ("old", "side_information") if dims[name])
+        + f" -> {dims['new']}",
+        "result": f"{settings['dtype']}, precision {settings['precision']}"
+        + (", L2-normalised" if settings["normalize"] else ""),
+        "index": "none"
+        if index is None
+        else f"{index['factory']} ({settings['metric']}), about {size_text(index['estimated_bytes'])}, "
+        f"trained on {index['training_rows']:,} rows",
+        "disk": f"read {size_text(estimate['bytes_read'])}, write about {size_text(estimate['bytes_written'])}",
+        "memory": f"about {size_text(estimate['memory_bytes'])}",
+        "time": f"about {duration_text(estimate['transformation_seconds'])} for the transformation "
+        f"({estimate['transformation_rows_per_second']:,.0f} rows/s measured now), plus the index",
+    }
+    show_rows(rows)
+
+
+def show_report(report: dict[str, Any], as_json: bool) -> None:
+    """Print what an upgrade did."""
+    if as_json:
+        click.echo(json.dumps(report, indent=2, allow_nan=False))
+        return
+    checks, timings = report["verification"], report["timings"]
+    rows = {
+        "published": f"{report['dest']}: {report['rows']:,} rows in {report['shards']:,} shards",
+        "speed": f"{report['rows_per_second']:,.0f} rows/s; "
+        f"{report['overlap']:.0%} of the stages' work hidden behind another stage",
+        "seconds": ", ".join(f"{stage.replace('_', ' ')} {seconds:.2f}" for stage, seconds in timings.items()),
+        "checked": f"{checks['rows']:,} rows against float64: cosine >= {checks['min_cosine']:.6f}",
+    }
+    if report["resumed_rows"]:
+        rows["resumed"] = f"{report['resumed_rows']:,} rows were done already"
+    if report["settings"]["side_information"] == "old":
+        rows["note"] = "no side_information/ in the gallery: the old embeddings took its place"
+    if report["index"]:
+        rows["index"] = f"{report['settings']['index']} ({report['settings']['metric']}), "
+        rows["index"] += f"recall@10 {checks['recall_at_10']:.3f} on {checks['queries']} queries"
+    show_rows(rows)
+    click.echo(f"\nnext: python -c \"import fct_infer; index = fct_infer.load_index('{report['dest']}')\"")
+
+
+def show_rows(rows: dict[str, str]) -> None:
+    """Print labelled lines."""
+    table = Table.grid(padding=(0, 2))
+    for label, text in rows.items():
+        table.add_row(f"[bold]{label}[/bold]", text)
+    Console(soft_wrap=True).print(table)
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration for people: ``3 min 20 s``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def main() -> NoReturn:
+    """Entry point of ``fct-upgrade-gallery``."""
+    run_cli(command)
+
+
+if __name__ == "__main__":
+    main()

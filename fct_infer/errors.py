@@ -1,0 +1,81 @@
+"""Every error a user can fix, one class each, with the exit code the command line gives it.
+
+Raise the narrowest class with a message that says what came, what was wanted, and which file and row.
+Anything that is not an :class:`FctError` is a bug in this project and ends with exit code 1 and a traceback.
+"""
+
+from __future__ import annotations
+
+
+class FctError(Exception):
+    """Base of all errors a user can fix. Not raised itself."""
+
+    exit_code = 1
+
+
+class UsageError(FctError):
+    """The call asks for something that does not exist or does not go together (flags, names, combinations)."""
+
+    exit_code = 2
+
+
+class MissingExtraError(UsageError):
+    """An optional dependency is not installed; the message names the extra that brings it."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed; run: pip install 'fct-infer[{extra}]'")
+
+
+class UnsupportedError(UsageError):
+    """This machine or this build cannot do what was asked (a precision, a device)."""
+
+
+class GateError(FctError):
+    """A result exists but fails a limit the user set or accepted (parity, recall, cosine). Nothing was published."""
+
+    exit_code = 3
+
+
+class InputError(FctError, ValueError):
+    """Bad input. Base of the classes below."""
+
+    exit_code = 4
+
+
+class ArrayError(InputError):
+    """An array argument has the wrong dtype, layout, shape or content; the message names the argument."""
+
+
+class NonFiniteError(ArrayError):
+    """A row of an array holds NaN or infinity; ``array`` says which one, ``row`` counts from its start."""
+
+    def __init__(self, array: str, row: int) -> None:
+        super().__init__(f"{array}: row {row} holds NaN or infinity")
+        self.array = array
+        self.row = row
+
+
+class GalleryError(InputError):
+    """A gallery on disk is malformed; the message names the file, and the row where there is one."""
+
+
+class ArtifactError(InputError):
+    """A model file or bundle is malformed, damaged or of an unsupported kind; the message names the file."""
+
+
+class ResourceError(FctError):
+    """Not enough memory or disk, or an I/O error of the machine."""
+
+    exit_code = 5
+
+
+class OutputError(FctError):
+    """The output exists already, is in use by another process, or holds unfinished work that does not match."""
+
+    exit_code = 6
+
+
+class StoppedError(FctError):
+    """Stopped on request before the end; what is finished is kept and the same call resumes."""
+
+    exit_code = 75

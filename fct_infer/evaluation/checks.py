@@ -1,0 +1,74 @@
+"""Checks shared by everything that compares embeddings; each failure says which argument and which row."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fct_infer.errors import ArrayError, UsageError
+
+Metric: TypeAlias = Literal["l2", "ip", "cosine"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
+Embeddings: TypeAlias = NDArray[np.float32] | NDArray[np.float16]
+Int64Array: TypeAlias = NDArray[np.int64]
+
+
+def check_metric(metric: str) -> None:
+    """Raise UsageError unless ``metric`` is one of :data:`METRICS`."""
+    if metric not in METRICS:
+        raise UsageError(f"unknown metric {metric!r}; known: {', '.join(METRICS)}")
+
+
+def check_embeddings(queries: Any, gallery: Any, *, exclude_self: bool) -> None:
+    """Check dtypes and shapes of two sets of embeddings that are to be compared (contents are checked when read).
+
+    Raises:
+        ArrayError: not a non-empty (rows, dim) array of float32 or float16, different dims, or
+            with ``exclude_self`` different row counts.
+    """
+    for name, array in (("queries", queries), ("gallery", gallery)):
+        if not isinstance(array, np.ndarray):
+            raise ArrayError(f"{name} is a {type(array).__name__}, wanted a numpy array")
+        if array.dtype not in (np.float32, np.float16):
+            raise ArrayError(f"{name} has dtype {array.dtype}, wanted float32 or float16")
+        if array.ndim != 2 or 0 in array.shape:
+            raise ArrayError(f"{name} has shape {array.shape}, wanted (rows, dim) with at least one of each")
+    if queries.shape[1] != gallery.shape[1]:
+        raise ArrayError(f"queries have {queries.shape[1]} dims, gallery has {gallery.shape[1]}; wanted the same")
+    if exclude_self and len(queries) != len(gallery):
+        raise ArrayError(
+            f"exclude_self takes query i and gallery row i for the same item, but there are "
+            f"{len(queries)} queries and {len(gallery)} gallery rows"
+        )
+
+
+def encode_labels(
+    query_labels: Any, gallery_labels: Any, query_count: int, gallery_count: int
+) -> tuple[Int64Array, Int64Array]:
+    """Number the labels of both sets alike: 0, 1, ... in sorted order of the gallery's; -1 is a label it lacks.
+
+    Raises:
+        ArrayError: not one 1-D array of integers, booleans, str or bytes per set, a length that
+            is not the number of embeddings, or kinds that cannot be compared with each other.
+    """
+    for name, labels, count in (
+        ("query_labels", query_labels, query_count),
+        ("gallery_labels", gallery_labels, gallery_count),
+    ):
+        if not isinstance(labels, np.ndarray) or labels.ndim != 1 or labels.dtype.kind not in "biuUS":
+            came = f"{labels.dtype} {labels.shape}" if isinstance(labels, np.ndarray) else type(labels).__name__
+            raise ArrayError(f"{name} is {came}, wanted a 1-D array of integers, str or bytes")
+        if len(labels) != count:
+            raise ArrayError(f"{name} has {len(labels)} entries for {count} embeddings")
+    kinds = {labels.dtype.kind for labels in (query_labels, gallery_labels)}
+    # int64 with uint64 has no common integer type: numpy would compare them as float64 and merge labels
+    if len(kinds) > 1 and (kinds & set("US") or np.result_type(query_labels, gallery_labels).kind == "f"):
+        raise ArrayError(
+            f"query_labels are {query_labels.dtype} and gallery_labels {gallery_labels.dtype}; they cannot be compared"
+        )
+    classes, gallery_codes = np.unique(gallery_labels, return_inverse=True)
+    nearest = np.minimum(np.searchsorted(classes, query_labels), len(classes) - 1)
+    query_codes = np.where(classes[nearest] == query_labels, nearest, -1)
+    return query_codes.astype(np.int64), gallery_codes.astype(np.int64)

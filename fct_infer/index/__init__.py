@@ -1,0 +1,1 @@
+"""FAISS: build, checked save and load, recall."""

@@ -1,0 +1,38 @@
+"""The only room that opens a file for writing, and the only one that reads gallery bytes.
+
+Everything goes through one :class:`FileSystem`, so that a test can put a failing one in its place
+(:func:`use_filesystem`) and every promise about crashes and full disks can be tried.
+"""
+
+from fct_infer.storage.durable import (
+    DigestedFile,
+    DurableWriter,
+    FileLock,
+    append_line,
+    copy_file,
+    publish_directory,
+    remove_tree,
+    sha256_of_file,
+    truncate_file,
+    write_bytes,
+    write_json,
+)
+from fct_infer.storage.filesystem import FileSystem, ReadFile, current_filesystem, use_filesystem
+
+__all__ = [
+    "DigestedFile",
+    "DurableWriter",
+    "FileLock",
+    "FileSystem",
+    "ReadFile",
+    "append_line",
+    "copy_file",
+    "current_filesystem",
+    "publish_directory",
+    "remove_tree",
+    "sha256_of_file",
+    "truncate_file",
+    "use_filesystem",
+    "write_bytes",
+    "write_json",
+]

@@ -1,0 +1,248 @@
+"""Files that are whole or not there: temporary name, checksum, fsync, rename, fsync of the directory."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fct_infer.errors import OutputError, ResourceError
+from fct_infer.storage.filesystem import ReadFile, current_filesystem
+
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class DigestedFile:
+    """What was written: size in bytes and SHA-256 as hex."""
+
+    size: int
+    sha256: str
+
+
+@contextmanager
+def _machine_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError of the machine into a ResourceError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        reason = "the disk is full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else error.strerror or str(error)
+        raise ResourceError(f"{path}: cannot be written: {reason}") from error
+
+
+class DurableWriter:
+    """Write a file under ``<path>.tmp`` and give it its name only when it is whole and on the disk.
+
+    Use as a context manager: an exception inside the block removes the temporary file.
+
+    Raises:
+        ResourceError: disk full or any other I/O error, naming the file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._temporary = self.path.with_name(self.path.name + ".tmp")
+        self._fs = current_filesystem()
+        self._hash = hashlib.sha256()
+        self._size = 0
+        self.result: DigestedFile | None = None
+        with _machine_errors(self.path):
+            self._fs.mkdir(self.path.parent)
+            self._fd = self._fs.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+
+    def write(self, data: Any) -> int:
+        """Append a C-contiguous buffer whole; the GIL is released while hashing and writing."""
+        view = memoryview(data).cast("B")
+        self._hash.update(view)
+        done = 0
+        with _machine_errors(self.path):
+            while done < len(view):
+                done += self._fs.write(self._fd, view[done:])
+        self._size += done
+        return done
+
+    def commit(self) -> DigestedFile:
+        """Make the file durable under its name and return its digest."""
+        with _machine_errors(self.path):
+            self._fs.fsync(self._fd)
+            self._fs.close(self._fd)
+            self._fd = -1
+            self._fs.rename(self._temporary, self.path)
+            self._fs.fsync_directory(self.path.parent)
+        self.result = DigestedFile(self._size, self._hash.hexdigest())
+        return self.result
+
+    def abort(self) -> None:
+        """Drop what was written; after a commit this does nothing."""
+        if self._fd >= 0:
+            self._fs.close(self._fd)
+            self._fd = -1
+            self._temporary.unlink(missing_ok=True)
+
+    def __enter__(self) -> DurableWriter:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None and self.result is None:
+            self.commit()
+        else:
+            self.abort()
+
+
+def write_bytes(path: str | Path, data: Any) -> DigestedFile:
+    """Write ``data`` (any C-contiguous buffer) as one whole, durable file."""
+    writer = DurableWriter(path)
+    with writer:
+        writer.write(data)
+        return writer.commit()
+
+
+def write_json(path: str | Path, value: Any) -> DigestedFile:
+    """Write strict JSON (no NaN), indented, keys in the order given, as one whole, durable file."""
+    return write_bytes(path, (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
+
+
+def append_line(path: str | Path, line: str) -> None:
+    """Append one line to a journal and make it durable before returning."""
+    target, fs = Path(path), current_filesystem()
+    data = memoryview((line + "\n").encode())
+    with _machine_errors(target):
+        is_new = not target.exists()
+        fd = fs.open(target, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        try:
+            done = 0
+            while done < len(data):
+                done += fs.write(fd, data[done:])
+            fs.fsync(fd)
+        finally:
+            fs.close(fd)
+        if is_new:
+            fs.fsync_directory(target.parent)
+
+
+def truncate_file(path: str | Path, size: int) -> None:
+    """Cut a file to ``size`` bytes, durably."""
+    target, fs = Path(path), current_filesystem()
+    with _machine_errors(target):
+        fd = fs.open(target, os.O_WRONLY)
+        try:
+            os.ftruncate(fd, size)
+            fs.fsync(fd)
+        finally:
+            fs.close(fd)
+
+
+def sha256_of_file(path: str | Path) -> str:
+    """Return the SHA-256 of a file as hex, reading it in pieces."""
+    digest = hashlib.sha256()
+    with ReadFile(path) as file:
+        size, offset = file.size, 0
+        buffer = bytearray(min(size, _CHUNK))
+        while offset < size:
+            piece = memoryview(buffer)[: min(_CHUNK, size - offset)]
+            file.read_into(piece, offset)
+            digest.update(piece)
+            offset += len(piece)
+    return digest.hexdigest()
+
+
+def copy_file(source: str | Path, target: str | Path) -> DigestedFile:
+    """Copy a file durably, returning the digest of what was read and written."""
+    writer = DurableWriter(target)
+    with writer, ReadFile(source) as file:
+        size, offset = file.size, 0
+        while offset < size:
+            piece = file.read(min(_CHUNK, size - offset), offset)
+            writer.write(piece)
+            offset += len(piece)
+        return writer.commit()
+
+
+def publish_directory(source: str | Path, target: str | Path, *, replace: bool = False) -> None:
+    """Give a finished directory its final name by one rename, durably.
+
+    With ``replace``, an existing ``target`` changes places with ``source`` in one step, so that a reader sees the
+    old directory or the new one, whole; what was the old one is then removed.
+
+    Raises:
+        OutputError: ``target`` exists, is not an empty directory, and ``replace`` is not set.
+        ResourceError: any other I/O error.
+    """
+    source, target = Path(source), Path(target)
+    fs = current_filesystem()
+    with _machine_errors(target):
+        fs.fsync_directory(source)
+        try:
+            if replace and target.exists():
+                fs.exchange(source, target)
+            else:
+                fs.rename(source, target)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise OutputError(f"{target}: exists already") from error
+            raise
+        fs.fsync_directory(target.parent)
+        if source.parent != target.parent:
+            fs.fsync_directory(source.parent)
+        remove_tree(source)
+
+
+def remove_tree(path: str | Path) -> None:
+    """Remove a file, or a directory and all in it; a missing one is fine."""
+    target = Path(path)
+    with _machine_errors(target):
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target, onerror=_ignore_missing)
+        else:
+            with suppress(FileNotFoundError):
+                current_filesystem().unlink(target)
+
+
+def _ignore_missing(_function: object, _path: str, info: Any) -> None:
+    if not isinstance(info[1], FileNotFoundError):
+        raise info[1]
+
+
+class FileLock:
+    """An advisory lock that the kernel drops when the process dies, so a crash never leaves it behind.
+
+    Raises:
+        OutputError: another process holds it.
+    """
+
+    def __init__(self, path: str | Path, what: str) -> None:
+        self.path, fs = Path(path), current_filesystem()
+        with _machine_errors(self.path):
+            fs.mkdir(self.path.parent)
+            self._fd = fs.open(self.path, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The holder before us may have removed the file between our open and our lock: then we hold nothing.
+            if not os.path.samestat(os.fstat(self._fd), self.path.stat()):
+                raise BlockingIOError
+        except OSError as error:
+            os.close(self._fd)
+            raise OutputError(f"{what} is in use by another process") from error
+
+    def release(self) -> None:
+        """Unlock and remove the lock file, if it is still ours; a second call does nothing."""
+        if self._fd >= 0:
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(self._fd), self.path.stat()):
+                    current_filesystem().unlink(self.path)
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> FileLock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()

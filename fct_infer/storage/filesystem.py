@@ -1,0 +1,145 @@
+"""The system calls the project uses on files, gathered in one replaceable object."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from fct_infer.errors import GalleryError
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+class FileSystem:
+    """System calls on files. Tests subclass it to fail, tear or delay any of them."""
+
+    def open(self, path: str | Path, flags: int, mode: int = 0o644) -> int:
+        """``os.open``, closed on exec."""
+        return os.open(path, flags | os.O_CLOEXEC, mode)
+
+    def close(self, fd: int) -> None:
+        """``os.close``."""
+        os.close(fd)
+
+    def write(self, fd: int, data: memoryview) -> int:
+        """``os.write``: may write less than asked, returns the byte count."""
+        return os.write(fd, data)
+
+    def pread_into(self, fd: int, buffer: memoryview, offset: int) -> int:
+        """``os.preadv`` into one buffer: may read less than asked, returns the byte count."""
+        return os.preadv(fd, [buffer], offset)
+
+    def fsync(self, fd: int) -> None:
+        """``os.fsync``."""
+        os.fsync(fd)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """``os.rename``: atomic within one file system; replaces a file, or an empty directory."""
+        os.rename(source, target)
+
+    def exchange(self, first: Path, second: Path) -> None:
+        """Let two paths of one file system change places in one atomic step (Linux ``renameat2``)."""
+        code = _libc().renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
+        if code != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(second))
+
+    def unlink(self, path: Path) -> None:
+        """``os.unlink``."""
+        os.unlink(path)
+
+    def mkdir(self, path: Path) -> None:
+        """Create a directory and its parents; one that exists already is fine."""
+        path.mkdir(parents=True, exist_ok=True)
+
+    def fsync_directory(self, path: Path) -> None:
+        """Make the names in a directory durable."""
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+_current = FileSystem()
+
+
+def current_filesystem() -> FileSystem:
+    """Return the file system in use."""
+    return _current
+
+
+@contextmanager
+def use_filesystem(filesystem: FileSystem) -> Iterator[None]:
+    """Put another file system in place for the duration of a ``with`` block (process-wide, for tests)."""
+    global _current  # noqa: PLW0603 - the one seam
+    previous, _current = _current, filesystem
+    try:
+        yield
+    finally:
+        _current = previous
+
+
+class ReadFile:
+    """A file opened for reading at any offset, from any thread.
+
+    Raises:
+        GalleryError: the file cannot be opened, or ends before the bytes asked for.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._fs = current_filesystem()
+        try:
+            self._fd = self._fs.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise GalleryError(f"{self.path}: cannot be read: {error.strerror}") from error
+
+    @property
+    def size(self) -> int:
+        """Size in bytes now."""
+        return os.fstat(self._fd).st_size
+
+    def read_into(self, buffer: Any, offset: int) -> None:
+        """Fill the whole C-contiguous ``buffer`` from ``offset``; releases the GIL while reading."""
+        view = memoryview(buffer).cast("B")
+        done = 0
+        while done < len(view):
+            try:
+                count = self._fs.pread_into(self._fd, view[done:], offset + done)
+            except OSError as error:
+                raise GalleryError(f"{self.path}: read failed at byte {offset + done}: {error.strerror}") from error
+            if count == 0:
+                raise GalleryError(
+                    f"{self.path}: ends at byte {offset + done}, {len(view) - done} bytes short; was it truncated?"
+                )
+            done += count
+
+    def read(self, size: int, offset: int = 0) -> bytes:
+        """Return exactly ``size`` bytes from ``offset``."""
+        data = bytearray(size)
+        self.read_into(data, offset)
+        return bytes(data)
+
+    def close(self) -> None:
+        """Close the file; a second call does nothing."""
+        if self._fd >= 0:
+            self._fs.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> ReadFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

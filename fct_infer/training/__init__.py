@@ -1,0 +1,1 @@
+"""PyTorch training of every model a forward-compatible upgrade needs (extra `train`)."""

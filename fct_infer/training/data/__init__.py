@@ -1,0 +1,1 @@
+"""Images the trainers learn from."""

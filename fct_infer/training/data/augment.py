@@ -1,0 +1,64 @@
+"""Random views of image batches, whole batches at a time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How far a view may be from its image.
+
+    Attributes:
+        rotation: largest turn either way, in degrees.
+        scale: largest relative change of size either way.
+        shift: largest move along each axis, as a share of the image.
+        brightness: largest change of brightness, on the scale 0 to 1.
+        contrast: largest relative change of contrast.
+        colour: largest relative change of each channel on its own.
+        noise: standard deviation of Gaussian noise, on the scale 0 to 1.
+    """
+
+    rotation: float = 0.0
+    scale: float = 0.0
+    shift: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    colour: float = 0.0
+    noise: float = 0.0
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Return one random view of each image; (n, 3, h, w) float32 on the scale 0 to 1, in and out."""
+        views = self._affine(images, generator) if self.rotation or self.scale or self.shift else images
+        views = self._jitter(views, generator)
+        if self.noise:
+            views = views + self.noise * torch.randn(views.shape, generator=generator)
+        return views.clamp(0, 1)
+
+    def _affine(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        angle, zoom, x, y = _symmetric(generator, 4, len(images), 1, 1)
+        angle, zoom = angle * math.radians(self.rotation), torch.exp(zoom * math.log1p(self.scale))
+        height, width = images.shape[2:]
+        axis_x, axis_y = ((2 * torch.arange(size) + 1) / size - 1 for size in (width, height))
+        moved_x, moved_y = axis_x[None, None, :] - 2 * self.shift * x, axis_y[None, :, None] - 2 * self.shift * y
+        cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
+        grid = torch.stack([cos * moved_x + sin * moved_y, cos * moved_y - sin * moved_x], dim=-1)
+        return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+    def _jitter(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        count = len(images)
+        contrast = 1 + self.contrast * _symmetric(generator, count, 1, 1, 1)
+        channels = 1 + self.colour * _symmetric(generator, count, 3, 1, 1)
+        offset = self.brightness * _symmetric(generator, count, 1, 1, 1)
+        mean = images.mean(dim=(1, 2, 3), keepdim=True)
+        return ((images - mean) * contrast + mean + offset) * channels
+
+
+def _symmetric(generator: torch.Generator, *shape: int) -> Tensor:
+    """Uniform draws in [-1, 1)."""
+    return 2 * torch.rand(shape, generator=generator) - 1

@@ -1,0 +1,1 @@
+"""Backbones and transformations as torch modules."""

@@ -1,0 +1,1 @@
+"""Plan, run, verify and publish the upgrade of one gallery."""

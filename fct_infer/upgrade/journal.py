@@ -1,0 +1,65 @@
+"""What an unfinished upgrade has achieved: one JSON line per durable fact, appended in order.
+
+A line is written only after the files it speaks of are on the disk. A line torn by a crash is the last one and is
+ignored; a damaged line anywhere else means the journal cannot be trusted.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+from fct_infer.errors import OutputError
+from fct_infer.storage import append_line, truncate_file
+
+Record = dict[str, Any]
+
+
+class Journal:
+    """Append-only list of records ``{"kind": ..., ...}``.
+
+    Raises:
+        OutputError: an existing journal is damaged before its last line.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.records: list[Record] = []
+        if path.exists():
+            self._load()
+
+    def append(self, kind: str, **fields: Any) -> None:
+        """Add a record; it is durable when this returns."""
+        record = {"kind": kind, **fields}
+        text = json.dumps(record, allow_nan=False)
+        append_line(self.path, f"{crc32(text.encode()):08x} {text}")
+        self.records.append(record)
+
+    def all(self, kind: str) -> list[Record]:
+        """Return the records of one kind, in order."""
+        return [record for record in self.records if record["kind"] == kind]
+
+    def _load(self) -> None:
+        lines = self.path.read_bytes().split(b"\n")
+        intact = 0
+        for number, line in enumerate(lines[:-1]):
+            record = _parse(line)
+            if record is None:
+                if number < len(lines) - 2:
+                    raise OutputError(f"{self.path}: line {number + 1} is damaged; begin again with --restart")
+                break
+            self.records.append(record)
+            intact += len(line) + 1
+        # A torn tail would swallow the next record: cut it off.
+        if intact < self.path.stat().st_size:
+            truncate_file(self.path, intact)
+
+
+def _parse(line: bytes) -> Record | None:
+    checksum, _, text = line.partition(b" ")
+    if checksum != b"%08x" % crc32(text):
+        return None
+    record = json.loads(text)
+    return record if isinstance(record, dict) and "kind" in record else None

@@ -1,0 +1,239 @@
+"""Everything decided before the first row is read: settings, identity, sizes and estimates."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fct_infer.errors import ArrayError, GalleryError, ResourceError, UsageError
+from fct_infer.gallery import Gallery
+from fct_infer.index import IndexPlan, default_factory, describe_index
+from fct_infer.transformation import Transformation
+
+METRICS = ("l2", "ip", "cosine")
+DTYPES = ("float32", "float16")
+# Below the lowest cosine that rounding alone can explain, by precision and by stored dtype.
+MIN_COSINE = {"fp32": 0.99999, "bf16": 0.999}
+BLOCK_BYTES = 16 << 20
+BLOCKS_IN_FLIGHT = 4
+SEED = 20211202  # samples for training and verification: any fixed number makes runs repeatable
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user may choose. The first four decide the bytes of the result and are part of its identity.
+
+    Attributes:
+        index: FAISS factory string, ``auto`` or ``none``.
+        metric: ``l2``, ``ip``, or ``cosine`` (rows are L2-normalised on their way into the index).
+        normalize: L2-normalise the new embeddings themselves.
+        dtype: ``float32`` or ``float16`` of the new embeddings; None keeps the gallery's.
+        verify_rows: rows recomputed in float64 before publishing.
+        min_cosine: lowest cosine allowed between those and the published rows; None takes :data:`MIN_COSINE`.
+        min_recall: lowest recall@10 allowed for the index; None reports it and allows any.
+        block_rows: rows processed at once; None takes about 16 MiB a block.
+    """
+
+    index: str = "auto"
+    metric: str = "l2"
+    normalize: bool = False
+    dtype: str | None = None
+    verify_rows: int = 1024
+    min_cosine: float | None = None
+    min_recall: float | None = None
+    block_rows: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise UsageError(f"metric is {self.metric!r}, wanted one of {', '.join(METRICS)}")
+        if self.dtype not in (None, *DTYPES):
+            raise UsageError(f"dtype is {self.dtype!r}, wanted one of {', '.join(DTYPES)}")
+        for name in ("verify_rows", "block_rows"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} is {value}, wanted at least 1")
+        for name in ("min_cosine", "min_recall"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise UsageError(f"{name} is {value}, wanted a number from 0 to 1")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An upgrade about to run: checked inputs and all that follows from them."""
+
+    gallery: Gallery
+    transformation: Transformation
+    dest: Path
+    settings: Settings
+    index: IndexPlan | None
+    dtype: np.dtype[Any]
+    block_rows: int
+    side_is_old: bool
+
+    @property
+    def new_dim(self) -> int:
+        """Width of the new embeddings."""
+        return self.transformation.new_dim
+
+    @property
+    def min_cosine(self) -> float:
+        """The gate in force."""
+        if self.settings.min_cosine is not None:
+            return self.settings.min_cosine
+        return MIN_COSINE[self.transformation.precision]
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of all that will be published: rows, ids, index."""
+        ids = sum(shard.ids.stat().st_size for shard in self.gallery.shards if shard.ids)
+        index = self.index.estimated_bytes if self.index else 0
+        return int(self.gallery.rows * self.new_dim * self.dtype.itemsize + ids + index)
+
+    @property
+    def memory_bytes(self) -> int:
+        """Estimated peak of this process: blocks in flight, training sample, index."""
+        row = (self.transformation.old_dim + self.transformation.side_dim + 2 * self.new_dim) * 4
+        sample = self.index.training_rows * (row + 4 * self.new_dim) if self.index else 0
+        blocks = BLOCKS_IN_FLIGHT * self.block_rows * row
+        return max(blocks, sample) + 2 * (self.index.estimated_bytes if self.index else 0) + (200 << 20)
+
+    def result_settings(self) -> dict[str, Any]:
+        """Return the choices that decide the bytes of the result."""
+        return {
+            "precision": self.transformation.precision,
+            "dtype": self.dtype.name,
+            "normalize": self.settings.normalize,
+            "index": self.index.factory if self.index else None,
+            "metric": self.settings.metric,
+            "side_information": "old" if self.side_is_old else "given" if self.transformation.side_dim else None,
+        }
+
+    def identity(self) -> dict[str, Any]:
+        """Return what must be equal for unfinished work to be resumed."""
+        return {
+            "transformation": self.transformation.program.digest,
+            "settings": self.result_settings(),
+            "gallery": self.gallery.fingerprint(),
+        }
+
+    def check_resources(self) -> None:
+        """Raise ResourceError if the output cannot fit on the disk or the index in memory."""
+        parent = next(folder for folder in self.dest.absolute().parents if folder.exists())
+        partial = self.dest.with_name(self.dest.name + ".partial")
+        written = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file()) if partial.exists() else 0
+        free = shutil.disk_usage(parent).free + written
+        if free < self.output_bytes:
+            raise ResourceError(f"{parent}: {size_text(free)} free, about {size_text(self.output_bytes)} needed")
+        available = available_memory()
+        if available < self.memory_bytes:
+            raise ResourceError(
+                f"about {size_text(self.memory_bytes)} of memory needed, {size_text(available)} available; "
+                "choose a smaller --index (for example IVF4096,PQ32) or --block-rows"
+            )
+
+    def estimate(self) -> dict[str, Any]:
+        """Return what ``--dry-run`` shows; times the transformation on random rows for a moment."""
+        speed = self._measure_speed()
+        return {
+            "gallery": str(self.gallery.path),
+            "dest": str(self.dest),
+            "rows": self.gallery.rows,
+            "shards": len(self.gallery.shards),
+            "dims": {
+                "old": self.gallery.old_dim,
+                "side_information": self.gallery.side_dim,
+                "new": self.new_dim,
+            },
+            "settings": self.result_settings(),
+            "block_rows": self.block_rows,
+            "bytes_read": sum(
+                path.stat().st_size
+                for shard in self.gallery.shards
+                for path in (shard.embeddings, shard.side_information, shard.ids)
+                if path is not None
+            ),
+            "bytes_written": self.output_bytes,
+            "memory_bytes": self.memory_bytes,
+            "transformation_rows_per_second": speed,
+            "transformation_seconds": self.gallery.rows / speed,
+        }
+
+    def _measure_speed(self) -> float:
+        h, rng = self.transformation, np.random.default_rng(SEED)
+        rows = min(self.block_rows, 4096)
+        old = rng.standard_normal((rows, h.old_dim), np.float32)
+        side = rng.standard_normal((rows, h.side_dim), np.float32) if h.side_dim else None
+        h(old, side)
+        start, done = time.perf_counter(), 0
+        while done == 0 or time.perf_counter() - start < 0.3:
+            h(old, side)
+            done += rows
+        return done / (time.perf_counter() - start)
+
+
+def make_plan(gallery_path: str | Path, h: Transformation, dest: str | Path, settings: Settings) -> Plan:
+    """Open and check everything the upgrade will need.
+
+    Raises:
+        GalleryError: the gallery is malformed, or its dims do not fit the transformation.
+        UsageError: a setting makes no sense, or the FAISS factory string is refused.
+    """
+    gallery = Gallery.open(gallery_path)
+    if gallery.old_dim != h.old_dim:
+        raise GalleryError(
+            f"{gallery.path}/embeddings: rows are {gallery.old_dim} wide, the transformation wants {h.old_dim}"
+        )
+    side_is_old = h.side_dim > 0 and gallery.side_dim is None
+    if side_is_old and h.side_dim != h.old_dim:
+        raise GalleryError(
+            f"{gallery.path}: has no side_information/, but the transformation wants {h.side_dim} wide side-information"
+        )
+    if h.side_dim and gallery.side_dim not in (None, h.side_dim):
+        raise GalleryError(
+            f"{gallery.path}/side_information: rows are {gallery.side_dim} wide, the transformation wants {h.side_dim}"
+        )
+    if settings.normalize:
+        h = Transformation(h.program.with_normalization(), h.precision, h.threads)
+    index = None
+    if settings.index != "none":
+        factory = default_factory(gallery.rows, h.new_dim) if settings.index == "auto" else settings.index
+        index = describe_index(factory, h.new_dim, gallery.rows, settings.metric)
+    return Plan(
+        gallery=gallery,
+        transformation=h,
+        dest=Path(dest),
+        settings=settings,
+        index=index,
+        dtype=np.dtype(settings.dtype or gallery.embedding_dtype),
+        block_rows=settings.block_rows or default_block_rows(h),
+        side_is_old=side_is_old,
+    )
+
+
+def default_block_rows(h: Transformation) -> int:
+    """Return the power of two from 1,024 to 65,536 that makes a block of float32 rows about 16 MiB."""
+    rows = BLOCK_BYTES // (4 * (h.old_dim + h.side_dim + h.new_dim))
+    return int(min(65536, max(1024, 1 << max(rows, 1).bit_length() - 1)))
+
+
+def available_memory() -> int:
+    """Return the bytes the kernel could give this process now (``MemAvailable``)."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise ArrayError("/proc/meminfo has no MemAvailable line")
+
+
+def size_text(count: float) -> str:
+    """Return a byte count for people: ``1.5 GiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

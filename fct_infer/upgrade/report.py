@@ -1,0 +1,81 @@
+"""What an upgrade did, for people and for programs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Figures measured before publishing.
+
+    Attributes:
+        rows: rows recomputed in float64.
+        min_cosine: lowest cosine between a published row and its float64 recomputation.
+        mean_cosine: their mean.
+        worst_row: row number over all shards where the lowest occurred.
+        queries: rows used as queries of the index; 0 without an index.
+        recall_at_10: share of the 10 nearest rows by exact search that the index finds; None without an index.
+    """
+
+    rows: int
+    min_cosine: float
+    mean_cosine: float
+    worst_row: int
+    queries: int = 0
+    recall_at_10: float | None = None
+
+
+@dataclass(frozen=True)
+class UpgradeReport:
+    """Result of :func:`fct_infer.upgrade_gallery`.
+
+    Attributes:
+        dest: the published folder.
+        rows, shards: size of the gallery.
+        resumed_rows: rows that an earlier, unfinished run had done already.
+        settings: everything that decides the result (precision, dtype, index, metric ...).
+        timings: seconds by stage; ``read``, ``transform``, ``write`` and ``index`` ran at the same time
+            within ``stream``.
+        verification: what was checked before publishing.
+    """
+
+    dest: Path
+    rows: int
+    shards: int
+    resumed_rows: int
+    settings: dict[str, Any]
+    timings: dict[str, float]
+    verification: Verification
+    index: dict[str, Any] | None = field(default=None)
+
+    @classmethod
+    def load(cls, path: Path) -> UpgradeReport:
+        """Read the report back from an ``upgrade_infos.json``."""
+        infos = json.loads(path.read_text())
+        values = {each.name: infos[each.name] for each in fields(cls)}
+        values |= {"dest": Path(infos["dest"]), "verification": Verification(**infos["verification"])}
+        return cls(**values)
+
+    @property
+    def rows_per_second(self) -> float:
+        """Rows transformed in this run over the seconds from the first read to the last write and index addition."""
+        return (self.rows - self.resumed_rows) / max(self.timings["stream"], 1e-9)
+
+    @property
+    def overlap(self) -> float:
+        """Share of the stages' working time that was hidden behind another stage: 0 one after the other."""
+        busy = sum(self.timings[stage] for stage in ("read", "transform", "write", "index"))
+        return max(0.0, 1.0 - self.timings["stream"] / busy) if busy else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as strict JSON."""
+        return {
+            **asdict(self),
+            "dest": str(self.dest),
+            "rows_per_second": self.rows_per_second,
+            "overlap": self.overlap,
+        }

@@ -1,0 +1,234 @@
+"""``upgrade_gallery``: plan, run, verify, publish."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from fct_infer import __version__, _core
+from fct_infer.errors import GalleryError, GateError
+from fct_infer.gallery import Gallery, Shard
+from fct_infer.index import IndexBuilder, index_infos, measure_recall
+from fct_infer.storage import write_json
+from fct_infer.transformation import Transformation
+from fct_infer.upgrade.plan import SEED, Plan, Settings, make_plan
+from fct_infer.upgrade.report import UpgradeReport, Verification
+from fct_infer.upgrade.stream import (
+    IndexFeeder,
+    Progress,
+    blocks_of,
+    index_rows,
+    run_stream,
+    sample_rows,
+    transform_rows,
+)
+from fct_infer.upgrade.verify import corpus_blocks, open_written, read_block, verify_cosine
+from fct_infer.upgrade.work import Work
+
+RECALL_QUERIES = 100
+RECALL_K = 10
+
+
+def upgrade_gallery(
+    gallery: str | Path,
+    h: Transformation,
+    dest: str | Path,
+    *,
+    settings: Settings | None = None,
+    restart: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> UpgradeReport:
+    """Apply ``h`` to every row of a gallery, build its index, verify both and publish them as ``dest`` in one step.
+
+    Work happens in ``<dest>.partial``. A run that was killed is resumed by the same call and ends with the same
+    embeddings, ids and index, byte for byte, as one that was not.
+
+    Args:
+        gallery: folder with ``embeddings/``, and ``side_information/`` and ``ids/`` if there are any.
+        h: transformation (arXiv 2112.02805, section 3.2) whose dims fit the gallery.
+        dest: folder to create.
+        settings: see :class:`Settings`; the defaults suit most galleries.
+        restart: drop unfinished work instead of resuming it.
+        force: replace a finished ``dest`` once the new one is complete.
+        progress: called as ``progress(stage, rows_done, rows)``.
+
+    Raises:
+        GalleryError: the gallery is malformed, does not fit ``h``, or holds a row that is not finite.
+        UsageError: a setting makes no sense.
+        GateError: verification failed; nothing was published, the work is kept.
+        ResourceError: not enough disk or memory; what is finished is kept.
+        OutputError: ``dest`` exists, is in use, or holds unfinished work of another upgrade.
+    """
+    started = time.perf_counter()
+    plan = make_plan(gallery, h, dest, settings or Settings())
+    plan.check_resources()
+    run = _Run(plan, progress)
+    run.timings["plan"] = time.perf_counter() - started
+    work = Work(plan, restart=restart, force=force)
+    try:
+        report = run.to_the_end(work)
+    except GalleryError:
+        work.discard()  # the input has to change, so this work could never be resumed
+        raise
+    finally:
+        work.close()
+    return report
+
+
+class _Run:
+    """One pass through the stages, with the seconds each took."""
+
+    def __init__(self, plan: Plan, progress: Progress | None) -> None:
+        self.plan, self.progress = plan, progress
+        self.timings: dict[str, float] = {}
+
+    def to_the_end(self, work: Work) -> UpgradeReport:
+        plan = self.plan
+        if work.is_ready:  # killed between the last check and the rename
+            report = UpgradeReport.load(work.gallery / "upgrade_infos.json")
+            work.publish()
+            return report
+        done = len(work.finished)
+        shards = plan.gallery.shards
+        resumed_rows = sum(shard.rows for shard in shards[:done])
+        builder = None
+        if plan.index:
+            with self._timed("train_index"):
+                builder = self._trained_builder(work)
+            with self._timed("replay"):
+                self._replay(work, builder, shards[:done])
+        self._stream(work, builder, shards[done:])
+        with self._timed("verify"):
+            verification = self._verify(work, builder)
+        with self._timed("finish"):
+            report = self._finish(work, builder, verification, resumed_rows)
+        work.publish()
+        return report
+
+    def _trained_builder(self, work: Work) -> IndexBuilder:
+        """Return the empty index, trained on a random sample of transformed rows; trained once per upgrade."""
+        plan, index = self.plan, self.plan.index
+        assert index is not None
+        builder = IndexBuilder(index.factory, index.dim, index.metric, plan.transformation.threads, SEED)
+        if not builder.needs_training:
+            return builder
+        trained = work.journal.all("trained")
+        if trained:
+            builder.load_trained(work.trained_index, trained[-1]["sha256"])
+            return builder
+        self._report("train index", 0)
+        rows = sample_rows(plan.gallery.rows, index.training_rows, SEED)
+        builder.train(index_rows(transform_rows(plan, rows), plan.settings.metric))
+        work.journal.append("trained", **vars(builder.save(work.trained_index)))
+        return builder
+
+    def _replay(self, work: Work, builder: IndexBuilder, finished: tuple[Shard, ...]) -> None:
+        """Feed the index the shards that an earlier run finished: its own memory of them died with it."""
+        if not finished:
+            return
+        feeder = IndexFeeder(self.plan, finished, builder)
+        written = Gallery.open(work.gallery).shards
+        for shard, start, stop in blocks_of(written, self.plan.block_rows):
+            feeder(read_block(self.plan, shard, start, stop))
+            self._report("index finished shards", shard.first_row + stop)
+
+    def _stream(self, work: Work, builder: IndexBuilder | None, shards: tuple[Shard, ...]) -> None:
+        times = dict.fromkeys(("wall", "read", "transform", "write", "index"), 0.0)
+        if shards:
+            times = run_stream(self.plan, shards, work.gallery, work.journal, builder, self.progress)
+        self.timings["stream"] = times["wall"]
+        for stage in ("read", "transform", "write", "index"):
+            self.timings[stage] = times[stage]
+
+    def _verify(self, work: Work, builder: IndexBuilder | None) -> Verification:
+        plan = self.plan
+        written = open_written(plan, work.gallery)
+        self._report("verify", 0)
+        verification = verify_cosine(plan, written)
+        if builder is None:
+            return verification
+        if builder.rows != written.rows:
+            raise GateError(f"the index holds {builder.rows} rows, the gallery {written.rows}")
+        rows = sample_rows(written.rows, RECALL_QUERIES, SEED + 2)
+        queries = index_rows(written.read_rows(rows)[0], plan.settings.metric)
+        recall = measure_recall(builder, queries, corpus_blocks(plan, written, self._report), RECALL_K)
+        limit = plan.settings.min_recall
+        if limit is not None and recall < limit:
+            raise GateError(f"recall@{RECALL_K} of the index is {recall:.3f}, below {limit}; choose another --index")
+        return replace(verification, queries=len(queries), recall_at_10=recall)
+
+    def _finish(
+        self, work: Work, builder: IndexBuilder | None, verification: Verification, resumed_rows: int
+    ) -> UpgradeReport:
+        """Write index, infos and manifest; after this only the rename is missing."""
+        plan = self.plan
+        files = {name: digest for record in work.finished for name, digest in record["files"].items()}
+        index = None
+        if builder is not None:
+            self._report("save index", 0)
+            path = work.gallery / "index.faiss"
+            files["index.faiss"] = vars(builder.save(path))
+            index = index_infos(builder, path)
+            files["index_infos.json"] = vars(write_json(work.gallery / "index_infos.json", index))
+        report = UpgradeReport(
+            dest=plan.dest,
+            rows=plan.gallery.rows,
+            shards=len(plan.gallery.shards),
+            resumed_rows=resumed_rows,
+            settings=plan.result_settings(),
+            timings=self.timings,
+            verification=verification,
+            index=index,
+        )
+        infos = {
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            **report.as_dict(),
+            "limits": {"min_cosine": plan.min_cosine, "min_recall": plan.settings.min_recall},
+            "execution": {
+                "threads": plan.transformation.threads,
+                "block_rows": plan.block_rows,
+                "kernels": plan.transformation.executable.description,
+            },
+            "inputs": plan.identity(),
+            "versions": _versions(),
+        }
+        files["upgrade_infos.json"] = vars(write_json(work.gallery / "upgrade_infos.json", infos))
+        manifest = {
+            "schema": 1,
+            "kind": "gallery",
+            "rows": plan.gallery.rows,
+            "dim": plan.new_dim,
+            "dtype": plan.dtype.name,
+            "transformation": plan.transformation.program.digest,
+            "files": files,
+        }
+        write_json(work.gallery / "manifest.json", manifest)
+        return report
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.timings[stage] = time.perf_counter() - start
+
+    def _report(self, stage: str, done: int) -> None:
+        if self.progress:
+            self.progress(stage, done, self.plan.gallery.rows)
+
+
+def _versions() -> dict[str, Any]:
+    found: dict[str, Any] = {"fct_infer": __version__, "onednn": _core.onednn_version, "cpus": os.cpu_count()}
+    for package in ("numpy", "faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

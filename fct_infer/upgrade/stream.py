@@ -1,0 +1,218 @@
+"""The stages around the C++ pipeline: read blocks of shards, write new shards, feed the index."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fct_infer import _core
+from fct_infer.errors import ArrayError, FctError, GalleryError, NonFiniteError
+from fct_infer.gallery import Gallery, NpyShardWriter, Shard, ShardReader
+from fct_infer.index import IndexBuilder
+from fct_infer.storage import DigestedFile, copy_file
+from fct_infer.transformation import Float32Array
+from fct_infer.upgrade.journal import Journal
+from fct_infer.upgrade.plan import Plan
+
+Rows: TypeAlias = NDArray[Any]
+Progress: TypeAlias = Callable[[str, int, int], None]
+
+
+def blocks_of(shards: Sequence[Shard], block_rows: int) -> Iterator[tuple[Shard, int, int]]:
+    """Yield (shard, start, stop): the order in which every stage sees the rows. A block never spans two shards."""
+    for shard in shards:
+        for start in range(0, shard.rows, block_rows):
+            yield shard, start, min(start + block_rows, shard.rows)
+
+
+class BlockReader:
+    """Fills the pipeline's input buffers, one block a call; returns the rows read, 0 at the end."""
+
+    def __init__(self, plan: Plan, shards: Sequence[Shard]) -> None:
+        self._blocks = blocks_of(shards, plan.block_rows)
+        self._reader: ShardReader | None = None
+
+    def __call__(self, old: Rows, side: Rows | None) -> int:
+        """Read the next block."""
+        shard, start, stop = next(self._blocks, (None, 0, 0))
+        if shard is None:
+            return 0
+        if self._reader is None:
+            self._reader = ShardReader(shard)
+        rows = stop - start
+        self._reader.read_into(start, stop, old[:rows], None if side is None else side[:rows])
+        if stop == shard.rows:
+            self.close()
+        return rows
+
+    def close(self) -> None:
+        """Close the shard being read, if any."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+
+class ShardWriter:
+    """Writes blocks to new shards; a shard is journalled once it and its ids are durable."""
+
+    def __init__(
+        self, plan: Plan, shards: Sequence[Shard], folder: Path, journal: Journal, progress: Progress | None
+    ) -> None:
+        self._plan, self._folder, self._journal, self._progress = plan, folder, journal, progress
+        self._blocks = blocks_of(shards, plan.block_rows)
+        self._writer: NpyShardWriter | None = None
+
+    def __call__(self, new: Rows) -> None:
+        """Write the next block."""
+        shard, start, stop = next(self._blocks)
+        if start == 0:
+            path = self._folder / "embeddings" / shard.embeddings.name
+            self._writer = NpyShardWriter(path, shard.rows, self._plan.new_dim, self._plan.dtype)
+        assert self._writer is not None
+        self._writer.write_rows(new)
+        if stop == shard.rows:
+            self._finish(shard, self._writer.commit())
+            self._writer = None
+        if self._progress:
+            self._progress("transform", shard.first_row + stop, self._plan.gallery.rows)
+
+    def _finish(self, shard: Shard, embeddings: DigestedFile) -> None:
+        files = {f"embeddings/{shard.embeddings.name}": vars(embeddings)}
+        if shard.ids is not None:
+            files[f"ids/{shard.ids.name}"] = vars(copy_file(shard.ids, self._folder / "ids" / shard.ids.name))
+        self._journal.append("shard", name=shard.name, rows=shard.rows, files=files)
+
+    def close(self) -> None:
+        """Drop a shard that was not finished, if any."""
+        if self._writer is not None:
+            self._writer.abort()
+            self._writer = None
+
+
+class IndexFeeder:
+    """Adds blocks of published values to the index under the gallery's ids (row numbers if there are none or text)."""
+
+    def __init__(self, plan: Plan, shards: Sequence[Shard], builder: IndexBuilder) -> None:
+        self._plan, self._builder = plan, builder
+        self._blocks = blocks_of(shards, plan.block_rows)
+
+    def __call__(self, new: Rows) -> None:
+        """Add the next block."""
+        shard, start, stop = next(self._blocks)
+        self._builder.add(
+            index_rows(new, self._plan.settings.metric), index_ids(self._plan.gallery, shard, start, stop)
+        )
+
+
+def index_rows(new: Rows, metric: str) -> Float32Array:
+    """Return published rows as the index takes them: float32, L2-normalised for the cosine metric."""
+    rows = np.asarray(new, np.float32)
+    if metric == "cosine":
+        norms = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
+        rows = (rows / np.maximum(norms, 1e-12)[:, None]).astype(np.float32)
+    return rows
+
+
+def index_ids(gallery: Gallery, shard: Shard, start: int, stop: int) -> NDArray[np.int64]:
+    """Return the int64 ids of some rows of a shard.
+
+    Raises:
+        GalleryError: an id is negative; FAISS keeps -1 for "nothing found".
+    """
+    if gallery.id_dtype is None or gallery.id_dtype.kind != "i":
+        return np.arange(shard.first_row + start, shard.first_row + stop, dtype=np.int64)
+    with ShardReader(shard) as reader:
+        ids = reader.read_ids(start, stop)
+    if ids.min() < 0:
+        row = start + int(np.argmax(ids < 0))
+        raise GalleryError(f"{shard.ids}: row {row} has id {ids[row - start]}; ids must not be negative")
+    return np.asarray(ids, np.int64)
+
+
+def run_stream(
+    plan: Plan,
+    shards: Sequence[Shard],
+    folder: Path,
+    journal: Journal,
+    builder: IndexBuilder | None,
+    progress: Progress | None,
+) -> dict[str, float]:
+    """Upgrade ``shards`` into ``folder``, journalling each; return seconds at work by stage.
+
+    Raises:
+        GalleryError: an input cannot be read, or a row of it (or its result) is not finite.
+        ResourceError: the disk is full or fails.
+    """
+    h = plan.transformation
+    reader = BlockReader(plan, shards)
+    writer = ShardWriter(plan, shards, folder, journal, progress)
+    try:
+        return _core.run_pipeline(
+            h.executable,
+            read=reader,
+            write=writer,
+            index=IndexFeeder(plan, shards, builder) if builder else None,
+            block_rows=min(plan.block_rows, max(shard.rows for shard in shards)),
+            threads=h.threads,
+            old_dtype=plan.gallery.embedding_dtype.name,
+            side_dtype=(plan.gallery.side_dtype or plan.gallery.embedding_dtype).name,
+            out_dtype=plan.dtype.name,
+            side_is_old=plan.side_is_old,
+        )
+    except NonFiniteError as error:
+        raise non_finite_row(plan, error, shards[0].first_row + error.row) from error
+    finally:
+        reader.close()
+        writer.close()
+
+
+def transform_rows(plan: Plan, rows: NDArray[np.int64]) -> Rows:
+    """Return the published values of some rows (sorted numbers over all shards), in the published dtype."""
+    h = plan.transformation
+    old, side = read_inputs(plan, rows)
+    new = np.empty((len(rows), h.new_dim), plan.dtype)
+    try:
+        h.apply_into(old, side, new)
+    except NonFiniteError as error:
+        raise non_finite_row(plan, error, int(rows[error.row])) from error
+    return new
+
+
+def read_inputs(plan: Plan, rows: NDArray[np.int64]) -> tuple[Rows, Rows | None]:
+    """Return ``old`` and ``side`` of some rows, as the transformation takes them."""
+    old, side = plan.gallery.read_rows(rows)
+    if plan.transformation.side_dim == 0:
+        return old, None
+    return old, old if plan.side_is_old else side
+
+
+def sample_rows(rows: int, count: int, seed: int) -> NDArray[np.int64]:
+    """Return ``count`` distinct row numbers below ``rows``, sorted; all of them if there are no more."""
+    if count >= rows:
+        return np.arange(rows, dtype=np.int64)
+    rng = np.random.default_rng(seed)
+    chosen = np.unique(rng.integers(0, rows, count))
+    while len(chosen) < count:
+        chosen = np.unique(np.concatenate([chosen, rng.integers(0, rows, count - len(chosen))]))
+    return chosen.astype(np.int64)
+
+
+def non_finite_row(plan: Plan, error: NonFiniteError, row: int) -> FctError:
+    """Return the error that names shard and row instead of a place in a block."""
+    shards = plan.gallery.shards
+    shard = shards[bisect_right([shard.first_row for shard in shards], row) - 1]
+    number = row - shard.first_row
+    if error.array == "result":
+        return GalleryError(
+            f"{shard.embeddings}: row {number}: its transformed value does not fit {plan.dtype.name}; "
+            "try --dtype float32, or --normalize"
+        )
+    path = {"old": shard.embeddings, "side": shard.side_information}.get(error.array)
+    if path is None:
+        return ArrayError(str(error))
+    return GalleryError(f"{path}: row {number} holds NaN or infinity")

@@ -1,0 +1,79 @@
+"""Checks between the last written row and publishing: nothing is published on trust."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from fct_infer.errors import GalleryError, GateError
+from fct_infer.gallery import Gallery, Shard, ShardReader
+from fct_infer.reference import apply_float64
+from fct_infer.transformation import Float32Array
+from fct_infer.upgrade.plan import SEED, Plan
+from fct_infer.upgrade.report import Verification
+from fct_infer.upgrade.stream import Rows, blocks_of, index_rows, read_inputs, sample_rows
+
+
+def open_written(plan: Plan, folder: Path) -> Gallery:
+    """Open what was written as a gallery and check that rows and ids are those of the input.
+
+    Raises:
+        GalleryError: something is missing or has the wrong size.
+    """
+    written = Gallery.open(folder)
+    wanted = [(shard.name, shard.rows) for shard in plan.gallery.shards]
+    if [(shard.name, shard.rows) for shard in written.shards] != wanted:
+        raise GalleryError(f"{folder}: the shards written are not those of {plan.gallery.path}")
+    if (written.id_dtype is None) != (plan.gallery.id_dtype is None):
+        raise GalleryError(f"{folder}: ids were not carried over")
+    return written
+
+
+def verify_cosine(plan: Plan, written: Gallery) -> Verification:
+    """Recompute sampled rows in float64 from the inputs and compare them with what is on the disk.
+
+    Raises:
+        GateError: the lowest cosine is below the limit; names the row.
+    """
+    rows = sample_rows(written.rows, plan.settings.verify_rows, SEED + 1)
+    old, side = read_inputs(plan, rows)
+    expected = apply_float64(plan.transformation.program, old, side)
+    stored, _ = written.read_rows(rows)
+    cosines = _cosines(expected, stored.astype(np.float64))
+    worst = int(np.argmin(cosines))
+    if cosines[worst] < plan.min_cosine:
+        raise GateError(
+            f"row {rows[worst]}: cosine {cosines[worst]:.6f} to its float64 recomputation is below {plan.min_cosine}"
+        )
+    return Verification(
+        rows=len(rows),
+        min_cosine=float(cosines[worst]),
+        mean_cosine=float(cosines.mean()),
+        worst_row=int(rows[worst]),
+    )
+
+
+def _cosines(expected: Rows, stored: Rows) -> Rows:
+    """Cosine by row; two rows that are both (nearly) zero agree, one that is zero alone does not."""
+    norms = np.linalg.norm(expected, axis=1), np.linalg.norm(stored, axis=1)
+    product = norms[0] * norms[1]
+    both_zero = (norms[0] < 1e-12) & (norms[1] < 1e-12)
+    dots = np.einsum("ij,ij->i", expected, stored)
+    return np.where(both_zero, 1.0, dots / np.where(product > 0, product, 1.0))
+
+
+def read_block(plan: Plan, shard: Shard, start: int, stop: int) -> Rows:
+    """Return published rows ``start`` to ``stop`` of a shard from the disk."""
+    new = np.empty((stop - start, plan.new_dim), plan.dtype)
+    with ShardReader(shard) as reader:
+        reader.read_into(start, stop, new, None)
+    return new
+
+
+def corpus_blocks(plan: Plan, written: Gallery, report: Callable[[str, int], None]) -> Iterator[Float32Array]:
+    """Yield all published rows, block by block, as the index takes them."""
+    for shard, start, stop in blocks_of(written.shards, plan.block_rows):
+        yield index_rows(read_block(plan, shard, start, stop), plan.settings.metric)
+        report("verify", shard.first_row + stop)

@@ -1,0 +1,90 @@
+#include "reference_library.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+
+#include "check.h"
+#include "rounding.h"
+
+namespace fct::testing {
+namespace {
+
+float load(const void* from, DType dtype, std::size_t index) {
+  if (dtype == DType::kFloat32) return static_cast<const float*>(from)[index];
+  return value_of_bfloat(static_cast<const std::uint16_t*>(from)[index]);
+}
+
+void store(void* to, DType dtype, std::size_t index, float value) {
+  if (dtype == DType::kFloat32)
+    static_cast<float*>(to)[index] = value;
+  else
+    static_cast<std::uint16_t*>(to)[index] = bfloat_of(rounded_to_bfloat(value));
+}
+
+class ReferenceLinear : public cpu::LinearOp {
+ public:
+  ReferenceLinear(const Linear& layer, int d_in, int d_out, DType input, DType output,
+                  std::vector<int> tile_rows, ReferenceOptions options)
+      : layer_(layer),
+        d_in_(static_cast<std::size_t>(d_in)),
+        d_out_(static_cast<std::size_t>(d_out)),
+        input_(input),
+        output_(output),
+        tile_rows_(std::move(tile_rows)),
+        options_(options) {
+    CHECK(std::is_sorted(tile_rows_.rbegin(), tile_rows_.rend()));
+    CHECK(input != DType::kFloat16 && output != DType::kFloat16);
+    if (input == DType::kBFloat16)
+      for (float& weight : layer_.weight) weight = static_cast<float>(rounded_to_bfloat(weight));
+  }
+
+  void run(std::size_t tile, const void* input, void* output, void* scratch) const override {
+    CHECK(reinterpret_cast<std::uintptr_t>(scratch) % 64 == 0);
+    if (options_.runs_before_failure != nullptr && --*options_.runs_before_failure < 0)
+      throw std::runtime_error("the matrix library failed");
+    const int rows = tile_rows_.at(tile);
+    auto* row = static_cast<float*>(scratch);
+    for (std::size_t r = 0; r < static_cast<std::size_t>(rows); ++r) {
+      for (std::size_t i = 0; i < d_in_; ++i) row[i] = load(input, input_, r * d_in_ + i);
+      for (std::size_t o = 0; o < d_out_; ++o)
+        store(output, output_, r * d_out_ + o, activated(sum(row, o, rows < options_.backwards_below)));
+    }
+  }
+
+  std::size_t scratch_bytes() const override { return d_in_ * sizeof(float); }
+  std::string kernel() const override { return "reference"; }
+
+ private:
+  float sum(const float* row, std::size_t o, bool backwards) const {
+    const float* weights = layer_.weight.data() + o * d_in_;
+    float total = 0;
+    for (std::size_t i = 0; i < d_in_; ++i) {
+      const std::size_t k = backwards ? d_in_ - 1 - i : i;
+      total += row[k] * weights[k];
+    }
+    return total + layer_.bias[o];
+  }
+
+  float activated(float value) const {
+    if (layer_.activation == Activation::kRelu) return std::max(value, 0.f);
+    if (layer_.activation == Activation::kGelu) return 0.5f * value * (1 + std::erf(value / std::sqrt(2.f)));
+    return value;
+  }
+
+  Linear layer_;
+  std::size_t d_in_, d_out_;
+  DType input_, output_;
+  std::vector<int> tile_rows_;
+  ReferenceOptions options_;
+};
+
+}  // namespace
+
+std::unique_ptr<cpu::LinearOp> ReferenceLibrary::make(const Linear& layer, int d_in, int d_out, DType input,
+                                                      DType output, const std::vector<int>& tile_rows) const {
+  return std::make_unique<ReferenceLinear>(layer, d_in, d_out, input, output, tile_rows, options_);
+}
+
+}  // namespace fct::testing

@@ -1,0 +1,26 @@
+// Linear layers by plain loops, in any storage type: stands in for the matrix library at the seam of
+// linear_op.h.
+#pragma once
+
+#include <atomic>
+
+#include "cpu/linear_op.h"
+
+namespace fct::testing {
+
+struct ReferenceOptions {
+  int backwards_below = 0;  // tiles of fewer rows sum in the opposite order, as matrix libraries may
+  std::atomic<int>* runs_before_failure = nullptr;  // counts down; at zero a run throws std::runtime_error
+};
+
+class ReferenceLibrary : public cpu::LinearLibrary {
+ public:
+  explicit ReferenceLibrary(ReferenceOptions options = {}) : options_(options) {}
+  std::unique_ptr<cpu::LinearOp> make(const Linear& layer, int d_in, int d_out, DType input, DType output,
+                                      const std::vector<int>& tile_rows) const override;
+
+ private:
+  ReferenceOptions options_;
+};
+
+}  // namespace fct::testing

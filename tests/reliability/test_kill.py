@@ -1,0 +1,179 @@
+"""A machine that dies at 63 %: kill -9 at many moments, run again, compare byte by byte."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from support.galleries import write_gallery
+from support.programs import paper_h
+
+from fct_infer import Transformation, upgrade_gallery
+from fct_infer.errors import OutputError
+from fct_infer.upgrade.plan import Settings
+
+# Runs an upgrade that kills itself with SIGKILL at the n-th system call of one kind that changes a file.
+DYING = textwrap.dedent("""
+    import os, signal, sys
+    sys.path.insert(0, sys.argv[1])
+    from support.programs import paper_h
+    from fct_infer import Transformation, upgrade_gallery
+    from fct_infer.storage import FileSystem, use_filesystem
+    from fct_infer.upgrade.plan import Settings
+
+    class Dying(FileSystem):
+        left = int(sys.argv[4])
+        def _count(self):
+            Dying.left -= 1
+            if Dying.left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        def write(self, fd, data):
+            self._count()
+            return super().write(fd, data)
+        def fsync(self, fd):
+            self._count()
+            super().fsync(fd)
+        def rename(self, source, target):
+            self._count()
+            super().rename(source, target)
+            self._count()
+        def exchange(self, first, second):
+            self._count()
+            super().exchange(first, second)
+            self._count()
+
+    program = paper_h(old_dim=12, side_dim=6, new_dim=10, inner=16, seed=1)
+    with use_filesystem(Dying()):
+        upgrade_gallery(sys.argv[2], Transformation(program), sys.argv[3],
+                        settings=Settings(index=sys.argv[5], block_rows=40), force=len(sys.argv) > 6)
+    print("finished")
+""")
+TESTS = Path(__file__).parent.parent
+
+
+def result_of(dest: Path) -> dict[str, bytes]:
+    """Everything an upgrade promises to be repeatable; the infos hold times."""
+    names = ("embeddings/*.npy", "ids/*.npy", "index.faiss")
+    return {str(p.relative_to(dest)): p.read_bytes() for name in names for p in sorted(dest.glob(name))}
+
+
+def die_after(calls: int, gallery: Path, dest: Path, index: str, *more: str) -> bool:
+    """Return whether it died, rather than finished."""
+    command = [sys.executable, "-c", DYING, str(TESTS), str(gallery), str(dest), str(calls), index, *more]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode != 0
+
+
+@pytest.mark.parametrize("index", ["Flat", "IVF4,PQ2x4"])
+def test_killed_at_every_kind_of_moment(tmp_path, index):
+    write_gallery(tmp_path / "g", rows_per_shard=(100, 41, 90), old_dim=12, side_dim=6, ids="int", seed=1)
+    settings = Settings(index=index, block_rows=40)
+    h = Transformation(paper_h(old_dim=12, side_dim=6, new_dim=10, inner=16, seed=1))
+    upgrade_gallery(tmp_path / "g", h, tmp_path / "calm", settings=settings)
+    expected = result_of(tmp_path / "calm")
+    moment, died = 0, True
+    while died:
+        dest = tmp_path / f"killed{moment}"
+        died = die_after(moment, tmp_path / "g", dest, index)
+        if died and not (dest / "manifest.json").exists():
+            assert not dest.exists()  # whole or not there
+            upgrade_gallery(tmp_path / "g", h, dest, settings=settings)
+        elif died:  # the rename was done: the leftover must neither block nor harm
+            with pytest.raises(OutputError):
+                upgrade_gallery(tmp_path / "g", h, dest, settings=settings)
+        assert result_of(dest) == expected, f"killed before call {moment}"
+        moment += 7 if moment < 60 else 5
+    assert moment > 40
+
+
+def test_killed_while_replacing(tmp_path):
+    """Readers see the old gallery or the new one, whole, at every moment of a --force."""
+    h = Transformation(paper_h(old_dim=12, side_dim=6, new_dim=10, inner=16, seed=1))
+    settings = Settings(index="Flat", block_rows=40)
+    for name, seed in (("g", 1), ("before", 2)):
+        write_gallery(tmp_path / name, rows_per_shard=(30,), old_dim=12, side_dim=6, seed=seed)
+        upgrade_gallery(tmp_path / name, h, tmp_path / f"new-{name}", settings=settings)
+    old, new = result_of(tmp_path / "new-before"), result_of(tmp_path / "new-g")
+    calls, died = 20, True
+    while died:
+        dest = tmp_path / "dest"
+        upgrade_gallery(tmp_path / "before", h, dest, settings=settings, force=True, restart=True)
+        died = die_after(calls, tmp_path / "g", dest, "Flat", "force")
+        assert result_of(dest) in (old, new)
+        upgrade_gallery(tmp_path / "g", h, dest, settings=settings, force=True)
+        assert result_of(dest) == new
+        calls += 1
+    assert calls > 25
+
+
+@pytest.mark.parametrize(("sent", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_asked_to_stop(tmp_path, sent, exit_code):
+    from fct_infer.export.to_core import export_core
+
+    program = paper_h(old_dim=64, side_dim=64, new_dim=64, inner=1024, seed=1)
+    export_core(program, tmp_path / "h")
+    write_gallery(tmp_path / "g", rows_per_shard=(3000,) * 20, old_dim=64, side_dim=64, seed=1)
+    arguments = [str(tmp_path / "g"), "--transformation", str(tmp_path / "h"), "-o", str(tmp_path / "new")]
+    command = [sys.executable, "-m", "fct_infer.cli.upgrade_gallery", *arguments, "--index", "Flat"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    journal = tmp_path / "new.partial" / "journal.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (journal.exists() and '"shard"' in journal.read_text()):
+        time.sleep(0.005)
+    os.kill(process.pid, sent)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == exit_code, errors
+    assert "Traceback" not in errors
+    assert not (tmp_path / "new").exists()
+    report = upgrade_gallery(tmp_path / "g", Transformation(program), tmp_path / "new", settings=Settings(index="Flat"))
+    assert report.resumed_rows >= 3000
+
+
+def test_of_two_upgraders_one_wins(tmp_path):
+    program = paper_h(old_dim=64, side_dim=64, new_dim=64, inner=1024, seed=1)
+    write_gallery(tmp_path / "g", rows_per_shard=(4000,) * 10, old_dim=64, side_dim=64, seed=1)
+    code = textwrap.dedent("""
+        import sys
+        sys.path.insert(0, sys.argv[1])
+        from support.programs import paper_h
+        from fct_infer import Transformation, upgrade_gallery
+        from fct_infer.errors import OutputError
+        try:
+            program = paper_h(old_dim=64, side_dim=64, new_dim=64, inner=1024, seed=1)
+            upgrade_gallery(sys.argv[2], Transformation(program), sys.argv[3])
+            print("won")
+        except OutputError as error:
+            print("lost", error)
+    """)
+    command = [sys.executable, "-c", code, str(TESTS), str(tmp_path / "g"), str(tmp_path / "new")]
+    racers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    said = sorted(racer.communicate(timeout=120)[0].split()[0] for racer in racers)
+    assert said == ["lost", "lost", "won"]
+    assert program.new_dim == 64
+    assert (tmp_path / "new" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("change", ["gallery", "transformation", "settings"])
+def test_unfinished_work_of_something_else_is_not_resumed(tmp_path, change):
+    write_gallery(tmp_path / "g", rows_per_shard=(100, 41, 90), old_dim=12, side_dim=6, ids="int", seed=1)
+    assert die_after(30, tmp_path / "g", tmp_path / "new", "Flat")
+    program, settings = paper_h(old_dim=12, side_dim=6, new_dim=10, inner=16, seed=1), Settings(index="Flat")
+    if change == "gallery":
+        write_gallery(tmp_path / "other", rows_per_shard=(100, 41, 90), old_dim=12, side_dim=6, ids="int", seed=2)
+        for path in (tmp_path / "g" / "embeddings").iterdir():
+            path.write_bytes((tmp_path / "other" / "embeddings" / path.name).read_bytes())
+    elif change == "transformation":
+        program = paper_h(old_dim=12, side_dim=6, new_dim=10, inner=16, seed=2)
+    else:
+        settings = Settings(index="IVF4,Flat")
+    with pytest.raises(OutputError, match=change):
+        upgrade_gallery(tmp_path / "g", Transformation(program), tmp_path / "new", settings=settings)
+    upgrade_gallery(tmp_path / "g", Transformation(program), tmp_path / "new", settings=settings, restart=True)
+    assert (tmp_path / "new" / "manifest.json").exists()
