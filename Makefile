@@ -31,7 +31,7 @@ lint: $(VENV)/.dev
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .
 	@$(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
 	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/lint-imports --no-logo --no-timings
+	@$(BIN)/lint-imports --no-logo
 
 bench: $(VENV)/.bench
 	@$(BIN)/python benchmarks/bench_transformation.py
@@ -78,7 +78,7 @@ lint: $(VENV)/.dev
 	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .
 	@$(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
 	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/lint-imports --no-logo --no-timings
+	@$(BIN)/lint-imports --no-logo
 
 bench: $(VENV)/.bench
 	@$(BIN)/python benchmarks/bench_transformation.py

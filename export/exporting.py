@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
 
 from fct_infer.artifacts.bundle import write_bundle
 from fct_infer.artifacts.files import digest_file
@@ -26,7 +28,11 @@ from .to_onnx import ImageModelToOnnx, TransformationToOnnx
 if TYPE_CHECKING:
     from torch import nn
 
-TRANSFORMATION_TARGETS = ("core", "onnx", "torchscript")
+    from .image_model import ImageModel
+
+_Choices: TypeAlias = Mapping[str, Callable[[], Exporter[SourceT]]]
+
+TRANSFORMATION_TARGETS = ("core", "onnx")
 IMAGE_MODEL_TARGETS = ("onnx", "torchscript")
 _BATCH_SIZES = (1, 2, 7, 1014)
 _LIBRARIES = ("fct-infer", "numpy", "safetensors", "onnx", "onnxruntime", "torch")
@@ -67,7 +73,7 @@ def export_transformation(
     source: Program | str | Path,
     bundle: str | Path,
     *,
-    targets: Sequence[str] = ("core", "onnx"),
+    targets: Sequence[str] = TRANSFORMATION_TARGETS,
     model_version: str | None = None,
     input_widths: Sequence[int] | None = None,
     trust: bool = False,
@@ -90,15 +96,155 @@ def export_transformation(
         GateError: a file computes something else than the source; nothing is published.
         OutputError: ``bundle`` exists, or is being written by another process.
     """
-    exporters = _choose(_transformation_exporters(targets), targets, TRANSFORMATION_TARGETS)
+    exporters = _choose(_TRANSFORMATION_EXPORTERS, targets)
     if isinstance(source, Program):
         program, origin = source, Source("program", source.digest)
     else:
         program = load_program(source, trust=trust, input_widths=input_widths)
-        origin = source_of(Path(source))
-    inputs = {name: (dim,) for name, dim in program.dims.items()}
-    batches = random_batches(inputs, _BATCH_SIZES)
-    merged = {name: np.concatenate([batch[name] for batch in batches]) for name in inputs}
-    probe = Probe(batches, apply_float64(program, merged["old"], merged.get("side")))
-    draft = _Draft("transformation", inputs, program.new_dim, origin, model_version, program=program.structure())
-    return _publish(program, bundle, exporters, probe, draft, force)
+        origin = source_of(source)
+    draft = Manifest(
+        kind="transformation",
+        model_version=model_version or origin.sha256[:12],
+        inputs={name: (dim,) for name, dim in program.dims.items()},
+        output_dim=program.new_dim,
+        files=(),
+        source=origin,
+        versions=_versions(),
+        created=_now(),
+        program=program.structure(),
+    )
+    return _publish(program, bundle, exporters, _probe(program), draft, force)
+
+
+def export_backbone(
+    module: nn.Module,
+    bundle: str | Path,
+    *,
+    image_shape: Sequence[int],
+    preprocessing: Preprocessing | None = None,
+    targets: Sequence[str] = IMAGE_MODEL_TARGETS,
+    kind: Kind = "backbone",
+    model_version: str | None = None,
+    source: Source | None = None,
+    force: bool = False,
+) -> ExportReport:
+    """Export a model from images (n, \\*image_shape) to embeddings (n, d) or (n, d, 1, 1) as a bundle.
+
+    Args:
+        module: float32 images in, embeddings out; eager or TorchScript. It is copied and left as it is.
+        bundle: folder to write.
+        image_shape: (channels, height, width).
+        preprocessing: what images must go through before the model; None if it is not known.
+        targets: of ``onnx``, ``torchscript``; each file is loaded back and compared with ``module``.
+        kind: ``backbone`` or ``side-information``.
+        model_version: name of this model; by default the first 12 digits of the source's digest.
+        source: what ``module`` was loaded from; by default named ``module``, with a digest of its weights.
+        force: replace a bundle that is there already, once the new one is complete.
+
+    Raises:
+        UsageError: a target or the kind is unknown, or ``preprocessing`` does not fit ``image_shape``.
+        ArtifactError: the module does not run on such images, or makes no embeddings, or cannot be converted.
+        GateError: a file computes something else than the module; nothing is published.
+        OutputError: ``bundle`` exists, or is being written by another process.
+    """
+    if kind == "transformation":
+        raise UsageError("a transformation has no images; use export_transformation")
+    if preprocessing is not None and (len(preprocessing.mean), *preprocessing.size) != tuple(image_shape):
+        raise UsageError(f"preprocessing {preprocessing} does not make images of shape {tuple(image_shape)}")
+    exporters = _choose(_IMAGE_MODEL_EXPORTERS, targets)
+    model = _image_model(module, image_shape)
+    origin = source or Source("module", model.digest())
+    draft = Manifest(
+        kind=kind,
+        model_version=model_version or origin.sha256[:12],
+        inputs={"image": model.image_shape},
+        output_dim=model.output_dim,
+        files=(),
+        source=origin,
+        versions=_versions(),
+        created=_now(),
+        preprocessing=preprocessing,
+    )
+    return _publish(model, bundle, exporters, model.probe(), draft, force)
+
+
+def source_of(path: str | Path) -> Source:
+    """Name and SHA-256 of the file that is exported; of a bundle, those of its manifest."""
+    path = Path(path)
+    return Source(path.name, digest_file(path / MANIFEST_NAME if path.is_dir() else path))
+
+
+def _publish(
+    model: SourceT, bundle: str | Path, exporters: list[Exporter[SourceT]], probe: Probe, draft: Manifest, force: bool
+) -> ExportReport:
+    metadata = {
+        "kind": draft.kind,
+        "model_version": draft.model_version,
+        "source_name": draft.source.name,
+        "source_sha256": draft.source.sha256,
+        "fct_infer_version": draft.versions["fct-infer"],
+    }
+
+    def fill(folder: Path) -> Manifest:
+        files = (exporter.export(model, folder, probe, metadata) for exporter in exporters)
+        return replace(draft, files=tuple(files))
+
+    return ExportReport(Path(bundle), write_bundle(bundle, fill, force=force))
+
+
+def _probe(program: Program) -> Probe:
+    batches = random_batches({name: (dim,) for name, dim in program.dims.items()}, _BATCH_SIZES)
+    outputs = [apply_float64(program, batch["old"], batch.get("side")) for batch in batches]
+    return Probe(batches, np.concatenate(outputs))
+
+
+def _choose(choices: _Choices[SourceT], targets: Sequence[str]) -> list[Exporter[SourceT]]:
+    for target in targets:
+        if target not in choices:
+            raise UsageError(f"target {target!r} does not exist for this kind of model; there is {', '.join(choices)}")
+    if not targets:
+        raise UsageError(f"no targets; there is {', '.join(choices)}")
+    return [choices[target]() for target in dict.fromkeys(targets)]
+
+
+def _transformation_to_torchscript() -> Exporter[Program]:
+    try:
+        from .to_torchscript import TransformationToTorchScript
+    except ImportError as error:
+        raise MissingExtraError("torch", "export") from error
+    return TransformationToTorchScript()
+
+
+def _image_model_to_torchscript() -> Exporter[ImageModel]:
+    from .to_torchscript import ImageModelToTorchScript  # torch is there: the model is one of its modules
+
+    return ImageModelToTorchScript()
+
+
+def _image_model(module: nn.Module, image_shape: Sequence[int]) -> ImageModel:
+    from .image_model import ImageModel  # likewise
+
+    return ImageModel(module, image_shape)
+
+
+_TRANSFORMATION_EXPORTERS: _Choices[Program] = {
+    "core": TransformationToCore,
+    "onnx": TransformationToOnnx,
+    "torchscript": _transformation_to_torchscript,
+}
+_IMAGE_MODEL_EXPORTERS: _Choices[ImageModel] = {"onnx": ImageModelToOnnx, "torchscript": _image_model_to_torchscript}
+
+
+def _versions() -> dict[str, str]:
+    """Versions of what takes part, as far as it is installed."""
+    versions = {"fct-infer": "unknown"}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -13,7 +13,7 @@ import numpy as np
 from fct_infer.artifacts.onnx_graph import MAX_ONNX_BYTES
 from fct_infer.artifacts.torchscript import last_line
 from fct_infer.errors import ArtifactError, GateError, MissingExtraError, UnsupportedError
-from fct_infer.transformation import Add, Concat, Float32Array, Linear, Normalize, Program, Step
+from fct_infer.transformation import Add, Concat, Linear, Normalize, Program, Step
 
 from .template import Exporter, Runner, SourceT
 
@@ -51,13 +51,14 @@ class TransformationToOnnx(_ToOnnx[Program]):
         """Return the ONNX file."""
         onnx = _import_onnx()
         helper, from_array = onnx.helper, onnx.numpy_helper.from_array
-        names = {source.output: OUTPUT}
+        names = {**{name: name for name in source.dims}, source.output: OUTPUT}
         nodes = [node for step in source.steps for node in _nodes(step, names, helper.make_node)]
-        constants = [from_array(tensor, name) for name, tensor in source.tensors().items()]
+        constants: dict[str, Any] = dict(source.tensors())
         if any(isinstance(step, Normalize) for step in source.steps):
-            constants.append(from_array(np.array(1e-12, np.float32), _NORM_FLOOR))
+            constants |= _NORM_CONSTANTS
+        weights = [from_array(array, name) for name, array in constants.items()]
         inputs = {name: (dim,) for name, dim in source.dims.items()}
-        graph = helper.make_graph(nodes, "transformation", *_interface(onnx, inputs, source.new_dim), constants)
+        graph = helper.make_graph(nodes, "transformation", *_interface(onnx, inputs, source.new_dim), weights)
         opsets = [helper.make_opsetid("", OPSET)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=helper.find_min_ir_version_for(opsets))
         return _serialize(onnx, model, metadata)
@@ -75,7 +76,7 @@ class ImageModelToOnnx(_ToOnnx["ImageModel"]):
         import torch
 
         onnx = _import_onnx()
-        buffer = io.BytesIO()
+        buffer: Any = io.BytesIO()  # PyTorch accepts one, its annotation does not say so
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)
@@ -99,36 +100,32 @@ class ImageModelToOnnx(_ToOnnx["ImageModel"]):
         return _serialize(onnx, model, metadata)
 
 
-_NORM_FLOOR = "norm.floor"
+_NORM_CONSTANTS: dict[str, Any] = {"norm.axis": np.array([1]), "norm.floor": np.array(1e-12, np.float32)}
 
 
 def _nodes(step: Step, names: dict[str, str], make_node: Callable[..., Any]) -> list[Any]:
-    """Nodes of one step; ``names`` holds what is called otherwise in the graph than in the program."""
-    output = names.get(step.output, step.output)
+    """Nodes of one step; ``names`` are those of values in the graph, by their names in the program."""
+    output = names.setdefault(step.output, f"h/{step.output}")
+    inner, floored = f"h/{step.output}/inner", f"h/{step.output}/floored"
     match step:
-        case Linear(activation="none"):
-            return [make_node("Gemm", [step.input, *_tensors(step)], [output], name=step.output, transB=1)]
         case Linear():
-            linear, operation = step.output + ".linear", {"relu": "Relu", "gelu": "Gelu"}[step.activation]
+            operands = [names[step.input], f"{step.output}.weight", f"{step.output}.bias"]
+            if step.activation == "none":
+                return [make_node("Gemm", operands, [output], name=step.output, transB=1)]
             return [
-                make_node("Gemm", [step.input, *_tensors(step)], [linear], name=linear, transB=1),
-                make_node(operation, [linear], [output], name=step.output),
+                make_node("Gemm", operands, [inner], name=step.output, transB=1),
+                make_node({"relu": "Relu", "gelu": "Gelu"}[step.activation], [inner], [output]),
             ]
         case Concat():
-            return [make_node("Concat", step.inputs, [output], name=step.output, axis=1)]
+            return [make_node("Concat", [names[name] for name in step.inputs], [output], name=step.output, axis=1)]
         case Add():
-            return [make_node("Add", step.inputs, [output], name=step.output)]
+            return [make_node("Add", [names[name] for name in step.inputs], [output], name=step.output)]
         case Normalize():
-            norm, floored = step.output + ".norm", step.output + ".floored"
             return [
-                make_node("ReduceL2", [step.input, _NORM_AXIS], [norm], name=norm, keepdims=1),
-                make_node("Max", [norm, _NORM_FLOOR], [floored], name=floored),
-                make_node("Div", [step.input, floored], [output], name=step.output),
+                make_node("ReduceL2", [names[step.input], "norm.axis"], [inner], keepdims=1),
+                make_node("Max", [inner, "norm.floor"], [floored]),
+                make_node("Div", [names[step.input], floored], [output], name=step.output),
             ]
-
-
-def _tensors(step: Linear) -> list[str]:
-    return [step.output + ".weight", step.output + ".bias"]
 
 
 def _interface(onnx: Any, inputs: Mapping[str, tuple[int, ...]], output_dim: int) -> tuple[list[Any], list[Any]]:

@@ -8,16 +8,16 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fct_infer.artifacts.torchscript import last_line, load_torchscript
 from fct_infer.errors import ArtifactError
-from fct_infer.transformation import Add, Concat, Linear, Normalize, Program
+from fct_infer.transformation import Add, Concat, Float32Array, Linear, Normalize, Program
 
 from .image_model import ImageModel
+from .parity import Batch
 from .template import Exporter, Runner, SourceT
 
 
@@ -29,10 +29,10 @@ class _ToTorchScript(Exporter[SourceT]):
         """Run the file in PyTorch on the CPU."""
         module = load_torchscript(path)
 
-        def run(batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        def run(batch: Batch) -> Float32Array:
             with torch.inference_mode():
-                output: Tensor = module(*(torch.from_numpy(array) for array in batch.values()))
-                return output.numpy()
+                output: Float32Array = module(*(torch.from_numpy(array) for array in batch.values())).numpy()
+                return output
 
         return run
 
@@ -60,20 +60,20 @@ class ProgramModule(nn.Module):
         super().__init__()
         self.program = program
         self.layers = nn.ModuleDict()
-        for step in program.steps:
+        for index, step in enumerate(program.steps):
             if isinstance(step, Linear):
                 layer = nn.Linear(step.weight.shape[1], step.weight.shape[0])
                 layer.weight = nn.Parameter(torch.from_numpy(step.weight.copy()))
                 layer.bias = nn.Parameter(torch.from_numpy(step.bias.copy()))
-                self.layers[_key(step)] = layer
+                self.layers[str(index)] = layer
 
     def forward(self, old: Tensor, side: Tensor | None = None) -> Tensor:
         """Run the steps one after the other."""
         values = {"old": old} if side is None else {"old": old, "side": side}
-        for step in self.program.steps:
+        for index, step in enumerate(self.program.steps):
             match step:
                 case Linear():
-                    values[step.output] = _ACTIVATIONS[step.activation](self.layers[_key(step)](values[step.input]))
+                    values[step.output] = _ACTIVATIONS[step.activation](self.layers[str(index)](values[step.input]))
                 case Concat():
                     values[step.output] = torch.cat([values[name] for name in step.inputs], dim=1)
                 case Add():
@@ -86,16 +86,12 @@ class ProgramModule(nn.Module):
 _ACTIVATIONS = {"none": lambda values: values, "relu": F.relu, "gelu": F.gelu}
 
 
-def _key(step: Linear) -> str:
-    return step.output.replace(".", "_")
-
-
 def _trace(module: nn.Module, example: list[Tensor], metadata: Mapping[str, str]) -> bytes:
     buffer = io.BytesIO()
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore", DeprecationWarning)
-            traced = torch.jit.trace(module, tuple(example))
+            traced = torch.jit.trace(module, tuple(example))  # type: ignore[no-untyped-call]
             torch.jit.save(traced, buffer, _extra_files={"metadata.json": json.dumps(metadata)})
     except (RuntimeError, torch.jit.Error) as error:
         raise ArtifactError(f"PyTorch cannot trace the model: {last_line(error)}") from error

@@ -1,11 +1,11 @@
-"""OpenVINO on CPU: static row count if there is one, one infer request kept, inputs and outputs shared with the caller's arrays."""
+"""OpenVINO on CPU: static shapes where rows are known, one infer request, its tensors are the caller's arrays."""
 
 from __future__ import annotations
 
 import openvino
+from fct_infer.export.to_onnx import TransformationToOnnx
 
 from benchmarks.opponents import Apply
-from fct_infer.export.to_onnx import TransformationToOnnx
 from fct_infer.transformation import Float32Array, Program
 
 

@@ -1,4 +1,4 @@
-"""The script a user would write: load the gallery, run the model in batches, save, build the index. One after the other.
+"""The script a user would write: load the gallery, run the model, save, build the index, one after the other.
 
 Runs in a process of its own; prints one JSON document with the seconds of each stage and the peak memory.
 """
@@ -33,7 +33,7 @@ def main(
     watch = Stopwatch()
     h = PROGRAMS[program]
     apply = opponents.load(runtime, h, precision, cores())
-    watch.lap("load model")
+    watch.lap("load_model")
 
     files = sorted((gallery / "embeddings").glob("*.npy"))
     old = np.concatenate([np.load(file) for file in files])
@@ -59,11 +59,11 @@ def main(
     index = faiss.index_factory(h.new_dim, factory)
     sample = np.random.default_rng(0).choice(len(new), min(training_rows, len(new)), replace=False)
     index.train(new[sample])
-    watch.lap("train index")
+    watch.lap("train_index")
     index.add(new)
     watch.lap("index")
     faiss.write_index(index, str(dest / "index.faiss"))
-    watch.lap("save index")
+    watch.lap("finish")
 
     print(json.dumps({"seconds": watch.laps, "wall": watch.total, "peak_memory": peak_memory()}))
 

@@ -58,7 +58,7 @@ def load_program(path: str | Path, *, trust: bool = False, input_widths: Sequenc
     path = Path(path)
     if path.is_dir():
         program = _program_from_bundle(open_bundle(path))
-    elif path.suffix == ".onnx":
+    elif not is_torchscript(path):
         program = program_from_onnx(path)
     elif path.exists() and not trust:
         raise UsageError(f"{path}: TorchScript is code that runs when it is loaded; pass trust=True if you trust it")
@@ -70,6 +70,11 @@ def load_program(path: str | Path, *, trust: bool = False, input_widths: Sequenc
     if max(program.widths.values()) > MAX_WIDTH:
         raise ArtifactError(f"{path}: has a value {max(program.widths.values()):,} wide, wanted at most {MAX_WIDTH:,}")
     return program
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether :func:`load_program` opens ``path`` as TorchScript, which is code."""
+    return not path.is_dir() and path.suffix != ".onnx"
 
 
 def _program_from_bundle(bundle: Bundle) -> Program:

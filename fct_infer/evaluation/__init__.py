@@ -8,6 +8,7 @@ from fct_infer.evaluation.compatibility import (
     gap_closed,
     update_gain,
 )
+from fct_infer.evaluation.inputs import read_embeddings, read_labels
 from fct_infer.evaluation.neighbours import nearest
 from fct_infer.evaluation.report import figures, page, property_table, write_report
 from fct_infer.evaluation.retrieval import QueryRanks, RetrievalMetrics, rank_queries, retrieval_metrics
@@ -26,6 +27,8 @@ __all__ = [
     "page",
     "property_table",
     "rank_queries",
+    "read_embeddings",
+    "read_labels",
     "retrieval_metrics",
     "update_gain",
     "write_report",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -13,6 +14,7 @@ Metric: TypeAlias = Literal["l2", "ip", "cosine"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 Embeddings: TypeAlias = NDArray[np.float32] | NDArray[np.float16]
 Int64Array: TypeAlias = NDArray[np.int64]
+_PART_ELEMENTS = 1 << 20
 
 
 def check_metric(metric: str) -> None:
@@ -42,6 +44,36 @@ def check_embeddings(queries: Any, gallery: Any, *, exclude_self: bool) -> None:
             f"exclude_self takes query i and gallery row i for the same item, but there are "
             f"{len(queries)} queries and {len(gallery)} gallery rows"
         )
+
+
+def check_contents(name: str, array: Embeddings, metric: Metric) -> None:
+    """Read all of ``array`` (rows, dim) and check that every row can be compared.
+
+    Raises:
+        ArrayError: a NaN or infinity, or under ``cosine`` a row of length zero; says which row.
+    """
+    row = first_row_without(array, np.isfinite)
+    if row is not None:
+        raise ArrayError(f"{name}: row {row} holds a NaN or an infinity")
+    if metric == "cosine":
+        row = first_row_without(array, lambda part: part.any(axis=1, keepdims=True))
+        if row is not None:
+            raise ArrayError(f"{name}: row {row} has length zero, so it has no cosine with anything")
+
+
+def first_row_without(array: Embeddings, trait: Callable[[Embeddings], Any]) -> int | None:
+    """Return the first row of which not every value has the trait; None if all have. Reads a part at a time."""
+    for part in row_parts(array):
+        has_trait = trait(array[part]).all(axis=1)
+        if not has_trait.all():
+            return int(part.start + np.argmin(has_trait))
+    return None
+
+
+def row_parts(array: Embeddings) -> Iterator[slice]:
+    """Yield slices over the rows of ``array`` that are small beside a whole gallery."""
+    step = max(1, _PART_ELEMENTS // array.shape[1])
+    return (slice(start, min(start + step, len(array))) for start in range(0, len(array), step))
 
 
 def encode_labels(

@@ -32,8 +32,8 @@ def update_gain(new_old: float, old_old: float, new_new: float) -> float | None:
 def gap_closed(after: float, old_old: float, new_new: float) -> float | None:
     """Return the share of the way from M(old,old) to M(new,new) that ``after`` has come.
 
-    0 is as good as keeping the old model, 1 as good as backfilling; below 0 the upgrade does harm. None if new/new is no
-    better than old/old.
+    0 is as good as keeping the old model, 1 as good as backfilling; below 0 the upgrade does harm.
+    None if new/new is no better than old/old.
     """
     if new_new <= old_old:
         return None

@@ -7,26 +7,23 @@ of some size, and ranks would depend on the BLAS, the block size and the thread 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 
-from fct_infer.errors import ArrayError
-from fct_infer.evaluation.checks import Embeddings, Int64Array, Metric
+from fct_infer.evaluation.checks import Embeddings, Int64Array, Metric, check_contents, row_parts
 
 Float64Array = NDArray[np.float64]
 _UNIT = 2.0**-53  # largest relative error of one float64 rounding
-_READ_ELEMENTS = 1 << 20
 _SCORE_ELEMENTS = 1 << 22
+_CENTER_ROWS = 1024
 
 
 class Scorer:
     """Scores of ``queries`` against ``gallery`` under one metric; a lower score is nearer.
 
-    With c the gallery's mean, the score is ``|q - g|^2`` for ``l2``, computed from q - c and g - c so that a
-    large common part cancels before it costs digits; ``-q.(g - c)`` for ``ip``, which orders rows as ``-q.g``
-    does; and for ``cosine`` that of rows of length one.
+    With c the middle of the gallery, the score is ``|q - g|^2`` for ``l2``, computed from q - c and g - c so that
+    a large common part cancels before it costs digits; ``-q.(g - c)`` for ``ip``, which orders rows as ``-q.g``
+    does; and for ``cosine`` that of rows of length one. Medians make the middle, so that no outlier moves it.
 
     Args:
         queries: (n_q, dim) float32 or float16.
@@ -39,13 +36,14 @@ class Scorer:
 
     def __init__(self, queries: Embeddings, gallery: Embeddings, metric: Metric) -> None:
         self.metric = metric
+        self._dim = gallery.shape[1]
         self._queries = queries
-        for _ in self._widened_parts("queries", queries):
-            pass  # checks every row before the first block is scored
+        for name, array in (("queries", queries), ("gallery", gallery)):
+            check_contents(name, array, metric)
         self._gallery = np.empty(gallery.shape)
-        for part, block in self._widened_parts("gallery", gallery):
-            self._gallery[part] = block
-        center = self._gallery.mean(axis=0)
+        for part in row_parts(gallery):
+            self._gallery[part] = self._widened(gallery[part])
+        center = np.median(self._gallery[:: max(1, len(gallery) // _CENTER_ROWS)], axis=0)
         self._gallery -= center
         self._query_center = center if metric == "l2" else np.zeros_like(center)
         self._squares = np.einsum("ij,ij->i", self._gallery, self._gallery)
@@ -78,30 +76,17 @@ class Scorer:
         The rounding error of a score is at most (2 dim + 8) units of (|q| + |g|)^2 or |q||g|. Under ``l2``
         whatever scores about s has |g| <= |q| + sqrt(s), so an outlier elsewhere in the gallery does not count.
         """
+        size = np.full(len(scores), query_norm * self._largest_norm)
         if self.metric == "l2":
-            size: Float64Array = (2 * query_norm + np.sqrt(np.maximum(scores, 0))) ** 2
-        else:
-            size = np.full(len(scores), query_norm * self._largest_norm)
-        return 2 * (2 * self._gallery.shape[1] + 8) * _UNIT * size
+            size = (2 * query_norm + np.sqrt(np.maximum(scores, 0))) ** 2
+        size *= 2 * (2 * self._dim + 8) * _UNIT
+        return size
 
     def _widened(self, block: Embeddings) -> Float64Array:
         wide = block.astype(np.float64)
         if self.metric == "cosine":
             wide /= np.sqrt(np.einsum("ij,ij->i", wide, wide))[:, None]
         return wide
-
-    def _widened_parts(self, name: str, array: Embeddings) -> Iterator[tuple[slice, Float64Array]]:
-        """Yield ``array`` widened, some rows at a time, after checking their contents."""
-        step = max(1, _READ_ELEMENTS // array.shape[1])
-        for start in range(0, len(array), step):
-            block = array[start : start + step]
-            if not np.isfinite(block).all():
-                row = start + int(np.flatnonzero(~np.isfinite(block).all(axis=1))[0])
-                raise ArrayError(f"{name}: row {row} holds a NaN or an infinity")
-            if self.metric == "cosine" and not block.any(axis=1).all():
-                row = start + int(np.flatnonzero(~block.any(axis=1))[0])
-                raise ArrayError(f"{name}: row {row} has length zero, so it has no cosine with anything")
-            yield slice(start, start + len(block)), self._widened(block)
 
 
 def ranks_among(scores: Float64Array, rows: Int64Array, tolerance: Float64Array) -> Int64Array:

@@ -1,18 +1,17 @@
-"""What is upgraded: a folder of .npy shards, its layout and its checks."""
+"""What is upgraded: the gallery's layout on disk, its readers and its writers."""
 
-from fct_infer.gallery.layout import Gallery, Shard, ShardReader, fingerprint
-from fct_infer.gallery.npy import NpyHeader, npy_header_bytes, read_npy_header
+from fct_infer.gallery.fingerprint import fingerprint
+from fct_infer.gallery.layout import Gallery, Shard
+from fct_infer.gallery.reader import ShardReader, read_rows
 from fct_infer.gallery.writer import GalleryWriter, NpyShardWriter, write_npy
 
 __all__ = [
     "Gallery",
     "GalleryWriter",
-    "NpyHeader",
     "NpyShardWriter",
     "Shard",
     "ShardReader",
     "fingerprint",
-    "npy_header_bytes",
-    "read_npy_header",
+    "read_rows",
     "write_npy",
 ]

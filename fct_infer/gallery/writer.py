@@ -1,4 +1,4 @@
-"""Writing galleries: one shard of known length, or a whole gallery from batches of any size."""
+"""Galleries and .npy files, written through ``storage``: each file appears whole, durable and with its digest known."""
 
 from __future__ import annotations
 
@@ -8,107 +8,142 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fct_infer.errors import ArrayError, OutputError
-from fct_infer.gallery.npy import npy_header_bytes
-from fct_infer.storage import DigestedFile, DurableWriter
-
-Array = NDArray[Any]
+from fct_infer.errors import ArrayError
+from fct_infer.gallery.layout import EMBEDDING_DTYPES
+from fct_infer.storage import DigestedFile, DurableWriter, npy_header_bytes
 
 
-class NpyShardWriter:
-    """Write a (rows, dim) ``.npy`` file block by block; it has its name only once it is whole and durable."""
+def write_npy(path: str | Path, array: NDArray[Any]) -> DigestedFile:
+    """Write one C-contiguous array of numbers or fixed-width strings as a durable .npy file.
+
+    Raises:
+        ArrayError: the array is not C-contiguous or holds objects.
+        ResourceError: disk full or another I/O error.
+    """
+    if array.dtype.hasobject or not array.flags.c_contiguous:
+        raise ArrayError(f"array is {array.dtype} {array.shape}; wanted a C-contiguous array without Python objects")
+    with DurableWriter(path) as writer:
+        writer.write(npy_header_bytes(array.shape, array.dtype))
+        writer.write(_bytes_of(array))
+        return writer.commit()
+
+
+class NpyShardWriter(DurableWriter):
+    """One shard of ``rows`` rows, written block by block.
+
+    Raises:
+        ArrayError: a block does not fit, or fewer or more rows than promised were written.
+        ResourceError: disk full or another I/O error.
+    """
 
     def __init__(self, path: str | Path, rows: int, dim: int, dtype: np.dtype[Any]) -> None:
-        self.rows, self._written, self._dim, self._dtype = rows, 0, dim, dtype
-        self._file = DurableWriter(path)
-        self._file.write(npy_header_bytes((rows, dim), dtype))
+        super().__init__(path)
+        self._shape, self._dtype, self._written = (rows, dim), np.dtype(dtype), 0
+        self.write(npy_header_bytes(self._shape, self._dtype))
 
-    def write_rows(self, block: Array) -> None:
-        """Append rows (n, dim) of the shard's dtype, C-contiguous."""
-        if block.dtype != self._dtype or block.shape[1:] != (self._dim,) or not block.flags.c_contiguous:
-            raise ArrayError(
-                f"block is {block.dtype} {block.shape}, wanted C-contiguous {self._dtype} (n, {self._dim})"
-            )
-        self._file.write(block)
+    def write_rows(self, block: NDArray[Any]) -> None:
+        """Append a C-contiguous (n, dim) block; the GIL is released while hashing and writing."""
+        rows, dim = self._shape
+        if block.ndim != 2 or block.shape[1] != dim or block.dtype != self._dtype or not block.flags.c_contiguous:
+            raise ArrayError(f"block is {block.dtype} {block.shape}, wanted C-contiguous {self._dtype} (n, {dim})")
+        if self._written + len(block) > rows:
+            raise ArrayError(f"{self.path}: row {self._written + len(block)} written, promised {rows}")
+        self.write(_bytes_of(block))
         self._written += len(block)
 
     def commit(self) -> DigestedFile:
-        """Give the file its name.
-
-        Raises:
-            ArrayError: fewer or more rows were written than announced.
-        """
-        if self._written != self.rows:
-            raise ArrayError(f"{self._file.path}: {self._written} rows were written, {self.rows} announced")
-        return self._file.commit()
-
-    def abort(self) -> None:
-        """Drop what was written."""
-        self._file.abort()
-
-
-def write_npy(path: str | Path, array: Array) -> DigestedFile:
-    """Write an array as a whole, durable ``.npy`` file in C order."""
-    contiguous = np.ascontiguousarray(array)
-    with DurableWriter(path) as file:
-        file.write(npy_header_bytes(contiguous.shape, contiguous.dtype))
-        if contiguous.size:
-            file.write(contiguous.view(np.uint8) if contiguous.dtype.kind in "SU" else contiguous)
-        return file.commit()
+        """Make the shard durable under its name; all rows must have been written."""
+        if self._written != self._shape[0]:
+            raise ArrayError(f"{self.path}: {self._written} rows written, promised {self._shape[0]}")
+        return super().commit()
 
 
 class GalleryWriter:
-    """Write a gallery from batches of any size, as shards ``000000.npy`` ... of ``rows_per_shard`` rows.
+    """A new gallery, filled by any sizes of batches and cut into shards ``000000.npy``, ``000001.npy`` ...
 
-    Use as a context manager; the last, shorter shard is written when the block ends without an exception.
+    Use as a context manager: the last, shorter shard is written at the end of the block, or dropped if it raises.
+
+    Args:
+        path: folder to create; must not hold a gallery yet.
+        rows_per_shard: rows of every shard but the last.
+        dtype: of embeddings and side-information: float32 (default) or float16. Batches must have it.
 
     Raises:
-        OutputError: the folder exists and is not empty.
-        ArrayError: a batch does not fit the first one.
+        ArrayError: a batch does not fit the ones before it, or ``path`` holds a gallery already.
+        ResourceError: disk full or another I/O error.
     """
 
-    def __init__(self, path: str | Path, rows_per_shard: int = 1_000_000) -> None:
-        self.path, self._rows_per_shard = Path(path), rows_per_shard
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise OutputError(f"{self.path}: exists already")
-        self._pending: dict[str, list[Array]] = {}
-        self._pending_rows, self._shards = 0, 0
+    def __init__(self, path: str | Path, rows_per_shard: int = 1 << 20, dtype: Any = np.float32) -> None:
+        self.path, self.rows_per_shard, self.dtype = Path(path), rows_per_shard, np.dtype(dtype)
+        if rows_per_shard < 1:
+            raise ArrayError(f"rows_per_shard is {rows_per_shard}, wanted at least 1")
+        if self.dtype not in EMBEDDING_DTYPES:
+            raise ArrayError(f"dtype is {self.dtype}, wanted float32 or float16")
+        if any((self.path / folder).exists() for folder in ("embeddings", "side_information", "ids")):
+            raise ArrayError(f"{self.path}: holds a gallery already")
+        self.rows = 0
+        self._shards = 0
+        self._pending: dict[str, list[NDArray[Any]]] = {}
+        self._pending_rows = 0
 
-    def append(self, embeddings: Array, side_information: Array | None = None, ids: Array | None = None) -> None:
-        """Add rows: embeddings (n, d_old), side_information (n, d_side), float32 or float16; ids (n,)."""
+    def append(
+        self,
+        embeddings: NDArray[Any],
+        side_information: NDArray[Any] | None = None,
+        ids: NDArray[Any] | None = None,
+    ) -> None:
+        """Add rows: ``embeddings`` (n, old_dim), ``side_information`` (n, side_dim), ``ids`` (n,) int64, bytes or str."""
         batch = {"embeddings": embeddings, "side_information": side_information, "ids": ids}
         given = {name: array for name, array in batch.items() if array is not None}
         self._check(given)
         for name, array in given.items():
-            self._pending.setdefault(name, []).append(array)
+            self._pending.setdefault(name, []).append(
+                np.array(array, order="C")
+            )  # a copy: the caller may reuse its buffer
+        self.rows += len(embeddings)
         self._pending_rows += len(embeddings)
-        while self._pending_rows >= self._rows_per_shard:
-            self._write_shard(self._rows_per_shard)
+        while self._pending_rows >= self.rows_per_shard:
+            self._write_shard(self.rows_per_shard)
 
-    def _check(self, given: dict[str, Array]) -> None:
-        if self._pending and given.keys() != self._pending.keys():
-            raise ArrayError(f"this batch has {', '.join(given)}, earlier ones {', '.join(self._pending)}")
+    def close(self) -> None:
+        """Write what is left as the last shard."""
+        if self._pending_rows:
+            self._write_shard(self._pending_rows)
+
+    def _check(self, given: dict[str, NDArray[Any]]) -> None:
+        if self._pending and set(given) != set(self._pending):
+            raise ArrayError(f"this batch has {', '.join(given)}; the ones before had {', '.join(self._pending)}")
+        rows = len(given["embeddings"])
         for name, array in given.items():
-            if len(array) != len(given["embeddings"]):
-                raise ArrayError(f"{name} has {len(array)} rows, embeddings has {len(given['embeddings'])}")
-            wanted = (
-                array.ndim == 1 if name == "ids" else array.ndim == 2 and array.dtype.name in ("float32", "float16")
-            )
-            first = self._pending[name][0] if self._pending.get(name) else array
-            if not wanted or array.shape[1:] != first.shape[1:] or array.dtype.kind != first.dtype.kind:
-                raise ArrayError(f"{name} is {array.dtype} {array.shape}; wanted float (n, dim) like earlier, ids (n,)")
+            before = self._pending[name][0] if name in self._pending else None
+            if name == "ids":
+                fits = array.ndim == 1 and (array.dtype == np.int64 or array.dtype.kind in "SU")
+                fits &= before is None or before.dtype.kind == array.dtype.kind
+                wanted = "(n,) int64, bytes or str, as in the batches before"
+            else:
+                fits = array.ndim == 2 and array.dtype == self.dtype and array.shape[1] > 0
+                fits &= before is None or before.shape[1:] == array.shape[1:]
+                wanted = f"(n, {'dim' if before is None else before.shape[1]}) {self.dtype}"
+            if not fits or len(array) != rows:
+                raise ArrayError(f"{name} is {array.dtype} {array.shape}, wanted {wanted} with {rows} rows")
 
     def _write_shard(self, rows: int) -> None:
-        for folder, arrays in self._pending.items():
-            joined = np.concatenate(arrays)
-            write_npy(self.path / folder / f"{self._shards:06d}.npy", joined[:rows])
-            self._pending[folder] = [joined[rows:]]
-        self._pending_rows -= rows
+        name = f"{self._shards:06d}.npy"
+        for folder, batches in self._pending.items():
+            whole = batches[0] if len(batches) == 1 else np.concatenate(batches)
+            write_npy(self.path / folder / name, whole[:rows])
+            self._pending[folder] = [whole[rows:]]
         self._shards += 1
+        self._pending_rows -= rows
 
     def __enter__(self) -> GalleryWriter:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None and self._pending_rows:
-            self._write_shard(self._pending_rows)
+        if kind is None:
+            self.close()
+
+
+def _bytes_of(array: NDArray[Any]) -> memoryview:
+    """Return the bytes of a C-contiguous array; the buffer protocol does not carry every dtype."""
+    return array.reshape(-1).view(np.uint8).data

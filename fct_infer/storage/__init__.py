@@ -18,17 +18,21 @@ from fct_infer.storage.durable import (
     write_json,
 )
 from fct_infer.storage.filesystem import FileSystem, ReadFile, current_filesystem, use_filesystem
+from fct_infer.storage.npy import NpyHeader, npy_header_bytes, read_npy_header
 
 __all__ = [
     "DigestedFile",
     "DurableWriter",
     "FileLock",
     "FileSystem",
+    "NpyHeader",
     "ReadFile",
     "append_line",
     "copy_file",
     "current_filesystem",
+    "npy_header_bytes",
     "publish_directory",
+    "read_npy_header",
     "remove_tree",
     "sha256_of_file",
     "truncate_file",

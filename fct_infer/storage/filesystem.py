@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -95,21 +96,29 @@ class ReadFile:
     """A file opened for reading at any offset, from any thread.
 
     Raises:
-        GalleryError: the file cannot be opened, or ends before the bytes asked for.
+        GalleryError: the file cannot be opened, is not a regular file, or ends before the bytes asked for.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._fs = current_filesystem()
         try:
-            self._fd = self._fs.open(self.path, os.O_RDONLY)
+            # O_NONBLOCK: opening a named pipe must not wait for a writer.
+            self._fd = self._fs.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
             raise GalleryError(f"{self.path}: cannot be read: {error.strerror}") from error
+        if not stat.S_ISREG(self.stat().st_mode):
+            self.close()
+            raise GalleryError(f"{self.path}: is not a regular file")
+
+    def stat(self) -> os.stat_result:
+        """``os.fstat`` of the open file, now."""
+        return os.fstat(self._fd)
 
     @property
     def size(self) -> int:
         """Size in bytes now."""
-        return os.fstat(self._fd).st_size
+        return self.stat().st_size
 
     def read_into(self, buffer: Any, offset: int) -> None:
         """Fill the whole C-contiguous ``buffer`` from ``offset``; releases the GIL while reading."""

@@ -12,18 +12,22 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fct_infer import __version__, _core
 from fct_infer.errors import GalleryError, GateError
 from fct_infer.gallery import Gallery, Shard
-from fct_infer.index import IndexBuilder, index_infos, measure_recall
+from fct_infer.index import IndexBuilder, exact_neighbours, index_infos, tune_nprobe
 from fct_infer.storage import write_json
-from fct_infer.transformation import Transformation
+from fct_infer.transformation import Float32Array, Transformation
 from fct_infer.upgrade.plan import SEED, Plan, Settings, make_plan
 from fct_infer.upgrade.report import UpgradeReport, Verification
 from fct_infer.upgrade.stream import (
     IndexFeeder,
     Progress,
     blocks_of,
+    ids_of_rows,
     index_rows,
     run_stream,
     sample_rows,
@@ -89,6 +93,7 @@ class _Run:
     def __init__(self, plan: Plan, progress: Progress | None) -> None:
         self.plan, self.progress = plan, progress
         self.timings: dict[str, float] = {}
+        self.queries: Float32Array = np.empty((0, plan.new_dim), np.float32)  # rows of the gallery that try the index
 
     def to_the_end(self, work: Work) -> UpgradeReport:
         plan = self.plan
@@ -117,7 +122,7 @@ class _Run:
         """Return the empty index, trained on a random sample of transformed rows; trained once per upgrade."""
         plan, index = self.plan, self.plan.index
         assert index is not None
-        builder = IndexBuilder(index.factory, index.dim, index.metric, plan.transformation.threads, SEED)
+        builder = IndexBuilder(index.factory, index.dim, index.metric, plan.transformation.threads)
         if not builder.needs_training:
             return builder
         trained = work.journal.all("trained")
@@ -158,12 +163,19 @@ class _Run:
         if builder.rows != written.rows:
             raise GateError(f"the index holds {builder.rows} rows, the gallery {written.rows}")
         rows = sample_rows(written.rows, RECALL_QUERIES, SEED + 2)
-        queries = index_rows(written.read_rows(rows)[0], plan.settings.metric)
-        recall = measure_recall(builder, queries, corpus_blocks(plan, written, self._report), RECALL_K)
-        limit = plan.settings.min_recall
+        self.queries = index_rows(written.read_rows(rows)[0], plan.settings.metric)
+        recall = self._recall(builder, written, ids_of_rows(plan.gallery, rows))
+        return replace(verification, queries=len(rows), recall_at_10=recall)
+
+    def _recall(self, builder: IndexBuilder, written: Gallery, own_ids: NDArray[np.int64]) -> float:
+        """Measure recall@10 against exact search over all published rows, choosing nprobe on the way."""
+        limit, metric = self.plan.settings.min_recall, self.plan.settings.metric
+        blocks = corpus_blocks(self.plan, written, self._report)
+        exact = exact_neighbours(self.queries, blocks, RECALL_K + 1, metric, builder.threads)
+        recall = tune_nprobe(builder, self.queries, own_ids, exact, limit)
         if limit is not None and recall < limit:
             raise GateError(f"recall@{RECALL_K} of the index is {recall:.3f}, below {limit}; choose another --index")
-        return replace(verification, queries=len(queries), recall_at_10=recall)
+        return recall
 
     def _finish(
         self, work: Work, builder: IndexBuilder | None, verification: Verification, resumed_rows: int
@@ -176,7 +188,7 @@ class _Run:
             self._report("save index", 0)
             path = work.gallery / "index.faiss"
             files["index.faiss"] = vars(builder.save(path))
-            index = index_infos(builder, path)
+            index = index_infos(builder, path, self.queries, verification.recall_at_10 or 0.0)
             files["index_infos.json"] = vars(write_json(work.gallery / "index_infos.json", index))
         report = UpgradeReport(
             dest=plan.dest,
@@ -207,6 +219,7 @@ class _Run:
             "rows": plan.gallery.rows,
             "dim": plan.new_dim,
             "dtype": plan.dtype.name,
+            "metric": plan.settings.metric,
             "transformation": plan.transformation.program.digest,
             "files": files,
         }

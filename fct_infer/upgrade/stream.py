@@ -134,6 +134,16 @@ def index_ids(gallery: Gallery, shard: Shard, start: int, stop: int) -> NDArray[
     return np.asarray(ids, np.int64)
 
 
+def ids_of_rows(gallery: Gallery, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the ids under which the index holds some rows (numbers over all shards)."""
+    starts = [shard.first_row for shard in gallery.shards]
+    ids = []
+    for row in rows.tolist():
+        shard = gallery.shards[bisect_right(starts, row) - 1]
+        ids.append(index_ids(gallery, shard, row - shard.first_row, row - shard.first_row + 1))
+    return np.concatenate(ids)
+
+
 def run_stream(
     plan: Plan,
     shards: Sequence[Shard],

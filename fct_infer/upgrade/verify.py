@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fct_infer.errors import GalleryError, GateError
 from fct_infer.gallery import Gallery, Shard, ShardReader
@@ -13,7 +14,7 @@ from fct_infer.reference import apply_float64
 from fct_infer.transformation import Float32Array
 from fct_infer.upgrade.plan import SEED, Plan
 from fct_infer.upgrade.report import Verification
-from fct_infer.upgrade.stream import Rows, blocks_of, index_rows, read_inputs, sample_rows
+from fct_infer.upgrade.stream import Rows, blocks_of, index_ids, index_rows, read_inputs, sample_rows
 
 
 def open_written(plan: Plan, folder: Path) -> Gallery:
@@ -72,8 +73,11 @@ def read_block(plan: Plan, shard: Shard, start: int, stop: int) -> Rows:
     return new
 
 
-def corpus_blocks(plan: Plan, written: Gallery, report: Callable[[str, int], None]) -> Iterator[Float32Array]:
-    """Yield all published rows, block by block, as the index takes them."""
+def corpus_blocks(
+    plan: Plan, written: Gallery, report: Callable[[str, int], None]
+) -> Iterator[tuple[Float32Array, NDArray[np.int64]]]:
+    """Yield all published rows with their ids, block by block, as the index takes them."""
     for shard, start, stop in blocks_of(written.shards, plan.block_rows):
-        yield index_rows(read_block(plan, shard, start, stop), plan.settings.metric)
+        rows = index_rows(read_block(plan, shard, start, stop), plan.settings.metric)
+        yield rows, index_ids(written, shard, start, stop)
         report("verify", shard.first_row + stop)

@@ -120,7 +120,7 @@ TEST(convert_writes_exactly_the_elements_asked_for) {
   for (std::size_t count : {0u, 1u, 7u, 8u, 9u, 511u, 512u, 513u, 1024u, 1100u})
     for (DType from : kTypes)
       for (DType to : kTypes) {
-        const std::vector<char> source(count * size_of(from), 0);
+        const std::vector<char> source((count + 1) * size_of(from), 0);
         std::vector<char> target((count + 1) * size_of(to), 'x');
         convert(source.data(), from, target.data(), to, count);
         const auto end = target.begin() + static_cast<std::ptrdiff_t>(count * size_of(to));

@@ -1,0 +1,150 @@
+"""Is the whole upgrade, from shards on disk to a searchable index, faster than the script a user would write?
+
+Contestants run in turn, each in a process of its own, on the same gallery in the page cache, with the same index
+factory and as many training rows.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+import faiss
+import numpy as np
+
+from benchmarks import opponents
+from benchmarks.galleries import read_shards, write_gallery
+from benchmarks.measure import WORK, alternate, cores, environment, paired_ratio, save, warn_if_loaded
+from benchmarks.opponents import OPPONENTS, NotMeasuredError
+from benchmarks.opponents.plain_script import BATCH
+from benchmarks.opponents.resnet50 import images_per_second
+from benchmarks.programs import PROGRAMS
+from benchmarks.table import gate, show, upgrade_tables
+from benchmarks.upgrade_runs import Run, fused, plain, run_once
+from fct_infer import _core
+from fct_infer.index import describe_index
+from fct_infer.transformation import Program
+from tests.support.programs import random_rows
+
+ROWS, ROUNDS, INDEX = 1_000_000, 3, "IVF1024,PQ32"
+QUICK_ROWS, QUICK_ROUNDS, QUICK_INDEX = 100_000, 1, "IVF256,PQ16"
+PLAIN_RUNTIME = "ONNX Runtime"  # of the plain script, at fp32
+MAX_RELATIVE_ERROR = {"fp32": 1e-4, "bf16": 5e-2}  # L2 norm of a row's difference over that of the row
+NPROBE, QUERIES, NEIGHBOURS = 16, 100, 10
+WANTED_FASTEST, WANTED_PLAIN_BF16 = 1.0, 2.0
+
+
+def fastest_runtime(program: Program, precision: str) -> str:
+    """Return the opponent that transforms a batch of the plain script fastest at this precision."""
+    old, side = (random_rows(BATCH, dim) for dim in program.dims.values())
+    out = np.empty((BATCH, program.new_dim), np.float32)
+    calls = {}
+    for name in OPPONENTS:
+        try:
+            calls[name] = partial(opponents.load(name, program, precision, cores()), old, side, out)
+        except NotMeasuredError:
+            continue
+    seconds = alternate(calls, rounds=7, min_seconds=0.1)
+    return min(seconds, key=lambda name: median(seconds[name]))
+
+
+def check_equal(dest: Path, reference: Path, precision: str) -> None:
+    """Stop unless two upgraded galleries hold the same embeddings; one shard in memory at a time."""
+    for ours, theirs in zip(read_shards(reference), read_shards(dest), strict=True):
+        error = float(np.max(np.linalg.norm(theirs - ours, axis=1) / np.linalg.norm(ours, axis=1)))
+        if not error <= MAX_RELATIVE_ERROR[precision]:
+            raise click.ClickException(f"{dest}: embeddings differ from fct_infer's by {error:.1e}")
+
+
+def recall(dest: Path) -> float:
+    """Return recall@10 of an upgraded gallery's index against exact search, rows of the gallery as queries."""
+    rows = np.concatenate(list(read_shards(dest)))
+    queries = rows[np.linspace(0, len(rows) - 1, QUERIES).astype(int)]
+    _, exact = faiss.knn(queries, rows, NEIGHBOURS)
+    index = faiss.read_index(str(dest / "index.faiss"))
+    faiss.extract_index_ivf(index).nprobe = NPROBE
+    _, found = index.search(queries, NEIGHBOURS)
+    return float(np.mean([len(np.intersect1d(a, b)) / NEIGHBOURS for a, b in zip(exact, found, strict=True)]))
+
+
+def compare(gallery: Path, contestants: dict[str, list[str]], rounds: int, precision: str) -> dict[str, Run]:
+    """Run all contestants in turn; return medians, and ratios paired by round, by name."""
+    runs: dict[str, list[Run]] = {name: [] for name in contestants}
+    dests = {name: gallery.with_name(f"dest-{number}") for number, name in enumerate(contestants)}
+    ours = next(iter(contestants))
+    for number in range(rounds):
+        for name, command in contestants.items():
+            print(f"round {number + 1} of {rounds}: {name} ...", file=sys.stderr, flush=True)
+            runs[name].append(run_once(command, gallery, dests[name]))
+    for dest in dests.values():
+        check_equal(dest, dests[ours], precision)
+    walls = {name: [run["wall"] for run in all_runs] for name, all_runs in runs.items()}
+    return {
+        name: {
+            "wall": median(walls[name]),
+            "peak_memory": median(run["peak_memory"] for run in all_runs),
+            "seconds": {stage: median(run["seconds"][stage] for run in all_runs) for stage in all_runs[0]["seconds"]},
+            "recall_at_10": recall(dests[name]),
+            **({} if name == ours else {"ratio": paired_ratio(walls[name], walls[ours])}),
+        }
+        for name, all_runs in runs.items()
+    }
+
+
+def bench(folder: Path, rows: int, rounds: int, program: str, index: str) -> dict[str, Any]:
+    """Return the result, ready for JSON."""
+    header, h, precision = environment(), PROGRAMS[program], _core.precisions()[-1]
+    images = images_per_second(precision, cores())
+    fastest = fastest_runtime(h, precision)
+    training_rows = describe_index(index, h.new_dim, rows, "l2").training_rows
+    write_gallery(folder / "gallery", rows, h.dims)
+    baseline, best = f"plain script, {PLAIN_RUNTIME} fp32", f"plain script, {fastest} {precision}"
+    contestants = {  # baseline and best are one and the same where that runtime is the fastest at fp32
+        f"fct_infer {precision}": fused(program, precision, index),
+        baseline: plain(program, "fp32", index, PLAIN_RUNTIME, training_rows),
+        best: plain(program, precision, index, fastest, training_rows),
+    }
+    results = compare(folder / "gallery", contestants, rounds, precision)
+    gates = [gate(f"{program} h, {rows:,} rows: {best} / ours", results[best]["ratio"], WANTED_FASTEST)]
+    not_measured = ["bf16: not native on this CPU, not measured"]
+    if precision == "bf16":
+        not_measured = []
+        what = f"{program} h, {rows:,} rows: {baseline} / ours bf16"
+        gates.append(gate(what, results[baseline]["ratio"], WANTED_PLAIN_BF16))
+    parameters = {"rows": rows, "rounds": rounds, "program": program, "index": index, "precision": precision}
+    return {
+        **header,
+        "parameters": {**parameters, "training_rows": training_rows, "batch": BATCH, "nprobe": NPROBE},
+        "resnet50_images_per_second": images,
+        "contestants": results,
+        "not_measured": not_measured,
+        "gates": gates,
+    }
+
+
+@click.command()
+@click.option("--rows", default=ROWS, show_default=True, help="Rows of the gallery.")
+@click.option("--rounds", default=ROUNDS, show_default=True)
+@click.option("--program", type=click.Choice(list(PROGRAMS)), default="small", show_default=True)
+@click.option("--index", default=INDEX, show_default=True, help="FAISS factory string of an IVF index.")
+@click.option("--quick", is_flag=True, help="A tenth of the rows, one round; nothing is written to results/.")
+def main(rows: int, rounds: int, program: str, index: str, quick: bool) -> None:
+    """Compare a whole upgrade with the script a user would write."""
+    warn_if_loaded()
+    if quick:
+        rows, rounds, index = QUICK_ROWS, QUICK_ROUNDS, QUICK_INDEX
+    WORK.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=WORK) as folder:
+        result = bench(Path(folder), rows, rounds, program, index)
+    show(result, upgrade_tables(result))
+    if not quick:
+        print(f"written: {save('upgrade', result)}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Runs one upgrade, ours or the plain script's, in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from benchmarks.galleries import warm_page_cache
+
+Run = dict[str, Any]
+
+
+def fused(program: str, precision: str, index: str) -> list[str]:
+    """Return module and options of our upgrade."""
+    return ["benchmarks.fused_upgrade", "--program", program, "--precision", precision, "--index", index]
+
+
+def plain(program: str, precision: str, index: str, runtime: str, training_rows: int) -> list[str]:
+    """Return module and options of the plain script."""
+    common = ["--program", program, "--precision", precision, "--index", index]
+    return ["benchmarks.opponents.plain_script", *common, "--runtime", runtime, "--training-rows", str(training_rows)]
+
+
+def run_once(command: list[str], gallery: Path, dest: Path) -> Run:
+    """Run it to the end; when it starts, the disk is idle and the gallery in the page cache."""
+    shutil.rmtree(dest, ignore_errors=True)
+    os.sync()
+    warm_page_cache(gallery)
+    module, *options = command
+    arguments = [sys.executable, "-m", module, str(gallery), str(dest), *options]
+    result: Run = json.loads(subprocess.run(arguments, stdout=subprocess.PIPE, check=True).stdout)
+    return {**result, "index_bytes": (dest / "index.faiss").stat().st_size}

@@ -1,0 +1,76 @@
+"""Embeddings and labels from disk: one ``.npy`` file, or a folder of shards in the order of their names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fct_infer.errors import GalleryError
+from fct_infer.evaluation.checks import Embeddings, first_row_without
+from fct_infer.gallery import Gallery, ShardReader
+from fct_infer.storage import ReadFile, read_npy_header
+
+
+def read_embeddings(path: str | Path) -> Embeddings:
+    """Read a (rows, dim) ``.npy`` file, or all shards of a gallery or of what an upgrade published.
+
+    Raises:
+        GalleryError: missing, malformed or truncated, not float32 or float16, or a NaN or infinity; names file and row.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        embeddings = _read_npy(path)
+        if embeddings.dtype not in (np.float32, np.float16) or embeddings.ndim != 2 or 0 in embeddings.shape:
+            raise GalleryError(
+                f"{path}: is {embeddings.dtype} {embeddings.shape}, wanted (rows, dim) float32 or float16"
+            )
+        _check_finite(path, embeddings)
+        return embeddings
+    gallery = Gallery.open(path)
+    rows: Embeddings = np.empty((gallery.rows, gallery.old_dim), gallery.embedding_dtype)
+    for shard in gallery.shards:
+        part = rows[shard.first_row : shard.first_row + shard.rows]
+        with ShardReader(shard) as reader:
+            reader.read_into(0, shard.rows, part, None)
+        _check_finite(shard.embeddings, part)
+    return rows
+
+
+def read_labels(path: str | Path) -> NDArray[Any]:
+    """Read the labels of all rows from one ``.npy`` file, or from a folder of shards.
+
+    Returns:
+        (rows,) integers, booleans, bytes or str.
+
+    Raises:
+        GalleryError: missing, malformed or truncated, of another kind, or shards of different kinds; names the file.
+    """
+    path = Path(path)
+    files = sorted(file for file in path.iterdir() if not file.name.startswith(".")) if path.is_dir() else [path]
+    if not files:
+        raise GalleryError(f"{path}: holds no .npy shards")
+    shards = [_read_npy(file) for file in files]
+    for file, labels in zip(files, shards, strict=True):
+        if labels.ndim != 1 or labels.dtype.kind not in "biuUS":
+            raise GalleryError(f"{file}: is {labels.dtype} {labels.shape}, wanted (rows,) integers, bytes or str")
+        if labels.dtype.kind != shards[0].dtype.kind:
+            raise GalleryError(f"{file}: is {labels.dtype}, but {files[0].name} is {shards[0].dtype}")
+    return np.concatenate(shards)
+
+
+def _read_npy(path: Path) -> NDArray[Any]:
+    with ReadFile(path) as file:
+        header = read_npy_header(file)
+        array = np.empty(header.shape, header.dtype)
+        if array.size:
+            file.read_into(array.reshape(-1).view(np.uint8), header.data_offset)
+    return array
+
+
+def _check_finite(path: Path, embeddings: Embeddings) -> None:
+    row = first_row_without(embeddings, np.isfinite)
+    if row is not None:
+        raise GalleryError(f"{path}: row {row} holds a NaN or an infinity")

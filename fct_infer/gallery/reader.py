@@ -1,0 +1,151 @@
+"""Rows of a gallery, read into the caller's buffers; nothing is mapped, so a file that shrinks is an error, not a crash."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fct_infer.errors import ArrayError, GalleryError
+from fct_infer.gallery.layout import Gallery, Shard
+from fct_infer.storage import NpyHeader, ReadFile, read_npy_header
+
+# A sample's rows are read together if fewer bytes than this lie between them, at most so many rows at once.
+_MAX_GAP_BYTES = 4096
+_MAX_ROWS_AT_ONCE = 2048
+
+
+class _RowFile:
+    """One open .npy file whose entries along the first axis are read by number."""
+
+    def __init__(self, path: Path, rows: int) -> None:
+        self._file = ReadFile(path)
+        try:
+            self.header: NpyHeader = read_npy_header(self._file)
+            if self.header.shape[:1] != (rows,):
+                raise GalleryError(f"{path}: has changed: it had {rows} rows, now its shape is {self.header.shape}")
+        except BaseException:
+            self._file.close()
+            raise
+
+    def read_into(self, start: int, stop: int, out: NDArray[Any], name: str) -> None:
+        wanted = (stop - start, *self.header.shape[1:])
+        if out.shape != wanted or out.dtype != self.header.dtype or not out.flags.c_contiguous:
+            layout = "C-contiguous" if out.flags.c_contiguous else "not C-contiguous"
+            raise ArrayError(
+                f"{name} is {out.dtype} {out.shape}, {layout}; wanted {self.header.dtype} {wanted}, C-contiguous"
+            )
+        if not 0 <= start < stop <= self.header.shape[0]:
+            raise ArrayError(f"rows {start} to {stop} asked for; {self._file.path} has {self.header.shape[0]}")
+        # A view of bytes: the buffer protocol knows neither float16 of every kind nor fixed-width str.
+        self._file.read_into(out.view(np.uint8).data, self.header.data_offset + start * self.header.row_bytes)
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        out = np.empty((stop - start, *self.header.shape[1:]), self.header.dtype)
+        self.read_into(start, stop, out, "out")
+        return out
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class ShardReader:
+    """The open files of one shard. Use as a context manager, from any thread.
+
+    Raises:
+        GalleryError: a file cannot be read, or has changed since the gallery was opened.
+    """
+
+    def __init__(self, shard: Shard) -> None:
+        self.shard = shard
+        self._files: dict[Path, _RowFile] = {}
+
+    def read_into(self, start: int, stop: int, old: NDArray[Any], side: NDArray[Any] | None) -> None:
+        """Fill ``old`` (stop - start, old_dim) and ``side`` (stop - start, side_dim) with rows ``start`` to ``stop``.
+
+        Both must be C-contiguous and of the stored dtype; ``side`` is None if the side-information is not wanted.
+        The GIL is released while reading.
+
+        Raises:
+            ArrayError: a buffer does not fit, or ``side`` is given and the gallery has none.
+        """
+        self._open(self.shard.embeddings).read_into(start, stop, old, "old")
+        if side is not None:
+            if self.shard.side_information is None:
+                raise ArrayError(f"side is given, but {self.shard.embeddings} has no side-information")
+            self._open(self.shard.side_information).read_into(start, stop, side, "side")
+
+    def read_ids(self, start: int, stop: int) -> NDArray[Any]:
+        """Return the ids of rows ``start`` to ``stop`` as stored; row numbers over all shards if there are none."""
+        if self.shard.ids is None:
+            return np.arange(self.shard.first_row + start, self.shard.first_row + stop, dtype=np.int64)
+        return self._open(self.shard.ids).read(start, stop)
+
+    def read_embeddings(self, start: int, stop: int) -> NDArray[Any]:
+        """Return the embeddings of rows ``start`` to ``stop`` in a new array of the stored dtype."""
+        return self._open(self.shard.embeddings).read(start, stop)
+
+    def read_side_information(self, start: int, stop: int) -> NDArray[Any] | None:
+        """Return the side-information of rows ``start`` to ``stop`` in a new array; None if there is none."""
+        path = self.shard.side_information
+        return None if path is None else self._open(path).read(start, stop)
+
+    def close(self) -> None:
+        """Close the files; a second call does nothing."""
+        while self._files:
+            self._files.popitem()[1].close()
+
+    def _open(self, path: Path) -> _RowFile:
+        if path not in self._files:
+            self._files[path] = _RowFile(path, self.shard.rows)
+        return self._files[path]
+
+    def __enter__(self) -> ShardReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_rows(gallery: Gallery, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """Return ``old`` (n, old_dim) and ``side`` (n, side_dim) or None of some rows, in the stored dtypes.
+
+    Args:
+        gallery: where to read.
+        rows: (n,) int64 row numbers over all shards, sorted.
+
+    Raises:
+        ArrayError: ``rows`` is not sorted int64 within the gallery.
+        GalleryError: a file cannot be read.
+    """
+    if rows.dtype != np.int64 or rows.ndim != 1:
+        raise ArrayError(f"rows is {rows.dtype} {rows.shape}, wanted int64 (n,)")
+    if len(rows) and (rows[0] < 0 or rows[-1] >= gallery.rows or (np.diff(rows) < 0).any()):
+        raise ArrayError(f"rows must be sorted and from 0 to {gallery.rows - 1}")
+    old = np.empty((len(rows), gallery.old_dim), gallery.embedding_dtype)
+    side = None if gallery.side_dim is None else np.empty((len(rows), gallery.side_dim), gallery.side_dtype)
+    firsts = [shard.first_row for shard in gallery.shards]
+    places = np.searchsorted(rows, [*firsts, gallery.rows])
+    for shard, begin, end in zip(gallery.shards, places[:-1], places[1:], strict=True):
+        if begin == end:
+            continue
+        with ShardReader(shard) as reader:
+            for first, last in _runs(rows[begin:end], old.itemsize * gallery.old_dim):
+                chosen = rows[begin + first : begin + last] - shard.first_row
+                start, stop = int(chosen[0]), int(chosen[-1]) + 1
+                old[begin + first : begin + last] = reader.read_embeddings(start, stop)[chosen - start]
+                extra = reader.read_side_information(start, stop)
+                if side is not None and extra is not None:
+                    side[begin + first : begin + last] = extra[chosen - start]
+    return old, side
+
+
+def _runs(rows: NDArray[np.int64], row_bytes: int) -> Iterator[tuple[int, int]]:
+    """Yield (first, last + 1) places of rows that lie close enough together to be read at once."""
+    far = np.flatnonzero(np.diff(rows) * row_bytes > _MAX_GAP_BYTES + row_bytes) + 1
+    for begin, end in zip([0, *far.tolist()], [*far.tolist(), len(rows)], strict=True):
+        for first in range(begin, end, _MAX_ROWS_AT_ONCE):
+            yield first, min(first + _MAX_ROWS_AT_ONCE, end)
