@@ -67,49 +67,6 @@ $(VENV)/.bench: $(VENV)/.demo
 	@$(EXTRA) bench >$(VENV)/bench.txt && $(INSTALL) --requirement $(VENV)/bench.txt
 	@touch $@
 
-$(VENV)/.cpp-tests
-	@echo "== C++ tests"
-	@$(VENV)/cpp-tests/fct_core_tests
-	@echo "== Python tests"
-	@$(BIN)/python -m pytest -q -n $(CORES)
-
-lint: $(VENV)/.dev
-	@echo "== ruff, clang-format, mypy, import rule"
-	@$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .
-	@$(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
-	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/lint-imports --no-logo
-
-bench: $(VENV)/.bench
-	@$(BIN)/python benchmarks/bench_transformation.py
-	@$(BIN)/python benchmarks/bench_upgrade.py
-
-clean:
-	rm -rf $(VENV) build dist demo/work demo/report.html benchmarks/.work .mypy_cache .ruff_cache .pytest_cache .hypothesis
-
-# --- set-up: one stamp per set of extras; the C++ core is rebuilt when its sources change ---
-
-$(VENV)/.python:
-	@echo "== set-up: virtual environment in $(VENV)"
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
-	@$(PYTHON) -m venv $(VENV)
-	@touch $@
-
-$(VENV)/.demo: $(VENV)/.python $(CORE)
-	@echo "== set-up: building the C++ core, installing fct-infer[cpu,train,export] (a few minutes the first time)"
-	@$(INSTALL) --editable '.[cpu,train,export]'
-	@touch $@
-
-$(VENV)/.dev: $(VENV)/.demo
-	@echo "== set-up: installing the development tools"
-	@$(INSTALL) --editable '.[cpu,train,export,dev]'
-	@touch $@
-
-$(VENV)/.bench: $(VENV)/.demo
-	@echo "== set-up: installing the opponents"
-	@$(INSTALL) --editable '.[cpu,train,export,bench]'
-	@touch $@
-
 $(VENV)/.cpp-tests: $(VENV)/.dev $(CORE)
 	@echo "== set-up: building the C++ tests"
 	@$(INSTALL) 'cmake>=3.25' ninja 'onednn-devel-cpu-gomp==2023.2.0' 'onednn-cpu-gomp==2023.2.0'

@@ -31,8 +31,8 @@ from fct_infer.index import describe_index
 from fct_infer.transformation import Program
 from tests.support.programs import random_rows
 
-ROWS, ROUNDS, INDEX = 1_000_000, 3, "IVF1024,PQ32"
-QUICK_ROWS, QUICK_ROUNDS, QUICK_INDEX = 100_000, 1, "IVF256,PQ16"
+ROWS, ROUNDS, INDEX = 1_000_000, 3, "IVF1024,PQ32np"
+QUICK_ROWS, QUICK_ROUNDS, QUICK_INDEX = 100_000, 1, "IVF256,PQ16np"
 PLAIN_RUNTIME = "ONNX Runtime"  # of the plain script, at fp32
 MAX_RELATIVE_ERROR = {"fp32": 1e-4, "bf16": 5e-2}  # L2 norm of a row's difference over that of the row
 NPROBE, QUERIES, NEIGHBOURS = 16, 100, 10

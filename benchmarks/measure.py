@@ -51,8 +51,10 @@ def paired_ratio(numerators: list[float], denominators: list[float]) -> float:
 
 
 def _repeats(call: Call, min_seconds: float) -> int:
-    call()  # warm-up: lazy initialisation, first touch of memory
-    return max(1, math.ceil(min_seconds / min(_time(call, 1) for _ in range(2))))
+    seconds = _time(call, 1)  # also the warm-up: lazy initialisation, first touch of memory
+    if seconds < min_seconds:
+        seconds = min(_time(call, 1) for _ in range(2))
+    return max(1, math.ceil(min_seconds / seconds))
 
 
 def _time(call: Call, repeats: int) -> float:

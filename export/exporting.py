@@ -75,7 +75,7 @@ def export_transformation(
     *,
     targets: Sequence[str] = TRANSFORMATION_TARGETS,
     model_version: str | None = None,
-    input_widths: Sequence[int] | None = None,
+    origin: Source | None = None,
     trust: bool = False,
     force: bool = False,
 ) -> ExportReport:
@@ -86,7 +86,7 @@ def export_transformation(
         bundle: folder to write.
         targets: of ``core``, ``onnx``, ``torchscript``; each file is loaded back and compared with the source.
         model_version: name of this model; by default the first 12 digits of the source's digest.
-        input_widths: of a TorchScript source whose weights do not tell them.
+        origin: what the source was made from; by default the file, or ``program`` with its digest.
         trust: load a TorchScript source, which is code.
         force: replace a bundle that is there already, once the new one is complete.
 
@@ -98,10 +98,9 @@ def export_transformation(
     """
     exporters = _choose(_TRANSFORMATION_EXPORTERS, targets)
     if isinstance(source, Program):
-        program, origin = source, Source("program", source.digest)
+        program, origin = source, origin or Source("program", source.digest)
     else:
-        program = load_program(source, trust=trust, input_widths=input_widths)
-        origin = source_of(source)
+        program, origin = load_program(source, trust=trust), origin or source_of(source)
     draft = Manifest(
         kind="transformation",
         model_version=model_version or origin.sha256[:12],
@@ -125,7 +124,7 @@ def export_backbone(
     targets: Sequence[str] = IMAGE_MODEL_TARGETS,
     kind: Kind = "backbone",
     model_version: str | None = None,
-    source: Source | None = None,
+    origin: Source | None = None,
     force: bool = False,
 ) -> ExportReport:
     """Export a model from images (n, \\*image_shape) to embeddings (n, d) or (n, d, 1, 1) as a bundle.
@@ -138,7 +137,7 @@ def export_backbone(
         targets: of ``onnx``, ``torchscript``; each file is loaded back and compared with ``module``.
         kind: ``backbone`` or ``side-information``.
         model_version: name of this model; by default the first 12 digits of the source's digest.
-        source: what ``module`` was loaded from; by default named ``module``, with a digest of its weights.
+        origin: what ``module`` was loaded from; by default ``module`` with a digest of its weights.
         force: replace a bundle that is there already, once the new one is complete.
 
     Raises:
@@ -153,7 +152,7 @@ def export_backbone(
         raise UsageError(f"preprocessing {preprocessing} does not make images of shape {tuple(image_shape)}")
     exporters = _choose(_IMAGE_MODEL_EXPORTERS, targets)
     model = _image_model(module, image_shape)
-    origin = source or Source("module", model.digest())
+    origin = origin or Source("module", model.digest())
     draft = Manifest(
         kind=kind,
         model_version=model_version or origin.sha256[:12],

@@ -15,6 +15,7 @@ from fct_infer.errors import ArtifactError
 from .parity import Probe, random_batches
 
 _BATCH_SIZES = (1, 2, 7)
+_TRIED_IMAGES = 2
 
 
 class ImageModel(nn.Module):
@@ -30,21 +31,31 @@ class ImageModel(nn.Module):
 
     def __init__(self, model: nn.Module, image_shape: Sequence[int]) -> None:
         super().__init__()
-        self.model = copy.deepcopy(model).cpu().float().eval()
+        with torch.no_grad():  # copies of TorchScript weights would remember where they came from
+            self.model = copy.deepcopy(model).cpu().float().eval()
         self.image_shape = tuple(image_shape)
-        shape = "x".join(map(str, self.image_shape))
-        try:
-            output = self.run(torch.zeros(2, *self.image_shape))
-        except (RuntimeError, TypeError, ValueError, torch.jit.Error) as error:
-            raise ArtifactError(f"the model does not run on images {shape}: {last_line(error)}") from error
-        if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != 2:
-            raise ArtifactError(f"the model makes of images {shape} no embedding (n, d) or (n, d, 1, 1)")
+        output = self._try()
+        self.is_pooled_map = output.ndim == 4 and output.shape[2:] == (1, 1)
+        if output.ndim != (4 if self.is_pooled_map else 2) or len(output) != _TRIED_IMAGES:
+            shape = tuple(output.shape)
+            raise ArtifactError(f"the model makes {shape} of {_TRIED_IMAGES} images, wanted (n, d) or (n, d, 1, 1)")
         self.output_dim = output.shape[1]
 
     def forward(self, image: Tensor) -> Tensor:
         """(n, \\*image_shape) -> (n, output_dim)."""
         features: Tensor = self.model(image)
-        return features.flatten(1) if features.shape[2:] == (1, 1) else features
+        return features.flatten(1) if self.is_pooled_map else features
+
+    def _try(self) -> Tensor:
+        try:
+            with torch.inference_mode():
+                output = self.model(torch.zeros(_TRIED_IMAGES, *self.image_shape))
+        except (RuntimeError, TypeError, ValueError, torch.jit.Error) as error:
+            shape = "x".join(map(str, self.image_shape))
+            raise ArtifactError(f"the model does not run on images {shape}: {last_line(error)}") from error
+        if not isinstance(output, Tensor):
+            raise ArtifactError(f"the model makes a {type(output).__name__} of images, wanted one tensor")
+        return output
 
     def run(self, image: Tensor) -> Tensor:
         """Forward without gradients."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import io
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,14 +75,19 @@ class ImageModelToOnnx(_ToOnnx["ImageModel"]):
         """
         import torch
 
+        from .tracing import trace, without_warnings
+
         onnx = _import_onnx()
         buffer: Any = io.BytesIO()  # PyTorch accepts one, its annotation does not say so
+        example = torch.zeros(2, *source.image_shape)
+        # Traced, because the exporter cannot trace a module that has TorchScript inside; and copied, because it runs
+        # such a module's batch norm in training mode, which changes its statistics.
+        traced = trace(copy.deepcopy(source), example)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)
+            with without_warnings():
                 torch.onnx.export(
-                    source,
-                    (torch.zeros(2, *source.image_shape),),
+                    traced,
+                    (example,),
                     buffer,
                     dynamo=False,
                     opset_version=OPSET,

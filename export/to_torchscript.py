@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fct_infer.artifacts.torchscript import last_line, load_torchscript
-from fct_infer.errors import ArtifactError
+from fct_infer.artifacts.torchscript import load_torchscript
 from fct_infer.transformation import Add, Concat, Float32Array, Linear, Normalize, Program
 
 from .image_model import ImageModel
 from .parity import Batch
 from .template import Exporter, Runner, SourceT
+from .tracing import trace, without_warnings
 
 
 class _ToTorchScript(Exporter[SourceT]):
@@ -42,7 +41,8 @@ class TransformationToTorchScript(_ToTorchScript[Program]):
 
     def convert(self, source: Program, metadata: Mapping[str, str]) -> bytes:
         """Return the archive."""
-        return _trace(ProgramModule(source), [torch.zeros(2, dim) for dim in source.dims.values()], metadata)
+        example = [torch.zeros(2, dim) for dim in source.dims.values()]
+        return _archive(trace(ProgramModule(source), *example), metadata)
 
 
 class ImageModelToTorchScript(_ToTorchScript[ImageModel]):
@@ -50,7 +50,7 @@ class ImageModelToTorchScript(_ToTorchScript[ImageModel]):
 
     def convert(self, source: ImageModel, metadata: Mapping[str, str]) -> bytes:
         """Return the archive."""
-        return _trace(source, [torch.zeros(2, *source.image_shape)], metadata)
+        return _archive(trace(source, torch.zeros(2, *source.image_shape)), metadata)
 
 
 class ProgramModule(nn.Module):
@@ -86,13 +86,8 @@ class ProgramModule(nn.Module):
 _ACTIVATIONS = {"none": lambda values: values, "relu": F.relu, "gelu": F.gelu}
 
 
-def _trace(module: nn.Module, example: list[Tensor], metadata: Mapping[str, str]) -> bytes:
+def _archive(traced: torch.jit.ScriptModule, metadata: Mapping[str, str]) -> bytes:
     buffer = io.BytesIO()
-    try:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            traced = torch.jit.trace(module, tuple(example))  # type: ignore[no-untyped-call]
-            torch.jit.save(traced, buffer, _extra_files={"metadata.json": json.dumps(metadata)})
-    except (RuntimeError, torch.jit.Error) as error:
-        raise ArtifactError(f"PyTorch cannot trace the model: {last_line(error)}") from error
+    with without_warnings():
+        torch.jit.save(traced, buffer, _extra_files={"metadata.json": json.dumps(metadata)})
     return buffer.getvalue()

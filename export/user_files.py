@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fct_infer.artifacts.loading import is_torchscript
+from fct_infer.artifacts.bundle import refuse_existing
+from fct_infer.artifacts.loading import is_torchscript, load_program
 from fct_infer.artifacts.manifest import Kind
 from fct_infer.artifacts.torchscript import count_inputs, load_torchscript
 from fct_infer.errors import ArtifactError, UsageError
+from fct_infer.transformation import Program
 
 from .exporting import (
     IMAGE_MODEL_TARGETS,
@@ -52,29 +55,43 @@ def export_file(
     """
     path = Path(path)
     bundle = path.with_suffix(".bundle") if bundle is None else Path(bundle)
+    refuse_existing(bundle, force=force)
     module = load_torchscript(path) if is_torchscript(path) else None
     image_shape, notes = _image_shape(module, kind, input_shapes)
     if module is None or image_shape is None:
-        if kind not in (None, "transformation"):
-            raise ArtifactError(f"{path}: does not run on images, wanted a {kind} model; is --input-shape missing?")
-        return export_transformation(
-            path,
+        program = _read_program(path, kind, input_shapes)
+        targets = targets or TRANSFORMATION_TARGETS
+        return export_transformation(program, bundle, targets=targets, origin=source_of(path), force=force)
+    try:
+        report = export_backbone(
+            module,
             bundle,
-            targets=targets or TRANSFORMATION_TARGETS,
-            input_widths=_widths(input_shapes),
-            trust=True,
+            image_shape=image_shape,
+            targets=targets or IMAGE_MODEL_TARGETS,
+            kind=kind or "backbone",
+            origin=source_of(path),
             force=force,
         )
-    report = export_backbone(
-        module,
-        bundle,
-        image_shape=image_shape,
-        targets=targets or IMAGE_MODEL_TARGETS,
-        kind=kind or "backbone",
-        source=source_of(path),
-        force=force,
-    )
-    return ExportReport(report.bundle, report.manifest, notes)
+    except ArtifactError as error:
+        error.args = (f"{path}: {error}",)
+        raise
+    return replace(report, notes=notes)
+
+
+def _read_program(path: Path, kind: Kind | None, input_shapes: Sequence[tuple[int, ...]]) -> Program:
+    if kind not in (None, "transformation"):
+        raise ArtifactError(f"{path}: does not run on images, wanted a {kind} model; is --input-shape missing?")
+    if any(len(shape) != 1 for shape in input_shapes):
+        raise UsageError(
+            "a transformation takes rows: give the width of each input, --input-shape 128 --input-shape 64"
+        )
+    widths = tuple(shape[0] for shape in input_shapes) or None
+    try:
+        return load_program(path, trust=True, input_widths=widths)
+    except (ArtifactError, UsageError) as error:
+        if kind is None and is_torchscript(path):
+            error.args = (f"{error}. Nor does it make embeddings of images of a usual size (--input-shape 3x32x32)",)
+        raise
 
 
 def _image_shape(
@@ -103,11 +120,3 @@ def _runs(module: torch.jit.ScriptModule, image_shape: tuple[int, ...]) -> bool:
     except ArtifactError:
         return False
     return True
-
-
-def _widths(input_shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...] | None:
-    if any(len(shape) != 1 for shape in input_shapes):
-        raise UsageError(
-            "a transformation takes rows: give the width of each input, --input-shape 128 --input-shape 64"
-        )
-    return tuple(shape[0] for shape in input_shapes) or None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import operator
 import os
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -22,6 +23,7 @@ Float32Array: TypeAlias = NDArray[np.float32]
 Activation: TypeAlias = Literal["none", "relu", "gelu"]
 ACTIVATIONS: tuple[Activation, ...] = ("none", "relu", "gelu")
 INPUTS = ("old", "side")
+MAX_WIDTH = 1 << 20  # of all values together: far beyond any model, so that a malformed one cannot exhaust the memory
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ class Program:
 
     Raises:
         ArtifactError: a step reads an unknown value, widths do not fit, a name is written twice,
-            a weight is not float32, C-contiguous and finite, or the output is never produced.
+            a weight is not float32, C-contiguous and finite, the output is never produced, or all values
+            together are wider than :data:`MAX_WIDTH`.
     """
 
     dims: dict[str, int]
@@ -93,6 +96,7 @@ class Program:
         widths = dict(self.dims)
         if "old" not in widths or not set(widths) <= set(INPUTS) or any(width < 1 for width in widths.values()):
             raise ArtifactError(f"a program has inputs 'old' and at most 'side', each at least 1 wide; got {widths}")
+        total = sum(widths.values())
         for index, step in enumerate(self.steps):
             where = f"step {index} ({type(step).__name__.lower()} -> {step.output!r})"
             names = (step.input,) if isinstance(step, Linear | Normalize) else step.inputs
@@ -102,6 +106,9 @@ class Program:
             if step.output in widths:
                 raise ArtifactError(f"{where} writes {step.output!r} a second time")
             widths[step.output] = _output_width(step, [widths[name] for name in names], where)
+            total += widths[step.output]
+            if total > MAX_WIDTH:
+                raise ArtifactError(f"{where}: all values so far are {total} wide, supported are {MAX_WIDTH}")
         if self.output not in widths or self.output in INPUTS:
             raise ArtifactError(f"no step produces the output {self.output!r}")
         return widths
@@ -153,7 +160,7 @@ class Program:
         """Inverse of :meth:`structure` and :meth:`tensors`; anything malformed is an ArtifactError."""
         try:
             steps = tuple(_parse_step(entry, tensors) for entry in structure["steps"])
-            dims = {str(name): int(dim) for name, dim in structure["inputs"].items()}
+            dims = {str(name): operator.index(dim) for name, dim in structure["inputs"].items()}
             return cls(dims, steps, str(structure["output"]))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             if isinstance(error, ArtifactError):

@@ -12,11 +12,17 @@ std::string describe(const py::array& array) {
 [[noreturn]] void fail(const std::string& message) { throw Error(ErrorKind::kArray, message); }
 
 DType check(const py::array& array, const char* name, int width) {
-  const std::string wanted = ", wanted a C-contiguous float32 or float16 array of shape (n, " + std::to_string(width) + ")";
-  const bool is_float = array.dtype().is(py::dtype::of<float>()) || array.dtype().equal(py::dtype::of<float>());
+  const std::string wanted =
+      ", wanted a C-contiguous float32 or float16 array of shape (n, " + std::to_string(width) + ")";
+  const bool is_float =
+      array.dtype().is(py::dtype::of<float>()) || array.dtype().equal(py::dtype::of<float>());
   const bool is_half = array.dtype().equal(py::dtype("float16"));
   if (!is_float && !is_half) fail(std::string(name) + " is a " + describe(array) + wanted);
-  if (array.ndim() != 2 || array.shape(1) != width) fail(std::string(name) + " is a " + describe(array) + wanted);
+  if (array.ndim() != 2 || array.shape(1) != width)
+    fail(std::string(name) + " is a " + describe(array) + wanted);
+  if ((array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) == 0)
+    fail(std::string(name) + " is a " + describe(array) + " at an address that does not suit its dtype" +
+         wanted);
   if ((array.flags() & py::array::c_style) == 0)
     fail(std::string(name) + " is a " + describe(array) + " that is not C-contiguous" + wanted);
   return is_float ? DType::kFloat32 : DType::kFloat16;
@@ -46,7 +52,8 @@ OutputRows output_rows(py::array& array, int width, std::int64_t rows) {
 
 void check_rows(const py::array& array, const char* name, std::int64_t rows) {
   if (array.shape(0) != rows)
-    fail(std::string(name) + " has " + std::to_string(array.shape(0)) + " rows, old has " + std::to_string(rows));
+    fail(std::string(name) + " has " + std::to_string(array.shape(0)) + " rows, old has " +
+         std::to_string(rows));
 }
 
 void check_no_overlap(const py::array& written, const py::array& read, const char* read_name) {

@@ -15,7 +15,8 @@ namespace py = pybind11;
 DType dtype_from_name(const std::string& name);  // "float32" or "float16"
 py::dtype numpy_dtype(DType dtype);
 
-// Checks that `array` is (n, width), float32 or float16, C-contiguous; throws Error(kArray) naming it otherwise.
+// Checks that `array` is (n, width), float32 or float16, C-contiguous and aligned; throws Error(kArray)
+// naming it otherwise.
 InputRows input_rows(const py::array& array, const char* name, int width);
 
 // The same, for an array that is written: it must be writeable and share no memory with the inputs.

@@ -212,27 +212,18 @@ void CpuExecutable::work(Call& call) const {
 
 void CpuExecutable::run_tile(Call& call, Workspace& workspace, std::int64_t first_row) const {
   const int tile_rows = tile_rows_[call.tile];
-  std::int64_t rows = std::min<std::int64_t>(tile_rows, call.rows - first_row);
-  auto check = [&](ValueId value, InputRows input, const char* name) {
-    const int width = program_.width(value);
-    const std::int64_t bad =
-        first_bad_row(row_of(input.data, input.dtype, first_row, width), input.dtype, rows, width);
-    if (bad == kNoRow) return;
-    call.report_bad_row(name, first_row + bad);
-    rows = bad;  // those before it are still computed: their result may be bad as well
-  };
-  check(program_.old, call.old, "old");
-  if (program_.has_side()) check(program_.side, call.side, "side");
-  if (rows == 0) return;
-
+  const std::int64_t rows = std::min<std::int64_t>(tile_rows, call.rows - first_row);
   const bool is_full = rows == tile_rows;
   std::vector<void*> values(plan_.values.size());
   for (std::size_t value = 0; value < values.size(); ++value)
     if (plan_.values[value].slot >= 0) values[value] = workspace.slot(plan_.values[value].slot);
 
-  auto stage = [&](ValueId value, InputRows input) {
+  auto stage = [&](ValueId value, InputRows input, const char* name) {
     const int width = program_.width(value);
     const void* source = row_of(input.data, input.dtype, first_row, width);
+    const std::int64_t bad = first_bad_row(source, input.dtype, rows, width);
+    // The tile is computed all the same: a row before the bad one may have a bad result.
+    if (bad != kNoRow) call.report_bad_row(name, first_row + bad);
     const auto& planned = plan_.values[at(value)];
     if (is_full && planned.dtype == input.dtype) {
       values[at(value)] = const_cast<void*>(source);  // read where it lies
@@ -243,8 +234,8 @@ void CpuExecutable::run_tile(Call& call, Workspace& workspace, std::int64_t firs
     std::memset(static_cast<char*>(values[at(value)]) + count * size_of(planned.dtype), 0,
                 (at(tile_rows) * at(width) - count) * size_of(planned.dtype));
   };
-  stage(program_.old, call.old);
-  if (program_.has_side()) stage(program_.side, call.side);
+  stage(program_.old, call.old, "old");
+  if (program_.has_side()) stage(program_.side, call.side, "side");
 
   const int new_width = program_.width(program_.output);
   const std::size_t new_count = static_cast<std::size_t>(rows) * at(new_width);

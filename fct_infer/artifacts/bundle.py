@@ -10,7 +10,7 @@ from pathlib import Path
 from fct_infer.artifacts.files import digest_file, file_size
 from fct_infer.artifacts.manifest import MANIFEST_NAME, BundleFile, Manifest, read_manifest
 from fct_infer.errors import ArtifactError, OutputError
-from fct_infer.storage import FileLock, current_filesystem, publish_directory, remove_tree, write_json
+from fct_infer.storage import FileLock, publish_directory, remove_tree, write_json
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,13 @@ def write_bundle(path: str | Path, fill: Callable[[Path], Manifest], *, force: b
     """Publish a bundle: ``fill`` writes the model files into a working folder and returns the manifest.
 
     The manifest is written last and the folder gets its name by one rename, so ``path`` never holds half a bundle.
-    What ``fill`` raises is passed on, and nothing stays behind.
+    What ``fill`` raises is passed on, and nothing stays behind. ``fill`` writes through ``storage``, which makes the
+    folder.
 
     Args:
         path: where the bundle will be; parents are made.
         fill: gets the working folder, a sibling of ``path``.
-        force: replace what is at ``path``; the new bundle is complete before the old one goes.
+        force: replace a bundle at ``path``, in one step, once the new one is complete.
 
     Raises:
         OutputError: ``path`` exists and ``force`` is not set, or another process is writing it.
@@ -72,38 +73,28 @@ def write_bundle(path: str | Path, fill: Callable[[Path], Manifest], *, force: b
     """
     target = Path(path).absolute()
     partial = target.with_name(target.name + ".partial")
-    _refuse_existing(target, force)
+    refuse_existing(target, force=force)
     with FileLock(target.with_name(target.name + ".lock"), str(target)):
         remove_tree(partial)  # of a run that was killed
-        current_filesystem().mkdir(partial)
         try:
             manifest = fill(partial)
             write_json(partial / MANIFEST_NAME, manifest.to_json())
-            _publish(partial, target, force)
+            publish_directory(partial, target, replace=force)
         finally:
             remove_tree(partial)
     return manifest
 
 
-def _refuse_existing(target: Path, force: bool) -> None:
+def refuse_existing(path: str | Path, *, force: bool = False) -> None:
+    """Say before any work is done that :func:`write_bundle` would refuse ``path``.
+
+    Raises:
+        OutputError: something is there, and ``force`` is not set or it is no bundle.
+    """
+    target = Path(path)
     if not os.path.lexists(target):
         return
     if not force:
         raise OutputError(f"{target}: exists already; choose another place or pass --force (force=True) to replace it")
     if target.is_symlink() or not (target / MANIFEST_NAME).is_file():
         raise OutputError(f"{target}: is not a bundle, so it is not replaced")
-
-
-def _publish(partial: Path, target: Path, force: bool) -> None:
-    _refuse_existing(target, force)  # another process may have been faster
-    replaced = target.with_name(target.name + ".replaced")
-    if target.exists():
-        remove_tree(replaced)
-        publish_directory(target, replaced)
-    try:
-        publish_directory(partial, target)
-    except BaseException:
-        if replaced.exists():
-            publish_directory(replaced, target)
-        raise
-    remove_tree(replaced)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from fct_infer.artifacts.bundle import Bundle, open_bundle
 from fct_infer.artifacts.onnx_graph import program_from_onnx
-from fct_infer.artifacts.program_builder import MAX_WIDTH
 from fct_infer.artifacts.tensors import read_tensors
 from fct_infer.artifacts.torchscript import load_torchscript
 from fct_infer.errors import ArtifactError, UnsupportedError, UsageError
@@ -57,19 +56,15 @@ def load_program(path: str | Path, *, trust: bool = False, input_widths: Sequenc
     """
     path = Path(path)
     if path.is_dir():
-        program = _program_from_bundle(open_bundle(path))
-    elif not is_torchscript(path):
-        program = program_from_onnx(path)
-    elif path.exists() and not trust:
+        return _program_from_bundle(open_bundle(path))
+    if not is_torchscript(path):
+        return program_from_onnx(path)
+    if path.exists() and not trust:
         raise UsageError(f"{path}: TorchScript is code that runs when it is loaded; pass trust=True if you trust it")
-    else:
-        module = load_torchscript(path)  # first: it says so if torch is missing, which the next import needs
-        from fct_infer.artifacts.torch_program import program_from_torchscript
+    module = load_torchscript(path)  # first: it says so if torch is missing, which the next import needs
+    from fct_infer.artifacts.torch_program import program_from_torchscript
 
-        program = program_from_torchscript(module, path, input_widths)
-    if max(program.widths.values()) > MAX_WIDTH:
-        raise ArtifactError(f"{path}: has a value {max(program.widths.values()):,} wide, wanted at most {MAX_WIDTH:,}")
-    return program
+    return program_from_torchscript(module, path, input_widths)
 
 
 def is_torchscript(path: Path) -> bool:
@@ -98,8 +93,6 @@ def _program_from_tensors(bundle: Bundle) -> Program:
         program = Program.from_structure(bundle.manifest.program, tensors)
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from error
-    except OverflowError as error:  # a dimension that is no int
-        raise ArtifactError(f"{bundle.path}: malformed program: {error}") from error
     unused = tensors.keys() - program.tensors().keys()
     if unused:
         raise ArtifactError(f"{path}: tensors that the program does not use: {', '.join(sorted(unused))}")

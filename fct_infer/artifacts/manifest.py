@@ -6,9 +6,9 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeAlias, TypeVar, get_args
+from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from fct_infer.artifacts.files import MEBIBYTE, read_file
 from fct_infer.errors import ArtifactError
@@ -103,20 +103,9 @@ class Manifest:
     preprocessing: Preprocessing | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return strict JSON, sealed with a digest over all of it."""
-        document = {
-            "schema_version": SCHEMA_VERSION,
-            "kind": self.kind,
-            "model_version": self.model_version,
-            "inputs": {name: list(shape) for name, shape in self.inputs.items()},
-            "output_dim": self.output_dim,
-            "program": self.program,
-            "preprocessing": None if self.preprocessing is None else _lists(vars(self.preprocessing)),
-            "files": {file.name: {**_without_name(file), "parity": vars(file.parity)} for file in self.files},
-            "source": vars(self.source),
-            "versions": self.versions,
-            "created": self.created,
-        }
+        """Return what ``manifest.json`` holds, sealed with a digest over all of it."""
+        document = {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        document["files"] = {file.pop("name"): file for file in document["files"]}
         return {**document, "sha256": _seal(document)}
 
 
@@ -129,7 +118,7 @@ def read_manifest(bundle: str | Path) -> Manifest:
     path = Path(bundle) / MANIFEST_NAME
     data = read_file(path, MAX_MANIFEST_BYTES)
     try:
-        document = json.loads(data, parse_constant=_refuse_constant)
+        document = json.loads(data, parse_constant=_finite, parse_float=_finite)
         return _parse(_Fields(document, "manifest"))
     except RecursionError as error:
         raise ArtifactError(f"{path}: nested too deeply") from error
@@ -158,7 +147,8 @@ def _parse(fields: _Fields) -> Manifest:
     )
     fields.done()
     if (manifest.kind == "transformation") != (program is not None):
-        raise ArtifactError(f"kind {manifest.kind!r} and program {'present' if program else 'missing'} do not fit")
+        presence = "missing" if program is None else "present"
+        raise ArtifactError(f"kind {manifest.kind!r} and program {presence} do not fit")
     if not manifest.files:
         raise ArtifactError("lists no files")
     return manifest
@@ -250,8 +240,8 @@ def _typed(value: Any, kind: type[_T], where: str) -> _T:
 
 
 def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ArtifactError(f"{where} is not a finite number")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ArtifactError(f"{where} is {type(value).__name__}, wanted a number")
     return float(value)
 
 
@@ -265,17 +255,11 @@ def _shape(value: Any, where: str) -> tuple[int, ...]:
     return tuple(_positive(size, where) for size in _typed(value, list, where))
 
 
-def _without_name(file: BundleFile) -> dict[str, Any]:
-    return {key: value for key, value in vars(file).items() if key != "name"}
-
-
-def _lists(values: dict[str, tuple[Any, ...]]) -> dict[str, list[Any]]:
-    return {key: list(value) for key, value in values.items()}
-
-
 def _seal(document: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not strict JSON")
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"{text} is not a finite number")
+    return value

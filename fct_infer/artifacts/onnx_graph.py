@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,16 @@ from fct_infer.errors import ArtifactError, MissingExtraError
 from fct_infer.transformation import INPUTS, Program
 
 Array: TypeAlias = NDArray[Any]
-Value: TypeAlias = Rows | Norm | Array
+
+
+@dataclass(frozen=True)
+class ShapeOf:
+    """The shape of rows, as PyTorch computes it at run time before it expands a norm to it."""
+
+    rows: Rows
+
+
+Value: TypeAlias = Rows | Norm | ShapeOf | Array
 
 MAX_ONNX_BYTES = 2 * GIBIBYTE
 
@@ -180,6 +190,8 @@ def _describe(value: Value | None) -> str:
             return f"rows of shape {value.shape}"
         case Norm():
             return "a norm"
+        case ShapeOf():
+            return "the shape of rows"
         case _:
             return f"a constant of shape {value.shape}"
 
@@ -265,9 +277,10 @@ def _norm_floor(builder: ProgramBuilder, node: _Node) -> Norm:
 
 
 def _expand(_builder: ProgramBuilder, node: _Node) -> Norm:
-    if not isinstance(node.inputs[0], Norm):
-        raise ArtifactError(f"expands {_describe(node.inputs[0])}")
-    return node.inputs[0]
+    match node.inputs:
+        case [Norm() as norm, ShapeOf() as shape] if shape.rows.shape == norm.rows.shape:
+            return norm
+    raise ArtifactError(f"expands {' to '.join(map(_describe, node.inputs))}, wanted a norm to the shape of its rows")
 
 
 def _lp_normalization(builder: ProgramBuilder, node: _Node) -> Rows:
@@ -297,13 +310,12 @@ def _unsqueeze(builder: ProgramBuilder, node: _Node) -> Rows:
 
 def _reshape(builder: ProgramBuilder, node: _Node) -> Rows:
     node.expect(allowzero=0)
-    rows, batch_first = node.rows(0), [int(size) for size in node.array(1).ravel()]
-    shape = [width if size == 0 else size for size, width in zip(batch_first[1:], rows.shape, strict=False)]
-    if batch_first[:1] not in ([0], [-1]) or len(shape) != len(batch_first) - 1:
-        raise ArtifactError(f"reshapes rows of shape {rows.shape} to {batch_first}")
-    if batch_first[0] == 0 and shape.count(-1) == 1:
-        shape[shape.index(-1)] = rows.width if shape[0] == -1 else 1
-    return builder.reshape(rows, shape)
+    rows, (batch, *shape) = node.rows(0), (int(size) for size in node.array(1).ravel())
+    kept = [rows.shape[axis] if size == 0 and axis < len(rows.shape) else size for axis, size in enumerate(shape)]
+    if batch not in (0, -1) or kept.count(-1) > (batch == 0):
+        raise ArtifactError(f"reshapes rows of shape {rows.shape} to {[batch, *shape]}")
+    known = math.prod(size for size in kept if size != -1)
+    return builder.reshape(rows, [rows.width // max(known, 1) if size == -1 else size for size in kept])
 
 
 def _transpose(_builder: ProgramBuilder, node: _Node) -> Array:
@@ -345,6 +357,7 @@ _OPERATIONS: dict[str, Callable[[ProgramBuilder, _Node], Value]] = {
     "ReduceL2": _reduce_l2,
     "Relu": lambda builder, node: builder.activate(node.rows(0), "relu"),
     "Reshape": _reshape,
+    "Shape": lambda _, node: ShapeOf(node.rows(0)),
     "Squeeze": _squeeze,
     "Sub": _elementwise("sub"),
     "Transpose": _transpose,

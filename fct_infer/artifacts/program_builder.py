@@ -14,12 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.errors import ArtifactError
-from fct_infer.transformation import Activation, Add, Concat, Linear, Normalize, Program, Step
+from fct_infer.transformation import MAX_WIDTH, Activation, Add, Concat, Linear, Normalize, Program, Step
 
 Float64Array: TypeAlias = NDArray[np.float64]
 Elementwise: TypeAlias = Literal["add", "sub", "mul", "div"]
 
-MAX_WIDTH = 1 << 16
 _MAX_DIAGONAL = 1 << 13  # a factor per feature that no linear layer absorbs becomes a square matrix
 _MAX_WEIGHTS = 1 << 29  # 2 GiB as float32, the size an ONNX file can have; one tensor may be named many times
 _MAX_NORM_FLOOR = 1e-8  # PyTorch's F.normalize has 1e-12; only rows shorter than the floor could tell
@@ -33,7 +32,7 @@ class Rows:
         source: name of an input or of the output of a step.
         weight: (width, d_in) matrix, or (width,) factors of the features of ``source``.
         bias: (width,).
-        rank: 2 for (n, d), 4 for (n, d, 1, 1).
+        rank: 2 for (n, d), 4 for (n, d, 1, 1), and 3 on the way from one to the other.
     """
 
     source: str
@@ -184,8 +183,8 @@ class ProgramBuilder:
         return _finished(name, rows.width, rows.rank)
 
     def reshape(self, rows: Rows, shape: Sequence[int]) -> Rows:
-        """Rows as ``shape`` without the batch axis: (d,) or (d, 1, 1), nothing moved."""
-        if tuple(shape) not in ((rows.width,), (rows.width, 1, 1)):
+        """Rows as ``shape`` without the batch axis: (d,), (d, 1) or (d, 1, 1), nothing moved."""
+        if len(shape) > 3 or tuple(shape) != (rows.width, 1, 1)[: max(len(shape), 1)]:
             raise ArtifactError(f"rows of shape {rows.shape} made into {tuple(shape)}")
         return Rows(rows.source, rows.weight, rows.bias, len(shape) + 1)
 
@@ -208,8 +207,8 @@ class ProgramBuilder:
             weight = np.diag(rows.weight) if is_diagonal else rows.weight
             name = self._name("linear")
             with np.errstate(over="ignore"):  # becomes infinite, which Program refuses
-                step = Linear(rows.source, name, weight.astype(np.float32), rows.bias.astype(np.float32), activation)
-            self._steps.append(step)
+                weight32, bias32 = np.ascontiguousarray(weight, np.float32), rows.bias.astype(np.float32)
+            self._steps.append(Linear(rows.source, name, weight32, bias32, activation))
             self._written[rows, activation] = _finished(name, rows.width, rows.rank)
         return self._written[rows, activation]
 

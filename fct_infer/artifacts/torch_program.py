@@ -5,15 +5,15 @@ So it does not matter whether a TorchScript archive was scripted or traced, nor 
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.jit._fuser import optimized_execution
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fct_infer.artifacts.program_builder import Elementwise, Float64Array, Norm, ProgramBuilder, Rows
@@ -48,17 +48,20 @@ def program_from_torchscript(
     if not 1 <= count <= len(INPUTS) or (widths is not None and len(widths) != count):
         raise ArtifactError(f"{where}: takes {count} inputs, wanted {'1 or 2' if widths is None else len(widths)}")
     candidates = itertools.product(_weight_widths(module), repeat=count) if widths is None else [tuple(widths)]
-    shapes = _accepted_shapes(module, candidates)
-    if shapes is None:
-        raise UsageError(f"{where}: its weights do not tell how wide its inputs are; {_GIVE_WIDTHS}")
-    try:
-        program = _watch(module, shapes)
+    refusal = None
+    for shapes in _accepted_shapes(module, candidates):
+        try:
+            program = _watch(module, shapes)
+            _check_equal(module, shapes, program)
+        except ArtifactError as error:  # a layer may accept two ranks, and only one of them makes rows of rows
+            refusal = refusal or error
+            continue
         if widths is None and not {step.input for step in program.steps if isinstance(step, Linear)} >= {*program.dims}:
             raise UsageError(f"{where}: its inputs meet before its first layer; {_GIVE_WIDTHS}")
-        _check_equal(module, shapes, program)
-    except ArtifactError as error:
-        raise ArtifactError(f"{where}: {error}") from error
-    return program
+        return program
+    if refusal is not None:
+        raise ArtifactError(f"{where}: {refusal}") from refusal
+    raise UsageError(f"{where}: its weights do not tell how wide its inputs are; {_GIVE_WIDTHS}")
 
 
 def _weight_widths(module: torch.jit.ScriptModule) -> list[int]:
@@ -66,15 +69,16 @@ def _weight_widths(module: torch.jit.ScriptModule) -> list[int]:
     return list(dict.fromkeys(weight.shape[1] for weight in module.parameters() if weight.ndim >= 2))
 
 
-def _accepted_shapes(module: torch.jit.ScriptModule, candidates: Iterable[tuple[int, ...]]) -> Shapes | None:
-    """Return the first shapes of the inputs, batch axis included, that the module runs on."""
+def _accepted_shapes(module: torch.jit.ScriptModule, candidates: Iterable[tuple[int, ...]]) -> Iterator[Shapes]:
+    """Yield shapes of the inputs, batch axis included, that the module runs on."""
     for widths in candidates:
         for rank in _RANKS:
             shapes = [(_WATCHED_ROWS, width, 1, 1)[:rank] for width in widths]
-            with contextlib.suppress(ArtifactError):
+            try:
                 _run(module, _random_inputs(shapes, seed=0))
-                return shapes
-    return None
+            except ArtifactError:
+                continue
+            yield shapes
 
 
 def _random_inputs(shapes: Shapes, seed: int) -> list[Tensor]:
@@ -84,7 +88,8 @@ def _random_inputs(shapes: Shapes, seed: int) -> list[Tensor]:
 
 def _run(module: torch.jit.ScriptModule, inputs: list[Tensor]) -> Any:
     try:
-        with torch.no_grad():  # under inference mode, composite operations would not be taken apart
+        # Under inference mode composite operations would not be taken apart; optimizing costs more than it saves here.
+        with torch.no_grad(), optimized_execution(False):
             return module(*inputs)
     except (RuntimeError, torch.jit.Error) as error:
         shapes = " and ".join(str(tuple(tensor.shape)) for tensor in inputs)
@@ -175,7 +180,7 @@ def _read_operation(
 ) -> Rows | Norm:
     name = func.overloadpacket.__name__.removesuffix("_")  # in place or not
     match name, operands:
-        case "convolution", [Rows() as rows, weight, bias, stride, padding, _, False, _, 1]:
+        case (("convolution" | "_convolution"), [Rows() as rows, weight, bias, stride, padding, _, False, _, 1, *_]):
             if {*stride} != {1} or {*padding} != {0}:
                 raise ArtifactError(f"convolution with stride {stride} and padding {padding}")
             return builder.convolution(rows, _array(weight), _optional(bias))
@@ -195,6 +200,10 @@ def _read_operation(
             return builder.concat(parts)
         case (("add" | "sub" | "mul" | "div"), [first, second]) if not keywords:
             return _read_elementwise(builder, name, first, second)
+        case "neg", [Rows() as rows]:
+            return builder.constant("mul", rows, _array(-1))
+        case "rsub", [Rows() as rows, constant]:
+            return builder.constant("sub", rows, _array(constant), reverse=True)
         case (("linalg_vector_norm" | "norm"), [Rows() as rows, 2, [axis], True]) if axis in (1, 1 - rows.rank):
             return builder.norm(rows)
         case "clamp_min", [Norm() as norm, int() | float() as floor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,9 @@ def load_torchscript(path: str | Path) -> torch.jit.ScriptModule:
     except ImportError as error:
         raise MissingExtraError("torch", "export") from error
     try:
-        module: torch.jit.ScriptModule = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript itself
+            module: torch.jit.ScriptModule = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError) as error:
         raise ArtifactError(f"{path}: cannot be loaded as TorchScript: {last_line(error)}") from error
     for name, tensor in itertools.chain(module.named_parameters(), module.named_buffers()):

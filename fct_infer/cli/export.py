@@ -19,15 +19,13 @@ if TYPE_CHECKING:
     from fct_infer.export.exporting import ExportReport
 
 
-class _Shape(click.ParamType[tuple[int, ...]]):
-    """``3x32x32`` or ``128`` as a tuple of positive integers."""
-
-    name = "CxHxW"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+def _parse_shapes(
+    _context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
+) -> list[tuple[int, ...]]:
+    for value in values:
         if not re.fullmatch(r"[1-9]\d{0,5}(x[1-9]\d{0,5})*", value, re.ASCII):
-            self.fail(f"{value!r} is not of the form 3x32x32, or 128 for rows", param, ctx)
-        return tuple(int(size) for size in value.split("x"))
+            raise click.BadParameter(f"{value!r} is not of the form 3x32x32, or 128 for rows")
+    return [tuple(map(int, value.split("x"))) for value in values]
 
 
 @click.command()
@@ -38,8 +36,9 @@ class _Shape(click.ParamType[tuple[int, ...]]):
 @click.option(
     "--input-shape",
     "input_shapes",
-    type=_Shape(),
+    metavar="CxHxW",
     multiple=True,
+    callback=_parse_shapes,
     help="Where the file cannot tell: 3x32x32 for images; for rows the width of each input, old then side.",
 )
 @click.option("--force", is_flag=True, help="Replace a bundle that exists.")
@@ -49,7 +48,7 @@ def export(
     bundle: Path | None,
     kind: str,
     targets: str | None,
-    input_shapes: tuple[tuple[int, ...], ...],
+    input_shapes: list[tuple[int, ...]],
     force: bool,
     as_json: bool,
 ) -> None:
@@ -61,7 +60,7 @@ def export(
     from fct_infer.export.user_files import export_file
 
     if is_torchscript(model):
-        click.echo(f"{model}: loaded as TorchScript, which is code and runs with your rights", err=True)
+        click.echo(f"{model}: opened as TorchScript, which is code and runs with your rights", err=True)
     report = export_file(
         model,
         bundle,

@@ -10,7 +10,7 @@ from fct_infer.evaluation.compatibility import (
 )
 from fct_infer.evaluation.inputs import read_embeddings, read_labels
 from fct_infer.evaluation.neighbours import nearest
-from fct_infer.evaluation.report import figures, page, property_table, write_report
+from fct_infer.evaluation.report import figures, html_page, html_properties, write_report
 from fct_infer.evaluation.retrieval import QueryRanks, RetrievalMetrics, rank_queries, retrieval_metrics
 
 __all__ = [
@@ -23,9 +23,9 @@ __all__ = [
     "criterion",
     "figures",
     "gap_closed",
+    "html_page",
+    "html_properties",
     "nearest",
-    "page",
-    "property_table",
     "rank_queries",
     "read_embeddings",
     "read_labels",

@@ -33,7 +33,7 @@ thead + tbody td { text-align: right; }
 figure { margin: 1rem 0; break-inside: avoid; }
 figcaption { color: var(--soft); font-size: .9rem; }
 svg { display: block; width: 100%; height: auto; }
-svg text { fill: var(--soft); font-size: 13px; }
+svg text { fill: var(--soft); font-size: 14px; }
 svg .grid { stroke: var(--rule); }
 svg .line { fill: none; stroke: var(--accent); stroke-width: 2; }
 svg .dot, svg .bar { fill: var(--accent); }
@@ -68,7 +68,7 @@ def write_report(path: str | Path, ranks: QueryRanks, ks: Iterable[int], setting
     body = (
         f"<p>For {100 * first:.1f} % of {metrics.queries:,} queries the nearest gallery item has the query's label; "
         f"mAP is {100 * metrics.mean_average_precision:.1f} %.</p>"
-        + property_table(figures(metrics))
+        + html_properties(figures(metrics))
         + "<h2>CMC curve</h2>"
         + _figure(
             line_chart(
@@ -82,12 +82,12 @@ def write_report(path: str | Path, ranks: QueryRanks, ks: Iterable[int], setting
             "Share of queries by how well all items of their label are ranked; the mean is the mAP.",
         )
         + "<h2>What was compared</h2>"
-        + property_table(settings)
+        + html_properties(settings)
     )
-    storage.write_bytes(path, page("Retrieval evaluation", body).encode())
+    storage.write_bytes(path, html_page("Retrieval evaluation", body).encode())
 
 
-def page(title: str, body: str) -> str:
+def html_page(title: str, body: str) -> str:
     """Return a whole HTML document around ``body`` (HTML), with the reports' style inside it."""
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -97,7 +97,7 @@ def page(title: str, body: str) -> str:
     )
 
 
-def property_table(properties: Mapping[str, str]) -> str:
+def html_properties(properties: Mapping[str, str]) -> str:
     """Return names and values (text) as an HTML table of two columns."""
     lines = (
         f'<tr><th scope="row">{escape(name)}</th><td>{escape(value)}</td></tr>' for name, value in properties.items()

@@ -175,9 +175,9 @@ class _Ranking:
         self.scorer = scorer
         self.exclude_self = exclude_self
         self.rows_by_label = np.argsort(gallery_codes, kind="stable")
-        ends = np.cumsum(np.bincount(gallery_codes))
-        self.end = np.where(query_codes >= 0, ends[query_codes], 0)
-        self.begin = np.where(query_codes > 0, ends[query_codes - 1], 0)
+        bounds = np.concatenate(([0], np.cumsum(np.bincount(gallery_codes))))
+        self.begin = bounds[np.maximum(query_codes, 0)]
+        self.end = bounds[query_codes + 1]  # a label the gallery lacks, -1, has an empty range
         self.kept = np.flatnonzero(self.end - self.begin > int(exclude_self))
         if not len(self.kept):
             raise ArrayError("no query has a gallery item with its label, so there is nothing to measure")

@@ -23,7 +23,7 @@ class Scorer:
 
     With c the middle of the gallery, the score is ``|q - g|^2`` for ``l2``, computed from q - c and g - c so that
     a large common part cancels before it costs digits; ``-q.(g - c)`` for ``ip``, which orders rows as ``-q.g``
-    does; and for ``cosine`` that of rows of length one. Medians make the middle, so that no outlier moves it.
+    does; ``-q.g`` of rows of length one for ``cosine``. Medians make the middle, so that no outlier moves it.
 
     Args:
         queries: (n_q, dim) float32 or float16.
@@ -43,9 +43,10 @@ class Scorer:
         self._gallery = np.empty(gallery.shape)
         for part in row_parts(gallery):
             self._gallery[part] = self._widened(gallery[part])
-        center = np.median(self._gallery[:: max(1, len(gallery) // _CENTER_ROWS)], axis=0)
-        self._gallery -= center
-        self._query_center = center if metric == "l2" else np.zeros_like(center)
+        if metric != "cosine":
+            center = np.median(self._gallery[:: max(1, len(gallery) // _CENTER_ROWS)], axis=0)
+            self._gallery -= center
+        self._query_center = center if metric == "l2" else np.zeros(self._dim)
         self._squares = np.einsum("ij,ij->i", self._gallery, self._gallery)
         self._largest_norm = np.sqrt(self._squares.max())
 

@@ -72,12 +72,12 @@ class Gallery:
         if not root.is_dir():
             raise GalleryError(f"{root}: is not a folder")
         embeddings = _read_folder(root / "embeddings", None)
-        side = _read_folder(root / "side_information", embeddings)
-        ids = _read_folder(root / "ids", embeddings)
         if embeddings is None:
             raise GalleryError(f"{root}: has no embeddings/ folder")
         old_dim, embedding_dtype = _check_vectors(embeddings)
+        side = _read_folder(root / "side_information", embeddings)
         side_dim, side_dtype = _check_vectors(side) if side else (None, None)
+        ids = _read_folder(root / "ids", embeddings)
         id_dtype = _check_ids(ids) if ids else None
         shards, first_row = [], 0
         for name, (file, header) in embeddings.items():

@@ -1,4 +1,4 @@
-"""Rows of a gallery, read into the caller's buffers; nothing is mapped, so a file that shrinks is an error, not a crash."""
+"""Rows of a gallery, read into the caller's buffers; never mapped, so a shrinking file is an error, not a crash."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ class GalleryWriter:
         side_information: NDArray[Any] | None = None,
         ids: NDArray[Any] | None = None,
     ) -> None:
-        """Add rows: ``embeddings`` (n, old_dim), ``side_information`` (n, side_dim), ``ids`` (n,) int64, bytes or str."""
+        """Add embeddings (n, old_dim), side_information (n, side_dim) and ids (n,) int64, bytes or str."""
         batch = {"embeddings": embeddings, "side_information": side_information, "ids": ids}
         given = {name: array for name, array in batch.items() if array is not None}
         self._check(given)

@@ -3,9 +3,10 @@
 from fct_infer.index.builder import IndexBuilder, load_index_file
 from fct_infer.index.factory import IndexPlan, default_factory, describe_index
 from fct_infer.index.gallery_index import GalleryIndex, index_infos, load_index
-from fct_infer.index.recall import exact_neighbours, measure_recall, tune_nprobe
+from fct_infer.index.recall import ExactNeighbours, exact_neighbours, measure_recall, tune_nprobe
 
 __all__ = [
+    "ExactNeighbours",
     "GalleryIndex",
     "IndexBuilder",
     "IndexPlan",

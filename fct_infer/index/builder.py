@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fct_infer.errors import ArtifactError, ResourceError, UsageError
+from fct_infer.errors import ArtifactError, GalleryError, ResourceError, UsageError
 from fct_infer.index.factory import make_index
-from fct_infer.index.faiss_module import condensed, faiss, ivf_of
-from fct_infer.storage import DigestedFile, DurableWriter, sha256_of_file
+from fct_infer.index.faiss_module import condensed, faiss, faiss_threads, inner_indexes, ivf_of, transforms_of
+from fct_infer.storage import DigestedFile, DurableWriter, ReadFile, sha256_of_file
 from fct_infer.transformation import Float32Array
 
-Ids = NDArray[np.int64]
+Ids: TypeAlias = NDArray[np.int64]
 
 
 class IndexBuilder:
     """An index that keeps the ids it is given: the index's own where it can, else wrapped in an IDMap.
 
-    The same rows added in the same order give the same file. FAISS's thread count belongs to the calling thread, so
-    every call sets it.
+    The same sample and the same blocks of rows, added in the same order with the same thread count, give the same file.
+    Training may depend on the thread count (PCA and OPQ do); adding was not seen to. How rows are cut into blocks shows
+    in the file of an HNSW graph only.
+    ``PQ<m>`` makes FAISS anneal its codebooks for polysemous codes, which this project never searches with and which
+    can take a minute; ``PQ<m>np`` leaves that out.
+
+    Attributes:
+        factory, dim, metric: as described by :func:`fct_infer.index.describe_index`.
+        threads: for all work, whichever thread calls.
+        index: the FAISS index.
 
     Raises:
         UsageError: FAISS refuses the factory string.
@@ -42,28 +52,28 @@ class IndexBuilder:
         return int(self.index.ntotal)
 
     def train(self, sample: Float32Array) -> None:
-        """Train on rows (n, dim), repeatably for one thread count.
+        """Train on rows (n, dim) float32, repeatably for one thread count.
 
         Raises:
             UsageError: the sample is too small for the index.
         """
-        faiss().omp_set_num_threads(self.threads)
-        try:
-            self.index.train(sample)
-        except RuntimeError as error:
-            raise UsageError(
-                f"index {self.factory!r} cannot be trained on {len(sample)} rows: {condensed(error)}"
-            ) from error
+        with faiss_threads(self.threads), _accepting_small_samples(self.index):
+            try:
+                self.index.train(sample)
+            except RuntimeError as error:
+                raise UsageError(
+                    f"index {self.factory!r} cannot be trained on {len(sample)} rows: {condensed(error)}"
+                ) from error
 
     def add(self, rows: Float32Array, ids: Ids) -> None:
-        """Add rows (n, dim) under their ids (n,)."""
-        faiss().omp_set_num_threads(self.threads)
-        self.index.add_with_ids(rows, ids)
+        """Add rows (n, dim) float32 under their ids (n,) int64; the GIL is released."""
+        with faiss_threads(self.threads):
+            self.index.add_with_ids(rows, ids)
 
     def search(self, queries: Float32Array, k: int) -> tuple[Float32Array, Ids]:
         """Return (distances, ids), each (m, k); id -1 where there are fewer than k rows."""
-        faiss().omp_set_num_threads(self.threads)
-        distances, ids = self.index.search(queries, k)
+        with faiss_threads(self.threads):
+            distances, ids = self.index.search(queries, k)
         return distances, ids
 
     @property
@@ -88,60 +98,87 @@ class IndexBuilder:
         Raises:
             ResourceError: disk full, I/O error, or the disk returns other bytes than were written.
         """
-        module, failures = faiss(), list[BaseException]()
+        module = faiss()
         with DurableWriter(path) as file:
-
-            def write(data: bytes) -> int:
-                try:
-                    return file.write(data)
-                except BaseException as error:
-                    failures.append(error)
-                    raise
-
-            try:
-                # Not write_index(path): it can return normally on a full disk.
-                module.write_index(self.index, module.PyCallbackIOWriter(write))
-            except Exception:
-                if failures:
-                    raise failures[0] from None
-                raise
+            # Not write_index(path): it can return normally on a full disk.
+            module.write_index(self.index, module.PyCallbackIOWriter(file.write))
             written = file.commit()
         if sha256_of_file(path) != written.sha256:
             raise ResourceError(f"{path}: the disk returned other bytes than were written")
         return written
 
     def load_trained(self, path: Path, sha256: str) -> None:
-        """Take over an index that :meth:`save` wrote.
+        """Take over an index of the same factory that :meth:`save` wrote.
 
         Raises:
-            ArtifactError: the file is damaged.
+            ArtifactError: the file is missing or damaged.
         """
         self.index = load_index_file(path, sha256)
 
 
-def load_index_file(path: Path, sha256: str) -> Any:
-    """Return the FAISS index in a file whose digest is known: FAISS itself accepts most damaged files.
+def load_index_file(path: str | Path, sha256: str | None = None) -> Any:
+    """Return the FAISS index in a file.
+
+    With ``sha256`` the file is checked first: FAISS itself accepts most damaged files. Without, it must be trusted.
 
     Raises:
-        ArtifactError: the file is missing or damaged.
+        ArtifactError: the file is missing, damaged or no index.
     """
-    if not path.is_file():
-        raise ArtifactError(f"{path}: is missing")
-    found = sha256_of_file(path)
-    if found != sha256:
-        raise ArtifactError(f"{path}: is damaged: SHA-256 {found[:12]}..., wanted {sha256[:12]}...")
+    module = faiss()
     try:
-        return faiss().read_index(str(path))
+        found = sha256_of_file(path) if sha256 is not None else None
+        if found != sha256:
+            raise ArtifactError(f"{path}: is damaged: its SHA-256 is {found}, wanted {sha256}")
+        with ReadFile(path) as file:
+            return module.read_index(module.PyCallbackIOReader(_Sequential(file).read))
+    except GalleryError as error:
+        raise ArtifactError(str(error)) from error
     except RuntimeError as error:
         raise ArtifactError(f"{path}: cannot be read by this FAISS: {condensed(error)}") from error
 
 
+class _Sequential:
+    """A file read from front to back, as FAISS asks for it; shorter answers mean its end."""
+
+    def __init__(self, file: ReadFile) -> None:
+        self._file, self._size, self._offset = file, file.size, 0
+
+    def read(self, count: int) -> bytes:
+        data = self._file.read(min(count, self._size - self._offset), self._offset)
+        self._offset += len(data)
+        return data
+
+
 def _with_ids(index: Any) -> Any:
+    """Return the index itself if ``add_with_ids`` works on it, else wrapped so that it does."""
     module = faiss()
-    keeps_ids = isinstance(module.downcast_index(index), module.IndexIDMap | module.IndexIDMap2)
-    if keeps_ids or ivf_of(index) is not None:
+    chain = inner_indexes(index)
+    # Pre-transforms hand ids on to what they wrap; refining indexes do not.
+    first = next(each for each in chain if not isinstance(each, module.IndexPreTransform))
+    if isinstance(first, module.IndexIDMap | module.IndexIDMap2 | module.IndexIVF):
         return index
     wrapped = module.IndexIDMap(index)
     index.this.disown()
     wrapped.own_fields = True
     return wrapped
+
+
+@contextmanager
+def _accepting_small_samples(index: Any) -> Iterator[None]:
+    """Keep FAISS from writing to stderr at each clustering of few rows: measured recall says what came of them."""
+    module = faiss()
+    parts = inner_indexes(index)
+    quantizers = [part.pq for part in parts if hasattr(part, "pq")]
+    rotations = [
+        rotation for part in parts for rotation in transforms_of(part) if isinstance(rotation, module.OPQMatrix)
+    ]
+    for rotation in rotations:
+        quantizers.append(module.ProductQuantizer(rotation.d_out, rotation.M, 8))  # as OPQ makes one itself
+        rotation.pq = quantizers[-1]  # a bare pointer: the list keeps it alive
+    for part in [*(part for part in parts if isinstance(part, module.IndexIVF)), *quantizers]:
+        part.cp.min_points_per_centroid = 1
+    try:
+        yield
+    finally:
+        for rotation in rotations:
+            rotation.pq = None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -22,14 +24,47 @@ def faiss() -> Any:
     return module
 
 
+@contextmanager
+def faiss_threads(threads: int) -> Iterator[Any]:
+    """Yield the ``faiss`` module with this thread count; FAISS keeps one per calling thread, which is put back."""
+    module = faiss()
+    before = module.omp_get_max_threads()
+    module.omp_set_num_threads(threads)
+    try:
+        yield module
+    finally:
+        module.omp_set_num_threads(before)
+
+
 def condensed(error: Exception) -> str:
     """Return FAISS's words without its C++ location: ``Error in <function> at <file:line>: <words>``."""
-    return str(error).split(": ", 2)[-1].replace("\n", " ").strip()
+    words = str(error).partition(" at /")[2].partition(": ")[2] or str(error)
+    return words.removeprefix("Error: ").replace("\n", " ").strip()
+
+
+def inner_indexes(index: Any) -> list[Any]:
+    """Return the index and those it wraps, outermost first, each as its own class."""
+    module = faiss()
+    chain = [module.downcast_index(index)]
+    while True:
+        outer = chain[-1]
+        if isinstance(outer, module.IndexPreTransform | module.IndexIDMap | module.IndexIDMap2):
+            chain.append(module.downcast_index(outer.index))
+        elif isinstance(outer, module.IndexRefine):
+            chain.append(module.downcast_index(outer.base_index))
+        else:
+            return chain
 
 
 def ivf_of(index: Any) -> Any | None:
     """Return the inverted-file index inside ``index``, or None."""
-    try:
-        return faiss().extract_index_ivf(index)
-    except RuntimeError:
-        return None
+    innermost = inner_indexes(index)[-1]
+    return innermost if isinstance(innermost, faiss().IndexIVF) else None
+
+
+def transforms_of(index: Any) -> list[Any]:
+    """Return the vector transforms (OPQ, PCA ...) that an index applies to rows before it hands them on."""
+    module = faiss()
+    if not isinstance(index, module.IndexPreTransform):
+        return []
+    return [module.downcast_VectorTransform(index.chain.at(place)) for place in range(index.chain.size())]

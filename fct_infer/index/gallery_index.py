@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from bisect import bisect_right
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -11,13 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fct_infer.errors import ArrayError, ArtifactError
-from fct_infer.gallery import Gallery, ShardReader
+from fct_infer.errors import ArrayError, ArtifactError, GalleryError
 from fct_infer.index.builder import IndexBuilder, load_index_file
-from fct_infer.index.faiss_module import ivf_of
+from fct_infer.index.faiss_module import faiss, inner_indexes, ivf_of
+from fct_infer.index.text_ids import TextIds
+from fct_infer.storage import ReadFile, read_npy_header
 from fct_infer.transformation import Float32Array
 
+MAX_MANIFEST_BYTES = 1 << 28
 SPEED_QUERIES = 100
+SPEED_K = 10
 
 
 class GalleryIndex:
@@ -29,10 +31,9 @@ class GalleryIndex:
         index: the FAISS index itself; its ids are the gallery's int64 ids, or row numbers if those are text or absent.
     """
 
-    def __init__(self, index: Any, metric: str, gallery: Gallery) -> None:
-        self.index, self.metric, self._gallery = index, metric, gallery
+    def __init__(self, index: Any, metric: str, text_ids: TextIds | None = None) -> None:
+        self.index, self.metric, self._text_ids = index, metric, text_ids
         self.rows, self.dim = int(index.ntotal), int(index.d)
-        self._first_rows = [shard.first_row for shard in gallery.shards]
 
     def search(self, queries: Float32Array, k: int) -> tuple[Float32Array, NDArray[Any]]:
         """Return the k nearest rows of each query.
@@ -46,39 +47,22 @@ class GalleryIndex:
             fewer than k were found, id -1 (or an empty text).
 
         Raises:
-            ArrayError: queries are not C-contiguous float32 (m, dim), or k is less than 1.
+            ArrayError: queries are not finite, C-contiguous float32 (m, dim), or k is less than 1.
+            ArtifactError: a file of text ids is damaged.
         """
         if queries.dtype != np.float32 or queries.ndim != 2 or queries.shape[1] != self.dim:
             raise ArrayError(f"queries is {queries.dtype} {queries.shape}, wanted float32 (m, {self.dim})")
-        if not queries.flags.c_contiguous or k < 1:
-            raise ArrayError(f"queries must be C-contiguous and k at least 1 (it is {k})")
+        if not queries.flags.c_contiguous:
+            raise ArrayError("queries is not C-contiguous")
+        if k < 1:
+            raise ArrayError(f"k is {k}, wanted at least 1")
+        finite = np.isfinite(queries).all(axis=1)
+        if not finite.all():
+            raise ArrayError(f"queries: row {int(np.argmin(finite))} holds NaN or infinity")
         if self.metric == "cosine":
             queries = queries / np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), 1e-12)
         distances, ids = self.index.search(queries, k)
-        if self._gallery.id_dtype is not None and self._gallery.id_dtype.kind != "i":
-            ids = self._texts(ids)
-        return distances, ids
-
-    def _texts(self, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """Return the text ids of row numbers, read from the shards."""
-        assert self._gallery.id_dtype is not None
-        texts = np.zeros(rows.shape, self._gallery.id_dtype)
-        wanted, inverse = np.unique(rows, return_inverse=True)
-        found = np.zeros(wanted.shape, self._gallery.id_dtype)
-        readers: dict[int, ShardReader] = {}
-        try:
-            for position, row in enumerate(wanted.tolist()):
-                if row < 0:
-                    continue
-                number = bisect_right(self._first_rows, row) - 1
-                reader = readers.setdefault(number, ShardReader(self._gallery.shards[number]))
-                start = row - self._first_rows[number]
-                found[position] = reader.read_ids(start, start + 1)[0]
-        finally:
-            for reader in readers.values():
-                reader.close()
-        texts[...] = found[inverse.reshape(rows.shape)]
-        return texts
+        return distances, ids if self._text_ids is None else self._text_ids[ids]
 
 
 def load_index(dest: str | Path) -> GalleryIndex:
@@ -89,23 +73,38 @@ def load_index(dest: str | Path) -> GalleryIndex:
         MissingExtraError: FAISS is not installed.
     """
     dest = Path(dest)
+    manifest = _read_manifest(dest)
     try:
-        manifest = json.loads((dest / "manifest.json").read_text())
-        digest = manifest["files"]["index.faiss"]["sha256"]
-        metric = manifest["metric"]
-    except OSError as error:
-        raise ArtifactError(f"{dest}: is not a published gallery: it has no readable manifest.json") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{dest}: its manifest.json names no index") from error
-    return GalleryIndex(load_index_file(dest / "index.faiss", digest), metric, Gallery.open(dest))
+        digests = {str(name): str(entry["sha256"]) for name, entry in manifest["files"].items()}
+        rows, dim, metric = int(manifest["rows"]), int(manifest["dim"]), str(manifest["metric"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{dest / 'manifest.json'}: is malformed: {type(error).__name__} {error}") from error
+    if "index.faiss" not in digests:
+        raise ArtifactError(f"{dest}: has no index.faiss; it was upgraded with --index none")
+    index = load_index_file(dest / "index.faiss", digests["index.faiss"])
+    if (index.ntotal, index.d) != (rows, dim):
+        raise ArtifactError(
+            f"{dest / 'index.faiss'}: holds {index.ntotal} rows of {index.d}, manifest.json says {rows} of {dim}"
+        )
+    return GalleryIndex(index, metric, _open_text_ids(dest, digests, rows))
 
 
 def index_infos(builder: IndexBuilder, path: Path, queries: Float32Array, recall: float) -> dict[str, Any]:
-    """Return what autofaiss would say of an index, under its keys; searches one query at a time, 10 neighbours."""
+    """Return what autofaiss would say of an index, under its keys.
+
+    Args:
+        builder: the index; searched for 10 neighbours of one query at a time.
+        path: where it was saved.
+        queries: (m, dim) rows of the gallery, as the index takes them.
+        recall: its recall@10.
+
+    ``reconstruction error %`` is the mean distance of a row to what the index stores of it, in percent of the mean
+    norm; None if the index cannot say.
+    """
     milliseconds = []
     for number in range(min(len(queries), SPEED_QUERIES)):
         start = perf_counter()
-        builder.search(queries[number : number + 1], 10)
+        builder.search(queries[number : number + 1], SPEED_K)
         milliseconds.append(1000 * (perf_counter() - start))
     size = path.stat().st_size
     return {
@@ -115,8 +114,53 @@ def index_infos(builder: IndexBuilder, path: Path, queries: Float32Array, recall
         "size in bytes": size,
         "avg_search_speed_ms": float(np.mean(milliseconds)),
         "99p_search_speed_ms": float(np.percentile(milliseconds, 99)),
+        "reconstruction error %": _reconstruction_error(builder, queries),
         "10-recall@10": recall,
         "nb vectors": builder.rows,
         "vectors dimension": builder.dim,
         "compression ratio": 4.0 * builder.rows * builder.dim / size,
     }
+
+
+def _reconstruction_error(builder: IndexBuilder, rows: Float32Array) -> float | None:
+    id_maps = faiss().IndexIDMap | faiss().IndexIDMap2
+    codec = next(part for part in inner_indexes(builder.index) if not isinstance(part, id_maps))
+    codec = getattr(codec, "storage", codec)  # a graph's vectors lie in its storage
+    try:
+        decoded = codec.sa_decode(codec.sa_encode(rows))
+    except RuntimeError:
+        return None
+    norm = float(np.linalg.norm(rows, axis=1).mean())
+    return 100 * float(np.linalg.norm(decoded - rows, axis=1).mean()) / norm if norm > 0 else None
+
+
+def _read_manifest(dest: Path) -> dict[str, Any]:
+    path = dest / "manifest.json"
+    try:
+        with ReadFile(path) as file:
+            if file.size > MAX_MANIFEST_BYTES:
+                raise ArtifactError(f"{path}: is {file.size} bytes long, at most {MAX_MANIFEST_BYTES} are accepted")
+            manifest = json.loads(file.read(file.size))
+    except GalleryError as error:
+        raise ArtifactError(f"{dest}: is not a published gallery: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path}: is not JSON: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("kind") != "gallery":
+        raise ArtifactError(f"{path}: does not describe a published gallery")
+    if manifest.get("schema") != 1:
+        raise ArtifactError(f"{path}: has schema {manifest.get('schema')!r}; this version reads 1")
+    return manifest
+
+
+def _open_text_ids(dest: Path, digests: dict[str, str], rows: int) -> TextIds | None:
+    """Return the gallery's text ids, or None if its ids are numbers, which the index holds itself, or absent."""
+    names = sorted(name for name in digests if name.startswith("ids/"))
+    if not names:
+        return None
+    with ReadFile(dest / names[0]) as file:
+        if read_npy_header(file).dtype.kind == "i":
+            return None
+    ids = TextIds({dest / name: digests[name] for name in names})
+    if ids.rows != rows:
+        raise ArtifactError(f"{dest / 'ids'}: holds {ids.rows} ids, manifest.json says {rows} rows")
+    return ids

@@ -3,55 +3,100 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 
 from fct_infer.index.builder import Ids, IndexBuilder
-from fct_infer.index.faiss_module import faiss
+from fct_infer.index.faiss_module import faiss_threads
 from fct_infer.transformation import Float32Array
 
 ENOUGH_RECALL = 0.95
 WORTH_DOUBLING = 0.01  # recall that twice the lists must add
+MAX_TIES = 10_000
+# Rows whose distances differ by less than this share of the query's squared norm are equally near: float32 cannot
+# tell them apart, and a gallery may hold one row many times.
+_TIE = 2e-6
+
+
+@dataclass(frozen=True)
+class ExactNeighbours:
+    """The ``k`` nearest of all rows for each query.
+
+    Attributes:
+        k: neighbours asked for.
+        ids: by query, the ids of all rows that are as near as its k-th neighbour or nearer: k of them, more if some
+            are equally near, fewer if there are fewer rows. None for a query with more than :data:`MAX_TIES` of them.
+    """
+
+    k: int
+    ids: tuple[Ids | None, ...]
 
 
 def exact_neighbours(
     queries: Float32Array, blocks: Iterable[tuple[Float32Array, Ids]], k: int, metric: str, threads: int
-) -> Ids:
-    """Return the ids (m, k) of the nearest of all rows, which come in blocks of (rows, ids)."""
-    module = faiss()
-    module.omp_set_num_threads(threads)
-    kind = module.METRIC_L2 if metric == "l2" else module.METRIC_INNER_PRODUCT
-    sign = 1 if metric == "l2" else -1
-    best = np.full((len(queries), k), np.inf, np.float32)
-    best_ids = np.full((len(queries), k), -1, np.int64)
+) -> ExactNeighbours:
+    """Search all rows exactly.
+
+    Args:
+        queries: (m, dim) float32.
+        blocks: all rows (n, dim) float32 with their ids (n,) int64; one block is held at a time.
+        k: neighbours wanted.
+        metric: ``l2``, ``ip``, or ``cosine`` (of rows that are normalised already).
+        threads: FAISS threads.
+    """
+    nearest = np.empty((len(queries), 0), np.float32)
+    scale = np.einsum("ij,ij->i", queries, queries)
+    kept = [_Near() for _ in queries]
     for rows, ids in blocks:
-        distances, positions = module.knn(queries, rows, min(k, len(rows)), kind)
-        merged = np.concatenate([best, sign * distances], axis=1)
-        merged_ids = np.concatenate([best_ids, ids[positions]], axis=1)
-        order = np.argsort(merged, axis=1, kind="stable")[:, :k]
-        best, best_ids = np.take_along_axis(merged, order, 1), np.take_along_axis(merged_ids, order, 1)
-    return best_ids
+        distances = _distances(queries, rows, metric, threads)
+        nearest = np.sort(np.concatenate([nearest, _smallest(distances, k)], axis=1), axis=1)[:, :k]
+        limits = nearest[:, -1] + _TIE * np.maximum(scale, np.abs(nearest[:, -1]))
+        for near, limit, of_query in zip(kept, limits, distances, strict=True):
+            near.update(limit, of_query, ids)
+    return ExactNeighbours(k, tuple(near.ids if len(near.ids) <= MAX_TIES else None for near in kept))
 
 
-def measure_recall(builder: IndexBuilder, queries: Float32Array, own_ids: Ids, exact: Ids) -> float:
+class _Near:
+    """The rows seen so far that are within a limit of one query; the limit only ever falls."""
+
+    def __init__(self) -> None:
+        self.distances, self.ids = np.empty(0, np.float32), np.empty(0, np.int64)
+
+    def update(self, limit: np.float32, distances: Float32Array, ids: Ids) -> None:
+        fresh = np.flatnonzero(distances <= limit)
+        merged = np.concatenate([self.distances, distances[fresh]])
+        within = np.flatnonzero(merged <= limit)
+        if len(within) > MAX_TIES:  # one more is enough to know that there are too many; keep the nearest
+            within = within[np.argsort(merged[within], kind="stable")[: MAX_TIES + 1]]
+        self.distances, self.ids = merged[within], np.concatenate([self.ids, ids[fresh]])[within]
+
+
+def measure_recall(builder: IndexBuilder, queries: Float32Array, own_ids: Ids, exact: ExactNeighbours) -> float:
     """Return the share of exact neighbours the index finds, a query's own row left out on both sides.
 
     Args:
-        builder: the index; it is searched for as many neighbours as ``exact`` has columns.
+        builder: the index; it is searched for ``exact.k`` neighbours.
         queries: (m, dim) float32, rows of the gallery.
         own_ids: (m,) their ids.
-        exact: (m, k + 1) ids by exact search, own row included.
+        exact: their exact neighbours, own row included.
+
+    A query with too many equally near rows is not counted; if that leaves none, the recall is 1.
     """
-    _, found = builder.search(queries, exact.shape[1])
+    _, found = builder.search(queries, exact.k)
     hits = wanted = 0
-    for own, exact_ids, found_ids in zip(own_ids.tolist(), exact.tolist(), found.tolist(), strict=True):
-        truth = set(exact_ids) - {own, -1}
-        hits += len(truth & set(found_ids))
-        wanted += len(truth)
+    for own, near, found_ids in zip(own_ids.tolist(), exact.ids, found.tolist(), strict=True):
+        if near is not None:
+            others = set(near.tolist()) - {own}
+            possible = min(len(others), exact.k - (own in near))
+            hits += min(possible, len(others & set(found_ids)))
+            wanted += possible
     return hits / wanted if wanted else 1.0
 
 
-def tune_nprobe(builder: IndexBuilder, queries: Float32Array, own_ids: Ids, exact: Ids, target: float | None) -> float:
+def tune_nprobe(
+    builder: IndexBuilder, queries: Float32Array, own_ids: Ids, exact: ExactNeighbours, target: float | None
+) -> float:
     """Double ``nprobe`` until recall reaches ``target``; without one, until it is enough or doubling adds little.
 
     Returns the recall reached. Arguments as in :func:`measure_recall`.
@@ -65,3 +110,18 @@ def tune_nprobe(builder: IndexBuilder, queries: Float32Array, own_ids: Ids, exac
             builder.nprobe, recall = nprobe, before
             break
     return recall
+
+
+def _distances(queries: Float32Array, rows: Float32Array, metric: str, threads: int) -> Float32Array:
+    """Return (m, n) numbers that order the rows of a block, nearest first: the squared distance for l2."""
+    with faiss_threads(threads) as module:
+        distances: Float32Array = module.pairwise_distances(queries, rows)
+    if metric != "l2":  # |q - x|^2 - |x|^2 = |q|^2 - 2 q x
+        distances -= np.einsum("ij,ij->i", rows, rows)
+    return distances
+
+
+def _smallest(distances: Float32Array, k: int) -> Float32Array:
+    if distances.shape[1] <= k:
+        return distances
+    return np.partition(distances, k - 1, axis=1)[:, :k]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fct_infer.errors import OutputError, ResourceError
-from fct_infer.storage.filesystem import ReadFile, current_filesystem
+from fct_infer.storage.filesystem import FileSystem, ReadFile, bytes_view, current_filesystem
 
 _CHUNK = 1 << 22
 
@@ -38,6 +38,15 @@ def _machine_errors(path: Path) -> Iterator[None]:
         raise ResourceError(f"{path}: cannot be written: {reason}") from error
 
 
+def _write_all(fs: FileSystem, fd: int, view: memoryview) -> None:
+    done = 0
+    while done < len(view):
+        count = fs.write(fd, view[done:])
+        if count == 0:
+            raise OSError(errno.EIO, "the system wrote nothing")
+        done += count
+
+
 class DurableWriter:
     """Write a file under ``<path>.tmp`` and give it its name only when it is whole and on the disk.
 
@@ -57,35 +66,44 @@ class DurableWriter:
         with _machine_errors(self.path):
             self._fs.mkdir(self.path.parent)
             self._fd = self._fs.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        self._unfinished = True
 
     def write(self, data: Any) -> int:
         """Append a C-contiguous buffer whole; the GIL is released while hashing and writing."""
-        view = memoryview(data).cast("B")
+        view = bytes_view(data)
         self._hash.update(view)
-        done = 0
         with _machine_errors(self.path):
-            while done < len(view):
-                done += self._fs.write(self._fd, view[done:])
-        self._size += done
-        return done
+            _write_all(self._fs, self._fd, view)
+        self._size += len(view)
+        return len(view)
 
     def commit(self) -> DigestedFile:
         """Make the file durable under its name and return its digest."""
         with _machine_errors(self.path):
             self._fs.fsync(self._fd)
-            self._fs.close(self._fd)
-            self._fd = -1
+            self._close()
             self._fs.rename(self._temporary, self.path)
             self._fs.fsync_directory(self.path.parent)
+        self._unfinished = False
         self.result = DigestedFile(self._size, self._hash.hexdigest())
         return self.result
 
     def abort(self) -> None:
-        """Drop what was written; after a commit this does nothing."""
-        if self._fd >= 0:
-            self._fs.close(self._fd)
-            self._fd = -1
-            self._temporary.unlink(missing_ok=True)
+        """Drop what was written; after a commit this does nothing.
+
+        Never raises: it runs while another error is on its way.
+        """
+        if self._unfinished:
+            self._unfinished = False
+            with suppress(OSError):
+                self._close()
+            with suppress(OSError):
+                self._fs.unlink(self._temporary)
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1  # first: a close that fails must not be repeated on a reused number
+        if fd >= 0:
+            self._fs.close(fd)
 
     def __enter__(self) -> DurableWriter:
         return self
@@ -111,17 +129,20 @@ def write_json(path: str | Path, value: Any) -> DigestedFile:
 
 
 def append_line(path: str | Path, line: str) -> None:
-    """Append one line to a journal and make it durable before returning."""
+    """Append one line to a journal and make it durable before returning; on an error no part of it stays behind."""
     target, fs = Path(path), current_filesystem()
-    data = memoryview((line + "\n").encode())
     with _machine_errors(target):
         is_new = not target.exists()
         fd = fs.open(target, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
-            done = 0
-            while done < len(data):
-                done += fs.write(fd, data[done:])
-            fs.fsync(fd)
+            size = os.fstat(fd).st_size
+            try:
+                _write_all(fs, fd, memoryview((line + "\n").encode()))
+                fs.fsync(fd)
+            except BaseException:
+                with suppress(OSError):
+                    os.ftruncate(fd, size)
+                raise
         finally:
             fs.close(fd)
         if is_new:
@@ -215,7 +236,8 @@ class FileLock:
     """An advisory lock that the kernel drops when the process dies, so a crash never leaves it behind.
 
     Raises:
-        OutputError: another process holds it.
+        OutputError: another process, or this one, holds it.
+        ResourceError: the file cannot be created or locked.
     """
 
     def __init__(self, path: str | Path, what: str) -> None:
@@ -228,9 +250,12 @@ class FileLock:
             # The holder before us may have removed the file between our open and our lock: then we hold nothing.
             if not os.path.samestat(os.fstat(self._fd), self.path.stat()):
                 raise BlockingIOError
-        except OSError as error:
+        except (BlockingIOError, FileNotFoundError) as error:
             os.close(self._fd)
             raise OutputError(f"{what} is in use by another process") from error
+        except OSError as error:  # a file system without locks
+            os.close(self._fd)
+            raise ResourceError(f"{self.path}: cannot be locked: {error.strerror}") from error
 
     def release(self) -> None:
         """Unlock and remove the lock file, if it is still ours; a second call does nothing."""

@@ -22,6 +22,12 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
 
+def bytes_view(data: Any) -> memoryview:
+    """Return the bytes of a C-contiguous buffer; unlike ``memoryview.cast``, of an empty one too."""
+    view = memoryview(data)
+    return view.cast("B") if view.nbytes else memoryview(b"")
+
+
 class FileSystem:
     """System calls on files. Tests subclass it to fail, tear or delay any of them."""
 
@@ -61,8 +67,11 @@ class FileSystem:
         os.unlink(path)
 
     def mkdir(self, path: Path) -> None:
-        """Create a directory and its parents; one that exists already is fine."""
-        path.mkdir(parents=True, exist_ok=True)
+        """Create a directory and its missing parents, durably; one that exists already is fine."""
+        if not path.is_dir():
+            self.mkdir(path.parent)
+            path.mkdir(exist_ok=True)
+            self.fsync_directory(path.parent)
 
     def fsync_directory(self, path: Path) -> None:
         """Make the names in a directory durable."""
@@ -122,7 +131,7 @@ class ReadFile:
 
     def read_into(self, buffer: Any, offset: int) -> None:
         """Fill the whole C-contiguous ``buffer`` from ``offset``; releases the GIL while reading."""
-        view = memoryview(buffer).cast("B")
+        view = bytes_view(buffer)
         done = 0
         while done < len(view):
             try:

@@ -1,7 +1,7 @@
 """The .npy header, read with suspicion: the only part of the format that has to be parsed.
 
-``numpy.load`` is never used on files from outside: it maps, unpickles and allocates what the header claims. Here a header
-is accepted only if it describes a plain C-ordered array that is exactly as long as the file.
+``numpy.load`` is never used on files from outside: it maps, unpickles and allocates what the header claims. Here a
+header is accepted only if it describes a plain C-ordered array that is exactly as long as the file.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 // linear_op.h.
 #pragma once
 
-#include <atomic>
+#include <functional>
 
 #include "cpu/linear_op.h"
 
@@ -10,7 +10,7 @@ namespace fct::testing {
 
 struct ReferenceOptions {
   int backwards_below = 0;  // tiles of fewer rows sum in the opposite order, as matrix libraries may
-  std::atomic<int>* runs_before_failure = nullptr;  // counts down; at zero a run throws std::runtime_error
+  std::function<void()> before_run = [] {};  // may throw
 };
 
 class ReferenceLibrary : public cpu::LinearLibrary {

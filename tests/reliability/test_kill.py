@@ -28,11 +28,11 @@ DYING = textwrap.dedent("""
     from fct_infer.upgrade.plan import Settings
 
     class Dying(FileSystem):
-        left = int(sys.argv[4])
+        calls = 0
         def _count(self):
-            Dying.left -= 1
-            if Dying.left < 0:
+            if Dying.calls == int(sys.argv[4]):
                 os.kill(os.getpid(), signal.SIGKILL)
+            Dying.calls += 1
         def write(self, fd, data):
             self._count()
             return super().write(fd, data)
@@ -52,7 +52,7 @@ DYING = textwrap.dedent("""
     with use_filesystem(Dying()):
         upgrade_gallery(sys.argv[2], Transformation(program), sys.argv[3],
                         settings=Settings(index=sys.argv[5], block_rows=40), force=len(sys.argv) > 6)
-    print("finished")
+    print(Dying.calls)
 """)
 TESTS = Path(__file__).parent.parent
 
@@ -63,12 +63,15 @@ def result_of(dest: Path) -> dict[str, bytes]:
     return {str(p.relative_to(dest)): p.read_bytes() for name in names for p in sorted(dest.glob(name))}
 
 
-def die_after(calls: int, gallery: Path, dest: Path, index: str, *more: str) -> bool:
-    """Return whether it died, rather than finished."""
-    command = [sys.executable, "-c", DYING, str(TESTS), str(gallery), str(dest), str(calls), index, *more]
+NEVER = 1_000_000
+
+
+def die_at(call: int, gallery: Path, dest: Path, index: str, *more: str) -> int:
+    """Upgrade in a process that dies at the given call; return the number of calls made if it finished instead."""
+    command = [sys.executable, "-c", DYING, str(TESTS), str(gallery), str(dest), str(call), index, *more]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr
-    return done.returncode != 0
+    assert done.returncode == (0 if call == NEVER else -signal.SIGKILL), done.stderr
+    return int(done.stdout) if call == NEVER else call
 
 
 @pytest.mark.parametrize("index", ["Flat", "IVF4,PQ2x4"])
@@ -76,21 +79,17 @@ def test_killed_at_every_kind_of_moment(tmp_path, index):
     write_gallery(tmp_path / "g", rows_per_shard=(100, 41, 90), old_dim=12, side_dim=6, ids="int", seed=1)
     settings = Settings(index=index, block_rows=40)
     h = Transformation(paper_h(old_dim=12, side_dim=6, new_dim=10, inner=16, seed=1))
-    upgrade_gallery(tmp_path / "g", h, tmp_path / "calm", settings=settings)
+    calls = die_at(NEVER, tmp_path / "g", tmp_path / "calm", index)
     expected = result_of(tmp_path / "calm")
-    moment, died = 0, True
-    while died:
-        dest = tmp_path / f"killed{moment}"
-        died = die_after(moment, tmp_path / "g", dest, index)
-        if died and not (dest / "manifest.json").exists():
-            assert not dest.exists()  # whole or not there
-            upgrade_gallery(tmp_path / "g", h, dest, settings=settings)
-        elif died:  # the rename was done: the leftover must neither block nor harm
+    for call in [*range(0, calls - 3, max(1, calls // 12)), calls - 2, calls - 1]:
+        dest = tmp_path / f"killed{call}"
+        die_at(call, tmp_path / "g", dest, index)
+        if dest.exists():  # the rename was done: what is left over must neither block nor harm
             with pytest.raises(OutputError):
                 upgrade_gallery(tmp_path / "g", h, dest, settings=settings)
-        assert result_of(dest) == expected, f"killed before call {moment}"
-        moment += 7 if moment < 60 else 5
-    assert moment > 40
+        else:
+            upgrade_gallery(tmp_path / "g", h, dest, settings=settings)
+        assert result_of(dest) == expected, f"killed at call {call} of {calls}"
 
 
 def test_killed_while_replacing(tmp_path):
@@ -99,23 +98,26 @@ def test_killed_while_replacing(tmp_path):
     settings = Settings(index="Flat", block_rows=40)
     for name, seed in (("g", 1), ("before", 2)):
         write_gallery(tmp_path / name, rows_per_shard=(30,), old_dim=12, side_dim=6, seed=seed)
-        upgrade_gallery(tmp_path / name, h, tmp_path / f"new-{name}", settings=settings)
-    old, new = result_of(tmp_path / "new-before"), result_of(tmp_path / "new-g")
-    calls, died = 20, True
-    while died:
-        dest = tmp_path / "dest"
-        upgrade_gallery(tmp_path / "before", h, dest, settings=settings, force=True, restart=True)
-        died = die_after(calls, tmp_path / "g", dest, "Flat", "force")
-        assert result_of(dest) in (old, new)
-        upgrade_gallery(tmp_path / "g", h, dest, settings=settings, force=True)
-        assert result_of(dest) == new
-        calls += 1
-    assert calls > 25
+    upgrade_gallery(tmp_path / "before", h, tmp_path / "dest", settings=settings)
+    old = result_of(tmp_path / "dest")
+    calls = die_at(NEVER, tmp_path / "g", tmp_path / "dest", "Flat", "force")
+    new = result_of(tmp_path / "dest")
+    assert old != new
+    seen = set()
+    for call in range(calls - 8, calls):
+        upgrade_gallery(tmp_path / "before", h, tmp_path / "dest", settings=settings, force=True, restart=True)
+        die_at(call, tmp_path / "g", tmp_path / "dest", "Flat", "force")
+        found = result_of(tmp_path / "dest")
+        assert found in (old, new)
+        seen.add("old" if found == old else "new")
+        upgrade_gallery(tmp_path / "g", h, tmp_path / "dest", settings=settings, force=True)
+        assert result_of(tmp_path / "dest") == new
+    assert seen == {"old", "new"}
 
 
 @pytest.mark.parametrize(("sent", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_asked_to_stop(tmp_path, sent, exit_code):
-    from fct_infer.export import export_transformation
+    from fct_infer.export.exporting import export_transformation
 
     program = paper_h(old_dim=64, side_dim=64, new_dim=64, inner=1024, seed=1)
     export_transformation(program, tmp_path / "h", targets=("core",))
@@ -163,7 +165,7 @@ def test_of_two_upgraders_one_wins(tmp_path):
 @pytest.mark.parametrize("change", ["gallery", "transformation", "settings"])
 def test_unfinished_work_of_something_else_is_not_resumed(tmp_path, change):
     write_gallery(tmp_path / "g", rows_per_shard=(100, 41, 90), old_dim=12, side_dim=6, ids="int", seed=1)
-    assert die_after(30, tmp_path / "g", tmp_path / "new", "Flat")
+    die_at(30, tmp_path / "g", tmp_path / "new", "Flat")
     program, settings = paper_h(old_dim=12, side_dim=6, new_dim=10, inner=16, seed=1), Settings(index="Flat")
     if change == "gallery":
         write_gallery(tmp_path / "other", rows_per_shard=(100, 41, 90), old_dim=12, side_dim=6, ids="int", seed=2)

@@ -72,3 +72,15 @@ def residual_mlp(old_dim: int = 128, new_dim: int = 128, inner: int = 256, block
         steps.append(Add((value, down), total))
         value = total
     return Program({"old": old_dim}, (*steps, Normalize(value, "unit")), "unit")
+
+
+def examples() -> dict[str, Program]:
+    """One small program of each shape, at dims that are no power of two."""
+    return {
+        "paper_h": paper_h(96, 32, 160, inner=200),
+        "plain_mlp": plain_mlp(96, 32, 160, hidden=(48, 80)),
+        "gelu_mlp": plain_mlp(7, 3, 5, hidden=(11,), activation="gelu"),
+        "linear_map": linear_map(96, 160),
+        "normalized_map": linear_map(1, 3, normalize=True),
+        "residual_mlp": residual_mlp(96, 40, inner=72),
+    }

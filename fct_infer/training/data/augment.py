@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
+
+from fct_infer.training.data.images import as_images, to_batch
 
 
 @dataclass(frozen=True)
@@ -18,9 +22,9 @@ class Augmentation:
         rotation: largest turn either way, in degrees.
         scale: largest relative change of size either way.
         shift: largest move along each axis, as a share of the image.
-        brightness: largest change of brightness, on the scale 0 to 1.
-        contrast: largest relative change of contrast.
-        colour: largest relative change of each channel on its own.
+        brightness: largest change of each channel, on the scale 0 to 1.
+        contrast: largest relative change of the distance from grey.
+        colour: how far the channels are mixed: 0 not at all, 1 into random, possibly inverted, combinations.
         noise: standard deviation of Gaussian noise, on the scale 0 to 1.
     """
 
@@ -38,7 +42,7 @@ class Augmentation:
         views = self._jitter(views, generator)
         if self.noise:
             views = views + self.noise * torch.randn(views.shape, generator=generator)
-        return views.clamp(0, 1)
+        return views.clamp(0, 1).contiguous(memory_format=torch.channels_last)
 
     def _affine(self, images: Tensor, generator: torch.Generator) -> Tensor:
         angle, zoom, x, y = _symmetric(generator, 4, len(images), 1, 1)
@@ -52,13 +56,20 @@ class Augmentation:
 
     def _jitter(self, images: Tensor, generator: torch.Generator) -> Tensor:
         count = len(images)
-        contrast = 1 + self.contrast * _symmetric(generator, count, 1, 1, 1)
-        channels = 1 + self.colour * _symmetric(generator, count, 3, 1, 1)
-        offset = self.brightness * _symmetric(generator, count, 1, 1, 1)
-        mean = images.mean(dim=(1, 2, 3), keepdim=True)
-        return ((images - mean) * contrast + mean + offset) * channels
+        contrast = 1 + self.contrast * _symmetric(generator, count, 1, 1)
+        offset = self.brightness * _symmetric(generator, count, 3, 1, 1)
+        directions = F.normalize(torch.randn(count, 3, 3, generator=generator), dim=2)
+        mixing = contrast * torch.lerp(torch.eye(3), directions, self.colour)
+        return torch.einsum("nij,njhw->nihw", mixing, images - 0.5) + (0.5 + offset)
 
 
 def _symmetric(generator: torch.Generator, *shape: int) -> Tensor:
     """Uniform draws in [-1, 1)."""
     return 2 * torch.rand(shape, generator=generator) - 1
+
+
+def augmented(images: NDArray[np.uint8], augmentation: Augmentation, seed: int) -> NDArray[np.uint8]:
+    """Return one random view of each image; (n, h, w, 3) uint8, in and out."""
+    generator = torch.Generator().manual_seed(seed)
+    views = augmentation(to_batch(as_images(images)), generator)
+    return views.mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()

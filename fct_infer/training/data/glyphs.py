@@ -116,13 +116,13 @@ def _render_class(own: Tensor, everything: Tensor, count: int, entropy: np.rando
     shapes, clutter, colours, noise = (np.random.default_rng(child) for child in entropy.spawn(4))
     shape = _draw(shapes, count, 6)
     glyph = F.avg_pool2d(_place(_choose(own, shape[:, 0]), shape, (0.62, 1.0), 0.22, _MASK_SIZE), 2)
-    layers = []
-    small = _draw(clutter, count, _DISTRACTORS, 6)
-    for index in range(_DISTRACTORS):
-        draws = small[:, index]
-        layers.append(_place(_choose(everything, draws[:, 0]), draws, (0.3, 0.55), 0.9, IMAGE_SIZE))
-    strokes = _draw(clutter, count, _STROKES, 5)
-    layers += [_stroke(strokes[:, index]) for index in range(_STROKES)]
+    drawn = _draw(clutter, count, _DISTRACTORS * 6 + _STROKES * 5)
+    fragments, strokes = torch.split(drawn, [_DISTRACTORS * 6, _STROKES * 5], dim=1)
+    layers = [
+        _place(_choose(everything, draws[:, 0]), draws, (0.3, 0.55), 0.9, IMAGE_SIZE)
+        for draws in fragments.chunk(_DISTRACTORS, dim=1)
+    ]
+    layers += [_stroke(draws) for draws in strokes.chunk(_STROKES, dim=1)]
     images = _colour(glyph, layers, _draw(colours, count, 4 + len(layers), 3))
     images += 0.05 * torch.from_numpy(noise.standard_normal(images.shape, dtype=np.float32))
     return images.clamp_(0, 1).mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1).numpy()

@@ -28,9 +28,16 @@ class TransformationConfig:
 
 @dataclass(frozen=True)
 class TrainedTransformation:
-    """A trained h, in eval mode, and the mean loss of every epoch."""
+    """A trained h.
+
+    Attributes:
+        module: in eval mode.
+        model: how to build it again, dims included.
+        losses: mean loss of every epoch.
+    """
 
     module: TransformationModule
+    model: ModelSpec
     losses: list[float]
 
 
@@ -58,14 +65,15 @@ def train_transformation(
     training = config.training
     tensors = [_as_tensor(name, array) for name, array in (("old", old), ("side", side), ("new", new))]
     dims = {f"{name}_dim": array.shape[1] for name, array in (("old", old), ("side", side), ("new", new))}
+    model = ModelSpec(config.model.name, {**dims, **config.model.arguments})
     with seeded(training.seed):
-        module = ModelSpec(config.model.name, {**dims, **config.model.arguments}).build(TransformationModule)
+        module = model.build(TransformationModule)
 
     def loss_of(batch: tuple[Tensor, ...]) -> Tensor:
         return transformation_loss(module(batch[0], batch[1]), batch[2])
 
     batches = TensorBatches(*tensors, batch_size=training.batch_size, seed=training.seed)
-    return TrainedTransformation(module, fit(module, batches, loss_of, training, on_progress))
+    return TrainedTransformation(module, model, fit(module, batches, loss_of, training, on_progress))
 
 
 def _as_tensor(name: str, array: NDArray[Any]) -> Tensor:

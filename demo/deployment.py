@@ -1,0 +1,63 @@
+"""What a user does with trained models: export them, then upgrade the stored gallery from the command line."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from fct_infer.export.exporting import export_backbone, export_transformation
+from rich.console import Console
+from stages import Reporter
+from steps import BACKBONES, Steps
+
+from fct_infer.artifacts.manifest import Preprocessing
+from fct_infer.storage import write_json
+from fct_infer.training.checkpoints import load_checkpoint
+from fct_infer.training.data.glyphs import IMAGE_SIZE
+from fct_infer.training.models.base import TransformationModule
+from fct_infer.training.models.folding import to_program
+from fct_infer.upgrade.report import UpgradeReport
+
+ROOT = Path(__file__).resolve().parent.parent
+_PREPROCESSING = Preprocessing((IMAGE_SIZE, IMAGE_SIZE), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+class Deployment:
+    """Export and upgrade, from and into the work folder."""
+
+    def __init__(self, work: Path, steps: Steps) -> None:
+        self.work, self._steps = work, steps
+
+    def export(self, folder: Path, report: Reporter) -> str:
+        """Write a bundle for each model; every file is loaded back and compared with the model."""
+        for number, name in enumerate(BACKBONES):
+            report(number / 4, name)
+            export_backbone(
+                self._steps.backbone(name),
+                folder / name,
+                image_shape=(3, IMAGE_SIZE, IMAGE_SIZE),
+                preprocessing=_PREPROCESSING,
+                kind="side-information" if name == "side_information" else "backbone",
+            )
+        report(3 / 4, "transformation")
+        module, _ = load_checkpoint(self.work / "transformation" / "model", TransformationModule)
+        exported = export_transformation(to_program(module), folder / "transformation")
+        error = max(file.parity.max_relative_error for file in exported.manifest.files)
+        return f"backbones as ONNX and TorchScript, h as core bundle and ONNX, largest relative error {error:.0e}"
+
+    def upgrade(self, folder: Path, report: Reporter) -> str:
+        """Type the command; its own progress and result go to the terminal."""
+        del report  # the command shows its own
+        gallery, bundle, dest = self.work / "old_gallery", self.work / "bundles" / "transformation", folder / "gallery"
+        arguments = [str(gallery), "--transformation", str(bundle), "-o", str(dest)]
+        typed = shlex.join(["fct-upgrade-gallery", *arguments])
+        Console(stderr=True).print(f"\n$ {typed}", style="bold", soft_wrap=True, highlight=False)
+        start = time.monotonic()
+        subprocess.run([Path(sys.executable).with_name("fct-upgrade-gallery"), *arguments], check=True, cwd=ROOT)
+        write_json(folder / "command.json", {"command": typed, "seconds": time.monotonic() - start})
+        upgraded = UpgradeReport.load(dest / "upgrade_infos.json")
+        cosine = upgraded.verification.min_cosine
+        return f"{upgraded.rows:,} rows, {upgraded.rows_per_second:,.0f} rows/s, min cosine {cosine:.6f}"

@@ -1,0 +1,136 @@
+"""What the demo found, for the terminal and as one self-contained page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from html import escape
+from pathlib import Path
+
+import numpy as np
+from judging import Figures
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from steps import Steps
+
+from fct_infer.evaluation import criterion, gap_closed, html_page, html_properties
+from fct_infer.storage import write_bytes
+
+_WORTH_IT = 0.8  # share of the gap from which on the upgrade is called worth it
+_SEARCHES = {
+    "old/old": "today: old model, old gallery",
+    "new/old before": "new model, old gallery as it lies: broken",
+    "new/old after": "new model, upgraded gallery, through its index",
+}
+_STYLE = """
+main { max-width: 54rem; }
+.verdict { border-left: .3rem solid var(--accent); padding: .2rem 0 .2rem 1rem; font-size: 1.1rem; }
+.query { display: grid; grid-template-columns: auto 1fr; gap: .4rem .9rem; margin: 1.6rem 0; break-inside: avoid; }
+.query > figure { grid-row: span 3; margin: 0; text-align: center; }
+.query > figure img { width: 5.5rem; }
+.search p { margin: 0 0 .2rem; color: var(--soft); font-size: .85rem; line-height: 1.3; }
+.found { display: flex; flex-wrap: wrap; gap: .3rem; }
+.query img { image-rendering: pixelated; border-radius: .25rem; display: block; }
+.found img { width: 2.75rem; border: .2rem solid; }
+.found .right { border-color: #1a9850; }
+.found .wrong { border-color: #d73027; border-style: dashed; }
+pre { overflow-x: auto; padding: .7rem 1rem; border: 1px solid var(--rule); border-radius: .3rem; font-size: .85rem; }
+@media (max-width: 34rem) { .query > figure img { width: 3.5rem; } .found img { width: 2.1rem; } }
+"""
+
+
+def verdict(figures: Figures) -> str:
+    """Say plainly whether the upgrade was worth it, with the figures that decide it."""
+    old, new = figures.merit("old/old"), figures.merit("new/new")
+    after = figures.merit("new/old after")
+    gap = gap_closed(after, old, new)
+    if gap is None:
+        return f"Not worth it: the new model ({100 * new:.1f} % mAP) is no better than the old ({100 * old:.1f} %)."
+    if not criterion(after, old):
+        return (
+            f"Not worth it: the upgraded gallery reaches {100 * after:.1f} % mAP, the old system has "
+            f"{100 * old:.1f} %; keep the old model or re-embed."
+        )
+    saved = figures.costs["transformed rows/s"] / figures.costs["re-embedded images/s"]
+    opening = "Worth it" if gap >= _WORTH_IT else "Worth a part of it: re-embed what matters most"
+    return (
+        f"{opening}: upgrading the stored rows lifts mAP from {100 * old:.1f} % to {100 * after:.1f} %, "
+        f"{100 * gap:.0f} % of what re-embedding everything would gain ({100 * new:.1f} %), "
+        f"{saved:.0f} times as fast and without opening an image."
+    )
+
+
+def costs(figures: Figures) -> dict[str, str]:
+    """Return the measured costs as people read them."""
+    cost = figures.costs
+    arithmetic = cost["new model MFLOP"] / cost["transformation MFLOP"]
+    speed = cost["transformed rows/s"] / cost["re-embedded images/s"]
+    rows = figures.rows[0]["metrics"]["gallery_rows"]
+    return {
+        "transformation h": f"{cost['transformed rows/s']:,.0f} rows/s, {cost['transformation MFLOP']:.1f} MFLOP a row",
+        "re-embedding": f"{cost['re-embedded images/s']:,.0f} images/s, {cost['new model MFLOP']:.1f} MFLOP an image "
+        "(new model, the faster of PyTorch and ONNX Runtime, images already decoded)",
+        "h against re-embedding": f"{speed:.0f} times as fast, {arithmetic:.0f} times less arithmetic",
+        "the whole upgrade": f"{cost['upgrade rows/s']:,.0f} rows/s while streaming; {cost['command seconds']:.1f} s "
+        f"for the command: start, {rows:,} rows, index, verification, publishing",
+        "CMC-1 through the index": f"{100 * figures.index_cmc_1:.1f} %",
+    }
+
+
+def print_summary(figures: Figures, page_file: Path) -> None:
+    """Print the table, the costs and the verdict."""
+    console = Console()
+    console.print()
+    console.print(figures.table().rich("Searching the gallery: query model / gallery model"))
+    lines = Table.grid(padding=(0, 2))
+    for name, value in costs(figures).items():
+        lines.add_row(f"[bold]{name}[/bold]", value)
+    console.print(lines)
+    console.print(f"\n[bold]Is it worth it?[/bold] {verdict(figures)}", highlight=False)
+    console.print(f"\nQueries with their neighbours before and after: {page_file}", highlight=False, soft_wrap=True)
+
+
+def write_page(path: Path, work: Path, figures: Figures, steps: Steps) -> None:
+    """Write the report."""
+    data = steps.images("test")
+    command = json.loads((work / "upgraded" / "command.json").read_text())["command"]
+    body = (
+        f"<style>{_STYLE}</style>"
+        "<p>A gallery embedded by an old model that knew 20 of 100 classes was moved into the space of a new model, "
+        "trained without regard to the old one, by a transformation of the stored rows. No image was read again.</p>"
+        f'<p class="verdict"><strong>Is it worth it?</strong> {escape(verdict(figures))}</p>'
+        f'<div class="table">{figures.table().html()}</div>'
+        "<h2>What it cost</h2>"
+        + html_properties(costs(figures))
+        + f"<pre>{escape(command)}</pre>"
+        + "<h2>Queries and what they find</h2>"
+        + f"<p>{len(figures.queries)} queries drawn at random, and the {len(figures.neighbours['old/old'][0])} "
+        "nearest gallery images in each search: green frames are of the query's class, dashed red ones are not.</p>"
+        + "".join(_query(number, data.images, data.labels, figures) for number in range(len(figures.queries)))
+    )
+    write_bytes(path, html_page("A gallery upgraded without re-embedding", body).encode())
+
+
+def _query(number: int, images: NDArray[np.uint8], labels: NDArray[np.int64], figures: Figures) -> str:
+    query = figures.queries[number]
+    parts = [f'<div class="query"><figure>{_image(images[query], "", "query")}<figcaption>query</figcaption></figure>']
+    for search, title in _SEARCHES.items():
+        found = figures.neighbours[search][number]
+        is_right = [bool(labels[row] == labels[query]) for row in found]
+        shown = "".join(
+            _image(images[row], "right" if right else "wrong", "same class" if right else "other class")
+            for row, right in zip(found, is_right, strict=True)
+        )
+        heading = f"{escape(title)} · {sum(is_right)} of {len(found)}"
+        parts.append(f'<div class="search"><p>{heading}</p><div class="found">{shown}</div></div>')
+    return "".join(parts) + "</div>"
+
+
+def _image(pixels: NDArray[np.uint8], css_class: str, text: str) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f'<img class="{css_class}" alt="{text}" src="data:image/png;base64,{data}">'

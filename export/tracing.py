@@ -1,0 +1,35 @@
+"""Tracing a torch module, the way to both TorchScript and ONNX."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from fct_infer.artifacts.torchscript import last_line
+from fct_infer.errors import ArtifactError
+
+
+def trace(module: nn.Module, *example: Tensor) -> torch.jit.ScriptModule:
+    """Return the operations ``module`` runs on ``example``, as TorchScript.
+
+    Raises:
+        ArtifactError: it cannot be traced.
+    """
+    try:
+        with without_warnings(), torch.no_grad():
+            traced: torch.jit.ScriptModule = torch.jit.trace(module, example)  # type: ignore[no-untyped-call]
+            return traced
+    except (RuntimeError, torch.jit.Error) as error:
+        raise ArtifactError(f"PyTorch cannot trace the model: {last_line(error)}") from error
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Silence PyTorch: it warns of its own age and of traces that may not generalize, which the parity check tries."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

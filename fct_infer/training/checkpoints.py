@@ -1,0 +1,105 @@
+"""Trained models on disk: ``NAME.safetensors`` with the weights and ``NAME.json`` that says what to build."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import nn
+
+from fct_infer.artifacts.files import GIBIBYTE, MEBIBYTE, read_file
+from fct_infer.errors import ArtifactError, FctError
+from fct_infer.storage import write_bytes, write_json
+from fct_infer.training.models.registry import Kind, ModelSpec
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What lies beside the weights.
+
+    Attributes:
+        model: how to build the module.
+        config: how it was trained; strict JSON.
+        sha256: of the weights.
+    """
+
+    model: ModelSpec
+    config: dict[str, Any]
+    sha256: str
+
+
+def save_checkpoint(path: str | Path, module: nn.Module, model: ModelSpec, config: Mapping[str, Any]) -> Checkpoint:
+    """Write ``path`` with the suffixes ``.safetensors`` and ``.json``, the latter last.
+
+    Args:
+        path: without suffix.
+        module: any module that ``model`` builds; parameters and buffers are kept.
+        model: how to build it again.
+        config: what else to remember; strict JSON.
+
+    Raises:
+        ResourceError: the disk is full, or another I/O error.
+    """
+    weights, description = _files(path)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    written = write_bytes(weights, save(tensors))
+    checkpoint = Checkpoint(model, dict(config), written.sha256)
+    write_json(
+        description,
+        {
+            "format": FORMAT,
+            "model": {"name": model.name, "arguments": model.arguments},
+            "config": checkpoint.config,
+            "sha256": checkpoint.sha256,
+        },
+    )
+    return checkpoint
+
+
+def load_checkpoint(path: str | Path, kind: type[Kind]) -> tuple[Kind, Checkpoint]:
+    """Build the module and load its weights; it is in eval mode.
+
+    Args:
+        path: without suffix.
+        kind: base class it must have, such as :class:`fct_infer.training.models.base.Backbone`.
+
+    Raises:
+        ArtifactError: a file is missing, damaged or malformed, or its weights do not fit the model; names the file.
+    """
+    weights, description = _files(path)
+    checkpoint = _read_description(description)
+    data = read_file(weights, 16 * GIBIBYTE)
+    if hashlib.sha256(data).hexdigest() != checkpoint.sha256:
+        raise ArtifactError(f"{weights}: does not match the sha256 in {description.name}; it is damaged or replaced")
+    try:
+        module = checkpoint.model.build(kind)
+        module.load_state_dict(load(data))
+    except (SafetensorError, RuntimeError, FctError) as error:
+        raise ArtifactError(f"{weights}: does not fit the model in {description.name}: {error}") from error
+    return module.eval(), checkpoint
+
+
+def _files(path: str | Path) -> tuple[Path, Path]:
+    path = Path(path)
+    return path.with_name(path.name + ".safetensors"), path.with_name(path.name + ".json")
+
+
+def _read_description(path: Path) -> Checkpoint:
+    try:
+        content = json.loads(read_file(path, MEBIBYTE))
+        if content["format"] != FORMAT:
+            raise ArtifactError(f"{path}: has format {content['format']}, this version reads {FORMAT}")
+        model = ModelSpec(str(content["model"]["name"]), dict(content["model"]["arguments"]))
+        return Checkpoint(model, dict(content["config"]), str(content["sha256"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, ArtifactError):
+            raise
+        raise ArtifactError(f"{path}: not a checkpoint description: {type(error).__name__} {error}") from error

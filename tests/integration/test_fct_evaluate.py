@@ -1,0 +1,176 @@
+"""``fct-evaluate`` as a user runs it."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from support.retrieval_reference import first_ranks_and_precisions
+
+ROWS, CLASSES = 120, 6
+
+
+def run(folder, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "fct_infer.cli.evaluate", *map(str, arguments)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def call(**changes):
+    flags = {"queries": "q.npy", "gallery": "g.npy", "query-labels": "ql.npy", "gallery-labels": "gl.npy"} | changes
+    return [part for name, value in flags.items() for part in (f"--{name}", value)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(1)
+    gallery_labels, query_labels = rng.integers(0, CLASSES, ROWS), rng.integers(0, CLASSES + 1, 50)
+    centers = rng.standard_normal((CLASSES + 1, 16))
+    for name, labels in (("q", query_labels), ("g", gallery_labels)):
+        embeddings = centers[labels] + rng.standard_normal((len(labels), 16))
+        np.save(tmp_path / f"{name}.npy", embeddings.astype(np.float32))
+        np.save(tmp_path / f"{name}l.npy", labels)
+    return tmp_path
+
+
+def expected(folder, queries="q.npy", gallery="g.npy", query_labels="ql.npy", gallery_labels="gl.npy", **options):
+    arrays = [np.load(folder / name) for name in (queries, gallery, query_labels, gallery_labels)]
+    first, precision = first_ranks_and_precisions(*arrays, **options)
+    found = first > 0
+    return {
+        "cmc": {k: float((first[found] <= int(k)).mean()) for k in ("1", "5")},
+        "mean_average_precision": pytest.approx(precision[found].mean(), rel=1e-12),
+        "queries": int(found.sum()),
+        "skipped_queries": int((~found).sum()),
+    }
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip", "cosine"])
+def test_json_is_the_whole_of_stdout_and_right(folder, metric):
+    result = run(folder, *call(metric=metric), "--json")
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)
+    wanted = expected(folder, metric=metric)
+    assert {name: document[name] for name in wanted} == wanted
+    assert document["skipped_queries"] > 0
+    assert document["metric"] == metric
+    assert document["inputs"]["gallery"] == "g.npy"
+    assert "rank: " in result.stderr  # progress
+
+
+def test_one_set_in_itself_with_text_output(folder):
+    flags = call(queries="g.npy", **{"query-labels": "gl.npy"})
+    result = run(folder, *flags, "--exclude-self", "--k", "1,10", "--threads", "2")
+    assert result.returncode == 0, result.stderr
+    wanted = expected(folder, queries="g.npy", query_labels="gl.npy", exclude_self=True)
+    assert f"{100 * wanted['cmc']['1']:.2f} %" in result.stdout
+    assert "CMC top-10" in result.stdout and "CMC top-5" not in result.stdout
+    assert "own row is left out" in result.stderr and "own row" not in result.stdout
+
+
+def test_sharded_gallery_and_labels_give_what_one_file_gives(folder):
+    gallery, labels = np.load(folder / "g.npy"), np.load(folder / "gl.npy")
+    for name in ("G/embeddings", "G/ids", "L"):
+        (folder / name).mkdir(parents=True)
+    for number, part in enumerate((slice(0, 50), slice(50, 51), slice(51, ROWS))):
+        np.save(folder / f"G/embeddings/{number:06d}.npy", gallery[part])
+        np.save(folder / f"G/ids/{number:06d}.npy", np.arange(ROWS)[part])
+        np.save(folder / f"L/{number:06d}.npy", labels[part])
+    (folder / "G/upgrade_infos.json").write_text("{}")  # what an upgrade publishes beside the embeddings
+    (folder / "G/index.faiss").write_bytes(b"")
+    one, other = run(folder, *call(), "--json"), run(folder, *call(gallery="G", **{"gallery-labels": "L"}), "--json")
+    assert other.returncode == 0, other.stderr
+    documents = [json.loads(result.stdout) for result in (one, other)]
+    for document in documents:
+        del document["inputs"]
+    assert documents[0] == documents[1]
+
+
+def test_report_is_written_and_replaced_whole(folder):
+    for flags, figure in ((["--metric", "l2"], "l2"), (["--metric", "cosine"], "cosine")):
+        result = run(folder, *call(), *flags, "--report", "out/report.html")
+        assert result.returncode == 0, result.stderr
+        page = (folder / "out/report.html").read_text()
+        assert page.endswith("</html>\n")
+        assert f"<td>{figure}</td>" in page
+    assert [file.name for file in (folder / "out").iterdir()] == ["report.html"]
+
+
+def nan_row(folder):
+    queries = np.load(folder / "q.npy")
+    queries[7, 3] = np.nan
+    np.save(folder / "bad.npy", queries)
+    return call(queries="bad.npy"), "bad.npy: row 7"
+
+
+def wrong_dims(folder):
+    np.save(folder / "bad.npy", np.ones((ROWS, 17), np.float32))
+    return call(gallery="bad.npy"), "queries have 16 dims, gallery has 17"
+
+
+def wrong_dtype(folder):
+    np.save(folder / "bad.npy", np.ones((ROWS, 16)))
+    return call(gallery="bad.npy"), "bad.npy: is float64"
+
+
+def truncated(folder):
+    (folder / "bad.npy").write_bytes((folder / "g.npy").read_bytes()[:-100])
+    return call(gallery="bad.npy"), "bad.npy"
+
+
+def missing(_folder):
+    return call(gallery="none.npy"), "none.npy"
+
+
+def pickled_labels(folder):
+    np.save(folder / "bad.npy", np.array([{}] * ROWS, object))
+    return call(**{"gallery-labels": "bad.npy"}), "bad.npy"
+
+
+def short_labels(folder):
+    np.save(folder / "bad.npy", np.zeros(3, int))
+    return call(**{"gallery-labels": "bad.npy"}), "gallery_labels has 3 entries for 120 embeddings"
+
+
+def foreign_labels(folder):
+    np.save(folder / "bad.npy", np.full(ROWS, "cat"))
+    return call(**{"gallery-labels": "bad.npy"}), "cannot be compared"
+
+
+def not_one_set(_folder):
+    return [*call(), "--exclude-self"], "there are 50 queries and 120 gallery rows"
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [nan_row, wrong_dims, wrong_dtype, truncated, missing, pickled_labels, short_labels, foreign_labels, not_one_set],
+)
+def test_bad_input_is_one_line_exit_4_and_no_report(folder, prepare):
+    flags, message = prepare(folder)
+    result = run(folder, *flags, "--report", "report.html", "--json")
+    assert result.returncode == 4
+    assert result.stdout == ""
+    errors = [line for line in result.stderr.splitlines() if "each query's own row is left out" not in line]
+    assert len(errors) == 1 and errors[0].startswith("error: ") and message in errors[0]
+    assert not list(folder.glob("report.html*"))
+
+
+@pytest.mark.parametrize(
+    "flags", [["--k", "0"], ["--k", "one"], ["--metric", "l1"], ["--threads", "0"], ["--report", "."]]
+)
+def test_wrong_usage_exits_2_before_any_work(folder, flags):
+    result = run(folder, *call(), *flags)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr and "rank: " not in result.stderr
+
+
+def test_a_report_that_cannot_be_written_exits_5(folder):
+    (folder / "file").write_text("in the way")
+    result = run(folder, *call(), "--report", "file/report.html")
+    assert result.returncode == 5
+    assert "file/report.html" in result.stderr and "Traceback" not in result.stderr

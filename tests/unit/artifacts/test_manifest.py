@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.bundles import core_manifest
+from support.malformed import JSON, places, put
+from support.programs import plain_mlp
+
+from fct_infer.artifacts.manifest import MAX_MANIFEST_BYTES, BundleFile, Manifest, Parity, Preprocessing, read_manifest
+from fct_infer.errors import ArtifactError
+
+FILE = BundleFile("model.onnx", "onnx", "fp32", 17, "ab" * 32, Parity(7, 1e-7, 2e-7, 0.9999))
+TRANSFORMATION = core_manifest(plain_mlp(7, 3, 5, hidden=(4,)), FILE)
+BACKBONE = replace(
+    TRANSFORMATION,
+    kind="backbone",
+    inputs={"image": (3, 32, 32)},
+    program=None,
+    preprocessing=Preprocessing((32, 32), (0.5, 0.4, 0.3), (0.2, 0.2, 0.25)),
+)
+
+
+def seal(document: dict) -> dict:
+    """Give an altered manifest the digest of its new contents, as someone with bad intentions would."""
+    body = {key: value for key, value in document.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return {**body, "sha256": digest}
+
+
+def written(manifest: Manifest) -> dict:
+    return json.loads(json.dumps(manifest.to_json()))
+
+
+def read(folder: Path, data: bytes) -> Manifest:
+    (folder / "manifest.json").write_bytes(data)
+    return read_manifest(folder)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("bundle")
+
+
+@pytest.mark.parametrize("manifest", [TRANSFORMATION, BACKBONE, replace(BACKBONE, preprocessing=None)])
+def test_round_trip(folder, manifest):
+    assert read(folder, json.dumps(manifest.to_json()).encode()) == manifest
+
+
+CHOSEN_BY_THE_WRITER = [("inputs", "image"), *(("versions", name) for name in BACKBONE.versions)]
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        place
+        for place in places(written(BACKBONE))
+        if place and isinstance(place[-1], str) and place not in CHOSEN_BY_THE_WRITER
+    ],
+)
+def test_every_missing_key_is_named(folder, key):
+    document = written(BACKBONE)
+    parent = document
+    for part in key[:-1]:
+        parent = parent[part]
+    del parent[key[-1]]
+    with pytest.raises(ArtifactError, match=f"'{key[-1]}' is missing|lists no files"):
+        read(folder, json.dumps(seal(document) if key[0] != "sha256" else document).encode())
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../model.onnx", "/etc/passwd", "a/b", "..", ".", "", "a\\b", "manifest.json", "a\0b", "x" * 200, "\ud800", ".x"],
+)
+def test_file_names_cannot_leave_the_bundle(folder, name):
+    document = written(TRANSFORMATION)
+    document["files"] = {name: document["files"]["model.onnx"]}
+    with pytest.raises(ArtifactError, match="not a plain name inside the bundle"):
+        read(folder, json.dumps(seal(document)).encode())
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("schema_version",), 2, "schema version 2, this fct-infer reads 1"),
+        (("schema_version",), True, "schema_version is bool, wanted int"),
+        (("kind",), "engine", "kind is 'engine', wanted one of transformation, backbone, side-information"),
+        (("output_dim",), 0, "output_dim is 0, wanted at least 1"),
+        (("output_dim",), "5", "output_dim is str, wanted int"),
+        (("inputs", "image"), [3, 32, -1], "inputs.image is -1"),
+        (("program",), {}, "kind 'backbone' and program present do not fit"),
+        (("files", "model.onnx", "sha256"), "ab", "sha256 is 'ab', wanted 64 hex digits"),
+        (("files", "model.onnx", "size"), 1.5, "size is float, wanted int"),
+        (("files", "model.onnx", "parity", "min_cosine"), "1", "min_cosine is str, wanted a number"),
+        (("files", "model.onnx", "parity", "rows"), None, "rows is NoneType, wanted int"),
+        (("files",), {}, "lists no files"),
+        (("files",), [], "files is list, wanted dict"),
+        (("preprocessing", "size"), [32], r"wanted size \[h, w\]"),
+        (("preprocessing", "std"), [0.2, 0.2, 0.0], "positive"),
+        (("preprocessing", "mean"), [0.5], "as many means"),
+        (("versions", "fct-infer"), 1, "versions.fct-infer is int, wanted str"),
+        (("surprise",), 1, "unknown 'surprise'"),
+    ],
+)
+def test_wrong_values_are_named(folder, place, value, message):
+    with pytest.raises(ArtifactError, match=message):
+        read(folder, json.dumps(seal(put(written(BACKBONE), place, value))).encode())
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b'{"a": NaN}',
+        b"[" * 200_000,
+        b'{"schema_version": 1' + b"0" * 10_000 + b"}",
+        json.dumps(written(TRANSFORMATION)).encode()[:-1],
+    ],
+    ids=["empty", "cut", "list", "null", "no UTF-8", "NaN", "deep", "long number", "truncated"],
+)
+def test_other_data_is_refused(folder, data):
+    with pytest.raises(ArtifactError, match=r"manifest\.json: "):
+        read(folder, data)
+
+
+def test_numbers_beyond_float_are_refused(folder):
+    text = json.dumps(seal(put(written(TRANSFORMATION), ("files", "model.onnx", "parity", "max_abs_error"), 12.5)))
+    for huge in ("1e999", "1" + "0" * 400):
+        with pytest.raises(ArtifactError):
+            read(folder, text.replace("12.5", huge).encode())
+
+
+def test_a_huge_manifest_is_refused_unread(tmp_path):
+    with (tmp_path / "manifest.json").open("wb") as file:
+        file.truncate(MAX_MANIFEST_BYTES + 1)  # sparse
+    with pytest.raises(ArtifactError, match="wanted at most 16,777,216"):
+        read_manifest(tmp_path)
+
+
+def test_a_pipe_does_not_block(tmp_path):
+    os.mkfifo(tmp_path / "manifest.json")
+    with pytest.raises(ArtifactError, match="not a regular file"):
+        read_manifest(tmp_path)
+
+
+def test_a_missing_manifest_is_named(tmp_path):
+    with pytest.raises(ArtifactError, match=r"manifest\.json: no such file"):
+        read_manifest(tmp_path)
+
+
+@given(st.data())
+def test_any_changed_byte_is_noticed(folder, data):
+    text = bytearray(json.dumps(written(TRANSFORMATION)).encode())
+    position = data.draw(st.integers(0, len(text) - 1))
+    text[position] ^= 1 << data.draw(st.integers(0, 7))
+    with pytest.raises(ArtifactError):
+        read(folder, bytes(text))
+
+
+@given(data=st.data(), manifest=st.sampled_from([TRANSFORMATION, BACKBONE]))
+def test_any_other_value_anywhere_is_an_artifact_error_or_harmless(folder, data, manifest):
+    document = written(manifest)
+    place = data.draw(st.sampled_from([place for place in places(document) if place]))
+    altered = seal(put(document, place, data.draw(JSON)))
+    try:
+        assert isinstance(read(folder, json.dumps(altered).encode()), Manifest)
+    except ArtifactError as error:
+        assert str(folder / "manifest.json") in str(error)
+        assert len(str(error)) < 1000
+
+
+@given(st.binary(max_size=64))
+def test_random_bytes_are_refused(folder, data):
+    with pytest.raises(ArtifactError):
+        read(folder, data)

@@ -1,0 +1,197 @@
+"""load_index: the gallery's own ids come back, and anything damaged is named."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fct_infer.errors import ArrayError, ArtifactError
+from fct_infer.gallery import GalleryWriter
+from fct_infer.index import IndexBuilder, index_infos, load_index
+from fct_infer.index.text_ids import TextIds
+from fct_infer.storage import sha256_of_file, write_json
+
+ROWS, DIM, ROWS_PER_SHARD = 700, 8, 300
+DATA = np.random.default_rng(0).standard_normal((ROWS, DIM)).astype(np.float32)
+IDS = {
+    "int": np.random.default_rng(1).permutation(ROWS).astype(np.int64) + 10_000,
+    "str": np.array([f"item-{number * 7}" for number in range(ROWS)]),
+    "bytes": np.array([b"%d" % number for number in range(ROWS)]),
+    None: None,
+}
+
+
+def publish(path, ids=None, metric="l2", factory="Flat"):
+    """A folder as an upgrade leaves it."""
+    rows = DATA if metric != "cosine" else DATA / np.linalg.norm(DATA, axis=1, keepdims=True)
+    with GalleryWriter(path, ROWS_PER_SHARD) as writer:
+        writer.append(DATA, None, IDS[ids])
+    builder = IndexBuilder(factory, DIM, metric, threads=1)
+    if builder.needs_training:
+        builder.train(rows)
+    builder.add(rows, IDS["int"] if ids == "int" else np.arange(ROWS))
+    builder.save(path / "index.faiss")
+    write_manifest(path, metric=metric)
+    return builder
+
+
+def write_manifest(path, **changes):
+    files = {
+        file.relative_to(path).as_posix(): {"size": file.stat().st_size, "sha256": sha256_of_file(file)}
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and file.name != "manifest.json"
+    }
+    manifest = {"schema": 1, "kind": "gallery", "rows": ROWS, "dim": DIM, "metric": "l2", "files": files}
+    write_json(path / "manifest.json", manifest | changes)
+
+
+@pytest.mark.parametrize("ids", list(IDS))
+@pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat"])
+def test_the_gallerys_own_ids_come_back(tmp_path, ids, factory):
+    publish(tmp_path / "g", ids, factory=factory)
+    index = load_index(tmp_path / "g")
+    assert (index.rows, index.dim, index.metric) == (ROWS, DIM, "l2")
+    distances, found = index.search(DATA, 3)
+    wanted = np.arange(ROWS) if ids is None else IDS[ids]
+    assert found.shape == distances.shape == (ROWS, 3)
+    assert distances.dtype == np.float32
+    assert found[:, 0].tolist() == wanted.tolist()
+    assert np.isin(found[found != np.zeros((), found.dtype)], wanted).all()
+
+
+@pytest.mark.parametrize(("ids", "missing"), [("int", -1), (None, -1), ("str", ""), ("bytes", b"")])
+def test_what_is_missing_stays_missing(tmp_path, ids, missing):
+    publish(tmp_path / "g", ids)
+    _, found = load_index(tmp_path / "g").search(DATA[:2], ROWS + 5)
+    assert found[:, ROWS:].tolist() == [[missing] * 5] * 2
+    assert sorted(found[0, :ROWS].tolist()) == sorted((np.arange(ROWS) if ids is None else IDS[ids]).tolist())
+
+
+def test_cosine_normalises_the_queries_but_not_the_callers_array(tmp_path):
+    publish(tmp_path / "g", None, "cosine")
+    queries = DATA * np.linspace(0.1, 50, ROWS, dtype=np.float32)[:, None]
+    before = queries.copy()
+    distances, found = load_index(tmp_path / "g").search(queries, 1)
+    assert found[:, 0].tolist() == list(range(ROWS))
+    assert distances[:, 0] == pytest.approx(1, abs=1e-5)
+    assert np.array_equal(queries, before)
+
+
+def test_no_queries_give_no_results(tmp_path):
+    publish(tmp_path / "g", "str")
+    distances, found = load_index(tmp_path / "g").search(np.empty((0, DIM), np.float32), 4)
+    assert distances.shape == found.shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("queries", "k", "words"),
+    [
+        (DATA.astype(np.float64), 1, r"queries is float64 \(700, 8\), wanted float32 \(m, 8\)"),
+        (DATA[:, :7].copy(), 1, r"queries is float32 \(700, 7\)"),
+        (DATA[0], 1, r"queries is float32 \(8,\)"),
+        (np.asfortranarray(DATA), 1, "queries is not C-contiguous"),
+        (DATA, 0, "k is 0"),
+        (np.where(np.arange(ROWS)[:, None] == 5, np.nan, DATA).astype(np.float32), 1, "queries: row 5 holds NaN"),
+        (np.where(np.arange(ROWS)[:, None] == 6, np.inf, DATA).astype(np.float32), 1, "queries: row 6 holds NaN"),
+    ],
+)
+def test_queries_that_make_no_sense(tmp_path, queries, k, words):
+    publish(tmp_path / "g")
+    with pytest.raises(ArrayError, match=words):
+        load_index(tmp_path / "g").search(queries, k)
+
+
+@pytest.mark.parametrize(
+    ("harm", "words"),
+    [
+        (lambda path: (path / "manifest.json").unlink(), "is not a published gallery"),
+        (lambda path: (path / "manifest.json").write_text("{"), "manifest.json: is not JSON"),
+        (lambda path: (path / "manifest.json").write_bytes(b"\xff\xfe"), "manifest.json: is not JSON"),
+        (lambda path: (path / "manifest.json").write_text("[" * 100_000), "manifest.json: is not JSON"),
+        (lambda path: (path / "manifest.json").write_text("[]"), "does not describe a published gallery"),
+        (lambda path: write_manifest(path, kind="transformation"), "does not describe a published gallery"),
+        (lambda path: write_manifest(path, schema=2), "has schema 2; this version reads 1"),
+        (lambda path: write_manifest(path, files=[]), "manifest.json: is malformed"),
+        (lambda path: write_manifest(path, files={"index.faiss": "x"}), "manifest.json: is malformed"),
+        (lambda path: write_manifest(path, rows="many"), "manifest.json: is malformed"),
+        (lambda path: write_manifest(path, files={}), "has no index.faiss; it was upgraded with --index none"),
+        (lambda path: write_manifest(path, rows=ROWS + 1), "holds 700 rows of 8, manifest.json says 701 of 8"),
+        (lambda path: (path / "index.faiss").unlink(), "index.faiss: cannot be read"),
+        (lambda path: (path / "index.faiss").write_bytes(b"IxFI"), "index.faiss: is damaged"),
+    ],
+)
+def test_a_folder_that_is_not_whole(tmp_path, harm, words):
+    publish(tmp_path / "g")
+    harm(tmp_path / "g")
+    with pytest.raises(ArtifactError, match=words) as caught:
+        load_index(tmp_path / "g")
+    assert str(tmp_path / "g") in str(caught.value)
+
+
+def test_a_missing_folder(tmp_path):
+    with pytest.raises(ArtifactError, match="nowhere"):
+        load_index(tmp_path / "nowhere")
+
+
+def test_damaged_text_ids_are_noticed_when_they_are_needed(tmp_path):
+    publish(tmp_path / "g", "str")
+    shard = tmp_path / "g" / "ids" / "000001.npy"
+    data = bytearray(shard.read_bytes())
+    data[-200] ^= 1
+    shard.write_bytes(data)
+    index = load_index(tmp_path / "g")
+    assert index.search(DATA[:1], 1)[1].tolist() == [["item-0"]]
+    with pytest.raises(ArtifactError, match=f"{shard}: is damaged"):
+        index.search(DATA[ROWS_PER_SHARD : ROWS_PER_SHARD + 1], 1)
+
+
+def test_text_ids_of_another_length_are_noticed(tmp_path):
+    publish(tmp_path / "g", "str")
+    np.save(tmp_path / "g" / "ids" / "000002.npy", IDS["str"][:5])
+    write_manifest(tmp_path / "g")
+    with pytest.raises(ArtifactError, match=r"ids: holds 605 ids, manifest.json says 700 rows"):
+        load_index(tmp_path / "g")
+
+
+@pytest.fixture(scope="module")
+def text_ids(tmp_path_factory):
+    path = tmp_path_factory.mktemp("ids")
+    names = np.array([f"{'x' * (number % 9)}{number}" for number in range(1500)])
+    digests = {}
+    for number, (start, stop) in enumerate(((0, 513), (513, 514), (514, 1500))):
+        file = path / f"{number}.npy"
+        np.save(file, names[start:stop].astype(f"U{max(map(len, names[start:stop]))}"))
+        digests[file] = sha256_of_file(file)
+    return TextIds(digests), names
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.lists(st.integers(-1, 1499), max_size=60), columns=st.sampled_from([1, 2, 5]))
+def test_any_rows_in_any_order(text_ids, rows, columns):
+    ids, names = text_ids
+    wanted = np.array(rows[: len(rows) // columns * columns], np.int64).reshape(-1, columns)
+    found = ids[wanted]
+    assert found.shape == wanted.shape
+    assert found.tolist() == [["" if row < 0 else str(names[row]) for row in line] for line in wanted.tolist()]
+
+
+@pytest.mark.parametrize("factory", ["Flat", "IVF8,SQ8", "HNSW8", "LSH"])
+def test_index_infos_speak_autofaiss(tmp_path, factory):
+    builder = publish(tmp_path / "g", factory=factory)
+    infos = index_infos(builder, tmp_path / "g" / "index.faiss", DATA[:50], 0.75)
+    json.dumps(infos, allow_nan=False)
+    size = (tmp_path / "g" / "index.faiss").stat().st_size
+    assert infos["index_key"] == factory
+    assert infos["index_param"] == ("nprobe=1" if factory.startswith("IVF") else "")
+    assert (infos["nb vectors"], infos["vectors dimension"], infos["size in bytes"]) == (ROWS, DIM, size)
+    assert infos["compression ratio"] == pytest.approx(4 * ROWS * DIM / size)
+    assert 0 < infos["avg_search_speed_ms"] <= infos["99p_search_speed_ms"] * 100
+    error = infos["reconstruction error %"]
+    if factory in ("Flat", "HNSW8"):
+        assert error == 0
+    elif factory == "IVF8,SQ8":
+        assert 0 < error < 2

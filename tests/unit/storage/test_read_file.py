@@ -1,0 +1,77 @@
+"""Reading: every byte asked for, or an error that names the file."""
+
+from __future__ import annotations
+
+import errno
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.faults import FailNth, ShortTransfers, ShrinkingFile
+
+from fct_infer.errors import GalleryError
+from fct_infer.storage import ReadFile, use_filesystem
+
+DATA = bytes(np.random.default_rng(0).integers(0, 256, 10_000, dtype=np.uint8))
+
+
+@pytest.fixture
+def path(tmp_path):
+    (tmp_path / "file").write_bytes(DATA)
+    return tmp_path / "file"
+
+
+def test_any_offset_from_many_threads(path):
+    with ReadFile(path) as file, ThreadPoolExecutor(4) as pool:
+        offsets = [(offset * 37) % 9_000 for offset in range(500)]
+        pieces = list(pool.map(lambda offset: file.read(1000, offset), offsets))
+    assert pieces == [DATA[offset : offset + 1000] for offset in offsets]
+
+
+def test_short_reads_are_continued(path):
+    buffer = np.empty((50, 20), np.float32)
+    with use_filesystem(ShortTransfers(13)), ReadFile(path) as file:
+        file.read_into(buffer, 100)
+        file.read_into(np.empty((0, 20), np.float32), 100)
+    assert buffer.tobytes() == DATA[100:4100]
+
+
+def test_a_file_that_ends_too_early(path):
+    with ReadFile(path) as file, pytest.raises(GalleryError, match=r"file: ends at byte 10000, 5 bytes short"):
+        file.read(10, 9_995)
+    with use_filesystem(ShrinkingFile(0)), ReadFile(path) as file, pytest.raises(GalleryError, match="truncated"):
+        file.read(10)
+
+
+def test_an_io_error_names_file_and_byte(path):
+    with use_filesystem(FailNth("pread_into")), ReadFile(path) as file:
+        with pytest.raises(GalleryError, match=r"file: read failed at byte 5: "):
+            file.read(10, 5)
+        assert file.read(10, 5) == DATA[5:15]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE])
+def test_a_file_that_cannot_be_opened(path, number):
+    with use_filesystem(FailNth("open", 0, number)), pytest.raises(GalleryError, match=r"file: cannot be read"):
+        ReadFile(path)
+    with pytest.raises(GalleryError, match="missing: cannot be read"):
+        ReadFile(path.with_name("missing"))
+
+
+def test_only_regular_files_are_read_and_a_pipe_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, "/dev/zero"):
+        with pytest.raises(GalleryError, match="is not a regular file"):
+            ReadFile(path)
+
+
+def test_no_descriptor_is_left_open(path, tmp_path):
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(20):
+        with ReadFile(path) as file:
+            file.close()
+        with pytest.raises(GalleryError):
+            ReadFile(tmp_path)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

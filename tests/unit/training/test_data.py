@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fct_infer.errors import ArrayError
+from fct_infer.training.data.augment import Augmentation
+from fct_infer.training.data.batches import TensorBatches
+from fct_infer.training.data.images import as_images, to_batch
+
+
+def images(count: int = 6) -> torch.Tensor:
+    return to_batch(torch.randint(0, 256, (count, 32, 32, 3), generator=generator(), dtype=torch.uint8))
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_a_batch_is_scaled_and_channels_first():
+    batch = to_batch(torch.tensor([[[[0, 51, 255]]]], dtype=torch.uint8))
+    assert batch.shape == (1, 3, 1, 1)
+    assert batch.flatten().tolist() == pytest.approx([0.0, 0.2, 1.0])
+
+
+@pytest.mark.parametrize(
+    "array", [np.zeros((2, 8, 8, 3)), np.zeros((8, 8, 3), np.uint8), np.zeros((2, 3, 8, 8), np.uint8)]
+)
+def test_other_images_are_refused(array):
+    with pytest.raises(ArrayError, match="wanted uint8"):
+        as_images(array)
+
+
+def test_no_augmentation_changes_nothing():
+    assert torch.allclose(Augmentation()(images(), generator()), images(), atol=1e-6)
+
+
+def test_an_affine_view_of_strength_zero_is_the_image():
+    """A tiny rotation goes through the resampling, which must then leave every pixel where it was."""
+    assert torch.allclose(Augmentation(rotation=1e-6)(images(), generator()), images(), atol=1e-4)
+
+
+def test_a_view_moves_by_the_share_asked_for():
+    dot = torch.zeros(64, 3, 32, 32)
+    dot[:, :, 16, 16] = 1
+    where = Augmentation(shift=0.25)(dot, generator()).mean(dim=1)
+    rows, columns = where.sum(dim=2).argmax(dim=1), where.sum(dim=1).argmax(dim=1)
+    assert 6 <= (rows - 16).abs().max() <= 8
+    assert 6 <= (columns - 16).abs().max() <= 8
+
+
+@pytest.mark.parametrize(
+    "field", ["rotation", "scale", "shift", "brightness", "contrast", "colour", "noise"], ids=lambda name: name
+)
+def test_every_kind_of_change_changes_and_stays_in_range(field):
+    view = Augmentation(**{field: 0.5})(images(), generator())
+    assert not torch.allclose(view, images(), atol=1e-3)
+    assert 0 <= view.min() <= view.max() <= 1
+
+
+def test_a_seed_decides_the_views():
+    augmentation = Augmentation(rotation=10, colour=0.5, noise=0.1)
+    first, again, other = (augmentation(images(), generator(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_an_epoch_holds_every_row_once_in_whole_batches():
+    rows = torch.arange(25)
+    batches = TensorBatches(rows, 2 * rows, batch_size=8, seed=0)
+    first, second = (list(batches) for _ in range(2))
+    assert len(first) == len(batches) == 3
+    assert all(torch.equal(2 * one, two) and len(one) == 8 for one, two in first)
+    seen = torch.cat([one for one, _ in first])
+    assert len(set(seen.tolist())) == 24
+    assert not torch.equal(seen, torch.cat([one for one, _ in second]))
+
+
+@pytest.mark.parametrize(("lengths", "message"), [((10, 9), "9, 10"), ((3, 3), "at least 4")])
+def test_unusable_training_data_is_refused(lengths, message):
+    with pytest.raises(ArrayError, match=message):
+        TensorBatches(*(torch.zeros(length) for length in lengths), batch_size=4, seed=0)

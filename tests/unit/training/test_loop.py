@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fct_infer.errors import GateError, UsageError
+from fct_infer.training.data.batches import TensorBatches
+from fct_infer.training.loop import Progress, TrainingConfig, fit, learning_rate_at, seeded
+
+
+def line_problem(seed: int = 0) -> tuple[nn.Module, TensorBatches]:
+    """y = 3 x - 1, and a model that can say so."""
+    x = torch.linspace(-1, 1, 64)[:, None]
+    with seeded(seed):
+        model = nn.Linear(1, 1)
+    return model, TensorBatches(x, 3 * x - 1, batch_size=16, seed=seed)
+
+
+def fit_line(config: TrainingConfig, **options) -> tuple[nn.Module, list[float]]:
+    model, batches = line_problem(config.seed)
+    return model, fit(
+        model, batches, lambda batch: nn.functional.mse_loss(model(batch[0]), batch[1]), config, **options
+    )
+
+
+@pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 0.05), ("adam", 0.1)])
+def test_a_line_is_found(optimizer, rate):
+    model, losses = fit_line(TrainingConfig(epochs=40, learning_rate=rate, optimizer=optimizer, weight_decay=0))
+    assert model.weight.item() == pytest.approx(3, abs=0.02)
+    assert model.bias.item() == pytest.approx(-1, abs=0.02)
+    assert losses[-1] < 1e-3 < losses[0]
+    assert not model.training
+
+
+def test_one_seed_gives_the_same_weights():
+    first, again, other = (fit_line(TrainingConfig(3, 0.05, seed=seed))[0].weight for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_the_random_state_of_the_caller_is_left_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    fit_line(TrainingConfig(1, 0.05, seed=9))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_the_learning_rate_warms_up_then_falls_to_zero():
+    rates = [learning_rate_at(step, warmup_steps=10, steps=110) for step in range(111)]
+    assert rates[:11] == sorted(rates[:11])
+    assert rates[10] == 1
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[60] == pytest.approx(0.5)
+    assert rates[110] == pytest.approx(0)
+
+
+def test_progress_is_told_after_every_step():
+    seen: list[Progress] = []
+    _, losses = fit_line(TrainingConfig(epochs=2, learning_rate=0.01), on_progress=seen.append)
+    assert [(each.step, each.steps, each.epoch, each.epochs) for each in seen] == [
+        (step, 8, 1 + (step - 1) // 4, 2) for step in range(1, 9)
+    ]
+    assert [seen[3].loss, seen[7].loss] == losses
+
+
+def test_a_diverging_training_stops_and_names_the_step():
+    model, batches = line_problem()
+    calls = iter(range(100))
+
+    def loss_of(batch):
+        scale = float("nan") if next(calls) == 5 else 1.0
+        return scale * nn.functional.mse_loss(model(batch[0]), batch[1])
+
+    with pytest.raises(GateError, match="nan at step 6 of 8, epoch 2"):
+        fit(model, batches, loss_of, TrainingConfig(epochs=2, learning_rate=0.01))
+
+
+def test_batch_norm_is_frozen_from_the_share_of_epochs_asked_for():
+    model = nn.Sequential(nn.BatchNorm1d(1), nn.Linear(1, 1))
+    rows = torch.linspace(0, 4, 32)[:, None]
+    modes, means = [], []
+
+    def loss_of(batch):
+        modes.append((model[0].training, model[1].training))
+        means.append(model[0].running_mean.item())
+        return model(batch[0]).square().mean()
+
+    batches = TensorBatches(rows, batch_size=16, seed=0)
+    fit(model, batches, loss_of, TrainingConfig(4, 0.01, freeze_batch_norm_from=0.5))
+    assert modes == [(True, True)] * 4 + [(False, True)] * 4
+    assert len(set(means[:5])) == 5
+    assert len(set(means[4:])) == 1
+
+
+def test_an_unknown_optimizer_is_refused():
+    with pytest.raises(UsageError, match="'lion'"):
+        fit_line(TrainingConfig(1, 0.1, optimizer="lion"))
