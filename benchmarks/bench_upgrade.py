@@ -31,7 +31,7 @@ from fct_infer.index import describe_index
 from fct_infer.transformation import Program
 from tests.support.programs import random_rows
 
-ROWS, ROUNDS, INDEX = 1_000_000, 3, "IVF1024,PQ32np"
+PROGRAM, ROWS, ROUNDS, INDEX = "small", 1_000_000, 3, "IVF1024,PQ32np"
 QUICK_ROWS, QUICK_ROUNDS, QUICK_INDEX = 100_000, 1, "IVF256,PQ16np"
 PLAIN_RUNTIME = "ONNX Runtime"  # of the plain script, at fp32
 MAX_RELATIVE_ERROR = {"fp32": 1e-4, "bf16": 5e-2}  # L2 norm of a row's difference over that of the row
@@ -130,7 +130,7 @@ def bench(folder: Path, rows: int, rounds: int, program: str, index: str) -> dic
 @click.command()
 @click.option("--rows", default=ROWS, show_default=True, help="Rows of the gallery.")
 @click.option("--rounds", default=ROUNDS, show_default=True)
-@click.option("--program", type=click.Choice(list(PROGRAMS)), default="small", show_default=True)
+@click.option("--program", type=click.Choice(list(PROGRAMS)), default=PROGRAM, show_default=True)
 @click.option("--index", default=INDEX, show_default=True, help="FAISS factory string of an IVF index.")
 @click.option("--quick", is_flag=True, help="A tenth of the rows, one round; nothing is written to results/.")
 def main(rows: int, rounds: int, program: str, index: str, quick: bool) -> None:
@@ -143,7 +143,8 @@ def main(rows: int, rounds: int, program: str, index: str, quick: bool) -> None:
         result = bench(Path(folder), rows, rounds, program, index)
     show(result, upgrade_tables(result))
     if not quick:
-        print(f"written: {save('upgrade', result)}", file=sys.stderr)
+        name = "upgrade" if program == PROGRAM else f"upgrade_{program}"
+        print(f"written: {save(name, result)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

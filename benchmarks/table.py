@@ -161,6 +161,7 @@ def show(result: dict[str, Any], tables: list[Table]) -> None:
 TABLES = {
     "transformation": transformation_tables,
     "upgrade": upgrade_tables,
+    "upgrade_paper-size": upgrade_tables,
     "upgrade_memory": memory_tables,
 }
 

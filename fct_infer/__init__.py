@@ -40,6 +40,11 @@ __all__ = [  # noqa: PLE0604 - the names above
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
+    if name == "_core":
+        try:
+            return import_module("fct_infer._core")
+        except ImportError as error:
+            raise ImportError(f"the compiled core of fct_infer does not load ({error}); install the package") from error
     raise AttributeError(f"module 'fct_infer' has no attribute {name!r}")
 
 

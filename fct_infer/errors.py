@@ -24,6 +24,10 @@ class MissingExtraError(UsageError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed; run: pip install 'fct-infer[{extra}]'")
+        self.package, self.extra = package, extra
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str]]:
+        return type(self), (self.package, self.extra)
 
 
 class UnsupportedError(UsageError):
@@ -53,6 +57,9 @@ class NonFiniteError(ArrayError):
         super().__init__(f"{array}: row {row} holds NaN or infinity")
         self.array = array
         self.row = row
+
+    def __reduce__(self) -> tuple[type[NonFiniteError], tuple[str, int]]:
+        return type(self), (self.array, self.row)
 
 
 class GalleryError(InputError):

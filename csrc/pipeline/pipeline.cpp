@@ -29,7 +29,11 @@ class Pipeline {
  public:
   Pipeline(const Executable& executable, const PipelineConfig& config, std::vector<Block>& blocks,
            const PipelineStages& stages)
-      : executable_(executable), config_(config), blocks_(blocks), stages_(stages), consumers_(blocks.size()) {
+      : executable_(executable),
+        config_(config),
+        blocks_(blocks),
+        stages_(stages),
+        consumers_(blocks.size()) {
     for (int block = 0; block < static_cast<int>(blocks.size()); ++block) free_.push(block);
   }
 
@@ -44,7 +48,8 @@ class Pipeline {
         threads.emplace_back([this] { guarded([this] { transform(); }); });
         threads.emplace_back([this] { guarded([this] { consume(written_, stages_.write, times_.write); }); });
         if (stages_.index)
-          threads.emplace_back([this] { guarded([this] { consume(indexed_, stages_.index, times_.index); }); });
+          threads.emplace_back(
+              [this] { guarded([this] { consume(indexed_, stages_.index, times_.index); }); });
         wait();
       } catch (...) {
         fail(std::current_exception());
@@ -147,8 +152,8 @@ class Pipeline {
 
 }  // namespace
 
-PipelineTimes run_pipeline(const Executable& executable, const PipelineConfig& config, std::vector<Block>& blocks,
-                           const PipelineStages& stages) {
+PipelineTimes run_pipeline(const Executable& executable, const PipelineConfig& config,
+                           std::vector<Block>& blocks, const PipelineStages& stages) {
   return Pipeline(executable, config, blocks, stages).run();
 }
 

@@ -19,8 +19,9 @@ struct Plan {
   std::size_t bytes_per_row() const;
 };
 
-// Values that only linear layers read are kept in bfloat16 if the precision is bf16; sums, norms and the output
-// stay in float32. Slots are reused as soon as their value has been read for the last time.
+// With precision bf16, every value that a linear layer reads is kept in bfloat16 (its sums are float32);
+// norms, sums that no layer reads and the output stay in float32. Slots are reused once their value has been
+// read for the last time.
 Plan make_plan(const Program& program, Precision precision);
 
 }  // namespace fct

@@ -10,7 +10,7 @@ from pathlib import Path
 from fct_infer.artifacts.files import digest_file, file_size
 from fct_infer.artifacts.manifest import MANIFEST_NAME, BundleFile, Manifest, read_manifest
 from fct_infer.errors import ArtifactError, OutputError
-from fct_infer.storage import FileLock, publish_directory, remove_tree, write_json
+from fct_infer.storage import FileLock, publish_directory, remove_tree, write_bytes
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def write_bundle(path: str | Path, fill: Callable[[Path], Manifest], *, force: b
         remove_tree(partial)  # of a run that was killed
         try:
             manifest = fill(partial)
-            write_json(partial / MANIFEST_NAME, manifest.to_json())
+            write_bytes(partial / MANIFEST_NAME, manifest.to_bytes())
             publish_directory(partial, target, replace=force)
         finally:
             remove_tree(partial)

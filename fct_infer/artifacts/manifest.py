@@ -21,6 +21,7 @@ MAX_MANIFEST_BYTES = 16 * MEBIBYTE
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # one plain name: no folder, no "..", no absolute path
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_AFTER_SEAL = b'"\n}\n'
 _T = TypeVar("_T")
 
 
@@ -103,10 +104,17 @@ class Manifest:
     preprocessing: Preprocessing | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Return what ``manifest.json`` holds, sealed with a digest over all of it."""
+        """Return what ``manifest.json`` holds, as strict JSON."""
+        document: dict[str, Any] = json.loads(self.to_bytes())
+        return document
+
+    def to_bytes(self) -> bytes:
+        """Return ``manifest.json``, its last field a SHA-256 over all bytes before that digest."""
         document = {"schema_version": SCHEMA_VERSION, **asdict(self)}
         document["files"] = {file.pop("name"): file for file in document["files"]}
-        return {**document, "sha256": _seal(document)}
+        text = json.dumps({**document, "sha256": ""}, indent=2, allow_nan=False).encode() + b"\n"
+        body = text.removesuffix(_AFTER_SEAL)
+        return body + _seal(body) + _AFTER_SEAL
 
 
 def read_manifest(bundle: str | Path) -> Manifest:
@@ -119,7 +127,12 @@ def read_manifest(bundle: str | Path) -> Manifest:
     data = read_file(path, MAX_MANIFEST_BYTES)
     try:
         document = json.loads(data, parse_constant=_finite, parse_float=_finite)
-        return _parse(_Fields(document, "manifest"))
+        fields = _Fields(document, "manifest")
+        version = fields.take("schema_version", int)
+        if version != SCHEMA_VERSION:
+            raise ArtifactError(f"schema version {version}, this fct-infer reads {SCHEMA_VERSION}; install a newer one")
+        _check_seal(data, fields.sha256("sha256"))
+        return _parse(fields)
     except RecursionError as error:
         raise ArtifactError(f"{path}: nested too deeply") from error
     except (ValueError, OverflowError) as error:  # of JSON, UTF-8, numbers out of range, and ArtifactErrors of _parse
@@ -127,11 +140,6 @@ def read_manifest(bundle: str | Path) -> Manifest:
 
 
 def _parse(fields: _Fields) -> Manifest:
-    version = fields.take("schema_version", int)
-    if version != SCHEMA_VERSION:
-        raise ArtifactError(f"schema version {version}, this fct-infer reads {SCHEMA_VERSION}; install a newer one")
-    if fields.take("sha256", str) != _seal({key: value for key, value in fields.items() if key != "sha256"}):
-        raise ArtifactError("does not match its own sha256; it was altered after it was written")
     program, preprocessing = fields.take_optional("program", dict), fields.take_optional("preprocessing", dict)
     manifest = Manifest(
         kind=fields.one_of("kind", KINDS),
@@ -193,10 +201,6 @@ class _Fields:
     def __init__(self, value: Any, where: str) -> None:
         self._where = where
         self._left: dict[str, Any] = dict(_typed(value, dict, where))
-        self._all = dict(self._left)
-
-    def items(self) -> Any:
-        return self._all.items()
 
     def take(self, key: str, kind: type[_T]) -> _T:
         if key not in self._left:
@@ -204,7 +208,7 @@ class _Fields:
         return _typed(self._left.pop(key), kind, f"{self._where}.{key}")
 
     def take_optional(self, key: str, kind: type[_T]) -> _T | None:
-        return self.take(key, type(None)) if self._all.get(key, ...) is None else self.take(key, kind)
+        return self.take(key, type(None) if self._left.get(key, ...) is None else kind)
 
     def one_of(self, key: str, choices: tuple[_T, ...]) -> _T:
         value = self.take(key, str)
@@ -255,8 +259,14 @@ def _shape(value: Any, where: str) -> tuple[int, ...]:
     return tuple(_positive(size, where) for size in _typed(value, list, where))
 
 
-def _seal(document: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+def _seal(body: bytes) -> bytes:
+    return hashlib.sha256(body).hexdigest().encode()
+
+
+def _check_seal(data: bytes, seal: str) -> None:
+    body = data.removesuffix(seal.encode() + _AFTER_SEAL)
+    if body == data or _seal(body) != seal.encode():
+        raise ArtifactError("does not match its own sha256; it was altered after it was written")
 
 
 def _finite(text: str) -> float:

@@ -136,6 +136,11 @@ class _Recorder(TorchDispatchMode):
         self._builder = builder
         self._alive: list[Any] = []  # an id is unique only while its tensor lives
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here; PyTorch's default would import its compiler at the first operation: 2 seconds."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         keywords = kwargs or {}
         operands = [self._lookup(argument) for argument in args]

@@ -16,7 +16,7 @@ from fct_infer.evaluation.retrieval import RetrievalMetrics
 
 
 def criterion(new_old: float, old_old: float) -> bool:
-    """Return whether M(new, old) > M(old, old): searching with the new model pays (BCT section 3, equation 3)."""
+    """Return whether M(new, old) > M(old, old): searching with the new model pays (BCT section 3)."""
     return new_old > old_old
 
 

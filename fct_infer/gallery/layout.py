@@ -110,7 +110,8 @@ def _read_folder(folder: Path, embeddings: _Folder | None) -> _Folder | None:
         return None
     if not folder.is_dir():
         raise GalleryError(f"{folder}: is not a folder")
-    files = {file.name: file for file in sorted(folder.iterdir()) if not file.name.startswith(".")}
+    names = sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
+    files = {name: folder / name for name in names}
     for file in files.values():
         if file.suffix != ".npy":
             raise GalleryError(f"{file}: is not a .npy file; a gallery's folders hold shards only")

@@ -25,8 +25,6 @@ class IndexBuilder:
     The same sample and the same blocks of rows, added in the same order with the same thread count, give the same file.
     Training may depend on the thread count (PCA and OPQ do); adding was not seen to. How rows are cut into blocks shows
     in the file of an HNSW graph only.
-    ``PQ<m>`` makes FAISS anneal its codebooks for polysemous codes, which this project never searches with and which
-    can take a minute; ``PQ<m>np`` leaves that out.
 
     Attributes:
         factory, dim, metric: as described by :func:`fct_infer.index.describe_index`.

@@ -46,7 +46,7 @@ def default_factory(rows: int, dim: int) -> str:
     Below 50,000 rows exact search is fast enough: ``Flat``. Below 2,000,000: ``IVF<n>,Flat`` with n the power of two
     nearest 4 sqrt(rows), which keeps the vectors whole. From there on: ``IVF<n>,PQ<m>np`` with the most bytes a row, up
     to 64, that divide the dim (``SQ8`` where none from 8 on does), and an HNSW graph over the lists from 65,536 lists
-    on. ``np`` leaves out the annealing for polysemous codes, which take long to train and which nothing here uses.
+    on. ``np`` spells out what holds for every ``PQ`` here: no annealing for polysemous codes.
     """
     if rows < FLAT_BELOW:
         return "Flat"

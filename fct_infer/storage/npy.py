@@ -11,6 +11,7 @@ import io
 import math
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ _FIRST_READ = 1024  # one system call for almost every file
 # version -> bytes of the header's length field, encoding of the header
 _VERSIONS = {(1, 0): (2, "latin1"), (2, 0): (4, "latin1"), (3, 0): (4, "utf-8")}
 _DESCR = re.compile(r"[<>=|]?[biufcmMOSUV?][0-9]{0,8}(\[[a-zA-Z0-9/]{1,16}\])?")  # what numpy's dtype.str can be
+
+_literal = lru_cache(maxsize=16)(ast.literal_eval)  # the shards of a gallery mostly share one header
 
 
 @dataclass(frozen=True)
@@ -91,7 +94,7 @@ def _header_text(file: ReadFile, size: int) -> tuple[str, int]:
 def _parse(file: ReadFile, text: str) -> tuple[Any, tuple[int, ...]]:
     """Return ``descr`` and ``shape`` of a C-ordered array."""
     try:
-        header = ast.literal_eval(text.strip())
+        header = _literal(text.strip())
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise _malformed(file, f"not a dictionary literal ({type(error).__name__})") from error
     if not isinstance(header, dict) or set(header) != {"descr", "fortran_order", "shape"}:

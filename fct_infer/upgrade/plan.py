@@ -21,6 +21,7 @@ DTYPES = ("float32", "float16")
 MIN_COSINE = {"fp32": 0.99999, "bf16": 0.999}
 BLOCK_BYTES = 16 << 20
 BLOCKS_IN_FLIGHT = 4
+MAX_BLOCK_ROWS = 1 << 20
 SEED = 20211202  # samples for training and verification: any fixed number makes runs repeatable
 
 
@@ -55,8 +56,8 @@ class Settings:
             raise UsageError(f"dtype is {self.dtype!r}, wanted one of {', '.join(DTYPES)}")
         for name in ("verify_rows", "block_rows"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} is {value}, wanted at least 1")
+            if value is not None and not 1 <= value <= MAX_BLOCK_ROWS:
+                raise UsageError(f"{name} is {value}, wanted 1 to {MAX_BLOCK_ROWS:,}")
         for name in ("min_cosine", "min_recall"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:

@@ -80,9 +80,7 @@ def test_json_is_one_document_and_nothing_else(folder, tmp_path):
         (["h.pt", "-o", "h.pt/b"], 5, "h.pt"),
     ],
 )
-def test_mistakes_end_with_one_line_and_an_exit_code(
-    folder, monkeypatch, capsys, arguments, exit_code, message
-):
+def test_mistakes_end_with_one_line_and_an_exit_code(folder, monkeypatch, capsys, arguments, exit_code, message):
     before = sorted(folder.iterdir())
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["fct-export", *arguments])

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,10 @@ def thread_count() -> int:
 def no_thread_stays() -> Iterator[None]:
     before = thread_count()
     yield
-    assert thread_count() == before
+    deadline = time.monotonic() + 5
+    while thread_count() > before and time.monotonic() < deadline:  # the kernel takes a moment to forget a thread
+        time.sleep(0.001)
+    assert thread_count() <= before
 
 
 class Source:
@@ -234,8 +238,6 @@ def test_callbacks_run_beside_each_other() -> None:
 
 
 def test_ten_runs_at_a_time_do_not_disturb_each_other() -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
     h = mlp()
 
     def one(seed: int) -> bool:
@@ -267,6 +269,7 @@ try:
     _core.run_pipeline(h.executable, read=read, write=lambda block: None, index=lambda block: None, block_rows=10,
                        threads=2, old_dtype="float32", side_dtype="float32", out_dtype="float32", side_is_old=False)
 except KeyboardInterrupt:
+    time.sleep(0.2)  # the kernel takes a moment to forget a thread
     print("stopped with", len(list(Path("/proc/self/task").iterdir())) - before, "threads more")
 """
 

@@ -27,9 +27,9 @@ class Executable {
   virtual ~Executable() = default;
 
   // Transforms `rows` rows. `side.data` is null exactly if the program has one input. Safe to call from many
-  // threads at once. The result depends on nothing but the row itself (Note [Same bytes], cpu_executable.cpp).
-  // Throws NonFiniteRow for the first row, in input order, whose input or result is not finite; the output is
-  // then unspecified.
+  // threads at once. The result depends on nothing but the row itself (Note [Same bytes],
+  // cpu_executable.cpp). Throws NonFiniteRow for the first row, in input order, whose input or result is not
+  // finite; the output is then unspecified.
   virtual void run(InputRows old, InputRows side, OutputRows out, std::int64_t rows, int threads) const = 0;
 
   virtual int old_dim() const = 0;

@@ -26,7 +26,8 @@ struct PipelineConfig {
   bool side_is_old = false;  // feed `old` as side-information
 };
 
-// The stages' work on files and index, supplied by the caller. Each runs on a thread of its own, blocks in order.
+// The stages' work on files and index, supplied by the caller. Each runs on a thread of its own, blocks in
+// order.
 struct PipelineStages {
   std::function<std::int64_t(int block)> read;              // fills the block, returns its rows; 0 ends
   std::function<void(int block, std::int64_t rows)> write;  // results of the block
@@ -40,10 +41,10 @@ struct PipelineTimes {
   std::int64_t rows = 0;
 };
 
-// Runs until `read` returns 0. The first error of any stage stops all, every thread is joined, and it is rethrown;
-// the row of a NonFiniteRow then counts from the first row read.
-PipelineTimes run_pipeline(const Executable& executable, const PipelineConfig& config, std::vector<Block>& blocks,
-                           const PipelineStages& stages);
+// Runs until `read` returns 0. The first error of any stage stops all, every thread is joined, and it is
+// rethrown; the row of a NonFiniteRow then counts from the first row read.
+PipelineTimes run_pipeline(const Executable& executable, const PipelineConfig& config,
+                           std::vector<Block>& blocks, const PipelineStages& stages);
 
 std::vector<Block> allocate_blocks(const Executable& executable, const PipelineConfig& config);
 

@@ -1,4 +1,5 @@
-// A transformation as data: steps over numbered values. Python's fct_infer.transformation.Program says the same.
+// A transformation as data: steps over numbered values. Python's fct_infer.transformation.Program says the
+// same.
 #pragma once
 
 #include <cstdint>
@@ -52,7 +53,8 @@ struct Program {
 std::vector<ValueId> inputs_of(const Step& step);
 ValueId output_of(const Step& step);
 
-// Throws Error(kArtifact) unless every step reads values produced before it, writes a new one, and widths fit.
+// Throws Error(kArtifact) unless every step reads values produced before it, writes a new one, and widths
+// fit.
 void validate(const Program& program);
 
 }  // namespace fct

@@ -115,7 +115,7 @@ def _render_class(own: Tensor, everything: Tensor, count: int, entropy: np.rando
     """(count, 32, 32, 3) uint8; each random stream is drawn image by image, so image i does not depend on ``count``."""
     shapes, clutter, colours, noise = (np.random.default_rng(child) for child in entropy.spawn(4))
     shape = _draw(shapes, count, 6)
-    glyph = F.avg_pool2d(_place(_choose(own, shape[:, 0]), shape, (0.62, 1.0), 0.22, _MASK_SIZE), 2)
+    glyph = F.avg_pool2d(_place(_choose(own, shape[:, 0]), shape, (0.7, 1.0), 0.15, _MASK_SIZE), 2)
     drawn = _draw(clutter, count, _DISTRACTORS * 6 + _STROKES * 5)
     fragments, strokes = torch.split(drawn, [_DISTRACTORS * 6, _STROKES * 5], dim=1)
     layers = [
@@ -124,7 +124,7 @@ def _render_class(own: Tensor, everything: Tensor, count: int, entropy: np.rando
     ]
     layers += [_stroke(draws) for draws in strokes.chunk(_STROKES, dim=1)]
     images = _colour(glyph, layers, _draw(colours, count, 4 + len(layers), 3))
-    images += 0.05 * torch.from_numpy(noise.standard_normal(images.shape, dtype=np.float32))
+    images += 0.04 * torch.from_numpy(noise.standard_normal(images.shape, dtype=np.float32))
     return images.clamp_(0, 1).mul_(255).round_().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
@@ -143,7 +143,7 @@ def _place(masks: Tensor, draws: Tensor, scales: tuple[float, float], shift: flo
     """
     scale = scales[0] + (scales[1] - scales[0]) * draws[:, 1]
     angle = math.radians(40) * (draws[:, 2] - 0.5)
-    stretch = 0.8 + 0.4 * draws[:, 3]
+    stretch = 0.85 + 0.3 * draws[:, 3]
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
     x, y = (shift * (2 * draws[:, column] - 1) for column in (4, 5))
     # grid_sample wants the inverse map, from the output's coordinates to the mask's.
@@ -180,7 +180,7 @@ def _colour(glyph: Tensor, clutter: list[Tensor], draws: Tensor) -> Tensor:
     ramp, slopes = torch.linspace(-0.2, 0.2, IMAGE_SIZE), draws[:, 2, :2, None, None] - 0.5
     images = paper[:, :, None, None] + (slopes[:, :1] * ramp[None, :] + slopes[:, 1:] * ramp[:, None])
     for coverage, colour in zip(clutter, draws[:, 4:].unbind(1), strict=True):
-        images = torch.lerp(images, colour[:, :, None, None], 0.6 * coverage)
+        images = torch.lerp(images, colour[:, :, None, None], 0.4 * coverage)
     return torch.lerp(images, ink[:, :, None, None], 0.95 * glyph)
 
 

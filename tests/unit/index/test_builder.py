@@ -13,6 +13,7 @@ from support.faults import FailNth, FullDisk, ShortTransfers, ShrinkingFile
 
 from fct_infer.errors import ArtifactError, ResourceError, UsageError
 from fct_infer.index import IndexBuilder, load_index_file
+from fct_infer.index.faiss_module import inner_indexes
 from fct_infer.storage import sha256_of_file, use_filesystem
 
 ROWS, DIM = 1200, 16
@@ -131,6 +132,13 @@ def test_training_is_what_faiss_itself_would_do(tmp_path, capfd):
     faiss.omp_set_num_threads(before)
     faiss.write_index(own, str(tmp_path / "own.faiss"))
     assert builder.save(tmp_path / "index.faiss").sha256 == sha256_of_file(tmp_path / "own.faiss")
+
+
+def test_no_minutes_are_spent_on_polysemous_codes(tmp_path):
+    plain, spelled_out = (build(factory).save(tmp_path / "x.faiss") for factory in ("IVF16,PQ4x6", "IVF16,PQ4x6np"))
+    assert plain == spelled_out
+    wrapped = inner_indexes(IndexBuilder("IDMap,PQ4", DIM, "l2", threads=1).index)[-1]
+    assert not wrapped.do_polysemous_training
 
 
 def test_the_thread_count_is_set_in_whichever_thread_calls_and_put_back(monkeypatch):
