@@ -21,7 +21,7 @@ def trace(module: nn.Module, *example: Tensor) -> torch.jit.ScriptModule:
     """
     try:
         with without_warnings(), torch.no_grad():
-            traced: torch.jit.ScriptModule = torch.jit.trace(module, example)  # type: ignore[no-untyped-call]
+            traced: torch.jit.ScriptModule = torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
             return traced
     except (RuntimeError, torch.jit.Error) as error:
         raise ArtifactError(f"PyTorch cannot trace the model: {last_line(error)}") from error

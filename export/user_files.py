@@ -57,9 +57,10 @@ def export_file(
     bundle = path.with_suffix(".bundle") if bundle is None else Path(bundle)
     refuse_existing(bundle, force=force)
     module = load_torchscript(path) if is_torchscript(path) else None
-    image_shape, notes = _image_shape(module, kind, input_shapes)
+    may_take_images = module is not None and kind != "transformation" and count_inputs(module) == 1
+    image_shape, notes = _image_shape(module, kind, input_shapes) if module and may_take_images else (None, ())
     if module is None or image_shape is None:
-        program = _read_program(path, kind, input_shapes)
+        program = _read_program(path, kind, input_shapes, may_take_images)
         targets = targets or TRANSFORMATION_TARGETS
         return export_transformation(program, bundle, targets=targets, origin=source_of(path), force=force)
     try:
@@ -78,28 +79,26 @@ def export_file(
     return replace(report, notes=notes)
 
 
-def _read_program(path: Path, kind: Kind | None, input_shapes: Sequence[tuple[int, ...]]) -> Program:
+def _read_program(
+    path: Path, kind: Kind | None, input_shapes: Sequence[tuple[int, ...]], images_were_tried: bool
+) -> Program:
     if kind not in (None, "transformation"):
         raise ArtifactError(f"{path}: does not run on images, wanted a {kind} model; is --input-shape missing?")
     if any(len(shape) != 1 for shape in input_shapes):
-        raise UsageError(
-            "a transformation takes rows: give the width of each input, --input-shape 128 --input-shape 64"
-        )
+        raise UsageError(f"{path}: takes rows; give the width of each input: --input-shape 128 --input-shape 64")
     widths = tuple(shape[0] for shape in input_shapes) or None
     try:
         return load_program(path, trust=True, input_widths=widths)
     except (ArtifactError, UsageError) as error:
-        if kind is None and is_torchscript(path):
+        if images_were_tried and not input_shapes:
             error.args = (f"{error}. Nor does it make embeddings of images of a usual size (--input-shape 3x32x32)",)
         raise
 
 
 def _image_shape(
-    module: torch.jit.ScriptModule | None, kind: Kind | None, input_shapes: Sequence[tuple[int, ...]]
+    module: torch.jit.ScriptModule, kind: Kind | None, input_shapes: Sequence[tuple[int, ...]]
 ) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:
-    """Return the shape of the images the module takes, None if it is a transformation; and what was assumed."""
-    if module is None or kind == "transformation" or count_inputs(module) != 1:
-        return None, ()
+    """Return the shape of the images the module takes, None if it takes none; and what was assumed."""
     notes = ["the file does not hold mean and standard deviation of its images: the manifest has no preprocessing"]
     if kind is None:
         notes.append("taken as a backbone; a side-information model looks the same: --kind side-information")

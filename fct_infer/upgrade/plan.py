@@ -117,9 +117,12 @@ class Plan:
 
     def identity(self) -> dict[str, Any]:
         """Return what must be equal for unfinished work to be resumed."""
+        settings = self.result_settings()
+        if self.index and "HNSW" in self.index.factory:
+            settings["block_rows"] = self.block_rows  # a graph depends on how its rows were cut into blocks
         return {
             "transformation": self.transformation.program.digest,
-            "settings": self.result_settings(),
+            "settings": settings,
             "gallery": self.gallery.fingerprint(),
         }
 

@@ -8,7 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from support.programs import random_rows
@@ -249,6 +249,7 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("onnx")
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_a_damaged_graph_is_a_program_or_an_artifact_error(folder, data):
     nodes = [node("Gemm", "x w b", "z", transB=1), node("Relu", "z", "r"), node("Concat", "r z", axis=1)]

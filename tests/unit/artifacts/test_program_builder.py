@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.programs import random_rows
 
@@ -73,6 +73,7 @@ class Chain:
 LAYERS = ("linear", "batch_norm", "constant", "relu", "concat", "residual", "normalize")
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(LAYERS), min_size=1, max_size=7), st.integers(0, 2**32 - 1))
 def test_folding_never_changes_what_is_computed(layers, seed):
     rng = np.random.default_rng(seed)
