@@ -34,8 +34,8 @@ lint: $(VENV)/.dev
 	@$(BIN)/lint-imports --no-logo
 
 bench: $(VENV)/.bench
-	@$(BIN)/python benchmarks/bench_transformation.py
-	@$(BIN)/python benchmarks/bench_upgrade.py
+	@$(BIN)/python -m benchmarks.bench_transformation
+	@$(BIN)/python -m benchmarks.bench_upgrade
 
 clean:
 	rm -rf $(VENV) build dist demo/work demo/report.html benchmarks/.work .mypy_cache .ruff_cache .pytest_cache .hypothesis

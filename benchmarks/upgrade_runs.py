@@ -34,4 +34,5 @@ def run_once(command: list[str], gallery: Path, dest: Path) -> Run:
     module, *options = command
     arguments = [sys.executable, "-m", module, str(gallery), str(dest), *options]
     result: Run = json.loads(subprocess.run(arguments, stdout=subprocess.PIPE, check=True).stdout)
-    return {**result, "index_bytes": (dest / "index.faiss").stat().st_size}
+    index = dest / "index.faiss"
+    return {**result, "index_bytes": index.stat().st_size if index.exists() else 0}

@@ -24,7 +24,7 @@ def apply_float64(program: Program, old: NDArray[Any], side: NDArray[Any] | None
         program: what to compute.
         old: (n, d_old), any real floating dtype.
         side: (n, d_side), any real floating dtype; ``None`` means FCT without side-information, where the old
-            embedding takes its place (arXiv 2112.02805, section 3.2).
+            embedding takes its place (arXiv 2112.02805, section 3.2). Not looked at if the program takes none.
 
     Returns:
         (n, d_new) float64.

@@ -27,6 +27,7 @@ namespace {
 constexpr std::size_t kAlignment = 64;
 constexpr std::size_t kTileBytes = std::size_t{8}
                                    << 20;  // activations of one tile: about one core's share of cache
+constexpr std::int64_t kTilesPerThread = 4;
 constexpr std::int64_t kNoRow = std::numeric_limits<std::int64_t>::max();
 
 std::size_t at(int index) { return static_cast<std::size_t>(index); }
@@ -185,10 +186,11 @@ void CpuExecutable::keep_equal_tiles() {
   }
 }
 
-// The largest tile that still gives every thread one, else the smallest.
+// The largest tile that still gives every thread a few, so that a delayed one does not hold up the call; else
+// the smallest.
 std::size_t CpuExecutable::choose_tile(std::int64_t rows, int threads) const {
   for (std::size_t tile : usable_tiles_)
-    if (rows >= std::int64_t{threads} * tile_rows_[tile]) return tile;
+    if (rows >= kTilesPerThread * threads * tile_rows_[tile]) return tile;
   return usable_tiles_.back();
 }
 

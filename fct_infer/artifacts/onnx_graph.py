@@ -43,7 +43,8 @@ def program_from_onnx(path: Path) -> Program:
     """
     graph = _parse(path).graph
     try:
-        return _Reader(graph).read()
+        with np.errstate(all="ignore"):  # numbers that are nonsense become NaN or infinity, which Program refuses
+            return _Reader(graph).read()
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from error
 

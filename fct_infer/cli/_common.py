@@ -5,20 +5,25 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import click
+from rich.console import Console
+from rich.table import Table
 
-from fct_infer.errors import FctError, StoppedError
+from fct_infer.errors import FctError, ResourceError, StoppedError
 
 
 class Terminated(BaseException):
     """SIGTERM arrived; not an Exception, so that no handler swallows it on its way out."""
 
 
-def run_cli(command: click.Command) -> NoReturn:
-    """Run a click command and exit as the contract says: FctErrors as one line, a traceback only for a bug."""
+def run_cli(command: click.Command, *, resumes: bool = False) -> NoReturn:
+    """Run a click command and exit as the contract says: FctErrors as one line, a traceback only for a bug.
+
+    ``resumes``: the same command goes on where it was stopped; only then SIGTERM ends with "stopped, can be resumed".
+    """
     signal.signal(signal.SIGTERM, _raise_terminated)
     try:
         result: Any = command.main(standalone_mode=False)
@@ -30,14 +35,24 @@ def run_cli(command: click.Command) -> NoReturn:
     except FctError as error:
         _fail(f"error: {error}", error.exit_code)
     except Terminated:
-        _fail("stopped by SIGTERM; the same command resumes", StoppedError.exit_code)
+        if resumes:
+            _fail("stopped by SIGTERM; the same command resumes", StoppedError.exit_code)
+        _fail("stopped by SIGTERM", 128 + signal.SIGTERM)
     except (KeyboardInterrupt, click.exceptions.Abort):
         _fail("interrupted", 130)
     except MemoryError:
-        _fail("error: out of memory; try a smaller --block-rows", 5)
+        _fail("error: out of memory", ResourceError.exit_code)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+
+
+def show_rows(rows: Mapping[str, str]) -> None:
+    """Print labelled lines on stdout."""
+    table = Table.grid(padding=(0, 2))
+    for label, text in rows.items():
+        table.add_row(f"[bold]{label}[/bold]", text)
+    Console(soft_wrap=True).print(table)
 
 
 def json_option() -> Callable[[Any], Any]:

@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
-from rich.console import Console
-from rich.table import Table
 
-from fct_infer.cli._common import json_option, run_cli
+from fct_infer.cli._common import json_option, run_cli, show_rows
 from fct_infer.cli._progress import progress_on_stderr
 
 if TYPE_CHECKING:
@@ -85,10 +83,7 @@ def command(
         document = metrics.as_dict() | {"exclude_self": exclude_self, "inputs": inputs}
         click.echo(json.dumps(document, indent=2, allow_nan=False))
         return
-    table = Table.grid(padding=(0, 2))
-    for name, text in figures(metrics).items():
-        table.add_row(f"[bold]{name}[/bold]", text)
-    Console(soft_wrap=True).print(table)
+    show_rows(figures(metrics))
 
 
 def main() -> NoReturn:

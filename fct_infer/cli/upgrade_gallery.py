@@ -7,10 +7,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
-from rich.console import Console
-from rich.table import Table
 
-from fct_infer.cli._common import json_option, run_cli
+from fct_infer.cli._common import json_option, run_cli, show_rows
 from fct_infer.cli._progress import progress_on_stderr
 
 
@@ -120,14 +118,6 @@ def show_report(report: dict[str, Any], as_json: bool) -> None:
     click.echo(f"\nnext: python -c \"import fct_infer; index = fct_infer.load_index('{report['dest']}')\"")
 
 
-def show_rows(rows: dict[str, str]) -> None:
-    """Print labelled lines."""
-    table = Table.grid(padding=(0, 2))
-    for label, text in rows.items():
-        table.add_row(f"[bold]{label}[/bold]", text)
-    Console(soft_wrap=True).print(table)
-
-
 def duration_text(seconds: float) -> str:
     """Return a duration for people: ``3 min 20 s``."""
     if seconds < 60:
@@ -139,7 +129,7 @@ def duration_text(seconds: float) -> str:
 
 def main() -> NoReturn:
     """Entry point of ``fct-upgrade-gallery``."""
-    run_cli(command)
+    run_cli(command, resumes=True)
 
 
 if __name__ == "__main__":

@@ -44,9 +44,9 @@ def default_factory(rows: int, dim: int) -> str:
     """Return the factory string ``auto`` stands for.
 
     Below 50,000 rows exact search is fast enough: ``Flat``. Below 2,000,000: ``IVF<n>,Flat`` with n the power of two
-    nearest 4 sqrt(rows), which keeps the vectors whole. From there on: ``IVF<n>,PQ<m>np`` with the most bytes a row, up
+    nearest 4 sqrt(rows), which keeps the vectors whole. From there on: ``IVF<n>,PQ<m>`` with the most bytes a row, up
     to 64, that divide the dim (``SQ8`` where none from 8 on does), and an HNSW graph over the lists from 65,536 lists
-    on. ``np`` spells out what holds for every ``PQ`` here: no annealing for polysemous codes.
+    on.
     """
     if rows < FLAT_BELOW:
         return "Flat"
@@ -55,7 +55,7 @@ def default_factory(rows: int, dim: int) -> str:
         return f"IVF{lists},Flat"
     coarse = f"IVF{lists}_HNSW32" if lists >= HNSW_COARSE_FROM else f"IVF{lists}"
     code_bytes = max(size for size in range(1, min(MAX_CODE_BYTES, dim) + 1) if dim % size == 0)
-    return f"{coarse},PQ{code_bytes}np" if code_bytes >= 8 else f"{coarse},SQ8"
+    return f"{coarse},PQ{code_bytes}" if code_bytes >= 8 else f"{coarse},SQ8"
 
 
 def make_index(factory: str, dim: int, metric: str) -> Any:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -68,6 +70,16 @@ def test_the_public_layout_with_random_batch_norm_statistics(tmp_path, save, see
     program = load_program(path, trust=True)
     assert program.dims == {"old": 24, "side": 10}
     assert [type(step).__name__ for step in program.steps] == [*["Linear"] * 4, "Concat", *["Linear"] * 3]
+
+
+def test_a_frozen_archive_has_no_parameters_but_the_same_layers(tmp_path):
+    model = randomized(PublicTransformation(8, 5, 6, 20))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.freeze(torch.jit.script(model)).save(str(tmp_path / "h.pt"))
+    with pytest.raises(UsageError, match="give the widths"):
+        load_program(tmp_path / "h.pt", trust=True)
+    assert_equals_torch(tmp_path / "h.pt", model, [(8, 1, 1), (5, 1, 1)], input_widths=(8, 5))
 
 
 @pytest.mark.parametrize("save", [scripted, traced])

@@ -22,20 +22,12 @@ from fct_infer.training.trainers.transformation import TransformationConfig, tra
 
 TINY = ModelSpec("resnet", {"embedding_dim": 16, "widths": [8, 16], "blocks": [1, 1], "stem_stride": 2})
 BACKBONE = BackboneConfig(TINY, TrainingConfig(epochs=8, learning_rate=0.1, batch_size=16))
-VIEWS = Augmentation(rotation=10, shift=0.05, colour=0.5)
+VIEWS = Augmentation(rotation=10, shift=0.05, brightness=0.1, contrast=0.2)
 SIDE = SideInformationConfig(TINY, TrainingConfig(10, 3e-3, batch_size=40, optimizer="adam"), VIEWS, projection_dim=16)
 H = TransformationConfig(
     ModelSpec("paper", {"inner_dim": 64}),
     TrainingConfig(20, 3e-3, batch_size=50, optimizer="adam", freeze_batch_norm_from=0.5),
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def nearest_is_right(embeddings: np.ndarray, labels: np.ndarray) -> float:
