@@ -8,12 +8,12 @@ import sys
 import time
 from pathlib import Path
 
-from fct_infer.export.exporting import export_backbone, export_transformation
 from rich.console import Console
 from stages import Reporter
 from steps import BACKBONES, Steps
 
 from fct_infer.artifacts.manifest import Preprocessing
+from fct_infer.export.exporting import export_backbone, export_transformation
 from fct_infer.storage import write_json
 from fct_infer.training.checkpoints import load_checkpoint
 from fct_infer.training.data.glyphs import IMAGE_SIZE

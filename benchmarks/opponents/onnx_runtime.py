@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import onnxruntime
-from fct_infer.export.to_onnx import TransformationToOnnx
 
 from benchmarks.opponents import Apply, NotMeasuredError
+from fct_infer.export.to_onnx import TransformationToOnnx
 from fct_infer.transformation import Float32Array, Program
 
 

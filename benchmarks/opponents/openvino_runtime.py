@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import openvino
-from fct_infer.export.to_onnx import TransformationToOnnx
 
 from benchmarks.opponents import Apply
+from fct_infer.export.to_onnx import TransformationToOnnx
 from fct_infer.transformation import Float32Array, Program
 
 

@@ -25,9 +25,7 @@ namespace fct::cpu {
 namespace {
 
 constexpr std::size_t kAlignment = 64;
-constexpr std::size_t kTileBytes = std::size_t{8}
-                                   << 20;  // activations of one tile: about one core's share of cache
-constexpr std::int64_t kTilesPerThread = 4;
+constexpr std::size_t kTileBytes = 8 << 20;  // activations of one tile: about one core's share of cache
 constexpr std::int64_t kNoRow = std::numeric_limits<std::int64_t>::max();
 
 std::size_t at(int index) { return static_cast<std::size_t>(index); }
@@ -186,11 +184,12 @@ void CpuExecutable::keep_equal_tiles() {
   }
 }
 
-// The largest tile that still gives every thread a few, so that a delayed one does not hold up the call; else
-// the smallest.
+// The largest tile that gives every thread several, so that a delayed one does not hold up the call; else the
+// largest that gives every thread one; else the smallest.
 std::size_t CpuExecutable::choose_tile(std::int64_t rows, int threads) const {
-  for (std::size_t tile : usable_tiles_)
-    if (rows >= kTilesPerThread * threads * tile_rows_[tile]) return tile;
+  for (const std::int64_t tiles_per_thread : {4, 1})
+    for (std::size_t tile : usable_tiles_)
+      if (rows >= tiles_per_thread * threads * tile_rows_[tile]) return tile;
   return usable_tiles_.back();
 }
 

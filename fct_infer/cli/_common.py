@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -45,6 +46,11 @@ def run_cli(command: click.Command, *, resumes: bool = False) -> NoReturn:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+
+
+def say_torchscript_is_code(model: Path) -> None:
+    """Tell the user on stderr what naming a TorchScript file means."""
+    click.echo(f"{model}: opened as TorchScript, which is code and runs with your rights", err=True)
 
 
 def show_rows(rows: Mapping[str, str]) -> None:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from fct_infer.artifacts.loading import is_torchscript
 from fct_infer.artifacts.manifest import KINDS
-from fct_infer.cli._common import json_option, run_cli
+from fct_infer.cli._common import json_option, run_cli, say_torchscript_is_code
 
 if TYPE_CHECKING:
     from fct_infer.export.exporting import ExportReport
@@ -43,7 +43,7 @@ def _parse_shapes(
 )
 @click.option("--force", is_flag=True, help="Replace a bundle that exists.")
 @json_option()
-def export(
+def command(
     model: Path,
     bundle: Path | None,
     kind: str,
@@ -60,7 +60,7 @@ def export(
     from fct_infer.export.user_files import export_file
 
     if is_torchscript(model):
-        click.echo(f"{model}: opened as TorchScript, which is code and runs with your rights", err=True)
+        say_torchscript_is_code(model)
     report = export_file(
         model,
         bundle,
@@ -99,4 +99,4 @@ def _print(report: ExportReport) -> None:
 
 def main() -> None:
     """Entry point of ``fct-export``."""
-    run_cli(export)
+    run_cli(command)

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 import click
 
-from fct_infer.cli._common import json_option, run_cli, show_rows
+from fct_infer.cli._common import json_option, run_cli, say_torchscript_is_code, show_rows
 from fct_infer.cli._progress import progress_on_stderr
 
 
@@ -51,12 +51,15 @@ def command(
     Work happens in DEST.partial; a run that was stopped or killed is resumed by the same command.
     """
     from fct_infer import load_transformation, upgrade_gallery
+    from fct_infer.artifacts.loading import is_torchscript
     from fct_infer.errors import UnsupportedError
     from fct_infer.upgrade.plan import Settings, make_plan
 
     if device not in ("auto", "cpu"):
         raise UnsupportedError(f"--device {device}: this build has no CUDA support (built without CUDA); use cpu")
-    h = load_transformation(transformation, precision=precision, threads=threads)
+    if is_torchscript(transformation):
+        say_torchscript_is_code(transformation)
+    h = load_transformation(transformation, precision=precision, threads=threads, trust=True)  # the user named it
     chosen = Settings(**settings)
     if dry_run:
         plan = make_plan(gallery, h, dest, chosen)

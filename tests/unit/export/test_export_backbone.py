@@ -5,7 +5,6 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from fct_infer.export.exporting import export_backbone
 from support.torch_models import TinyBackbone, randomized, scripted, traced
 from torch import Tensor, nn
 
@@ -13,6 +12,7 @@ from fct_infer.artifacts.bundle import open_bundle
 from fct_infer.artifacts.manifest import Preprocessing
 from fct_infer.artifacts.torchscript import load_torchscript
 from fct_infer.errors import ArtifactError, GateError, UsageError
+from fct_infer.export.exporting import export_backbone
 
 SHAPE = (3, 20, 16)
 PREPROCESSING = Preprocessing((20, 16), (0.5, 0.4, 0.3), (0.2, 0.2, 0.25))

@@ -8,8 +8,6 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from fct_infer.export import to_core, to_onnx
-from fct_infer.export.exporting import export_transformation
 from support.programs import examples, linear_map, paper_h, plain_mlp, random_rows
 from support.torch_models import PublicTransformation, randomized, scripted
 
@@ -17,6 +15,8 @@ from fct_infer.artifacts.bundle import open_bundle
 from fct_infer.artifacts.loading import load_program
 from fct_infer.artifacts.torchscript import load_torchscript
 from fct_infer.errors import ArtifactError, GateError, OutputError, UnsupportedError, UsageError
+from fct_infer.export import to_core, to_onnx
+from fct_infer.export.exporting import export_transformation
 from fct_infer.reference import apply_float64
 from fct_infer.transformation import Linear, Program
 

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fct_infer.export.parity import LIMITS, check, compare, random_batches
 from hypothesis import given
 from hypothesis import strategies as st
 from support.programs import random_rows
 
 from fct_infer.errors import GateError
+from fct_infer.export.parity import LIMITS, check, compare, random_batches
 
 EXPECTED = random_rows(40, 16).astype(np.float64)
 FOUND = EXPECTED.astype(np.float32)

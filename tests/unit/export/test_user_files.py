@@ -3,14 +3,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from fct_infer.export.exporting import export_transformation
-from fct_infer.export.user_files import export_file
 from support.programs import linear_map, random_rows
 from support.torch_models import PublicTransformation, TinyBackbone, randomized, scripted, traced
 from torch import Tensor, nn
 
 from fct_infer.artifacts.loading import load_program
 from fct_infer.errors import ArtifactError, OutputError, UsageError
+from fct_infer.export.exporting import export_transformation
+from fct_infer.export.user_files import export_file
 from fct_infer.reference import apply_float64
 
 
