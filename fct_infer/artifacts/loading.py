@@ -57,9 +57,11 @@ def load_program(path: str | Path, *, trust: bool = False, input_widths: Sequenc
     path = Path(path)
     if path.is_dir():
         return _program_from_bundle(open_bundle(path))
+    if not path.exists():
+        raise ArtifactError(f"{path}: no such file or bundle")
     if not is_torchscript(path):
         return program_from_onnx(path)
-    if path.exists() and not trust:
+    if not trust:
         raise UsageError(f"{path}: TorchScript is code that runs when it is loaded; pass trust=True if you trust it")
     module = load_torchscript(path)  # first: it says so if torch is missing, which the next import needs
     from fct_infer.artifacts.torch_program import program_from_torchscript
@@ -69,7 +71,7 @@ def load_program(path: str | Path, *, trust: bool = False, input_widths: Sequenc
 
 def is_torchscript(path: Path) -> bool:
     """Whether :func:`load_program` opens ``path`` as TorchScript, which is code."""
-    return not path.is_dir() and path.suffix != ".onnx"
+    return path.is_file() and path.suffix != ".onnx"
 
 
 def _program_from_bundle(bundle: Bundle) -> Program:

@@ -189,6 +189,9 @@ def make_plan(gallery_path: str | Path, h: Transformation, dest: str | Path, set
         UsageError: a setting makes no sense, or the FAISS factory string is refused.
     """
     gallery = Gallery.open(gallery_path)
+    source, target = gallery.path.resolve(), Path(dest).resolve()
+    if target == source or target in source.parents:
+        raise UsageError(f"{dest}: would replace the gallery it is made from; choose another folder")
     if gallery.old_dim != h.old_dim:
         raise GalleryError(
             f"{gallery.path}/embeddings: rows are {gallery.old_dim} wide, the transformation wants {h.old_dim}"

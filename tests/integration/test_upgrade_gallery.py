@@ -193,6 +193,14 @@ def test_settings_that_make_no_sense(tmp_path, program, settings):
     assert not list(tmp_path.glob("new*"))
 
 
+@pytest.mark.parametrize("dest", ["g", "."])
+def test_the_input_is_never_replaced(tmp_path, program, dest):
+    write_gallery(tmp_path / "g", rows_per_shard=(30,), old_dim=96, side_dim=32, seed=13)
+    with pytest.raises(UsageError, match="the gallery it is made from"):
+        upgrade_gallery(tmp_path / "g", Transformation(program), tmp_path / dest, force=True)
+    assert (tmp_path / "g" / "side_information").is_dir()
+
+
 def test_dims_that_do_not_fit(tmp_path, program):
     write_gallery(tmp_path / "g", rows_per_shard=(30,), old_dim=95, side_dim=32, seed=13)
     with pytest.raises(GalleryError, match=r"95 wide, the transformation wants 96"):
