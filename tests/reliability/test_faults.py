@@ -1,0 +1,74 @@
+"""Full disks and failing devices: a typed error, no DEST, and a retry that ends with the right bytes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from support.faults import FailNth, FullDisk, ShortTransfers
+from support.galleries import write_gallery
+from support.programs import paper_h
+
+from fct_infer import Transformation, upgrade_gallery
+from fct_infer.errors import GalleryError, ResourceError
+from fct_infer.storage import use_filesystem
+from fct_infer.upgrade.plan import Settings
+
+SETTINGS = Settings(index="Flat", block_rows=40)
+
+
+@pytest.fixture
+def h():
+    return Transformation(paper_h(old_dim=12, side_dim=6, new_dim=10, inner=16, seed=1))
+
+
+@pytest.fixture
+def gallery(tmp_path):
+    write_gallery(tmp_path / "g", rows_per_shard=(100, 41, 90), old_dim=12, side_dim=6, ids="int", seed=1)
+    return tmp_path / "g"
+
+
+def running_threads():
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+def bytes_of(dest):
+    return {path.name: path.read_bytes() for path in [*dest.glob("embeddings/*"), dest / "index.faiss"]}
+
+
+FAULTS = [
+    *(FullDisk(size) for size in (0, 700, 5_000, 12_000, 25_000)),
+    *(FailNth("fsync", n) for n in (0, 3, 7)),
+    *(FailNth("rename", n) for n in (0, 2, 5)),
+    FailNth("write", 6),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{type(fault).__name__}{fault.__dict__}")
+def test_a_fault_is_a_typed_error_and_a_retry_succeeds(tmp_path, gallery, h, fault):
+    upgrade_gallery(gallery, h, tmp_path / "calm", settings=SETTINGS)
+    threads = running_threads()
+    with use_filesystem(fault), pytest.raises(ResourceError):
+        upgrade_gallery(gallery, h, tmp_path / "new", settings=SETTINGS)
+    assert not (tmp_path / "new").exists()
+    deadline = time.monotonic() + 5
+    while running_threads() > threads and time.monotonic() < deadline:
+        time.sleep(0.01)  # the kernel lists a joined thread for a moment
+    assert running_threads() <= threads
+    upgrade_gallery(gallery, h, tmp_path / "new", settings=SETTINGS)
+    assert bytes_of(tmp_path / "new") == bytes_of(tmp_path / "calm")
+    assert not (tmp_path / "new.partial").exists()
+
+
+def test_short_reads_and_writes_change_nothing(tmp_path, gallery, h):
+    upgrade_gallery(gallery, h, tmp_path / "calm", settings=SETTINGS)
+    with use_filesystem(ShortTransfers(501)):
+        upgrade_gallery(gallery, h, tmp_path / "new", settings=SETTINGS)
+    assert bytes_of(tmp_path / "new") == bytes_of(tmp_path / "calm")
+
+
+def test_an_input_that_cannot_be_read_is_named(tmp_path, gallery, h):
+    with use_filesystem(FailNth("pread_into", 40)), pytest.raises(GalleryError, match=r"g/\w+/\d+\.npy"):
+        upgrade_gallery(gallery, h, tmp_path / "new", settings=SETTINGS)
+    assert not (tmp_path / "new").exists()
