@@ -178,7 +178,7 @@ def test_many_python_threads_share_one_transformation() -> None:
 
 def test_the_gil_is_released_for_the_computation() -> None:
     h = Transformation(paper_h(128, 128, 128, inner=1024), "fp32", threads=1)
-    old, side = inputs_for(h, 4096)
+    old, side = inputs_for(h, 24_000)
     worker = threading.Thread(target=h, args=(old, side))
     start, ticks = time.perf_counter(), 0
     worker.start()
@@ -187,7 +187,7 @@ def test_the_gil_is_released_for_the_computation() -> None:
         time.sleep(0.002)
     seconds = time.perf_counter() - start
     assert seconds > 0.04, "too short a call to tell"
-    assert ticks >= 5, f"{ticks} ticks of another thread in {seconds:.2f} s"
+    assert ticks >= 4, f"{ticks} ticks of another thread in {seconds:.2f} s"
 
 
 def test_inputs_are_left_alone() -> None:
