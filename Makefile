@@ -24,7 +24,7 @@ test: lint $(VENV)/.cpp-tests
 	@echo "== C++ tests"
 	@$(VENV)/cpp-tests/fct_core_tests
 	@echo "== Python tests"
-	@$(BIN)/python -m pytest -q -n $(CORES)
+	@FCT_REQUIRE_TENSORRT=1 $(BIN)/python -m pytest -q -n $(CORES)
 
 lint: $(VENV)/.dev
 	@echo "== ruff, clang-format, mypy, import rule"
@@ -36,6 +36,7 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.bench
 	@$(BIN)/python -m benchmarks.bench_transformation
 	@$(BIN)/python -m benchmarks.bench_upgrade
+	@$(BIN)/python -m benchmarks.bench_memory
 
 clean:
 	rm -rf $(VENV) build dist demo/work demo/report.html benchmarks/.work .mypy_cache .ruff_cache .pytest_cache .hypothesis

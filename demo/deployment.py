@@ -12,13 +12,10 @@ from rich.console import Console
 from stages import Reporter
 from steps import BACKBONES, Steps
 
-from fct_infer.artifacts.manifest import Preprocessing
-from fct_infer.export.exporting import export_backbone, export_transformation
+from fct_infer.artifacts.manifest import Preprocessing, read_manifest
+from fct_infer.export.exporting import export_backbone
 from fct_infer.storage import write_json
-from fct_infer.training.checkpoints import load_checkpoint
 from fct_infer.training.data.glyphs import IMAGE_SIZE
-from fct_infer.training.models.base import TransformationModule
-from fct_infer.training.models.folding import to_program
 from fct_infer.upgrade.report import UpgradeReport
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,21 +40,28 @@ class Deployment:
                 kind="side-information" if name == "side_information" else "backbone",
             )
         report(3 / 4, "transformation")
-        module, _ = load_checkpoint(self.work / "transformation" / "model", TransformationModule)
-        exported = export_transformation(to_program(module), folder / "transformation")
-        error = max(file.parity.max_relative_error for file in exported.manifest.files)
+        bundle = folder / "transformation"
+        _type("fct-export", self.work / "transformation" / "model.safetensors", "-o", bundle, stdout=subprocess.DEVNULL)
+        parities = (file.parity for file in read_manifest(bundle).files)
+        error = max(parity.max_relative_error for parity in parities if parity)
         return f"backbones as ONNX and TorchScript, h as core bundle and ONNX, largest relative error {error:.0e}"
 
     def upgrade(self, folder: Path, report: Reporter) -> str:
         """Type the command; its own progress and result go to the terminal."""
         del report  # the command shows its own
         gallery, bundle, dest = self.work / "old_gallery", self.work / "bundles" / "transformation", folder / "gallery"
-        arguments = [str(gallery), "--transformation", str(bundle), "-o", str(dest)]
-        typed = shlex.join(["fct-upgrade-gallery", *arguments])
-        Console(stderr=True).print(f"\n$ {typed}", style="bold", soft_wrap=True, highlight=False)
         start = time.monotonic()
-        subprocess.run([Path(sys.executable).with_name("fct-upgrade-gallery"), *arguments], check=True, cwd=ROOT)
+        typed = _type("fct-upgrade-gallery", gallery, "--transformation", bundle, "-o", dest)
         write_json(folder / "command.json", {"command": typed, "seconds": time.monotonic() - start})
         upgraded = UpgradeReport.load(dest / "upgrade_infos.json")
         cosine = upgraded.verification.min_cosine
         return f"{upgraded.rows:,} rows, {upgraded.rows_per_second:,.0f} rows/s, min cosine {cosine:.6f}"
+
+
+def _type(command: str, *arguments: Path | str, stdout: int | None = None) -> str:
+    """Run a command of this project as a user would, showing what is typed; return that."""
+    words = [str(argument) for argument in arguments]
+    typed = shlex.join([command, *words])
+    Console(stderr=True).print(f"\n$ {typed}", style="bold", soft_wrap=True, highlight=False)
+    subprocess.run([Path(sys.executable).with_name(command), *words], check=True, cwd=ROOT, stdout=stdout)
+    return typed

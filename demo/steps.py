@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import settings
@@ -19,7 +20,7 @@ from fct_infer.training.embedding import embed
 from fct_infer.training.loop import Progress, ProgressCallback
 from fct_infer.training.models.base import Backbone
 from fct_infer.training.trainers.backbone import BackboneConfig, train_backbone
-from fct_infer.training.trainers.side_information import train_side_information
+from fct_infer.training.trainers.side_information import SideInformationConfig, train_side_information
 from fct_infer.training.trainers.transformation import train_transformation
 
 BACKBONES = ("old_model", "side_information", "new_model")
@@ -59,7 +60,7 @@ class Steps:
         config = settings.SIDE_INFORMATION
         images = self.images("train", settings.DATA.old_classes).images
         trained = train_side_information(images, config, _told(report))
-        save_checkpoint(folder / "model", trained.backbone, config.model, asdict(config))
+        save_checkpoint(folder / "model", trained.backbone, config.model, _described(config, images))
         return f"SimCLR on {len(images):,} images, loss {trained.losses[0]:.2f} -> {trained.losses[-1]:.2f}"
 
     def old_gallery(self, folder: Path, report: Reporter) -> str:
@@ -104,7 +105,7 @@ class Steps:
     def _train_backbone(self, folder: Path, config: BackboneConfig, classes: int, report: Reporter) -> str:
         data = self.images("train", classes)
         trained = train_backbone(data, config, _told(report))
-        save_checkpoint(folder / "model", trained.backbone, config.model, asdict(config))
+        save_checkpoint(folder / "model", trained.backbone, config.model, _described(config, data.images))
         return (
             f"{classes} classes, {len(data.labels):,} images, loss {trained.losses[0]:.2f} -> {trained.losses[-1]:.2f}"
         )
@@ -121,3 +122,9 @@ def _told(report: Reporter) -> ProgressCallback:
         report(progress.step / progress.steps, text)
 
     return on_progress
+
+
+def _described(config: BackboneConfig | SideInformationConfig, images: NDArray[np.uint8]) -> dict[str, Any]:
+    """What to keep beside a backbone's weights: how it was trained, and the (c, h, w) of its images."""
+    height, width, channels = images.shape[1:]
+    return asdict(config) | {"image_shape": [channels, height, width]}

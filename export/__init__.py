@@ -1,6 +1,6 @@
 """Export trained models to the files production runs (extra `export`), one file per target."""
 
-from .exporting import ExportReport, export_backbone, export_transformation
+from .exporting import ExportReport, Options, export_backbone, export_transformation
 from .user_files import export_file
 
-__all__ = ["ExportReport", "export_backbone", "export_file", "export_transformation"]
+__all__ = ["ExportReport", "Options", "export_backbone", "export_file", "export_transformation"]

@@ -1,83 +1,115 @@
-"""Proof that an exported file computes what its source computes: random input, several batch sizes, limits."""
+"""Proof that an exported file computes what its source computes: figures, and limits by precision."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.artifacts.manifest import Parity
+from fct_infer.artifacts.precisions import LIMITS
 from fct_infer.errors import GateError
 from fct_infer.transformation import Float32Array
 
-Batch: TypeAlias = Mapping[str, Float32Array]
+AS_NEAR = 0.01  # relative difference of two distances that no retrieval depends on
+_ROWS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a file may differ from its source: see :class:`fct_infer.artifacts.manifest.Parity`."""
+class Difference:
+    """How far outputs lie from those expected; see :class:`fct_infer.artifacts.manifest.Parity`."""
 
+    rows: int
+    max_abs_error: float
     max_relative_error: float
     min_cosine: float
+    worst_row: int
+    top1_agreement: float
 
 
-LIMITS = {"fp32": Limits(max_relative_error=1e-4, min_cosine=0.99999)}
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Random inputs and what the source makes of them.
-
-    Attributes:
-        batches: inputs by name, (n, ...) float32, with another n in each.
-        expected: outputs of all batches one after the other, (rows, output_dim).
-    """
-
-    batches: tuple[Batch, ...]
-    expected: NDArray[np.floating[Any]]
-
-
-def random_batches(inputs: Mapping[str, tuple[int, ...]], sizes: tuple[int, ...]) -> tuple[Batch, ...]:
-    """Standard normal numbers for inputs of the given shapes, the same at every call."""
-    rng = np.random.default_rng(0)
-    return tuple(
-        {name: rng.standard_normal((size, *shape), np.float32) for name, shape in inputs.items()} for size in sizes
-    )
-
-
-def compare(expected: NDArray[np.floating[Any]], found: Float32Array) -> tuple[Parity, int]:
-    """Compare outputs (rows, dim); return the figures and the row with the lowest cosine.
+def compare(expected: NDArray[np.floating[Any]], found: Float32Array, real_rows: int = 0) -> Difference:
+    """Compare outputs (rows, dim); the last ``real_rows`` of them judge the retrieval, or all if there are none.
 
     Raises:
         GateError: the shapes differ, or a number is not finite.
     """
-    if found.shape != expected.shape or not np.isfinite(found).all():
-        what = "not finite" if found.shape == expected.shape else f"of shape {found.shape}, wanted {expected.shape}"
-        raise GateError(f"its output is {what}")
+    if found.shape != expected.shape:
+        raise GateError(f"its output is of shape {found.shape}, wanted {expected.shape}")
     wanted, found64 = expected.astype(np.float64), found.astype(np.float64)
+    if not np.isfinite(found64).all():
+        row = int(np.argmin(np.isfinite(found64).all(axis=1)))
+        raise GateError(f"row {row} of the probe: its output is not finite")
     norms = np.linalg.norm(wanted, axis=1) * np.linalg.norm(found64, axis=1)
     dots = np.einsum("ij,ij->i", wanted, found64)
     same = (wanted == found64).all(axis=1)  # among them rows of zeros, which have no cosine
     cosines = np.where(same, 1.0, dots / np.where(norms > 0, norms, 1.0))
     error, worst = float(np.abs(found64 - wanted).max()), int(np.argmin(cosines))
     scale = float(np.abs(wanted).max())
-    relative = error / scale if scale > 0 else error
-    return Parity(len(wanted), error, relative, min(float(cosines[worst]), 1.0)), worst
+    return Difference(
+        rows=len(wanted),
+        max_abs_error=error,
+        max_relative_error=error / scale if scale > 0 else error,
+        min_cosine=min(float(cosines[worst]), 1.0),
+        worst_row=worst,
+        top1_agreement=_top1_agreement(wanted[-real_rows:], found64[-real_rows:]),
+    )
 
 
-def check(expected: NDArray[np.floating[Any]], found: Float32Array, precision: str) -> Parity:
-    """Return the figures if they keep the limits of ``precision``.
+def check(difference: Difference, precision: str, real_rows: int) -> None:
+    """Hold the figures against the limits of ``precision``.
 
     Raises:
-        GateError: they do not; names the limit and the worst row.
+        GateError: they do not keep them; names the limit and the worst row.
     """
-    parity, worst = compare(expected, found)
     limits = LIMITS[precision]
-    if parity.max_relative_error > limits.max_relative_error:
-        raise GateError(f"relative error {parity.max_relative_error:.2e} is above {limits.max_relative_error:.0e}")
-    if parity.min_cosine < limits.min_cosine:
-        raise GateError(f"row {worst} of the probe: cosine {parity.min_cosine:.6f} is below {limits.min_cosine}")
-    return parity
+    where = f"row {difference.worst_row} of the probe is worst"
+    if difference.max_relative_error > limits.max_relative_error:
+        raise GateError(
+            f"relative error {difference.max_relative_error:.2e} is above {limits.max_relative_error:.0e}; {where}"
+        )
+    if difference.min_cosine < limits.min_cosine:
+        raise GateError(f"cosine {difference.min_cosine:.6f} is below {limits.min_cosine}; {where}")
+    if real_rows and difference.top1_agreement < limits.min_agreement:
+        raise GateError(
+            f"{difference.top1_agreement:.1%} of {real_rows:,} rows keep their nearest neighbour, wanted "
+            f"{limits.min_agreement:.0%}"
+        )
+
+
+def proof(difference: Difference, real_rows: int, runtime: str, rows_per_second: float) -> Parity:
+    """Return the figures as the manifest keeps them."""
+    return Parity(
+        rows=difference.rows,
+        max_abs_error=difference.max_abs_error,
+        max_relative_error=difference.max_relative_error,
+        min_cosine=difference.min_cosine,
+        top1_agreement=difference.top1_agreement,
+        real_rows=real_rows,
+        runtime=runtime,
+        rows_per_second=rows_per_second,
+    )
+
+
+def _top1_agreement(wanted: NDArray[np.float64], found: NDArray[np.float64]) -> float:
+    """Share of rows whose nearest other row is the same, or one as near: see :class:`Parity`; 1 for a single row."""
+    if len(wanted) < 2:
+        return 1.0
+    right, chosen = _nearest(wanted), _nearest(found)
+    distances = [np.linalg.norm(wanted - wanted[nearest], axis=1) for nearest in (right, chosen)]
+    return float((distances[1] <= (1 + AS_NEAR) * distances[0]).mean())
+
+
+def _nearest(rows: NDArray[np.float64]) -> NDArray[np.intp]:
+    centred = rows - rows.mean(axis=0)  # which keeps distances, and digits that a common offset would take
+    squares = np.einsum("ij,ij->i", centred, centred)
+    nearest = [_nearest_of(centred, squares, start) for start in range(0, len(rows), _ROWS_AT_ONCE)]
+    return np.concatenate(nearest)
+
+
+def _nearest_of(rows: NDArray[np.float64], squares: NDArray[np.float64], start: int) -> NDArray[np.intp]:
+    distances = squares - 2 * (rows[start : start + _ROWS_AT_ONCE] @ rows.T)
+    own = np.arange(len(distances))
+    distances[own, start + own] = np.inf
+    return np.asarray(distances.argmin(axis=1))

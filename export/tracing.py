@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,8 +10,16 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from fct_infer.artifacts.torchscript import last_line
+from fct_infer.artifacts.torch_files import last_line
+from fct_infer.backends.runner import Interface
 from fct_infer.errors import ArtifactError
+
+_EXAMPLE_ROWS = 2  # one would be taken for a size that never changes
+
+
+def examples(interface: Interface) -> tuple[Tensor, ...]:
+    """Return inputs to trace with."""
+    return tuple(torch.zeros(_EXAMPLE_ROWS, *shape) for shape in interface.inputs.values())
 
 
 def trace(module: nn.Module, *example: Tensor) -> torch.jit.ScriptModule:
@@ -30,6 +39,12 @@ def trace(module: nn.Module, *example: Tensor) -> torch.jit.ScriptModule:
 @contextmanager
 def without_warnings() -> Iterator[None]:
     """Silence PyTorch: it warns of its own age and of traces that may not generalize, which the parity check tries."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -3,119 +3,212 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from fct_infer.artifacts.bundle import refuse_existing
-from fct_infer.artifacts.loading import is_torchscript, load_program
-from fct_infer.artifacts.manifest import Kind
-from fct_infer.artifacts.torchscript import count_inputs, load_torchscript
-from fct_infer.errors import ArtifactError, UsageError
-from fct_infer.transformation import Program
+from fct_infer.artifacts.bundle import open_bundle, refuse_existing
+from fct_infer.artifacts.loading import is_code, program_from_bundle
+from fct_infer.artifacts.manifest import Kind, Preprocessing, Source, is_image
+from fct_infer.artifacts.onnx_graph import parse_onnx, program_of_graph
+from fct_infer.artifacts.onnx_signature import read_signature
+from fct_infer.artifacts.torch_files import TorchModel, load_torch
+from fct_infer.backends.onnx_runtime import OnnxRuntimeRunner
+from fct_infer.backends.runner import Interface, Shapes
+from fct_infer.errors import ArtifactError, NotAProgramError, UsageError
 
-from .exporting import (
-    IMAGE_MODEL_TARGETS,
-    TRANSFORMATION_TARGETS,
-    ExportReport,
-    export_backbone,
-    export_transformation,
-    source_of,
-)
-
-if TYPE_CHECKING:
-    import torch
+from .calibration import DEFAULT_ROWS, read_calibration
+from .exporting import ExportReport, Options, not_for_the_core, publish, source_of, transformation_of
+from .models import Model, ModuleModel, OnnxModel, ProgramModel
 
 _USUAL_IMAGE_SIZES = (224, 32, 64, 96, 112, 128, 160, 192, 256, 299, 384)
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A user's file as a model.
+
+    Attributes:
+        model: what it holds.
+        source: its name and digest.
+        preprocessing: of its images, where the file tells.
+        notes: what had to be assumed, one sentence each.
+    """
+
+    model: Model
+    source: Source
+    preprocessing: Preprocessing | None = None
+    notes: tuple[str, ...] = ()
 
 
 def export_file(
     path: str | Path,
     bundle: str | Path | None = None,
+    options: Options | None = None,
     *,
     kind: Kind | None = None,
-    targets: Sequence[str] | None = None,
     input_shapes: Sequence[tuple[int, ...]] = (),
-    force: bool = False,
+    preprocessing: Preprocessing | None = None,
+    calibration: str | Path | None = None,
+    calibration_rows: int = DEFAULT_ROWS,
 ) -> ExportReport:
-    """Export a TorchScript archive (a transformation or an image model), an ONNX file or a bundle (a transformation).
+    """Export a TorchScript or torch.export archive, an ONNX file, or (to convert it onward) a bundle.
 
-    TorchScript is code: to name the file here is to trust it.
+    The archives are code: to name the file here is to trust it.
 
     Args:
         path: the file.
         bundle: folder to write; by default beside the file, with the suffix ``.bundle``.
+        options: see :class:`fct_infer.export.exporting.Options`.
         kind: None finds it from the inputs of the file and a trial run; an image model is then a ``backbone``.
-        targets: None is the default of :func:`export_transformation` or :func:`export_backbone`.
         input_shapes: where the file cannot tell: one (channels, height, width), or one (width,) per input.
-        force: replace a bundle that is there already.
+        preprocessing: what images must go through before the model; None is what the file says, if it does.
+        calibration: see :func:`fct_infer.export.calibration.read_calibration`; takes the place of the option's rows.
+        calibration_rows: rows to take of it.
 
     Raises:
         FctError: as :func:`export_transformation` and :func:`export_backbone`.
     """
-    path = Path(path)
-    bundle = path.with_suffix(".bundle") if bundle is None else Path(bundle)
-    refuse_existing(bundle, force=force)
-    module = load_torchscript(path) if is_torchscript(path) else None
-    may_take_images = module is not None and kind != "transformation" and count_inputs(module) == 1
-    image_shape, notes = _image_shape(module, kind, input_shapes) if module and may_take_images else (None, ())
-    if module is None or image_shape is None:
-        program = _read_program(path, kind, input_shapes, may_take_images)
-        targets = targets or TRANSFORMATION_TARGETS
-        return export_transformation(program, bundle, targets=targets, origin=source_of(path), force=force)
+    path, options = Path(path), options or Options()
+    bundle = default_bundle(path) if bundle is None else Path(bundle)
+    refuse_existing(bundle, force=options.force)
+    opened = open_model(path, kind, input_shapes)
+    if calibration is not None:
+        rows = read_calibration(calibration, opened.model.interface.inputs, calibration_rows)
+        options = replace(options, calibration=rows)
+    return export_opened(opened, path, bundle, options, preprocessing)
+
+
+def export_opened(
+    opened: OpenedModel, path: Path, bundle: Path, options: Options, preprocessing: Preprocessing | None = None
+) -> ExportReport:
+    """Export what was opened from ``path``; errors as for :func:`export_file`."""
+    preprocessing = preprocessing or opened.preprocessing
+    notes = opened.notes
+    if "image" in opened.model.interface.inputs and preprocessing is None:
+        notes += ("nothing tells how its images are prepared, which fct-embed needs: --image-mean and --image-std",)
     try:
-        report = export_backbone(
-            module,
-            bundle,
-            image_shape=image_shape,
-            targets=targets or IMAGE_MODEL_TARGETS,
-            kind=kind or "backbone",
-            origin=source_of(path),
-            force=force,
-        )
+        report = publish(opened.model, bundle, opened.source, options, preprocessing)
     except ArtifactError as error:
-        error.args = (f"{path}: {error}",)
+        error.args = (str(error) if str(path) in str(error) else f"{path}: {error}",)
         raise
     return replace(report, notes=notes)
 
 
-def _read_program(
-    path: Path, kind: Kind | None, input_shapes: Sequence[tuple[int, ...]], images_were_tried: bool
-) -> Program:
+def preprocessing_of(
+    inputs: Shapes, mean: Sequence[float] | None, std: Sequence[float] | None, resize: int | None = None
+) -> Preprocessing | None:
+    """Return how images are prepared for a model with these inputs; None if nothing is said about it.
+
+    Raises:
+        UsageError: only a part of it is said, or it does not fit the model.
+    """
+    if mean is None and std is None and resize is None:
+        return None
+    shape = inputs.get("image")
+    if shape is None:
+        raise UsageError("--image-mean, --image-std and --image-resize are for models that take images")
+    if mean is None or std is None or len(mean) != shape[0] or len(std) != shape[0] or min(std) <= 0:
+        raise UsageError(f"--image-mean and --image-std go together, {shape[0]} numbers each, the latter positive")
+    if resize is not None and resize < max(shape[1:]):
+        raise UsageError(f"--image-resize {resize} is smaller than the model's images, {shape[1]}x{shape[2]}")
+    return Preprocessing((shape[1], shape[2]), tuple(mean), tuple(std), resize)
+
+
+def default_bundle(path: Path) -> Path:
+    """Return the bundle's place when none is given: beside the file, ``.bundle`` for its suffix."""
+    return path.with_suffix(".bundle") if path.suffix != ".bundle" else path.with_suffix(".exported.bundle")
+
+
+def open_model(path: Path, kind: Kind | None = None, input_shapes: Sequence[tuple[int, ...]] = ()) -> OpenedModel:
+    """Open a file and find out what it holds; arguments and errors as for :func:`export_file`."""
+    if path.is_dir():
+        opened = _open_bundle(path)
+    elif not path.exists():
+        raise ArtifactError(f"{path}: no such file or bundle")
+    elif is_code(path):
+        opened = _open_torch(path, kind, input_shapes)
+    else:
+        opened = _open_onnx(path, kind)
+    inputs = opened.model.interface.inputs
+    if kind is not None and (kind == "transformation") == ("image" in inputs):
+        found = "an image model" if "image" in inputs else "a transformation"
+        raise ArtifactError(f"{path}: takes {', '.join(inputs)}, which makes it {found}, not a {kind}")
+    return opened
+
+
+def _open_bundle(path: Path) -> OpenedModel:
+    bundle = open_bundle(path)
+    manifest, source = bundle.manifest, source_of(path)
+    if manifest.kind == "transformation" and manifest.program is not None:
+        return OpenedModel(ProgramModel(program_from_bundle(bundle)), source)
+    if not bundle.has("onnx"):
+        raise ArtifactError(f"{path}: has no ONNX file to convert onward; export from the source instead")
+    file = path / bundle.file("onnx", "fp32").name
+    model = OnnxModel(manifest.kind, file)
+    if model.interface != Interface(manifest.inputs, manifest.output_dim):
+        raise ArtifactError(f"{file}: has other inputs or outputs than the manifest states")
+    return OpenedModel(model, source, manifest.preprocessing)
+
+
+def _open_onnx(path: Path, kind: Kind | None) -> OpenedModel:
+    model, source = parse_onnx(path), source_of(path)
+    if "image" in read_signature(model, path):
+        notes = () if kind else (_IMAGE_NOTE,)
+        return OpenedModel(OnnxModel(kind or "backbone", path), source, notes=notes)
+    try:
+        program = program_of_graph(model.graph, path)
+    except NotAProgramError as error:
+        return OpenedModel(OnnxModel("transformation", path), source, notes=not_for_the_core(error))
+    return OpenedModel(ProgramModel(program, OnnxRuntimeRunner(path, device="cpu")), source)
+
+
+def _open_torch(path: Path, kind: Kind | None, input_shapes: Sequence[tuple[int, ...]]) -> OpenedModel:
+    model, source = load_torch(path), source_of(path)
+    may_take_images = kind != "transformation" and model.input_count == 1
+    if may_take_images:
+        image_shape, notes = _image_shape(model, input_shapes)
+        if image_shape is not None:
+            if kind is None:
+                notes += (_IMAGE_NOTE,)
+            return OpenedModel(ModuleModel(kind or "backbone", model, {"image": image_shape}), source, notes=notes)
     if kind not in (None, "transformation"):
         raise ArtifactError(f"{path}: does not run on images, wanted a {kind} model; is --input-shape missing?")
     if any(len(shape) != 1 for shape in input_shapes):
         raise UsageError(f"{path}: takes rows; give the width of each input: --input-shape 128 --input-shape 64")
     widths = tuple(shape[0] for shape in input_shapes) or None
     try:
-        return load_program(path, trust=True, input_widths=widths)
+        transformation, notes = transformation_of(model, widths)
     except (ArtifactError, UsageError) as error:
-        if images_were_tried and not input_shapes:
+        if may_take_images and not input_shapes:
             error.args = (f"{error}. Nor does it make embeddings of images of a usual size (--input-shape 3x32x32)",)
         raise
+    return OpenedModel(transformation, source, notes=notes)
+
+
+_IMAGE_NOTE = "taken as a backbone; a side-information model looks the same: --kind side-information"
 
 
 def _image_shape(
-    module: torch.jit.ScriptModule, kind: Kind | None, input_shapes: Sequence[tuple[int, ...]]
+    model: TorchModel, input_shapes: Sequence[tuple[int, ...]]
 ) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:
     """Return the shape of the images the module takes, None if it takes none; and what was assumed."""
-    notes = ["the file does not hold mean and standard deviation of its images: the manifest has no preprocessing"]
-    if kind is None:
-        notes.append("taken as a backbone; a side-information model looks the same: --kind side-information")
     if input_shapes:
-        return (input_shapes[0], tuple(notes)) if len(input_shapes[0]) == 3 else (None, ())
+        return (input_shapes[0] if len(input_shapes[0]) == 3 else None), ()
+    if model.shapes is not None:
+        return (model.shapes[0] if is_image(model.shapes[0]) else None), ()
     for size in _USUAL_IMAGE_SIZES:
-        if _runs(module, (3, size, size)):
-            notes.append(f"the file does not tell its image size: exported for 3x{size}x{size}; --input-shape sets it")
-            return (3, size, size), tuple(notes)
+        if _runs(model, (3, size, size)):
+            return (3, size, size), (
+                f"the file does not tell its image size: exported for 3x{size}x{size}; --input-shape sets it",
+            )
     return None, ()
 
 
-def _runs(module: torch.jit.ScriptModule, image_shape: tuple[int, ...]) -> bool:
-    from .image_model import ImageModel
+def _runs(model: TorchModel, image_shape: tuple[int, ...]) -> bool:
+    from fct_infer.backends.torch_runtime import TorchRunner
 
     try:
-        ImageModel(module, image_shape)
+        TorchRunner(model, {"image": image_shape}, device="cpu")
     except ArtifactError:
         return False
     return True

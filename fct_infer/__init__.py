@@ -10,7 +10,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fct_infer.artifacts.loading import load_transformation as load_transformation
+    from fct_infer.backends.embedder import Embedder as Embedder
+    from fct_infer.backends.loading import load_embedder as load_embedder
+    from fct_infer.backends.loading import load_transformation as load_transformation
     from fct_infer.transformation import Program as Program
     from fct_infer.transformation import Transformation as Transformation
     from fct_infer.upgrade.report import UpgradeReport as UpgradeReport
@@ -22,12 +24,14 @@ except PackageNotFoundError:  # a source tree on sys.path that was never install
     __version__ = "0+unknown"
 
 _HOMES = {
+    "Embedder": "fct_infer.backends.embedder",
     "FctError": "fct_infer.errors",
     "Program": "fct_infer.transformation",
     "Transformation": "fct_infer.transformation",
     "UpgradeReport": "fct_infer.upgrade.report",
     "load_index": "fct_infer.index.gallery_index",
-    "load_transformation": "fct_infer.artifacts.loading",
+    "load_embedder": "fct_infer.backends.loading",
+    "load_transformation": "fct_infer.backends.loading",
     "upgrade_gallery": "fct_infer.upgrade.run",
 }
 

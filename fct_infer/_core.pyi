@@ -5,7 +5,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from fct_infer.transformation import Program
+from fct_infer.transformation import Float32Array, Program
 
 __version__: str
 onednn_version: str
@@ -14,6 +14,16 @@ def precisions() -> list[str]: ...
 
 class Executable:
     def __init__(self, program: Program, precision: str) -> None: ...
+    @staticmethod
+    def from_function(
+        function: Callable[[Float32Array, Float32Array | None, Float32Array], None],
+        *,
+        old_dim: int,
+        side_dim: int,
+        new_dim: int,
+        normalize: bool,
+        description: str,
+    ) -> Executable: ...
     def run(self, old: NDArray[Any], side: NDArray[Any] | None, out: NDArray[Any], threads: int) -> None: ...
     @property
     def old_dim(self) -> int: ...

@@ -6,6 +6,10 @@ Anything that is not an :class:`FctError` is a bug in this project and ends with
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+_MAX_NAMED = 8  # operations in one message
+
 
 class FctError(Exception):
     """Base of all errors a user can fix. Not raised itself."""
@@ -68,6 +72,18 @@ class GalleryError(InputError):
 
 class ArtifactError(InputError):
     """A model file or bundle is malformed, damaged or of an unsupported kind; the message names the file."""
+
+
+class NotAProgramError(ArtifactError):
+    """A transformation that may be fine, but runs operations that the core has not; ``operations`` names them all."""
+
+    def __init__(self, operations: Sequence[str], where: str = "") -> None:
+        self.operations, self.where = tuple(operations), where
+        shown = (*self.operations[:_MAX_NAMED], "...") if len(self.operations) > _MAX_NAMED else self.operations
+        super().__init__(": ".join(filter(None, (where, "; ".join(shown)))))
+
+    def __reduce__(self) -> tuple[type[NotAProgramError], tuple[tuple[str, ...], str]]:
+        return type(self), (self.operations, self.where)
 
 
 class ResourceError(FctError):

@@ -222,6 +222,8 @@ def _parse_step(entry: Any, tensors: dict[str, Float32Array]) -> Step:
 class Transformation:
     """A program compiled for this CPU: NumPy in, NumPy out, safe to call from many threads at once.
 
+    What other runtimes compute is a :class:`fct_infer.backends.loading.RunnerTransformation`, with the same call.
+
     A row's result depends on nothing but the row itself: block size, thread count and neighbours do not change a
     byte on one machine. Between machines with different instruction sets the last bits may differ.
 
@@ -231,26 +233,33 @@ class Transformation:
             takes bf16 where native, else fp32.
         threads: CPU threads a call may use; by default all this process may run on.
 
+    Attributes:
+        program: what it computes; None if another runtime computes something no program can hold.
+        digest: SHA-256 that identifies the model: equal digests give equal results.
+        precision: the precision in use, never ``auto``.
+        backend: what computes: ``core``, ``onnxruntime``, ``torch``, ``tensorrt`` or ``tensorrt-rtx``.
+        device: where it does: ``cpu`` or ``cuda:0``.
+
     Raises:
         UnsupportedError: the precision is unknown or not native on this CPU.
     """
 
     backend = "core"
     device = "cpu"
+    program: Program | None
 
     def __init__(self, program: Program, precision: str = "auto", threads: int | None = None) -> None:
         from fct_infer import _core
 
-        if threads is not None and threads < 1:
-            raise UsageError(f"threads is {threads}, wanted at least 1")
-        self.program = program
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.program, self.digest = program, program.digest
+        self.threads = thread_count(threads)
         self.executable = _core.Executable(program, _core.precisions()[-1] if precision == "auto" else precision)
+        self.precision = self.executable.precision
 
-    @property
-    def precision(self) -> str:
-        """The precision in use, never ``auto``."""
-        return self.executable.precision
+    def normalized(self) -> Transformation:
+        """Return the same transformation with its results L2-normalised."""
+        assert self.program is not None
+        return Transformation(self.program.with_normalization(), self.precision, self.threads)
 
     @property
     def old_dim(self) -> int:
@@ -289,5 +298,16 @@ class Transformation:
     def __repr__(self) -> str:
         return (
             f"Transformation(old_dim={self.old_dim}, side_dim={self.side_dim}, new_dim={self.new_dim}, "
-            f"precision={self.precision!r}, threads={self.threads})"
+            f"backend={self.backend!r}, device={self.device!r}, precision={self.precision!r}, threads={self.threads})"
         )
+
+
+def thread_count(threads: int | None) -> int:
+    """Return ``threads``, or for None the CPUs this process may run on.
+
+    Raises:
+        UsageError: below 1.
+    """
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads is {threads}, wanted at least 1")
+    return threads or len(os.sched_getaffinity(0))

@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime
 
 from benchmarks.opponents import Apply, NotMeasuredError
-from fct_infer.export.to_onnx import TransformationToOnnx
+from fct_infer.export.program_graph import program_graph
 from fct_infer.transformation import Float32Array, Program
 
 
@@ -16,7 +16,7 @@ def load(program: Program, precision: str, threads: int, rows: int | None) -> Ap
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(
-        TransformationToOnnx().convert(program, {}), options, providers=["CPUExecutionProvider"]
+        program_graph(program).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     output = session.get_outputs()[0].name
     binding = session.io_binding()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import openvino
 
 from benchmarks.opponents import Apply
-from fct_infer.export.to_onnx import TransformationToOnnx
+from fct_infer.export.program_graph import program_graph
 from fct_infer.transformation import Float32Array, Program
 
 
 def load(program: Program, precision: str, threads: int, rows: int | None) -> Apply:
     core = openvino.Core()
-    model = core.read_model(TransformationToOnnx().convert(program, {}))
+    model = core.read_model(program_graph(program).SerializeToString())
     if rows is not None:
         model.reshape({name: [rows, dim] for name, dim in program.dims.items()})
     settings = {

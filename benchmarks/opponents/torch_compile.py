@@ -7,7 +7,7 @@ import torch._inductor.config
 import torch._inductor.exc
 
 from benchmarks.opponents import Apply, NotMeasuredError
-from benchmarks.opponents.torch_eager import DTYPES, ProgramModule
+from benchmarks.opponents.torch_eager import program_module
 from fct_infer.transformation import Float32Array, Program
 
 torch._inductor.config.freezing = True
@@ -18,7 +18,7 @@ def load(program: Program, precision: str, threads: int, rows: int | None) -> Ap
         raise NotMeasuredError("torch.compile: one graph for any number of rows is not what it is good at")
     torch.set_num_threads(threads)
     torch._dynamo.reset()
-    module = torch.compile(ProgramModule(program, DTYPES[precision]).eval(), dynamic=False)
+    module = torch.compile(program_module(program, precision), dynamic=False)
 
     @torch.no_grad()
     def apply(old: Float32Array, side: Float32Array, out: Float32Array) -> Float32Array:

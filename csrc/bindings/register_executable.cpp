@@ -86,6 +86,24 @@ std::unique_ptr<Executable> compile(const py::object& program, const std::string
   return make_cpu_engine()->compile(read, precision == "fp32" ? Precision::kFp32 : Precision::kBf16);
 }
 
+// A view of C++ memory for the time of one call; without an owner pybind11 would copy.
+py::array view(const float* data, std::int64_t rows, int width) {
+  return py::array(py::dtype::of<float>(), {rows, static_cast<std::int64_t>(width)}, {}, data,
+                   py::capsule(data, [](void*) {}));
+}
+
+std::unique_ptr<Executable> from_function(const py::function& function, int old_dim, int side_dim,
+                                          int new_dim, bool normalize, const std::string& description) {
+  if (old_dim < 1 || side_dim < 0 || new_dim < 1)
+    throw Error(ErrorKind::kArtifact, "dims must be positive, side_dim may be 0");
+  auto call = [=](const float* old, const float* side, float* out, std::int64_t rows) {
+    const py::gil_scoped_acquire gil;
+    const py::object side_view = side == nullptr ? py::object(py::none()) : view(side, rows, side_dim);
+    function(view(old, rows, old_dim), side_view, view(out, rows, new_dim));
+  };
+  return make_function_executable(call, {old_dim, side_dim, new_dim, normalize, description});
+}
+
 void run(const Executable& executable, const py::array& old, const std::optional<py::array>& side,
          py::array& out, int threads) {
   const InputRows old_rows = input_rows(old, "old", executable.old_dim());
@@ -114,6 +132,11 @@ void register_executable(py::module_& m) {
   m.def("precisions", &precisions, "Precisions this CPU runs natively, slowest first.");
   py::class_<Executable>(m, "Executable", "A program compiled for this CPU.")
       .def(py::init(&compile), py::arg("program"), py::arg("precision"))
+      .def_static(
+          "from_function", &from_function, py::arg("function"), py::kw_only(), py::arg("old_dim"),
+          py::arg("side_dim"), py::arg("new_dim"), py::arg("normalize"), py::arg("description"),
+          "Another runtime: function(old, side or None, out) fills out; all float32 views, valid only "
+          "during the call.")
       .def("run", &run, py::arg("old"), py::arg("side").none(true), py::arg("out"), py::arg("threads"))
       .def_property_readonly("old_dim", &Executable::old_dim)
       .def_property_readonly("side_dim", &Executable::side_dim)

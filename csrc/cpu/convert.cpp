@@ -146,6 +146,14 @@ bool all_finite(const void* data, DType dtype, std::size_t count) {
                          dtype == DType::kFloat16 ? 0x7c00 : 0x7f80);
 }
 
+std::int64_t first_bad_row(const void* data, DType dtype, std::int64_t rows, int width) {
+  const auto columns = static_cast<std::size_t>(width);
+  if (all_finite(data, dtype, static_cast<std::size_t>(rows) * columns)) return kNoRow;
+  std::int64_t row = 0;
+  while (all_finite(row_of(data, dtype, row, width), dtype, columns)) ++row;
+  return row;
+}
+
 void add(const void* left, DType left_type, const void* right, DType right_type, void* out, DType out_type,
          std::size_t count) {
   float a[kPiece], b[kPiece];

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 #include "fct/dtype.h"
 
@@ -14,6 +15,16 @@ void convert(const void* from, DType from_type, void* to, DType to_type, std::si
 
 // True if no element is NaN or infinite.
 bool all_finite(const void* data, DType dtype, std::size_t count);
+
+constexpr std::int64_t kNoRow = std::numeric_limits<std::int64_t>::max();
+
+inline const void* row_of(const void* data, DType dtype, std::int64_t row, int width) {
+  return static_cast<const char*>(data) +
+         static_cast<std::size_t>(row) * static_cast<std::size_t>(width) * size_of(dtype);
+}
+
+// The first of `rows` rows that holds NaN or infinity, kNoRow if none does.
+std::int64_t first_bad_row(const void* data, DType dtype, std::int64_t rows, int width);
 
 // out[i] = left[i] + right[i], summed in float32.
 void add(const void* left, DType left_type, const void* right, DType right_type, void* out, DType out_type,

@@ -12,7 +12,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <exception>
-#include <limits>
 #include <new>
 #include <random>
 #include <sstream>
@@ -26,7 +25,6 @@ namespace {
 
 constexpr std::size_t kAlignment = 64;
 constexpr std::size_t kTileBytes = 8 << 20;  // activations of one tile: about one core's share of cache
-constexpr std::int64_t kNoRow = std::numeric_limits<std::int64_t>::max();
 
 std::size_t at(int index) { return static_cast<std::size_t>(index); }
 
@@ -52,17 +50,6 @@ class OneThreadPerCaller {
  private:
   int before_;
 };
-
-const void* row_of(const void* data, DType dtype, std::int64_t row, int width) {
-  return static_cast<const char*>(data) + static_cast<std::size_t>(row) * at(width) * size_of(dtype);
-}
-
-std::int64_t first_bad_row(const void* data, DType dtype, std::int64_t rows, int width) {
-  if (all_finite(data, dtype, static_cast<std::size_t>(rows) * at(width))) return kNoRow;
-  std::int64_t row = 0;
-  while (all_finite(row_of(data, dtype, row, width), dtype, at(width))) ++row;
-  return row;
-}
 
 struct Matrix {
   void* data;

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fct_infer.artifacts.files import digest_file, file_size
 from fct_infer.artifacts.manifest import MANIFEST_NAME, BundleFile, Manifest, read_manifest
+from fct_infer.artifacts.precisions import PRECISIONS
 from fct_infer.errors import ArtifactError, OutputError
 from fct_infer.storage import FileLock, publish_directory, remove_tree, write_bytes
 
@@ -20,16 +21,25 @@ class Bundle:
     path: Path
     manifest: Manifest
 
-    def file(self, target: str) -> Path:
-        """Return the path of the file for ``target`` (``core``, ``onnx``, ``torchscript``).
+    def file(self, target: str, precision: str = "auto") -> BundleFile:
+        """Return what the manifest says of the file for ``target`` in ``precision``; ``auto`` is the most exact.
 
         Raises:
             ArtifactError: the bundle has none.
         """
-        names = {file.target: file.name for file in self.manifest.files}
-        if target not in names:
-            raise ArtifactError(f"{self.path}: has no file for {target!r}, only for {', '.join(names)}")
-        return self.path / names[target]
+        files = {file.precision: file for file in self.manifest.files if file.target == target}
+        if not files:
+            targets = ", ".join(dict.fromkeys(file.target for file in self.manifest.files))
+            raise ArtifactError(f"{self.path}: has no file for {target!r}, only for {targets}")
+        if precision == "auto":
+            return min(files.values(), key=lambda file: PRECISIONS.index(file.precision))
+        if precision not in files:
+            raise ArtifactError(f"{self.path}: has {target!r} in {', '.join(files)}, not in {precision}")
+        return files[precision]
+
+    def has(self, target: str, precision: str = "auto") -> bool:
+        """Whether there is a file for ``target``, in ``precision`` or in any."""
+        return any(file.target == target and precision in ("auto", file.precision) for file in self.manifest.files)
 
 
 def open_bundle(path: str | Path) -> Bundle:

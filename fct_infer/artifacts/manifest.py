@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from fct_infer.artifacts.files import MEBIBYTE, read_file
+from fct_infer.artifacts.precisions import PRECISIONS
 from fct_infer.errors import ArtifactError
 
 Kind: TypeAlias = Literal["transformation", "backbone", "side-information"]
@@ -25,45 +26,87 @@ _AFTER_SEAL = b'"\n}\n'
 _T = TypeVar("_T")
 
 
+def is_image(shape: tuple[int, ...]) -> bool:
+    """Whether the shape of an input is (channels, height, width) rather than a row: (d,) or (d, 1, 1)."""
+    return len(shape) == 3 and shape[1:] != (1, 1)
+
+
 @dataclass(frozen=True)
 class Parity:
-    """How far a file's outputs lie from the source model's on the same random input.
+    """How far a file's outputs lie from the source model's on the same input, and what ran it.
 
     Attributes:
         rows: rows compared.
         max_abs_error: largest absolute difference of any output number.
         max_relative_error: the same, divided by the largest absolute output of the source.
         min_cosine: lowest cosine between a row and the source's row.
+        top1_agreement: share of rows whose nearest other row, by L2 distance, is the same as with the source's outputs,
+            or one that is as near by them, up to 1 %; of the real rows if there are any.
+        real_rows: how many of the rows were a user's data; the others were random.
+        runtime: what ran the file, with version and device: ``onnxruntime 1.20.0 cpu``.
+        rows_per_second: rows of the largest batch by the seconds it took there.
     """
 
     rows: int
     max_abs_error: float
     max_relative_error: float
     min_cosine: float
+    top1_agreement: float
+    real_rows: int
+    runtime: str
+    rows_per_second: float
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What a TensorRT engine was built by and for.
+
+    Attributes:
+        version: of TensorRT; an engine runs under the version that built it.
+        gpu: name of the card it is for; ``any`` if it is compiled for the card when it is loaded.
+        compute_capability: of the card, such as ``9.0``, or of all it may run on: ``8.0,8.9,12.0``.
+        rows: of a batch (fewest, typical, most): the profile it is tuned for; larger calls are cut.
+    """
+
+    version: str
+    gpu: str
+    compute_capability: str
+    rows: tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class BundleFile:
-    """One model file of a bundle: its name, what it is for, its size in bytes and SHA-256, and its proof."""
+    """One model file of a bundle: its name, what it is for, its size in bytes and SHA-256, and its proof.
+
+    ``parity`` is None for a file that could not be run where it was made, which was allowed explicitly; ``engine`` is
+    for TensorRT engines.
+    """
 
     name: str
     target: str
     precision: str
     size: int
     sha256: str
-    parity: Parity
+    parity: Parity | None
+    engine: Engine | None = None
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What an image must go through before the model: resize to ``size`` (h, w), then ``(x - mean) / std`` per channel.
+    """What an image must go through before the model: scaling, then ``(x - mean) / std`` per channel.
 
-    ``x`` is RGB in [0, 1].
+    Attributes:
+        size: (height, width) the model takes.
+        mean: one per channel, of ``x`` in RGB on the scale 0 to 1.
+        std: likewise, positive.
+        resize: the shorter side becomes this long and the middle ``size`` is cut out; None resizes to ``size`` whatever
+            the aspect.
     """
 
     size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    resize: int | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +131,8 @@ class Manifest:
         source: what they were made from.
         versions: of this package and the libraries that wrote the files.
         created: UTC, ISO 8601.
-        program: :meth:`fct_infer.transformation.Program.structure`; None for image models.
+        program: :meth:`fct_infer.transformation.Program.structure`; None for image models, and for transformations
+            that no program can hold.
         preprocessing: for image models; None where the source did not tell.
     """
 
@@ -154,9 +198,11 @@ def _parse(fields: _Fields) -> Manifest:
         created=fields.take("created", str),
     )
     fields.done()
-    if (manifest.kind == "transformation") != (program is not None):
-        presence = "missing" if program is None else "present"
-        raise ArtifactError(f"kind {manifest.kind!r} and program {presence} do not fit")
+    if manifest.kind != "transformation" and program is not None:
+        raise ArtifactError(f"kind {manifest.kind!r} has a program, which only a transformation can have")
+    names = {"old", "side"} if manifest.kind == "transformation" else {"image"}
+    if not manifest.inputs or not set(manifest.inputs) <= names:
+        raise ArtifactError(f"kind {manifest.kind!r} with inputs {', '.join(manifest.inputs)}")
     if not manifest.files:
         raise ArtifactError("lists no files")
     return manifest
@@ -164,20 +210,47 @@ def _parse(fields: _Fields) -> Manifest:
 
 def _parse_file(name: str, value: Any) -> BundleFile:
     if not _FILE_NAME.fullmatch(name) or name == MANIFEST_NAME:
-        raise ArtifactError(f"file name {name!r} is not a plain name inside the bundle")
+        raise ArtifactError(f"file name {name[:80]!r} is not a plain name inside the bundle")
     fields = _Fields(value, f"files.{name}")
-    proof = fields.nested("parity")
-    parity = Parity(
-        rows=proof.positive("rows"),
-        max_abs_error=proof.number("max_abs_error"),
-        max_relative_error=proof.number("max_relative_error"),
-        min_cosine=proof.number("min_cosine"),
+    file = BundleFile(
+        name,
+        target=fields.take("target", str),
+        precision=fields.one_of("precision", PRECISIONS),
+        size=fields.positive("size"),
+        sha256=fields.sha256("sha256"),
+        parity=_parse_parity(fields.nested_optional("parity")),
+        engine=_parse_engine(fields.nested_optional("engine")),
     )
-    target, precision = fields.take("target", str), fields.take("precision", str)
-    file = BundleFile(name, target, precision, fields.positive("size"), fields.sha256("sha256"), parity)
-    proof.done()
     fields.done()
     return file
+
+
+def _parse_parity(fields: _Fields | None) -> Parity | None:
+    if fields is None:
+        return None
+    parity = Parity(
+        rows=fields.positive("rows"),
+        max_abs_error=fields.number("max_abs_error"),
+        max_relative_error=fields.number("max_relative_error"),
+        min_cosine=fields.number("min_cosine"),
+        top1_agreement=fields.number("top1_agreement"),
+        real_rows=fields.take("real_rows", int),
+        runtime=fields.take("runtime", str),
+        rows_per_second=fields.number("rows_per_second"),
+    )
+    fields.done()
+    return parity
+
+
+def _parse_engine(fields: _Fields | None) -> Engine | None:
+    if fields is None:
+        return None
+    version, gpu, capability = (fields.take(key, str) for key in ("version", "gpu", "compute_capability"))
+    rows = _shape(fields.take("rows", list), "engine.rows")
+    fields.done()
+    if len(rows) != 3 or list(rows) != sorted(rows):
+        raise ArtifactError(f"engine.rows is {list(rows)}, wanted the fewest, typical and most rows of a batch")
+    return Engine(version, gpu, capability, (rows[0], rows[1], rows[2]))
 
 
 def _parse_source(fields: _Fields) -> Source:
@@ -189,10 +262,13 @@ def _parse_source(fields: _Fields) -> Source:
 def _parse_preprocessing(fields: _Fields) -> Preprocessing:
     size = _shape(fields.take("size", list), "preprocessing.size")
     mean, std = (tuple(_number(item, key) for item in fields.take(key, list)) for key in ("mean", "std"))
+    resize = fields.take_optional("resize", int)
     fields.done()
     if len(size) != 2 or len(mean) != len(std) or not mean or min(std) <= 0:
         raise ArtifactError("preprocessing: wanted size [h, w] and as many means as (positive) standard deviations")
-    return Preprocessing((size[0], size[1]), mean, std)
+    if resize is not None and resize < max(size):
+        raise ArtifactError(f"preprocessing: cuts {size[0]}x{size[1]} out of images resized to {resize}")
+    return Preprocessing((size[0], size[1]), mean, std, resize)
 
 
 class _Fields:
@@ -231,6 +307,10 @@ class _Fields:
 
     def nested(self, key: str) -> _Fields:
         return _Fields(self.take(key, dict), f"{self._where}.{key}")
+
+    def nested_optional(self, key: str) -> _Fields | None:
+        value = self.take_optional(key, dict)
+        return None if value is None else _Fields(value, f"{self._where}.{key}")
 
     def done(self) -> None:
         if self._left:

@@ -6,14 +6,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.artifacts.files import GIBIBYTE, read_file
 from fct_infer.artifacts.program_builder import Elementwise, Norm, ProgramBuilder, Rows
-from fct_infer.errors import ArtifactError, MissingExtraError
+from fct_infer.errors import ArtifactError, MissingExtraError, NotAProgramError
 from fct_infer.transformation import INPUTS, Program
 
 Array: TypeAlias = NDArray[Any]
@@ -29,6 +29,8 @@ class ShapeOf:
 Value: TypeAlias = Rows | Norm | ShapeOf | Array
 
 MAX_ONNX_BYTES = 2 * GIBIBYTE
+_REAL = "fiu"  # kinds of dtype
+MAX_NODES = 50_000  # and as many weights; a runtime takes seconds to load so many
 
 
 def program_from_onnx(path: Path) -> Program:
@@ -38,30 +40,45 @@ def program_from_onnx(path: Path) -> Program:
     (n, d, 1, 1). The file must be self-contained.
 
     Raises:
-        ArtifactError: the file is no ONNX model, keeps weights outside itself, or has a node that no program has.
+        NotAProgramError: it has nodes that no program has; names them all.
+        ArtifactError: the file is no ONNX model, or keeps weights outside itself.
         MissingExtraError: onnx is not installed.
     """
-    graph = _parse(path).graph
+    return program_of_graph(parse_onnx(path).graph, path)
+
+
+def program_of_graph(graph: Any, path: Path) -> Program:
+    """Read a transformation from an ``onnx.GraphProto``; errors as :func:`program_from_onnx`."""
     try:
         with np.errstate(all="ignore"):  # numbers that are nonsense become NaN or infinity, which Program refuses
             return _Reader(graph).read()
+    except NotAProgramError as error:
+        raise NotAProgramError(error.operations, str(path)) from error
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from error
 
 
-def _parse(path: Path) -> Any:
+def parse_onnx(path: Path) -> Any:
+    """Return the file as ``onnx.ModelProto``; errors as :func:`program_from_onnx`."""
+    return parse_onnx_bytes(read_file(path, MAX_ONNX_BYTES), path)
+
+
+def parse_onnx_bytes(data: bytes, path: Path) -> Any:
+    """Return what was read from ``path`` as ``onnx.ModelProto``; errors as :func:`program_from_onnx`."""
     try:
         import onnx
         from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     except ImportError as error:
         raise MissingExtraError("onnx", "export") from error
-    data = read_file(path, MAX_ONNX_BYTES)
     try:
         model = onnx.load_model_from_string(data)
     except (DecodeError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path}: not an ONNX model: {error}") from error
     if not model.graph.node:
         raise ArtifactError(f"{path}: not an ONNX model, or one without nodes")
+    count = max(len(model.graph.node), len(model.graph.initializer))
+    if count > MAX_NODES:
+        raise ArtifactError(f"{path}: a graph of {count:,} nodes or weights, at most {MAX_NODES:,} are accepted")
     return model
 
 
@@ -108,15 +125,24 @@ class _Reader:
         self._graph = graph
         self._builder = ProgramBuilder()
         self._values: dict[str, Value] = {}
+        self._refused: list[str] = []
+        self._unknown: set[str] = set()  # what refused nodes made, and all that follows from it
 
     def read(self) -> Program:
         if self._graph.sparse_initializer:
             raise ArtifactError("sparse weights, wanted dense ones")
         for tensor in self._graph.initializer:
-            self._values[tensor.name] = _array(tensor)
+            array = _array(tensor)
+            if array.dtype.kind in _REAL:
+                self._values[tensor.name] = array
+            else:
+                self._refused.append(f"weight {tensor.name!r}: is {array.dtype}, a program has real numbers only")
+                self._unknown.add(tensor.name)
         self._read_inputs()
         for node in self._graph.node:
             self._read_node(node)
+        if self._refused:
+            raise NotAProgramError(self._refused)
         if len(self._graph.output) != 1:
             raise ArtifactError(f"{len(self._graph.output)} outputs, wanted one")
         output = self._values.get(self._graph.output[0].name)
@@ -139,22 +165,23 @@ class _Reader:
     def _read_node(self, node: Any) -> None:
         output = node.output[0] if node.output else ""
         label = f"node {node.name or output!r} ({node.op_type})"
-        read = _OPERATIONS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-        if read is None:
-            known = ", ".join(sorted(_OPERATIONS))
-            raise ArtifactError(f"{label}: no transformation program has this; it can hold {known}")
         for name in node.input:
-            if name and name not in self._values:
+            if name and name not in self._values and name not in self._unknown:
                 raise ArtifactError(f"{label}: reads {name!r}, which nothing before it produces")
-        if output in self._values or not output:
+        if output in self._values or output in self._unknown or not output:
             raise ArtifactError(f"{label}: writes {output!r}, which exists already or is no name")
+        attributes = {attribute.name: _attribute(attribute) for attribute in node.attribute}
+        read = _OPERATIONS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
         try:
-            inputs = [self._values[name] if name else None for name in node.input]
-            attributes = {attribute.name: _attribute(attribute) for attribute in node.attribute}
-            value = read(self._builder, _Node(inputs, attributes))
+            if read is None:
+                raise ArtifactError("no transformation program has this")
+            if self._unknown.isdisjoint(node.input):
+                inputs = [self._values[name] if name else None for name in node.input]
+                self._values[output] = read(self._builder, _Node(inputs, attributes))
+                return
         except (ValueError, TypeError, IndexError, OverflowError) as error:  # ArtifactErrors, and NumPy's at nonsense
-            raise ArtifactError(f"{label}: {error}") from error
-        self._values[output] = value
+            self._refused.append(f"{label}: {error}")
+        self._unknown.update(node.output)
 
 
 def _array(tensor: Any) -> Array:
@@ -166,8 +193,6 @@ def _array(tensor: Any) -> Array:
         array = np.asarray(numpy_helper.to_array(tensor))
     except (ValueError, TypeError, KeyError, OverflowError) as error:
         raise ArtifactError(f"weight {tensor.name!r} is malformed: {error}") from error
-    if array.dtype.kind not in "fiu":
-        raise ArtifactError(f"weight {tensor.name!r} is {array.dtype}, wanted real numbers")
     return array
 
 
@@ -327,9 +352,10 @@ def _transpose(_builder: ProgramBuilder, node: _Node) -> Array:
 
 
 def _constant(_builder: ProgramBuilder, node: _Node) -> Array:
-    if not isinstance(node.attributes.get("value"), np.ndarray):
-        raise ArtifactError("wanted a tensor as its value")
-    return cast("Array", node.attributes["value"])
+    value = node.attributes.get("value")
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in _REAL:
+        raise ArtifactError("wanted a tensor of real numbers as its value")
+    return value
 
 
 def _identity(_builder: ProgramBuilder, node: _Node) -> Value:

@@ -1,124 +1,139 @@
 """Reads a torch module as a program, by watching which operations it runs on a few rows.
 
-So it does not matter whether a TorchScript archive was scripted or traced, nor what its layers are called.
+So it does not matter whether the module was scripted, traced, exported or is plain Python, nor what its layers are
+called.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.jit._fuser import optimized_execution
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fct_infer.artifacts.program_builder import Elementwise, Float64Array, Norm, ProgramBuilder, Rows
-from fct_infer.artifacts.torchscript import count_inputs, last_line
-from fct_infer.errors import ArtifactError, UsageError
+from fct_infer.artifacts.torch_files import TorchModel, last_line
+from fct_infer.errors import ArtifactError, NotAProgramError, UsageError
 from fct_infer.reference import apply_float64
 from fct_infer.transformation import INPUTS, Linear, Program
 
-Shapes: TypeAlias = list[tuple[int, ...]]
+Shapes: TypeAlias = tuple[tuple[int, ...], ...]
 
 MAX_RELATIVE_ERROR = 1e-4  # float32 against float64, of the largest output; a misread layer is off by far more
 _WATCHED_ROWS, _CHECKED_ROWS = 3, 7
 _RANKS = (4, 2)  # (n, d, 1, 1) as in the public code, or (n, d)
-_GIVE_WIDTHS = "give the widths, old then side: --input-shape 128 --input-shape 64 (input_widths=(128, 64))"
+_GIVE_WIDTHS = "give the widths, old then side: fct-export --input-shape 128 --input-shape 64 (input_widths=(128, 64))"
 
 
-def program_from_torchscript(
-    module: torch.jit.ScriptModule, where: Path, widths: Sequence[int] | None = None
-) -> Program:
-    """Return what ``module`` computes on rows (n, d) or (n, d, 1, 1), as data; batch norm is folded in float64.
+def program_from_torch(model: TorchModel, widths: Sequence[int] | None = None) -> Program:
+    """Return what ``model`` computes on rows (n, d) or (n, d, 1, 1), as data; batch norm is folded in float64.
 
     Args:
-        module: in eval mode, on the CPU, with one input (old) or two (old, side).
-        where: its file, for messages.
+        model: with one input (old) or two (old, side).
         widths: of the inputs; found from the weights where each input meets a layer of its own.
 
     Raises:
-        ArtifactError: it runs an operation that no program has, or computes something else on other rows.
+        NotAProgramError: it runs operations that no program has; names them all.
+        ArtifactError: it computes something else on other rows, or takes other inputs.
         UsageError: the widths cannot be told from the file.
     """
-    count = count_inputs(module)
-    if not 1 <= count <= len(INPUTS) or (widths is not None and len(widths) != count):
-        raise ArtifactError(f"{where}: takes {count} inputs, wanted {'1 or 2' if widths is None else len(widths)}")
-    candidates = itertools.product(_weight_widths(module), repeat=count) if widths is None else [tuple(widths)]
     refusal = None
-    for shapes in _accepted_shapes(module, candidates):
+    for shapes in accepted_shapes(model, widths):
         try:
-            program = _watch(module, shapes)
-            _check_equal(module, shapes, program)
+            program = _watch(model.module, shapes)
+            _check_equal(model.module, shapes, program)
         except ArtifactError as error:  # a layer may accept two ranks, and only one of them makes rows of rows
             refusal = refusal or error
             continue
-        if widths is None and not {step.input for step in program.steps if isinstance(step, Linear)} >= {*program.dims}:
-            raise UsageError(f"{where}: its inputs meet before its first layer; {_GIVE_WIDTHS}")
+        are_told = widths is not None or model.shapes is not None
+        if not are_told and not {step.input for step in program.steps if isinstance(step, Linear)} >= {*program.dims}:
+            raise UsageError(f"{model.name}: its inputs meet before its first layer; {_GIVE_WIDTHS}")
         return program
+    if isinstance(refusal, NotAProgramError):
+        raise NotAProgramError(refusal.operations, model.name) from refusal
     if refusal is not None:
-        raise ArtifactError(f"{where}: {refusal}") from refusal
-    raise UsageError(f"{where}: its weights do not tell how wide its inputs are; {_GIVE_WIDTHS}")
+        raise ArtifactError(f"{model.name}: {refusal}") from refusal
+    raise UsageError(f"{model.name}: its weights do not tell how wide its inputs are; {_GIVE_WIDTHS}")
 
 
-def _weight_widths(module: torch.jit.ScriptModule) -> list[int]:
-    """Input widths of all weights, in the order of the file: among them are those of the inputs."""
-    return list(dict.fromkeys(weight.shape[1] for weight in module.parameters() if weight.ndim >= 2))
+def accepted_shapes(model: TorchModel, widths: Sequence[int] | None = None) -> Iterator[Shapes]:
+    """Yield shapes of the inputs, without the batch axis, that ``model`` runs on: rows (d,) or (d, 1, 1).
+
+    Raises:
+        ArtifactError: it does not take one or two inputs.
+    """
+    count = model.input_count
+    if not 1 <= count <= len(INPUTS) or (widths is not None and len(widths) != count):
+        raise ArtifactError(f"{model.name}: takes {count} inputs, wanted {'1 or 2' if widths is None else len(widths)}")
+    for shapes in _candidates(model, widths):
+        try:
+            _run(model.module, _random_inputs(shapes, _WATCHED_ROWS, seed=0))
+        except ArtifactError:
+            continue
+        yield shapes
 
 
-def _accepted_shapes(module: torch.jit.ScriptModule, candidates: Iterable[tuple[int, ...]]) -> Iterator[Shapes]:
-    """Yield shapes of the inputs, batch axis included, that the module runs on."""
-    for widths in candidates:
+def _candidates(model: TorchModel, widths: Sequence[int] | None) -> Iterator[Shapes]:
+    if model.shapes is not None:
+        told = tuple(shape[0] if shape else 0 for shape in model.shapes)
+        if widths is not None and told != tuple(widths):
+            raise ArtifactError(f"{model.name}: takes inputs {told} wide, not {tuple(widths)}")
+        yield model.shapes
+        return
+    # Input widths of all weights, in the order of the file: among them are those of the inputs.
+    weights = dict.fromkeys(weight.shape[1] for weight in model.module.parameters() if weight.ndim >= 2)
+    for chosen in itertools.product(weights, repeat=model.input_count) if widths is None else [tuple(widths)]:
         for rank in _RANKS:
-            shapes = [(_WATCHED_ROWS, width, 1, 1)[:rank] for width in widths]
-            try:
-                _run(module, _random_inputs(shapes, seed=0))
-            except ArtifactError:
-                continue
-            yield shapes
+            yield tuple((width, 1, 1)[: rank - 1] for width in chosen)
 
 
-def _random_inputs(shapes: Shapes, seed: int) -> list[Tensor]:
+def _random_inputs(shapes: Shapes, rows: int, seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator) for shape in shapes]
+    return [torch.randn(rows, *shape, generator=generator) for shape in shapes]
 
 
-def _run(module: torch.jit.ScriptModule, inputs: list[Tensor]) -> Any:
+def _run(module: nn.Module, inputs: list[Tensor]) -> Any:
     try:
         # Under inference mode composite operations would not be taken apart; optimizing costs more than it saves here.
         with torch.no_grad(), optimized_execution(False):
             return module(*inputs)
-    except (RuntimeError, torch.jit.Error) as error:
+    except (RuntimeError, ValueError, TypeError, AssertionError, torch.jit.Error) as error:
         shapes = " and ".join(str(tuple(tensor.shape)) for tensor in inputs)
         raise ArtifactError(f"does not run on inputs of shape {shapes}: {last_line(error)}") from error
 
 
-def _watch(module: torch.jit.ScriptModule, shapes: Shapes) -> Program:
+def _watch(module: nn.Module, shapes: Shapes) -> Program:
     builder = ProgramBuilder()
     recorder = _Recorder(builder)
-    inputs = _random_inputs(shapes, seed=1)
+    inputs = _random_inputs(shapes, _WATCHED_ROWS, seed=1)
     for name, tensor in zip(INPUTS, inputs, strict=False):
         recorder.values[id(tensor)] = builder.input(name, tensor.shape[1:])
     with recorder:
         output = _run(module, inputs)
     if recorder.refused:
-        raise ArtifactError(recorder.refused)
+        raise NotAProgramError(recorder.refused)
     rows = recorder.values.get(id(output))
     if not isinstance(rows, Rows):
         raise ArtifactError("its output is not one tensor made from its inputs")
     return builder.finish(rows)
 
 
-def _check_equal(module: torch.jit.ScriptModule, shapes: Shapes, program: Program) -> None:
+def _check_equal(module: nn.Module, shapes: Shapes, program: Program) -> None:
     """Run both on other and more rows: what was watched must not have depended on the rows watched."""
-    inputs = _random_inputs([(_CHECKED_ROWS, *shape[1:]) for shape in shapes], seed=2)
+    inputs = _random_inputs(shapes, _CHECKED_ROWS, seed=2)
     wanted = _run(module, inputs).flatten(1).double().numpy()
     found = apply_float64(program, *(tensor.flatten(1).numpy() for tensor in inputs))
     if wanted.shape != found.shape or not np.abs(found - wanted).max() <= MAX_RELATIVE_ERROR * np.abs(wanted).max():
         raise ArtifactError("what it computes depends on more than its layers; no transformation program can hold that")
+
+
+class Unknown:
+    """What a refused operation made."""
 
 
 class _Recorder(TorchDispatchMode):
@@ -126,13 +141,14 @@ class _Recorder(TorchDispatchMode):
 
     Attributes:
         values: what the builder made of a tensor, by the tensor's ``id``.
-        refused: the first operation that no program has; raising inside TorchScript would lose the error's type.
+        refused: operations that no program has; raising inside TorchScript would lose the error's type. What
+            depends on one of them is not looked at.
     """
 
     def __init__(self, builder: ProgramBuilder) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.values: dict[int, Rows | Norm] = {}
-        self.refused: str | None = None
+        self.values: dict[int, Rows | Norm | Unknown] = {}
+        self.refused: list[str] = []
         self._builder = builder
         self._alive: list[Any] = []  # an id is unique only while its tensor lives
 
@@ -146,13 +162,21 @@ class _Recorder(TorchDispatchMode):
         operands = [self._lookup(argument) for argument in args]
         result = func(*args, **keywords)
         self._alive.append((args, keywords, result))
-        if self.refused is None and _mentions_rows([*operands, *map(self._lookup, keywords.values())]):
+        inputs = [*operands, *map(self._lookup, keywords.values())]
+        if _mentions(inputs, Unknown):
+            self._mark(result, Unknown())
+        elif result is not None and _mentions(inputs, Rows | Norm):  # torch.export's assertions return nothing
             output = result[0] if isinstance(result, tuple) else result
             try:
-                self.values[id(output)] = _read_operation(self._builder, func, operands, keywords, output)
+                self._mark(output, _read_operation(self._builder, func, operands, keywords, output))
             except (ValueError, TypeError) as error:  # ArtifactErrors, and NumPy's at nonsense
-                self.refused = f"operation {func}: {error}"
+                self.refused.append(f"operation {func}: {error}")
+                self._mark(result, Unknown())
         return result
+
+    def _mark(self, result: Any, value: Rows | Norm | Unknown) -> None:
+        for tensor in result if isinstance(result, list | tuple) else [result]:
+            self.values[id(tensor)] = value
 
     def _lookup(self, argument: Any) -> Any:
         """Put what the builder made in the place of tensors; a tensor it knows nothing of is a constant."""
@@ -161,10 +185,9 @@ class _Recorder(TorchDispatchMode):
         return self.values.get(id(argument), argument)
 
 
-def _mentions_rows(operands: list[Any]) -> bool:
+def _mentions(operands: list[Any], kind: Any) -> bool:
     return any(
-        _mentions_rows(operand) if isinstance(operand, list) else isinstance(operand, Rows | Norm)
-        for operand in operands
+        _mentions(operand, kind) if isinstance(operand, list) else isinstance(operand, kind) for operand in operands
     )
 
 

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from fct_infer.errors import FctError, ResourceError, StoppedError
 
@@ -48,17 +46,16 @@ def run_cli(command: click.Command, *, resumes: bool = False) -> NoReturn:
         sys.exit(0)
 
 
-def say_torchscript_is_code(model: Path) -> None:
-    """Tell the user on stderr what naming a TorchScript file means."""
-    click.echo(f"{model}: opened as TorchScript, which is code and runs with your rights", err=True)
+def say_files_are_code(model: Path) -> None:
+    """Tell the user on stderr what naming a TorchScript or torch.export archive means."""
+    click.echo(f"{model}: opened as a PyTorch archive, which is code and runs with your rights", err=True)
 
 
 def show_rows(rows: Mapping[str, str]) -> None:
-    """Print labelled lines on stdout."""
-    table = Table.grid(padding=(0, 2))
+    """Print labelled lines on stdout, long paths whole and brackets as they are."""
+    width = max(map(len, rows))
     for label, text in rows.items():
-        table.add_row(f"[bold]{label}[/bold]", text)
-    Console(soft_wrap=True).print(table)
+        click.echo(f"{click.style(label.ljust(width), bold=True)}  {text}")
 
 
 def json_option() -> Callable[[Any], Any]:

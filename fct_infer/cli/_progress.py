@@ -14,10 +14,10 @@ PLAIN_INTERVAL = 5.0  # seconds between plain lines
 
 
 @contextmanager
-def progress_on_stderr() -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a callable ``progress(stage, rows_done, rows)``."""
+def progress_on_stderr(unit: str = "rows") -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a callable ``progress(stage, done, whole)``, counted in ``unit``."""
     if not sys.stderr.isatty():
-        yield _PlainLines()
+        yield _PlainLines(unit)
         return
     columns = (
         TextColumn("{task.description}"),
@@ -27,11 +27,11 @@ def progress_on_stderr() -> Iterator[Callable[[str, int, int], None]]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        yield _Bars(bars)
+        yield _Bars(bars, unit)
 
 
 class _Speed:
-    """Rows per second of the stage at work, from its first report on."""
+    """What is done per second in the stage at work, from its first report on."""
 
     def __init__(self) -> None:
         self.stage, self._start, self._first = "", 0.0, 0
@@ -45,20 +45,20 @@ class _Speed:
 
 
 class _Bars:
-    def __init__(self, bars: Progress) -> None:
-        self._bars, self._speed = bars, _Speed()
+    def __init__(self, bars: Progress, unit: str) -> None:
+        self._bars, self._unit, self._speed = bars, unit, _Speed()
         self._tasks: dict[str, TaskID] = {}
 
     def __call__(self, stage: str, done: int, rows: int) -> None:
         speed = self._speed.update(stage, done)
         if stage not in self._tasks:
             self._tasks[stage] = self._bars.add_task(stage, total=rows, speed="")
-        self._bars.update(self._tasks[stage], completed=done, speed=f"{speed:,.0f} rows/s" if speed else "")
+        self._bars.update(self._tasks[stage], completed=done, speed=f"{speed:,.0f} {self._unit}/s" if speed else "")
 
 
 class _PlainLines:
-    def __init__(self) -> None:
-        self._speed, self._printed = _Speed(), 0.0
+    def __init__(self, unit: str) -> None:
+        self._unit, self._speed, self._printed = unit, _Speed(), 0.0
 
     def __call__(self, stage: str, done: int, rows: int) -> None:
         is_new = stage != self._speed.stage
@@ -67,7 +67,7 @@ class _PlainLines:
         if not is_new and done < rows and now - self._printed < PLAIN_INTERVAL:
             return
         self._printed = now
-        text = f"{stage}: {done:,}/{rows:,} rows"
+        text = f"{stage}: {done:,}/{rows:,} {self._unit}"
         if speed:
-            text += f", {speed:,.0f} rows/s, {(rows - done) / speed:.0f} s left"
+            text += f", {speed:,.0f} {self._unit}/s, {(rows - done) / speed:.0f} s left"
         print(text, file=sys.stderr, flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,9 +12,10 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from fct_infer.artifacts.loading import is_torchscript
-from fct_infer.artifacts.manifest import KINDS
-from fct_infer.cli._common import json_option, run_cli, say_torchscript_is_code
+from fct_infer.artifacts.loading import is_code
+from fct_infer.artifacts.manifest import KINDS, Parity
+from fct_infer.artifacts.precisions import PRECISIONS
+from fct_infer.cli._common import json_option, run_cli, say_files_are_code
 
 if TYPE_CHECKING:
     from fct_infer.export.exporting import ExportReport
@@ -28,11 +30,44 @@ def _parse_shapes(
     return [tuple(map(int, value.split("x"))) for value in values]
 
 
-@click.command()
+def _parse_numbers(_context: click.Context, parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    if value is None:
+        return None
+    try:
+        return tuple(float(number) for number in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not of the form 0.485,0.456,0.406", param=parameter) from None
+
+
+def _split(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in value.split(",")) if value else ()
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", "bundle", type=click.Path(path_type=Path), help="Bundle to write [MODEL.bundle].")
 @click.option("--kind", type=click.Choice(["auto", *KINDS]), default="auto", show_default=True)
-@click.option("--targets", help="Comma-separated: core, onnx, torchscript [core,onnx or onnx,torchscript].")
+@click.option(
+    "--targets",
+    callback=_split,
+    help="Comma-separated: core, onnx, torchscript, pt2, tensorrt, tensorrt-rtx "
+    "[core,onnx for a transformation; onnx,torchscript for an image model].",
+)
+@click.option(
+    "--precision",
+    "precisions",
+    default="fp32",
+    show_default=True,
+    callback=_split,
+    help=f"Of: {', '.join(PRECISIONS)}.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    metavar="GALLERY",
+    help="Real rows: scales for int8 and fp8, and part of every proof. For an image model a .npy of prepared images.",
+)
+@click.option("--calibration-rows", type=click.IntRange(min=2), default=4096, show_default=True)
 @click.option(
     "--input-shape",
     "input_shapes",
@@ -41,34 +76,68 @@ def _parse_shapes(
     callback=_parse_shapes,
     help="Where the file cannot tell: 3x32x32 for images; for rows the width of each input, old then side.",
 )
+@click.option(
+    "--image-mean", callback=_parse_numbers, metavar="R,G,B", help="How images are prepared, on the scale 0 to 1."
+)
+@click.option("--image-std", callback=_parse_numbers, metavar="R,G,B")
+@click.option("--image-resize", type=click.IntRange(min=1), help="Shorter side before the centre crop [no crop].")
+@click.option("--model-version", help="Name of this model [first 12 digits of the file's SHA-256].")
+@click.option(
+    "--engine-rows", metavar="TYPICAL,MOST", help="Of a call to a TensorRT engine [4096,65536; images: 32,256]."
+)
+@click.option("--device", default="auto", show_default=True, help="Where files are tried: auto, cpu, cuda or cuda:N.")
+@click.option("--allow-unproven", is_flag=True, help="Publish a file that nothing here can run (an engine, no card).")
 @click.option("--force", is_flag=True, help="Replace a bundle that exists.")
 @json_option()
 def command(
     model: Path,
     bundle: Path | None,
     kind: str,
-    targets: str | None,
+    targets: tuple[str, ...],
+    precisions: tuple[str, ...],
+    calibration: Path | None,
+    calibration_rows: int,
     input_shapes: list[tuple[int, ...]],
+    image_mean: tuple[float, ...] | None,
+    image_std: tuple[float, ...] | None,
+    image_resize: int | None,
+    model_version: str | None,
+    engine_rows: str | None,
+    device: str,
+    allow_unproven: bool,
     force: bool,
     as_json: bool,
 ) -> None:
     """Export MODEL as a bundle, each of its files loaded back and compared with MODEL.
 
-    MODEL is a TorchScript archive (a transformation or an image model), or an ONNX file or bundle of a transformation.
-    TorchScript is code: it runs when it is loaded, so name only files you trust.
+    MODEL is a TorchScript or torch.export archive, an ONNX file, one of this project's checkpoints (.safetensors), or a
+    bundle to convert onward. The two archives are code: it runs when it is loaded, so name only files you trust.
     """
-    from fct_infer.export.user_files import export_file
+    from fct_infer.artifacts.bundle import refuse_existing
+    from fct_infer.cli._models import CHECKPOINT_SUFFIXES, open_named
+    from fct_infer.export.calibration import read_calibration
+    from fct_infer.export.exporting import Options
+    from fct_infer.export.user_files import default_bundle, export_opened, preprocessing_of
 
-    if is_torchscript(model):
-        say_torchscript_is_code(model)
-    report = export_file(
-        model,
-        bundle,
-        kind=next((name for name in KINDS if name == kind), None),
-        targets=None if targets is None else [name.strip() for name in targets.split(",")],
-        input_shapes=input_shapes,
+    bundle = bundle or default_bundle(model)
+    refuse_existing(bundle, force=force)
+    if is_code(model) and model.suffix not in CHECKPOINT_SUFFIXES:
+        say_files_are_code(model)
+    opened = open_named(model, next((name for name in KINDS if name == kind), None), input_shapes)
+    inputs = opened.model.interface.inputs
+    options = Options(
+        targets=targets,
+        precisions=precisions,
+        calibration=read_calibration(calibration, inputs, calibration_rows) if calibration else None,
+        model_version=model_version,
+        engine_rows=_parse_rows(engine_rows),
+        device=device,
+        allow_unproven=allow_unproven,
         force=force,
+        progress=lambda text: click.echo(text, err=True),
     )
+    preprocessing = preprocessing_of(inputs, image_mean, image_std, image_resize)
+    report = export_opened(opened, model, bundle, options, preprocessing)
     for note in report.notes:
         click.echo(f"note: {note}", err=True)
     if as_json:
@@ -77,24 +146,46 @@ def command(
         _print(report)
 
 
+def _parse_rows(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    try:
+        typical, most = (int(number) for number in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"--engine-rows {text!r} is not of the form 4096,65536") from None
+    if not 1 <= typical <= most:
+        raise click.BadParameter(f"--engine-rows {text!r}: wanted 1 <= typical <= most")
+    return typical, most
+
+
 def _print(report: ExportReport) -> None:
     manifest = report.manifest
     inputs = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in manifest.inputs.items())
     table = Table(box=None, pad_edge=False)
-    for column in ("target", "file"):
+    for column in ("target", "precision", "file"):
         table.add_column(column, no_wrap=True)
-    for column in ("size", "max error", "min cosine"):
+    for column in ("size", "max error", "min cosine", "agreement", "rows/s"):
         table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("run by", no_wrap=True)
     for file in manifest.files:
-        parity = file.parity
-        size = f"{file.size / 1e6:,.1f} MB"
-        table.add_row(file.target, file.name, size, f"{parity.max_abs_error:.1e}", f"{parity.min_cosine:.7f}")
-    console = Console(soft_wrap=True, highlight=False)
+        table.add_row(file.target, file.precision, file.name, f"{file.size / 1e6:,.1f} MB", *_figures(file.parity))
+    console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 200)
     console.print(f"{manifest.kind} {manifest.model_version}: {inputs} -> embedding {manifest.output_dim}")
     console.print(table)
     console.print(f"written: {report.bundle}")
-    if report.next_command:
-        console.print(f"next: {report.next_command}")
+    console.print(f"next: {report.next_command}")
+
+
+def _figures(parity: Parity | None) -> list[str]:
+    if parity is None:
+        return ["-", "-", "-", "-", "not proven: nothing here can run it"]
+    return [
+        f"{parity.max_abs_error:.1e}",
+        f"{parity.min_cosine:.7f}",
+        f"{parity.top1_agreement:.1%}",
+        f"{parity.rows_per_second:,.0f}",
+        parity.runtime,
+    ]
 
 
 def main() -> None:

@@ -8,7 +8,9 @@ from typing import Any, NoReturn
 
 import click
 
-from fct_infer.cli._common import json_option, run_cli, say_torchscript_is_code, show_rows
+from fct_infer.artifacts.precisions import PRECISIONS
+from fct_infer.backends.runner import BACKENDS
+from fct_infer.cli._common import json_option, run_cli, say_files_are_code, show_rows
 from fct_infer.cli._progress import progress_on_stderr
 
 
@@ -22,15 +24,16 @@ from fct_infer.cli._progress import progress_on_stderr
 @click.option(
     "--dtype", type=click.Choice(["float32", "float16"]), help="Of the new embeddings [default: the gallery's]."
 )
-@click.option("--precision", default="auto", show_default=True, type=click.Choice(["auto", "fp32", "bf16"]))
-@click.option("--device", default="auto", show_default=True, help="auto or cpu.")
+@click.option("--precision", default="auto", show_default=True, type=click.Choice(["auto", *PRECISIONS]))
+@click.option("--backend", default="auto", show_default=True, type=click.Choice(BACKENDS))
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads [default: all].")
 @click.option("--block-rows", type=click.IntRange(min=1), help="Rows processed at once [default: about 16 MiB].")
 @click.option("--restart", is_flag=True, help="Drop unfinished work and begin again.")
 @click.option("--force", is_flag=True, help="Replace a finished output once the new one is complete.")
 @click.option("--dry-run", is_flag=True, help="Check the inputs, show the plan and the estimates, write nothing.")
 @click.option("--verify-rows", default=1024, show_default=True, type=click.IntRange(min=1))
-@click.option("--min-cosine", type=click.FloatRange(0, 1), help="Gate [default: 0.99999 for fp32, 0.999 for bf16].")
+@click.option("--min-cosine", type=click.FloatRange(0, 1), help="Gate [default: by precision, 0.99999 for fp32].")
 @click.option("--min-recall", type=click.FloatRange(0, 1), help="Gate on the index's recall@10 [default: none].")
 @json_option()
 def command(
@@ -38,6 +41,7 @@ def command(
     transformation: Path,
     dest: Path,
     precision: str,
+    backend: str,
     device: str,
     threads: int | None,
     restart: bool,
@@ -51,15 +55,14 @@ def command(
     Work happens in DEST.partial; a run that was stopped or killed is resumed by the same command.
     """
     from fct_infer import load_transformation, upgrade_gallery
-    from fct_infer.artifacts.loading import is_torchscript
-    from fct_infer.errors import UnsupportedError
+    from fct_infer.artifacts.loading import is_code
     from fct_infer.upgrade.plan import Settings, make_plan
 
-    if device not in ("auto", "cpu"):
-        raise UnsupportedError(f"--device {device}: this build has no CUDA support (built without CUDA); use cpu")
-    if is_torchscript(transformation):
-        say_torchscript_is_code(transformation)
-    h = load_transformation(transformation, precision=precision, threads=threads, trust=True)  # the user named it
+    if is_code(transformation):
+        say_files_are_code(transformation)
+    # A file that is code was named by the user; of a bundle, code runs only if its backend was asked for.
+    trust = is_code(transformation) or backend != "auto"
+    h = load_transformation(transformation, precision, threads, backend, device=device, trust=trust)
     chosen = Settings(**settings)
     if dry_run:
         plan = make_plan(gallery, h, dest, chosen)
@@ -108,7 +111,7 @@ def show_report(report: dict[str, Any], as_json: bool) -> None:
         "speed": f"{report['rows_per_second']:,.0f} rows/s; "
         f"{report['overlap']:.0%} of the stages' work hidden behind another stage",
         "seconds": ", ".join(f"{stage.replace('_', ' ')} {seconds:.2f}" for stage, seconds in timings.items()),
-        "checked": f"{checks['rows']:,} rows against float64: cosine >= {checks['min_cosine']:.6f}",
+        "checked": f"{checks['rows']:,} rows against {checks['recomputed_by']}: cosine >= {checks['min_cosine']:.6f}",
     }
     if report["resumed_rows"]:
         rows["resumed"] = f"{report['resumed_rows']:,} rows were done already"

@@ -2,7 +2,8 @@
 
 from fct_infer.gallery.fingerprint import fingerprint
 from fct_infer.gallery.layout import Gallery, Shard
-from fct_infer.gallery.reader import ShardReader, read_rows
+from fct_infer.gallery.reader import ShardReader, read_npy, read_rows
+from fct_infer.gallery.sampling import sample_rows
 from fct_infer.gallery.writer import GalleryWriter, NpyShardWriter, write_npy
 
 __all__ = [
@@ -12,6 +13,8 @@ __all__ = [
     "Shard",
     "ShardReader",
     "fingerprint",
+    "read_npy",
     "read_rows",
+    "sample_rows",
     "write_npy",
 ]

@@ -7,10 +7,10 @@ GALLERY/  embeddings/*.npy         (n_i, old_dim) float32 | float16; shards are 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,13 +71,13 @@ class Gallery:
         root = Path(path)
         if not root.is_dir():
             raise GalleryError(f"{root}: is not a folder")
-        embeddings = _read_folder(root / "embeddings", None)
+        embeddings = read_shards(root / "embeddings", None)
         if embeddings is None:
             raise GalleryError(f"{root}: has no embeddings/ folder")
-        old_dim, embedding_dtype = _check_vectors(embeddings)
-        side = _read_folder(root / "side_information", embeddings)
-        side_dim, side_dtype = _check_vectors(side) if side else (None, None)
-        ids = _read_folder(root / "ids", embeddings)
+        old_dim, embedding_dtype = check_vectors(embeddings)
+        side = read_shards(root / "side_information", embeddings)
+        side_dim, side_dtype = check_vectors(side) if side else (None, None)
+        ids = read_shards(root / "ids", embeddings)
         id_dtype = _check_ids(ids) if ids else None
         shards, first_row = [], 0
         for name, (file, header) in embeddings.items():
@@ -98,13 +98,19 @@ class Gallery:
         return {file.relative_to(self.path).as_posix(): fingerprint(file) for file in files}
 
 
-_Folder = dict[str, tuple[Path, NpyHeader]]
+Shards: TypeAlias = dict[str, tuple[Path, NpyHeader]]
+"""Path and header of every shard by file name, in the order of the names."""
 
 
-def _read_folder(folder: Path, embeddings: _Folder | None) -> _Folder | None:
-    """Return path and header of every shard by name; None if there is no such folder.
+def read_shards(folder: Path, counterpart: Shards | None) -> Shards | None:
+    """Return path and header of every shard of a folder by name; None if there is no such folder.
 
-    ``embeddings``, when given, is the folder whose names and rows must be matched.
+    Args:
+        folder: holds ``.npy`` files only.
+        counterpart: another folder's shards, whose names and rows must be matched.
+
+    Raises:
+        GalleryError: a file is missing, unexpected, truncated or malformed, or has other rows than its counterpart.
     """
     if not folder.exists():
         return None
@@ -117,15 +123,20 @@ def _read_folder(folder: Path, embeddings: _Folder | None) -> _Folder | None:
             raise GalleryError(f"{file}: is not a .npy file; a gallery's folders hold shards only")
     if not files:
         raise GalleryError(f"{folder}: holds no .npy files")
-    if embeddings is not None:
-        _check_names(folder, files, embeddings)
-    found: _Folder = {}
+    return read_headers(files, counterpart)
+
+
+def read_headers(files: Mapping[str, Path], counterpart: Shards | None) -> Shards:
+    """Like :func:`read_shards`, of files listed by the caller."""
+    if counterpart is not None:
+        _check_names(files, counterpart)
+    found: Shards = {}
     for name, file in files.items():
         with ReadFile(file) as opened:
             header = read_npy_header(opened)
-        if embeddings is not None and header.shape[:1] != embeddings[name][1].shape[:1]:
+        if counterpart is not None and header.shape[:1] != counterpart[name][1].shape[:1]:
             raise GalleryError(
-                f"{file}: holds {_rows(header)} rows, {embeddings[name][0]} holds {_rows(embeddings[name][1])}"
+                f"{file}: holds {_rows(header)} rows, {counterpart[name][0]} holds {_rows(counterpart[name][1])}"
             )
         found[name] = (file, header)
     return found
@@ -135,16 +146,22 @@ def _rows(header: NpyHeader) -> str:
     return str(header.shape[0]) if header.shape else "no"
 
 
-def _check_names(folder: Path, files: Iterable[str], embeddings: _Folder) -> None:
-    missing, extra = sorted(set(embeddings) - set(files)), sorted(set(files) - set(embeddings))
+def _check_names(files: Mapping[str, Path], counterpart: Shards) -> None:
+    missing, extra = sorted(set(counterpart) - set(files)), sorted(set(files) - set(counterpart))
     if missing:
-        raise GalleryError(f"{folder / missing[0]}: is missing; {embeddings[missing[0]][0]} exists")
+        folder = next(iter(files.values())).parent
+        raise GalleryError(f"{folder / missing[0]}: is missing; {counterpart[missing[0]][0]} exists")
     if extra:
-        raise GalleryError(f"{folder / extra[0]}: has no counterpart in embeddings/")
+        folder = next(iter(counterpart.values()))[0].parent
+        raise GalleryError(f"{files[extra[0]]}: has no counterpart in {folder.name}/")
 
 
-def _check_vectors(folder: _Folder) -> tuple[int, np.dtype[Any]]:
-    """Return dim and dtype, which must be the same in every shard."""
+def check_vectors(folder: Shards) -> tuple[int, np.dtype[Any]]:
+    """Return dim and dtype, float32 or float16, which must be the same in every shard.
+
+    Raises:
+        GalleryError: they are not, or a shard is empty or not (rows, dim); names the file.
+    """
     first_file, first = next(iter(folder.values()))
     for file, header in folder.values():
         if len(header.shape) != 2:
@@ -160,7 +177,7 @@ def _check_vectors(folder: _Folder) -> tuple[int, np.dtype[Any]]:
     return first.shape[1], first.dtype
 
 
-def _check_ids(folder: _Folder) -> np.dtype[Any]:
+def _check_ids(folder: Shards) -> np.dtype[Any]:
     """Return the dtype that holds the ids of every shard; strings may differ in width."""
     first_file, first = next(iter(folder.values()))
     for file, header in folder.values():

@@ -149,3 +149,17 @@ def _runs(rows: NDArray[np.int64], row_bytes: int) -> Iterator[tuple[int, int]]:
     for begin, end in zip([0, *far.tolist()], [*far.tolist(), len(rows)], strict=True):
         for first in range(begin, end, _MAX_ROWS_AT_ONCE):
             yield first, min(first + _MAX_ROWS_AT_ONCE, end)
+
+
+def read_npy(path: Path) -> NDArray[Any]:
+    """Return one whole ``.npy`` file of numbers or fixed-width strings.
+
+    Raises:
+        GalleryError: missing, malformed or truncated; names the file.
+    """
+    with ReadFile(path) as file:
+        header = read_npy_header(file)
+        array = np.empty(header.shape, header.dtype)
+        if array.size:
+            file.read_into(array.reshape(-1).view(np.uint8), header.data_offset)
+    return array

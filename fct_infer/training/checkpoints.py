@@ -27,7 +27,7 @@ class Checkpoint:
 
     Attributes:
         model: how to build the module.
-        config: how it was trained; strict JSON.
+        config: how it was trained; strict JSON. Of a backbone, ``image_shape`` is (c, h, w) of its images.
         sha256: of the weights.
     """
 
@@ -64,12 +64,13 @@ def save_checkpoint(path: str | Path, module: nn.Module, model: ModelSpec, confi
     return checkpoint
 
 
-def load_checkpoint(path: str | Path, kind: type[Kind]) -> tuple[Kind, Checkpoint]:
+def load_checkpoint(path: str | Path, kind: type[Kind] | tuple[type[Kind], ...]) -> tuple[Kind, Checkpoint]:
     """Build the module and load its weights; it is in eval mode.
 
     Args:
         path: without suffix.
-        kind: base class it must have, such as :class:`fct_infer.training.models.base.Backbone`.
+        kind: base class it must have, such as :class:`fct_infer.training.models.base.Backbone`, or several to choose
+            from.
 
     Raises:
         ArtifactError: a file is missing, damaged or malformed, or its weights do not fit the model; names the file.

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fct_infer.artifacts.precisions import LIMITS
 from fct_infer.errors import ArrayError, GalleryError, ResourceError, UsageError
 from fct_infer.gallery import Gallery
 from fct_infer.index import IndexPlan, default_factory, describe_index
@@ -17,8 +18,6 @@ from fct_infer.transformation import Transformation
 
 METRICS = ("l2", "ip", "cosine")
 DTYPES = ("float32", "float16")
-# Below the lowest cosine that rounding alone can explain, by precision and by stored dtype.
-MIN_COSINE = {"fp32": 0.99999, "bf16": 0.999}
 BLOCK_BYTES = 16 << 20
 BLOCKS_IN_FLIGHT = 4
 MAX_BLOCK_ROWS = 1 << 20
@@ -35,7 +34,8 @@ class Settings:
         normalize: L2-normalise the new embeddings themselves.
         dtype: ``float32`` or ``float16`` of the new embeddings; None keeps the gallery's.
         verify_rows: rows recomputed in float64 before publishing.
-        min_cosine: lowest cosine allowed between those and the published rows; None takes :data:`MIN_COSINE`.
+        min_cosine: lowest cosine allowed between those and the published rows; None takes that of
+            :data:`fct_infer.artifacts.precisions.LIMITS`.
         min_recall: lowest recall@10 allowed for the index; None reports it and allows any.
         block_rows: rows processed at once; None takes about 16 MiB a block.
     """
@@ -87,7 +87,7 @@ class Plan:
         """The gate in force."""
         if self.settings.min_cosine is not None:
             return self.settings.min_cosine
-        return MIN_COSINE[self.transformation.precision]
+        return LIMITS[self.transformation.precision].min_cosine
 
     @property
     def output_bytes(self) -> int:
@@ -107,6 +107,7 @@ class Plan:
     def result_settings(self) -> dict[str, Any]:
         """Return the choices that decide the bytes of the result."""
         return {
+            "backend": self.transformation.backend,
             "precision": self.transformation.precision,
             "dtype": self.dtype.name,
             "normalize": self.settings.normalize,
@@ -121,7 +122,7 @@ class Plan:
         if self.index and "HNSW" in self.index.factory:
             settings["block_rows"] = self.block_rows  # a graph depends on how its rows were cut into blocks
         return {
-            "transformation": self.transformation.program.digest,
+            "transformation": self.transformation.digest,
             "settings": settings,
             "gallery": self.gallery.fingerprint(),
         }
@@ -206,7 +207,7 @@ def make_plan(gallery_path: str | Path, h: Transformation, dest: str | Path, set
             f"{gallery.path}/side_information: rows are {gallery.side_dim} wide, the transformation wants {h.side_dim}"
         )
     if settings.normalize:
-        h = Transformation(h.program.with_normalization(), h.precision, h.threads)
+        h = h.normalized()
     index = None
     if settings.index != "none":
         factory = default_factory(gallery.rows, h.new_dim) if settings.index == "auto" else settings.index

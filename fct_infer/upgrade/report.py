@@ -13,8 +13,9 @@ class Verification:
     """Figures measured before publishing.
 
     Attributes:
-        rows: rows recomputed in float64.
-        min_cosine: lowest cosine between a published row and its float64 recomputation.
+        rows: rows recomputed.
+        recomputed_by: ``float64``, or the backend itself if no program holds the transformation.
+        min_cosine: lowest cosine between a published row and its recomputation.
         mean_cosine: their mean.
         worst_row: row number over all shards where the lowest occurred.
         queries: rows used as queries of the index; 0 without an index.
@@ -22,6 +23,7 @@ class Verification:
     """
 
     rows: int
+    recomputed_by: str
     min_cosine: float
     mean_cosine: float
     worst_row: int

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fct_infer import __version__, _core
 from fct_infer.errors import GalleryError, GateError
-from fct_infer.gallery import Gallery, Shard
+from fct_infer.gallery import Gallery, Shard, sample_rows
 from fct_infer.index import IndexBuilder, exact_neighbours, index_infos, tune_nprobe
 from fct_infer.storage import write_json
 from fct_infer.transformation import Float32Array, Transformation
@@ -30,7 +30,6 @@ from fct_infer.upgrade.stream import (
     ids_of_rows,
     index_rows,
     run_stream,
-    sample_rows,
     transform_rows,
 )
 from fct_infer.upgrade.verify import corpus_blocks, open_written, read_block, verify_cosine
@@ -220,7 +219,7 @@ class _Run:
             "dim": plan.new_dim,
             "dtype": plan.dtype.name,
             "metric": plan.settings.metric,
-            "transformation": plan.transformation.program.digest,
+            "transformation": plan.transformation.digest,
             "files": files,
         }
         write_json(work.gallery / "manifest.json", manifest)

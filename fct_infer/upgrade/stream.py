@@ -201,17 +201,6 @@ def read_inputs(plan: Plan, rows: NDArray[np.int64]) -> tuple[Rows, Rows | None]
     return old, old if plan.side_is_old else side
 
 
-def sample_rows(rows: int, count: int, seed: int) -> NDArray[np.int64]:
-    """Return ``count`` distinct row numbers below ``rows``, sorted; all of them if there are no more."""
-    if count >= rows:
-        return np.arange(rows, dtype=np.int64)
-    rng = np.random.default_rng(seed)
-    chosen = np.unique(rng.integers(0, rows, count))
-    while len(chosen) < count:
-        chosen = np.unique(np.concatenate([chosen, rng.integers(0, rows, count - len(chosen))]))
-    return chosen.astype(np.int64)
-
-
 def non_finite_row(plan: Plan, error: NonFiniteError, row: int) -> FctError:
     """Return the error that names shard and row instead of a place in a block."""
     shards = plan.gallery.shards

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.errors import GalleryError, GateError
-from fct_infer.gallery import Gallery, Shard, ShardReader
+from fct_infer.gallery import Gallery, Shard, ShardReader, sample_rows
 from fct_infer.reference import apply_float64
 from fct_infer.transformation import Float32Array
 from fct_infer.upgrade.plan import SEED, Plan
 from fct_infer.upgrade.report import Verification
-from fct_infer.upgrade.stream import Rows, blocks_of, index_ids, index_rows, read_inputs, sample_rows
+from fct_infer.upgrade.stream import Rows, blocks_of, index_ids, index_rows, read_inputs
 
 
 def open_written(plan: Plan, folder: Path) -> Gallery:
@@ -33,23 +33,30 @@ def open_written(plan: Plan, folder: Path) -> Gallery:
 
 
 def verify_cosine(plan: Plan, written: Gallery) -> Verification:
-    """Recompute sampled rows in float64 from the inputs and compare them with what is on the disk.
+    """Recompute sampled rows from the inputs and compare them with what is on the disk.
+
+    In float64, or, if no program holds the transformation, once more by its own runtime, in another batch.
 
     Raises:
         GateError: the lowest cosine is below the limit; names the row.
     """
     rows = sample_rows(written.rows, plan.settings.verify_rows, SEED + 1)
     old, side = read_inputs(plan, rows)
-    expected = apply_float64(plan.transformation.program, old, side)
+    h = plan.transformation
+    if h.program is not None:
+        recomputed_by, expected = "float64", apply_float64(h.program, old, side)
+    else:
+        recomputed_by, expected = h.backend, h(old, side).astype(np.float64)
     stored, _ = written.read_rows(rows)
     cosines = _cosines(expected, stored.astype(np.float64))
     worst = int(np.argmin(cosines))
     if cosines[worst] < plan.min_cosine:
         raise GateError(
-            f"row {rows[worst]}: cosine {cosines[worst]:.6f} to its float64 recomputation is below {plan.min_cosine}"
+            f"row {rows[worst]}: cosine {cosines[worst]:.6f} to its recomputation is below {plan.min_cosine}"
         )
     return Verification(
         rows=len(rows),
+        recomputed_by=recomputed_by,
         min_cosine=float(cosines[worst]),
         mean_cosine=float(cosines.mean()),
         worst_row=int(rows[worst]),

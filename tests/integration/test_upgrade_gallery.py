@@ -14,7 +14,7 @@ from support.programs import linear_map, paper_h
 
 from fct_infer import Transformation, load_index, upgrade_gallery
 from fct_infer.errors import GalleryError, GateError, OutputError, UsageError
-from fct_infer.export.exporting import export_transformation
+from fct_infer.export.exporting import Options, export_transformation
 from fct_infer.reference import apply_float64
 from fct_infer.upgrade.plan import Settings
 
@@ -29,7 +29,7 @@ def program():
 @pytest.fixture(scope="module")
 def bundle(program, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("bundle") / "h"
-    export_transformation(program, path, targets=("core",))
+    export_transformation(program, path, Options(targets=("core",)))
     return path
 
 

@@ -117,10 +117,10 @@ def test_killed_while_replacing(tmp_path):
 
 @pytest.mark.parametrize(("sent", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_asked_to_stop(tmp_path, sent, exit_code):
-    from fct_infer.export.exporting import export_transformation
+    from fct_infer.export.exporting import Options, export_transformation
 
     program = paper_h(old_dim=64, side_dim=64, new_dim=64, inner=1024, seed=1)
-    export_transformation(program, tmp_path / "h", targets=("core",))
+    export_transformation(program, tmp_path / "h", Options(targets=("core",)))
     write_gallery(tmp_path / "g", rows_per_shard=(3000,) * 20, old_dim=64, side_dim=64, seed=1)
     arguments = [str(tmp_path / "g"), "--transformation", str(tmp_path / "h"), "-o", str(tmp_path / "new")]
     command = [sys.executable, "-m", "fct_infer.cli.upgrade_gallery", *arguments, "--index", "Flat"]

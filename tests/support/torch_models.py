@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -74,3 +75,30 @@ def traced(model: nn.Module, path: Path, *inputs: Tensor) -> Path:
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.jit.trace(model, inputs, check_trace=False).save(str(path))
     return path
+
+
+def exported(model: nn.Module, path: Path, *inputs: Tensor) -> Path:
+    """A torch.export archive with a free batch axis."""
+    batch = torch.export.Dim("batch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.export.save(torch.export.export(model, inputs, dynamic_shapes=tuple({0: batch} for _ in inputs)), path)
+    return path
+
+
+class GatedTransformation(nn.Module):
+    """h with layers no program has: LayerNorm and a sigmoid gate, (N, old), (N, side) -> (N, new)."""
+
+    def __init__(self, old_dim: int, side_dim: int, new_dim: int) -> None:
+        super().__init__()
+        self.old, self.side = nn.Linear(old_dim, new_dim), nn.Linear(side_dim, new_dim)
+        self.norm, self.head = nn.LayerNorm(new_dim), nn.Linear(new_dim, new_dim)
+
+    def forward(self, old: Tensor, side: Tensor) -> Tensor:
+        return self.head(self.norm(self.old(old)) * torch.sigmoid(self.side(side)))
+
+
+def outputs(model: nn.Module, *inputs: np.ndarray) -> np.ndarray:
+    """What the module makes of NumPy arrays, as plain rows."""
+    with torch.no_grad():
+        return model(*map(torch.from_numpy, inputs)).flatten(1).numpy()

@@ -18,6 +18,7 @@ EXIT_CODES = {
     "NonFiniteError": 4,
     "GalleryError": 4,
     "ArtifactError": 4,
+    "NotAProgramError": 4,
     "ResourceError": 5,
     "OutputError": 6,
     "StoppedError": 75,

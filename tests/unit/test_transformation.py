@@ -331,7 +331,10 @@ def test_unknown_precision_is_unsupported(precision: str) -> None:
 def test_auto_takes_the_fastest_native_precision() -> None:
     h = Transformation(linear_map(3, 2))
     assert h.precision == _core.precisions()[-1]
-    assert repr(h).startswith("Transformation(old_dim=3, side_dim=0, new_dim=2, precision=")
+    assert repr(h) == (
+        "Transformation(old_dim=3, side_dim=0, new_dim=2, backend='core', device='cpu', "
+        f"precision={h.precision!r}, threads={h.threads})"
+    )
 
 
 def test_the_core_checks_programs_as_well() -> None:

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -47,5 +48,20 @@ class Engine {
 };
 
 std::unique_ptr<Engine> make_cpu_engine();
+
+// Another runtime behind the same seam: computes float32 rows; `side` is null if there is one input. Must be
+// safe to call from many threads at once.
+using RowFunction = std::function<void(const float* old, const float* side, float* out, std::int64_t rows)>;
+
+struct RowFunctionTraits {
+  int old_dim = 0;
+  int side_dim = 0;
+  int new_dim = 0;
+  bool normalize = false;  // L2-normalise what the function returns
+  std::string description;
+};
+
+// Puts the casts and checks of an Executable around a function; calls it with at most 65,536 rows.
+std::unique_ptr<Executable> make_function_executable(RowFunction function, RowFunctionTraits traits);
 
 }  // namespace fct

@@ -28,8 +28,8 @@ class ModelSpec:
     name: str
     arguments: dict[str, Any] = field(default_factory=dict)
 
-    def build(self, kind: type[Kind]) -> Kind:
-        """Return a new module of a kind (a base class) with freshly drawn weights.
+    def build(self, kind: type[Kind] | tuple[type[Kind], ...]) -> Kind:
+        """Return a new module of a kind (a base class, or one of several) with freshly drawn weights.
 
         Raises:
             UsageError: the name is unknown or of another kind, or the arguments do not fit the model.
@@ -41,5 +41,6 @@ class ModelSpec:
         except (TypeError, ValueError, RuntimeError) as error:
             raise UsageError(f"model {self.name!r} cannot be built from {self.arguments}: {error}") from error
         if not isinstance(module, kind):
-            raise UsageError(f"model {self.name!r} is a {type(module).__name__}, wanted a {kind.__name__}")
+            wanted = " or ".join(each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,)))
+            raise UsageError(f"model {self.name!r} is a {type(module).__name__}, wanted a {wanted}")
         return module

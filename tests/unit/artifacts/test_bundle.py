@@ -5,11 +5,12 @@ import os
 from pathlib import Path
 
 import pytest
-from support.bundles import core_bundle
+from support.bundles import NOT_MEASURED, core_bundle, core_manifest
 from support.programs import linear_map, plain_mlp
 
 from fct_infer.artifacts.bundle import open_bundle, write_bundle
 from fct_infer.artifacts.loading import load_program
+from fct_infer.artifacts.manifest import BundleFile
 from fct_infer.errors import ArtifactError, OutputError, ResourceError
 from fct_infer.storage import FileLock, FileSystem, use_filesystem, write_bytes
 
@@ -23,9 +24,24 @@ def tree(folder: Path) -> list[str]:
 def test_holds_what_was_written_and_nothing_else(tmp_path):
     bundle = open_bundle(core_bundle(OLD, tmp_path / "deep" / "h"))
     assert tree(tmp_path) == ["deep", "deep/h", "deep/h/manifest.json", "deep/h/transformation.safetensors"]
-    assert bundle.file("core") == tmp_path / "deep/h/transformation.safetensors"
+    assert bundle.path / bundle.file("core").name == tmp_path / "deep/h/transformation.safetensors"
+    assert bundle.has("core") and not bundle.has("onnx")
     with pytest.raises(ArtifactError, match="has no file for 'tensorrt', only for core"):
         bundle.file("tensorrt")
+
+
+def test_the_most_exact_file_is_taken_unless_another_is_asked_for(tmp_path):
+    def fill(folder: Path):
+        written = {name: write_bytes(folder / name, name.encode()) for name in ("fp16", "fp32", "int8")}
+        files = [BundleFile(name, "onnx", name, made.size, made.sha256, NOT_MEASURED) for name, made in written.items()]
+        return core_manifest(OLD, *files)
+
+    write_bundle(tmp_path / "h", fill)
+    bundle = open_bundle(tmp_path / "h")
+    assert bundle.file("onnx").name == "fp32"
+    assert bundle.file("onnx", "int8").name == "int8"
+    with pytest.raises(ArtifactError, match="has 'onnx' in fp16, fp32, int8, not in bf16"):
+        bundle.file("onnx", "bf16")
 
 
 def test_an_existing_bundle_is_kept_unless_forced(tmp_path):

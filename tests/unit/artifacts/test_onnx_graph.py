@@ -184,7 +184,7 @@ REFUSED = {
     "constant output": ([node("Identity", "w")], {"w": W}, "the output is a constant"),
     "reshape to one row": ([node("Reshape", "x s")], {"s": np.array([1, -1])}, "reshapes rows"),
     "reshape of features": ([node("Reshape", "x s")], {"s": np.array([-1, 2, 3])}, "made into"),
-    "double weights": ([node("Gemm", "x w", transB=1)], {"w": W.astype(complex)}, "wanted real numbers"),
+    "double weights": ([node("Gemm", "x w", transB=1)], {"w": W.astype(complex)}, "real numbers"),
     "huge weights": ([node("Gemm", "x w", transB=1)], {"w": W.astype(np.float64) * 1e300}, "finite"),
     "NaN weights": ([node("Gemm", "x w", transB=1)], {"w": W * np.float32(np.nan)}, "finite"),
     "attribute of another type": ([node("Gemm", "x w", transB=1, alpha="much")], {"w": W}, "Gemm"),

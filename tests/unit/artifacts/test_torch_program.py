@@ -7,11 +7,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.programs import random_rows
-from support.torch_models import PublicTransformation, TinyBackbone, randomized, scripted, traced
+from support.torch_models import (
+    GatedTransformation,
+    PublicTransformation,
+    TinyBackbone,
+    exported,
+    randomized,
+    scripted,
+    traced,
+)
 from torch import Tensor, nn
 
 from fct_infer.artifacts.loading import load_program
-from fct_infer.errors import ArtifactError, UsageError
+from fct_infer.errors import ArtifactError, NotAProgramError, UsageError
 from fct_infer.reference import apply_float64
 
 
@@ -171,3 +179,29 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
     model[0].weight.data[0, 0] = torch.nan
     with pytest.raises(ArtifactError, match=r"h\.pt: .*finite"):
         load_program(scripted(model.eval(), tmp_path / "h.pt"), trust=True)
+
+
+def test_assertions_of_an_export_archive_are_no_layers(tmp_path):
+    class Cast(nn.Module):
+        """PyTorch's exporter writes an assertion where a type is asked for that is there already."""
+
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(6, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.normalize(self.layer(x.float()).to(torch.float32))
+
+    model = Cast().eval()
+    path = exported(model, tmp_path / "h.pt2", torch.zeros(2, 6))
+    assert "_assert_tensor_metadata" in str(torch.export.load(path).graph)
+    assert_equals_torch(path, model, [(6,)])
+
+
+def test_every_operation_that_no_program_has_is_named(tmp_path):
+    path = scripted(GatedTransformation(6, 5, 4).eval(), tmp_path / "h.pt")
+    with pytest.raises(NotAProgramError) as caught:
+        load_program(path, trust=True)
+    assert caught.value.where == str(path)
+    named = [operation.split(":")[0] for operation in caught.value.operations]
+    assert named == ["operation aten.native_layer_norm.default", "operation aten.sigmoid.default"]

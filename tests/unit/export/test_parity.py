@@ -6,39 +6,83 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.programs import random_rows
 
+from fct_infer.artifacts.precisions import LIMITS
 from fct_infer.errors import GateError
-from fct_infer.export.parity import LIMITS, check, compare, random_batches
+from fct_infer.export.parity import AS_NEAR, check, compare, proof
 
 EXPECTED = random_rows(40, 16).astype(np.float64)
 FOUND = EXPECTED.astype(np.float32)
 
 
+def judge(expected: np.ndarray, found: np.ndarray, precision: str = "fp32", real_rows: int = 0):
+    difference = compare(expected, found, real_rows)
+    check(difference, precision, real_rows)
+    return difference
+
+
 def test_equal_outputs_have_no_error():
-    parity, _ = compare(FOUND, FOUND)
-    assert (parity.rows, parity.max_abs_error, parity.max_relative_error, parity.min_cosine) == (40, 0, 0, 1)
+    found = compare(FOUND, FOUND)
+    assert (found.rows, found.max_abs_error, found.max_relative_error, found.min_cosine) == (40, 0, 0, 1)
+    assert found.top1_agreement == 1
 
 
 def test_figures_are_those_of_the_definition():
     found = FOUND.copy()
     found[7] *= -1
     found[3, 2] += 0.5
-    parity, worst = compare(EXPECTED, found)
-    assert worst == 7
-    assert parity.min_cosine == pytest.approx(-1, abs=1e-6)
-    assert parity.max_abs_error == pytest.approx(2 * np.abs(EXPECTED[7]).max(), rel=1e-6)
-    assert parity.max_relative_error == pytest.approx(parity.max_abs_error / np.abs(EXPECTED).max())
+    difference = compare(EXPECTED, found)
+    assert difference.worst_row == 7
+    assert difference.min_cosine == pytest.approx(-1, abs=1e-6)
+    assert difference.max_abs_error == pytest.approx(2 * np.abs(EXPECTED[7]).max(), rel=1e-6)
+    assert difference.max_relative_error == pytest.approx(difference.max_abs_error / np.abs(EXPECTED).max())
 
 
-@given(st.floats(0, 10), st.integers(0, 39))
-def test_the_limit_on_the_error_holds_at_any_scale(exponent, row):
-    scale, limit = 10.0**exponent, LIMITS["fp32"].max_relative_error
-    largest = np.abs(EXPECTED).max() * scale
-    wanted, found = EXPECTED * scale, EXPECTED * scale
-    found[row, 0] += 0.9 * limit * largest
-    check(wanted, found.astype(np.float32), "fp32")
-    found[row, 0] += 0.3 * limit * largest
+def agreement_by_definition(wanted: np.ndarray, found: np.ndarray) -> float:
+    """Row by row, as the manifest's documentation has it."""
+    agreeing = 0
+    for row in range(len(wanted)):
+        right, chosen = (np.linalg.norm(rows - rows[row], axis=1) for rows in (wanted, found))
+        right[row] = chosen[row] = np.inf
+        agreeing += right[np.argmin(chosen)] <= (1 + AS_NEAR) * right.min()
+    return agreeing / len(wanted)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.2, 0.6, 3.0])
+@pytest.mark.parametrize("real_rows", [0, 1, 2, 25])
+def test_agreement_is_that_of_the_definition(noise, real_rows):
+    found = FOUND + noise * random_rows(40, 16, 1)
+    judged = slice(-real_rows, None) if real_rows else slice(None)
+    wanted = 1.0 if real_rows == 1 else agreement_by_definition(EXPECTED[judged], found[judged].astype(np.float64))
+    assert compare(EXPECTED, found, real_rows).top1_agreement == wanted
+
+
+def test_agreement_survives_a_common_offset_and_more_rows_than_are_judged_at_once():
+    expected = random_rows(1300, 8).astype(np.float64) * 1e-3 + 1e3
+    found = (expected + np.random.default_rng(2).standard_normal(expected.shape) * 5e-5).astype(np.float64)
+    wanted = agreement_by_definition(expected, found)
+    assert 0.5 < wanted < 1
+    assert compare(expected, found).top1_agreement == wanted
+
+
+def test_lost_neighbours_fail_on_real_rows_only():
+    expected = np.repeat(random_rows(10, 16), 4, axis=0) * 100 + random_rows(40, 16, 1) * 0.01  # groups of four
+    # Within the limits on the error, but not within the groups.
+    found = (expected + random_rows(40, 16, 2) * 0.05).astype(np.float32)
+    assert judge(expected, found, "fp16").top1_agreement < LIMITS["fp16"].min_agreement
+    with pytest.raises(GateError, match=r"% of 40 rows keep their nearest neighbour, wanted 98%"):
+        judge(expected, found, "fp16", real_rows=40)
+
+
+@given(st.floats(0, 10), st.sampled_from(list(LIMITS)))
+def test_the_limit_on_the_error_holds_at_any_scale(exponent, precision):
+    scale, limit = 10.0**exponent, LIMITS[precision].max_relative_error
+    wanted = np.concatenate([EXPECTED, np.full((1, 16), 10.0)]) * scale  # beside which no cosine falls
+    found = wanted.copy()
+    found[40, 0] += 0.9 * limit * 10 * scale
+    judge(wanted, found.astype(np.float32), precision)
+    found[40, 0] += 0.3 * limit * 10 * scale
     with pytest.raises(GateError, match="relative error"):
-        check(wanted, found.astype(np.float32), "fp32")
+        judge(wanted, found.astype(np.float32), precision)
 
 
 def test_a_turned_row_is_named_though_its_error_is_small_beside_the_largest_row():
@@ -46,39 +90,39 @@ def test_a_turned_row_is_named_though_its_error_is_small_beside_the_largest_row(
     wanted[0] *= 1e6
     found = wanted.astype(np.float32)
     found[21] = np.roll(found[21], 1)
-    with pytest.raises(GateError, match="row 21 of the probe: cosine"):
-        check(wanted, found, "fp32")
+    with pytest.raises(GateError, match=r"cosine .* is below 0\.99999; row 21 of the probe is worst"):
+        judge(wanted, found)
 
 
 def test_rows_of_zeros_agree_with_zeros_only():
     wanted = np.concatenate([EXPECTED, np.zeros((1, 16))])
-    assert check(wanted, wanted.astype(np.float32), "fp32").min_cosine == pytest.approx(1)
+    assert judge(wanted, wanted.astype(np.float32)).min_cosine == pytest.approx(1)
     found = wanted.astype(np.float32)
     found[40, 0] = 1e-6
     with pytest.raises(GateError, match="row 40 of the probe"):
-        check(wanted, found, "fp32")
+        judge(wanted, found)
 
 
 def test_outputs_that_are_all_zero_agree():
-    assert check(np.zeros((3, 2)), np.zeros((3, 2), np.float32), "fp32").min_cosine == 1
+    assert judge(np.zeros((3, 2)), np.zeros((3, 2), np.float32)).min_cosine == 1
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_outputs_that_are_not_finite_fail(bad):
+def test_outputs_that_are_not_finite_fail_and_their_row_is_named(bad):
     found = FOUND.copy()
-    found[5, 5] = bad
-    with pytest.raises(GateError, match="not finite"):
-        check(EXPECTED, found, "fp32")
+    found[5, 5] = found[9, 0] = bad
+    with pytest.raises(GateError, match="row 5 of the probe: its output is not finite"):
+        compare(EXPECTED, found)
 
 
 def test_another_shape_fails():
     with pytest.raises(GateError, match=r"of shape \(40, 15\), wanted \(40, 16\)"):
-        check(EXPECTED, FOUND[:, :15], "fp32")
+        compare(EXPECTED, FOUND[:, :15])
 
 
-def test_random_batches_are_the_same_at_every_call():
-    first, second = (random_batches({"old": (3,), "side": (2, 1)}, (1, 5)) for _ in range(2))
-    for one, other in zip(first, second, strict=True):
-        assert [array.shape for array in one.values()] in ([(1, 3), (1, 2, 1)], [(5, 3), (5, 2, 1)])
-        for name in one:
-            np.testing.assert_array_equal(one[name], other[name])
+def test_the_proof_keeps_the_figures():
+    difference = compare(EXPECTED, FOUND + np.float32(1e-3), 5)
+    parity = proof(difference, 5, "onnxruntime 1 cpu", 123.0)
+    assert (parity.rows, parity.real_rows, parity.runtime, parity.rows_per_second) == (40, 5, "onnxruntime 1 cpu", 123)
+    for name in ("max_abs_error", "max_relative_error", "min_cosine", "top1_agreement"):
+        assert getattr(parity, name) == getattr(difference, name)

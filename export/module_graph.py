@@ -1,0 +1,51 @@
+"""A torch module as an ONNX graph, through PyTorch's exporter."""
+
+from __future__ import annotations
+
+import copy
+import io
+from typing import Any
+
+import torch
+from torch import nn
+
+from fct_infer.artifacts.torch_files import last_line
+from fct_infer.backends.runner import Interface
+from fct_infer.errors import ArtifactError
+
+from .onnx_model import OPSET, OUTPUT, finish, import_onnx
+from .tracing import examples, trace, without_warnings
+
+
+def module_graph(module: nn.Module, interface: Interface) -> Any:
+    """Return ``module``, which takes and makes plain rows, as ``onnx.ModelProto``.
+
+    The TorchScript-based exporter is used because the newer one refuses TorchScript modules, which is what most users
+    have.
+
+    Raises:
+        ArtifactError: the exporter refuses it.
+    """
+    buffer: Any = io.BytesIO()  # PyTorch accepts one, its annotation does not say so
+    example = examples(interface)
+    # Traced, because the exporter cannot trace a module that has TorchScript inside; and copied, because it runs such
+    # a module's batch norm in training mode, which changes its statistics.
+    with without_warnings():
+        copied = copy.deepcopy(module)
+    traced = trace(copied, *example)
+    names = [*interface.inputs, OUTPUT]
+    try:
+        with without_warnings():
+            torch.onnx.export(
+                traced,
+                example,
+                buffer,
+                dynamo=False,
+                opset_version=OPSET,
+                input_names=names[:-1],
+                output_names=names[-1:],
+                dynamic_axes={name: {0: "batch"} for name in names},
+            )
+    except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
+        raise ArtifactError(f"PyTorch cannot write the model as ONNX: {last_line(error)}") from error
+    return finish(import_onnx().load_model_from_string(buffer.getvalue()).graph, interface)

@@ -1,0 +1,67 @@
+"""A torch module whose inputs and output are plain rows, whatever layout its author chose."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fct_infer.artifacts.manifest import is_image
+
+from .tracing import without_warnings
+
+
+class PlainModule(nn.Module):
+    """Rows (n, d) and images (n, c, h, w) in, (n, output_dim) out, around a module that may want (n, d, 1, 1).
+
+    Args:
+        model: the module.
+        shapes: of its inputs without the batch axis, as it takes them.
+    """
+
+    def __init__(self, model: nn.Module, shapes: Sequence[tuple[int, ...]]) -> None:
+        super().__init__()
+        self.model = model
+        self.is_column = [len(shape) == 3 and not is_image(shape) for shape in shapes]
+
+    def forward(self, first: Tensor, second: Tensor | None = None) -> Tensor:
+        """Reshape, run, flatten."""
+        given = [first] if second is None else [first, second]
+        pairs = zip(given, self.is_column, strict=True)
+        inputs = [rows[:, :, None, None] if is_column else rows for rows, is_column in pairs]
+        output: Tensor = self.model(*inputs)
+        return output.flatten(1)
+
+
+class Lowered(nn.Module):
+    """``model`` computing in a smaller floating type; float32 in and out all the same.
+
+    Args:
+        model: a :class:`PlainModule` or one like it; it is copied.
+        dtype: ``torch.float16`` or ``torch.bfloat16``.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.model, self.dtype = _copy(model).to(dtype), dtype
+
+    def forward(self, first: Tensor, second: Tensor | None = None) -> Tensor:
+        """Cast, run, cast back."""
+        given = [first] if second is None else [first, second]
+        output: Tensor = self.model(*(rows.to(self.dtype) for rows in given))
+        return output.float()
+
+
+def float32_copy(module: nn.Module) -> nn.Module:
+    """Return a copy on the CPU, in float32 and, where it has two modes, in eval mode."""
+    copied = _copy(module).cpu().float()
+    if not isinstance(copied, torch.fx.GraphModule):  # of a torch.export archive: it has one mode only and refuses
+        copied.eval()
+    return copied
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    with without_warnings(), torch.no_grad():  # copies of TorchScript weights would remember where they came from
+        return copy.deepcopy(module)

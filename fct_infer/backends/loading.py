@@ -1,0 +1,208 @@
+"""Opens what production runs: a bundle, or a bare model file, by the runtime asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fct_infer.artifacts.bundle import Bundle, open_bundle
+from fct_infer.artifacts.files import GIBIBYTE, digest_file, read_file
+from fct_infer.artifacts.loading import is_code, load_program, program_from_bundle, refuse_untrusted
+from fct_infer.artifacts.manifest import BundleFile, is_image
+from fct_infer.artifacts.precisions import PRECISIONS
+from fct_infer.artifacts.torch_files import TorchModel, load_torch
+from fct_infer.backends.device import cuda_index
+from fct_infer.backends.embedder import Embedder
+from fct_infer.backends.onnx_runtime import OnnxRuntimeRunner
+from fct_infer.backends.runner import BACKENDS, Interface, Runner, Shapes
+from fct_infer.backends.runner_transformation import RunnerTransformation
+from fct_infer.errors import ArtifactError, NotAProgramError, UnsupportedError, UsageError
+from fct_infer.transformation import INPUTS, Program, Transformation
+
+if TYPE_CHECKING:
+    from fct_infer.backends.torch_runtime import TorchRunner
+
+MAX_ENGINE_BYTES = 16 * GIBIBYTE
+# The files of a bundle each backend runs, the preferred one first. ONNX is data; the others are code.
+_TARGETS = {
+    "onnxruntime": ("onnx",),
+    "torch": ("pt2", "torchscript"),
+    "tensorrt": ("tensorrt",),
+    "tensorrt-rtx": ("tensorrt-rtx",),
+}
+
+
+def load_transformation(
+    path: str | Path,
+    precision: str = "auto",
+    threads: int | None = None,
+    backend: str = "auto",
+    *,
+    device: str = "auto",
+    trust: bool = False,
+) -> Transformation:
+    """Load a transformation h and make it ready to run.
+
+    Args:
+        path: bundle folder, ``.onnx`` file, TorchScript or torch.export archive.
+        precision: of the arithmetic. The core has ``fp32`` and, where the CPU has it natively, ``bf16``; other backends
+            run a file of the bundle that was exported in it. ``auto`` takes the core's fastest, or the most exact file.
+        threads: CPU threads a call may use; by default all this process may run on.
+        backend: ``auto`` takes the core if a program can hold the transformation and the device is not a card, else
+            ONNX Runtime, else (if ``trust``) whatever there is.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; never another one than asked for.
+        trust: TorchScript, torch.export archives and TensorRT engines are code; they are refused unless this is set.
+
+    Raises:
+        ArtifactError: the file is malformed, damaged, or holds something else than a transformation.
+        UnsupportedError: the backend, the device or the precision does not exist here.
+        UsageError: it is code and ``trust`` is not set.
+    """
+    _check_choices(backend, precision)
+    path = Path(path)
+    bundle = open_bundle(path) if path.is_dir() else None
+    program: Program | None = None
+    try:
+        program = program_from_bundle(bundle) if bundle else load_program(path, trust=trust)
+    except NotAProgramError:
+        if backend == "core":
+            raise
+    if backend == "core" or (backend == "auto" and program is not None and device in ("auto", "cpu")):
+        if cuda_index("cpu" if device == "auto" else device) is not None:
+            raise UnsupportedError(f"device {device}: this core was built without CUDA; use cpu or another backend")
+        assert program is not None
+        return Transformation(program, precision, threads)
+    opened = _open(path, bundle, backend, precision, device, threads, trust)
+    return RunnerTransformation(
+        opened.runner, digest=opened.digest, precision=opened.precision, program=program, threads=threads
+    )
+
+
+def load_embedder(
+    path: str | Path,
+    precision: str = "auto",
+    threads: int | None = None,
+    backend: str = "auto",
+    *,
+    device: str = "auto",
+    trust: bool = False,
+) -> Embedder:
+    """Load a backbone or a side-information model and make it ready to run.
+
+    Args:
+        path: bundle folder, ``.onnx`` file or torch.export archive; TorchScript does not tell its image size: export it
+            to a bundle.
+        precision: of the file to run; ``auto`` is the most exact there is.
+        threads: CPU threads of one call; by default what the runtime takes.
+        backend: ``auto`` is ONNX Runtime if there is an ONNX file, else (if ``trust``) whatever there is.
+        device: as for :func:`load_transformation`.
+        trust: likewise.
+
+    Raises:
+        ArtifactError: the file is malformed, damaged, or holds something else than an image model.
+        UnsupportedError: the backend, the device or the precision does not exist here.
+        UsageError: it is code and ``trust`` is not set.
+    """
+    _check_choices(backend, precision)
+    path = Path(path)
+    bundle = open_bundle(path) if path.is_dir() else None
+    if backend == "core":
+        raise UnsupportedError("backend core runs transformations; an image model runs in onnxruntime, torch, tensorrt")
+    if bundle is not None and bundle.manifest.kind == "transformation":
+        raise ArtifactError(f"{path}: holds a transformation, wanted a backbone or side-information model")
+    opened = _open(path, bundle, backend, precision, device, threads, trust)
+    if "image" not in opened.runner.interface.inputs:
+        hint = "; if it does, fct-export --input-shape makes a bundle that says of which size" if bundle is None else ""
+        raise ArtifactError(f"{path}: takes {', '.join(opened.runner.interface.inputs)}, wanted images{hint}")
+    return Embedder(
+        opened.runner,
+        kind=bundle.manifest.kind if bundle else "backbone",
+        model_version=bundle.manifest.model_version if bundle else opened.digest[:12],
+        precision=opened.precision,
+        preprocessing=bundle.manifest.preprocessing if bundle else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Opened:
+    runner: Runner
+    digest: str
+    precision: str
+
+
+def _check_choices(backend: str, precision: str) -> None:
+    if backend not in BACKENDS:
+        raise UnsupportedError(f"backend {backend!r} does not exist; there is {', '.join(BACKENDS)}")
+    if precision not in ("auto", *PRECISIONS):
+        raise UnsupportedError(f"precision {precision!r} does not exist; there is auto, {', '.join(PRECISIONS)}")
+
+
+def _open(
+    path: Path, bundle: Bundle | None, backend: str, precision: str, device: str, threads: int | None, trust: bool
+) -> _Opened:
+    """Open the file that fits; of a bundle, whose digests have been checked, the first its backend prefers."""
+    if bundle is None:
+        backend = ("torch" if is_code(path) else "onnxruntime") if backend == "auto" else backend
+        if precision not in ("auto", "fp32"):
+            raise UsageError(f"{path}: a bare file is run as fp32; fct-export makes other precisions")
+        runner = _open_bare(path, backend, device, threads, trust)
+        return _Opened(runner, digest_file(path), "fp32")
+    if backend == "auto":
+        names = [name for name, targets in _TARGETS.items() if any(map(bundle.has, targets))]
+        if not names:
+            raise UnsupportedError(f"{path}: has a file for the core only, which has no CUDA here; use device cpu")
+        backend = next((name for name in names if trust or name == "onnxruntime"), names[0])
+    target = next((target for target in _TARGETS[backend] if bundle.has(target)), _TARGETS[backend][0])
+    file = bundle.file(target, precision)
+    interface = Interface(bundle.manifest.inputs, bundle.manifest.output_dim)
+    runner = open_runner(bundle.path / file.name, file, interface, device=device, threads=threads, trust=trust)
+    if runner.interface != interface:
+        raise ArtifactError(f"{bundle.path / file.name}: has other inputs or outputs than the manifest states")
+    return _Opened(runner, file.sha256, file.precision)
+
+
+def open_runner(
+    path: Path, file: BundleFile, interface: Interface, *, device: str = "auto", threads: int | None = None, trust: bool
+) -> Runner:
+    """Open one file of a bundle, whose digest has been checked, with the runtime it is made for.
+
+    Raises:
+        FctError: as :func:`load_transformation`.
+    """
+    if file.target == "onnx":
+        return OnnxRuntimeRunner(path, precision=file.precision, device=device, threads=threads)
+    refuse_untrusted(path, trust)
+    if file.target in ("pt2", "torchscript"):
+        return _torch_runner(load_torch(path, low_precision=True), interface.inputs, device, threads)
+    if file.target in ("tensorrt", "tensorrt-rtx"):
+        from fct_infer.backends.tensorrt_runtime import TensorRTRunner, import_tensorrt
+
+        index = cuda_index("cuda" if device == "auto" else device)
+        if index is None:
+            raise UnsupportedError(f"device {device}: TensorRT runs on CUDA cards only")
+        data = read_file(path, MAX_ENGINE_BYTES)
+        return TensorRTRunner(import_tensorrt(file.target), data, interface, device=index, engine=file.engine)
+    raise UnsupportedError(f"{path}: files for {file.target!r} are run by the core only")
+
+
+def _open_bare(path: Path, backend: str, device: str, threads: int | None, trust: bool) -> Runner:
+    if backend == "onnxruntime" and not is_code(path):
+        return OnnxRuntimeRunner(path, device=device, threads=threads)
+    if backend == "torch" and is_code(path):
+        refuse_untrusted(path, trust)
+        return _torch_runner(load_torch(path), None, device, threads)
+    raise UsageError(f"{path}: backend {backend} does not run this kind of file; fct-export makes one that it does")
+
+
+def _torch_runner(model: TorchModel, inputs: Shapes | None, device: str, threads: int | None) -> TorchRunner:
+    from fct_infer.artifacts.torch_program import accepted_shapes
+    from fct_infer.backends.torch_runtime import TorchRunner
+
+    if inputs is None:
+        shapes = model.shapes or next(accepted_shapes(model), None)
+        if shapes is None:
+            raise UsageError(f"{model.name}: does not tell the shape of its inputs; run fct-export on it first")
+        names = ("image",) if len(shapes) == 1 and is_image(shapes[0]) else INPUTS
+        inputs = dict(zip(names, shapes, strict=False))
+    return TorchRunner(model, inputs, device=device, threads=threads)

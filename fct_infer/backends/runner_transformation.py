@@ -1,0 +1,72 @@
+"""A transformation computed by another runtime than the core, behind the same call."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from fct_infer.backends.runner import Runner
+from fct_infer.errors import ArtifactError
+from fct_infer.transformation import Float32Array, Program, Transformation, thread_count
+
+
+class RunnerTransformation(Transformation):
+    """Like :class:`~fct_infer.transformation.Transformation`, with casts and checks by the core around a runner.
+
+    Results may depend, in the last bits, on how many rows a call has: that is up to the runtime.
+
+    Args:
+        runner: with inputs ``old`` and maybe ``side``.
+        digest: SHA-256 of the file it runs.
+        precision: of that file.
+        program: what it computes, if a program can hold it: results are then verified in float64.
+        threads: as told to the runner.
+        normalize: L2-normalise the results.
+
+    Raises:
+        ArtifactError: the runner is no transformation.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        *,
+        digest: str,
+        precision: str,
+        program: Program | None = None,
+        threads: int | None = None,
+        normalize: bool = False,
+    ) -> None:
+        from fct_infer import _core
+
+        inputs = runner.interface.inputs
+        if "old" not in inputs:
+            raise ArtifactError(f"takes {', '.join(inputs)}, wanted a transformation of old and maybe side")
+        self._runner, self._normalize = runner, normalize
+        self.program, self.precision, self.threads = program, precision, thread_count(threads)
+        self.digest = f"{digest}+normalize" if normalize else digest
+        self.backend, self.device = runner.backend, runner.device
+        self.executable = _core.Executable.from_function(
+            partial(_compute, runner),  # not a method: C++ would keep self alive for ever
+            old_dim=inputs["old"][0],
+            side_dim=inputs["side"][0] if "side" in inputs else 0,
+            new_dim=runner.interface.output_dim,
+            normalize=normalize,
+            description=runner.runtime,
+        )
+
+    def normalized(self) -> RunnerTransformation:
+        """Return the same transformation with its results L2-normalised."""
+        if self._normalize:
+            return self
+        return RunnerTransformation(
+            self._runner,
+            digest=self.digest,
+            precision=self.precision,
+            program=self.program and self.program.with_normalization(),
+            threads=self.threads,
+            normalize=True,
+        )
+
+
+def _compute(runner: Runner, old: Float32Array, side: Float32Array | None, out: Float32Array) -> None:
+    out[:] = runner.run({"old": old} if side is None else {"old": old, "side": side})

@@ -1,0 +1,88 @@
+"""PyTorch: TorchScript and torch.export archives. They are code; whoever opens one has been told so."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fct_infer.artifacts.manifest import is_image
+from fct_infer.artifacts.torch_files import TorchModel, last_line
+from fct_infer.backends.device import cuda_index
+from fct_infer.backends.runner import Batch, Interface, Runner
+from fct_infer.errors import ArtifactError, ResourceError, UnsupportedError
+from fct_infer.transformation import Float32Array
+
+_TRIED_ROWS = 2
+
+
+class TorchRunner(Runner):
+    """A torch module with named inputs.
+
+    Args:
+        model: what :func:`fct_infer.artifacts.torch_files.load_torch` returns.
+        inputs: shape of each input, without the batch axis, as the module takes it: a row (d,) or (d, 1, 1), an image
+            (c, h, w).
+        device: ``auto`` is the first CUDA card if PyTorch can use one, else the CPU.
+        threads: CPU threads, set for the whole process; None leaves it as it is.
+
+    Raises:
+        ArtifactError: the module does not run on such inputs or does not make one embedding of each row.
+        UnsupportedError: the device cannot be had here.
+    """
+
+    backend = "torch"
+
+    def __init__(
+        self,
+        model: TorchModel,
+        inputs: Mapping[str, tuple[int, ...]],
+        *,
+        device: str = "auto",
+        threads: int | None = None,
+    ) -> None:
+        import torch
+
+        has_cuda = torch.cuda.is_available()
+        index = (0 if has_cuda else None) if device == "auto" else cuda_index(device)
+        if index is not None and index >= torch.cuda.device_count():
+            raise UnsupportedError(
+                f"device {device}: PyTorch {torch.__version__} finds {torch.cuda.device_count()} cards"
+            )
+        if threads is not None:
+            torch.set_num_threads(min(threads, os.cpu_count() or 1))
+        self.device = "cpu" if index is None else f"cuda:{index}"
+        self.runtime = f"torch {torch.__version__} {self.device}"
+        self._torch, self._module, self._inputs = torch, model.module.to(self.device), dict(inputs)
+        outer = {name: shape if is_image(shape) else shape[:1] for name, shape in inputs.items()}
+        self.interface = Interface(outer, self._probe(model))
+
+    def run(self, batch: Batch) -> Float32Array:
+        """Compute one batch; see :meth:`Runner.run`."""
+        try:
+            output = self._forward([batch[name].reshape(-1, *shape) for name, shape in self._inputs.items()])
+        except (RuntimeError, AssertionError, self._torch.jit.Error) as error:
+            raise ResourceError(f"{self.runtime}: {last_line(error)}") from error
+        return np.array(output.flatten(1).float().cpu().numpy(), order="C")  # a copy: it may be a view of the input
+
+    def _forward(self, arrays: list[Float32Array]) -> Any:
+        torch = self._torch
+        with torch.inference_mode():
+            return self._module(*(torch.from_numpy(array).to(self.device) for array in arrays))
+
+    def _probe(self, model: TorchModel) -> int:
+        shapes = " and ".join("x".join(map(str, shape)) for shape in self._inputs.values())
+        try:
+            output = self._forward([np.zeros((_TRIED_ROWS, *shape), np.float32) for shape in self._inputs.values()])
+        except (RuntimeError, TypeError, ValueError, AssertionError, self._torch.jit.Error) as error:
+            raise ArtifactError(
+                f"{model.name}: does not run on inputs of shape {shapes}: {last_line(error)}"
+            ) from error
+        if not isinstance(output, self._torch.Tensor):
+            raise ArtifactError(f"{model.name}: makes a {type(output).__name__}, wanted one tensor")
+        found = tuple(output.shape)
+        if found[:1] != (_TRIED_ROWS,) or (len(found) != 2 and (len(found) != 4 or found[2:] != (1, 1))):
+            raise ArtifactError(f"{model.name}: makes {found} of {_TRIED_ROWS} rows, wanted (n, d) or (n, d, 1, 1)")
+        return int(found[1])

@@ -1,0 +1,54 @@
+"""Opens the model a user names for export: one of this project's checkpoints, or any other file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fct_infer.errors import ArtifactError, UsageError
+
+if TYPE_CHECKING:
+    from fct_infer.artifacts.manifest import Kind
+    from fct_infer.export.user_files import OpenedModel
+
+CHECKPOINT_SUFFIXES = (".safetensors", ".json")
+
+
+def open_named(path: Path, kind: Kind | None, input_shapes: Sequence[tuple[int, ...]]) -> OpenedModel:
+    """Open ``path``; a checkpoint is named by either of its two files.
+
+    Raises:
+        FctError: as :func:`fct_infer.export.user_files.open_model`.
+    """
+    from fct_infer.export.user_files import open_model
+
+    if path.suffix not in CHECKPOINT_SUFFIXES or path.is_dir():
+        return open_model(path, kind, input_shapes)
+    return _open_checkpoint(path, kind, input_shapes)
+
+
+def _open_checkpoint(path: Path, kind: Kind | None, input_shapes: Sequence[tuple[int, ...]]) -> OpenedModel:
+    from fct_infer.artifacts.manifest import Preprocessing, Source
+    from fct_infer.artifacts.torch_files import TorchModel
+    from fct_infer.export.models import ModuleModel, ProgramModel
+    from fct_infer.export.user_files import OpenedModel
+    from fct_infer.training.checkpoints import load_checkpoint
+    from fct_infer.training.models.base import Backbone, TransformationModule
+    from fct_infer.training.models.folding import to_program
+
+    module, checkpoint = load_checkpoint(path.with_suffix(""), (Backbone, TransformationModule))
+    source = Source(path.name, checkpoint.sha256)
+    is_transformation = isinstance(module, TransformationModule)
+    if kind is not None and is_transformation != (kind == "transformation"):
+        raise ArtifactError(f"{path}: is a {type(module).__name__}, not a {kind}")
+    if isinstance(module, TransformationModule):
+        return OpenedModel(ProgramModel(to_program(module)), source)
+    shape = input_shapes[0] if input_shapes else checkpoint.config.get("image_shape")
+    if not isinstance(shape, list | tuple) or len(shape) != 3:
+        raise UsageError(f"{path}: does not tell its image size; give --input-shape 3x32x32")
+    image_shape = (int(shape[0]), int(shape[1]), int(shape[2]))
+    # Backbones of this project take images on the scale 0 to 1.
+    preprocessing = Preprocessing(image_shape[1:], (0.0,) * image_shape[0], (1.0,) * image_shape[0])
+    model = ModuleModel(kind or "backbone", TorchModel(str(path), module, 1), {"image": image_shape})
+    return OpenedModel(model, source, preprocessing)

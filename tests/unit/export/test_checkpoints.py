@@ -1,0 +1,102 @@
+"""This project's own checkpoints through ``fct-export``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from support.outputs import assert_within, rows_for
+from support.torch_models import outputs, randomized
+
+from fct_infer import load_embedder, load_transformation
+from fct_infer.artifacts.bundle import open_bundle
+from fct_infer.cli._models import open_named
+from fct_infer.cli.export import command
+from fct_infer.errors import ArtifactError, FctError, UsageError
+from fct_infer.training.checkpoints import save_checkpoint
+from fct_infer.training.models.base import Backbone, TransformationModule
+from fct_infer.training.models.registry import ModelSpec
+
+RESNET = ModelSpec("resnet", {"embedding_dim": 8, "widths": [4], "blocks": [1]})
+PAPER = ModelSpec("paper", {"old_dim": 8, "side_dim": 5, "new_dim": 6})
+
+
+def fct_export(*arguments: object) -> Result:
+    return CliRunner().invoke(command, [*map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """The modules, and their checkpoints ``backbone``, ``untold`` and ``h``."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    torch.manual_seed(0)
+    backbone, h = randomized(RESNET.build(Backbone)), randomized(PAPER.build(TransformationModule))
+    save_checkpoint(folder / "backbone", backbone, RESNET, {"image_shape": [3, 16, 12]})
+    save_checkpoint(folder / "untold", backbone, RESNET, {})
+    save_checkpoint(folder / "h", h, PAPER, {"epochs": 1})
+    return backbone, h, folder
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".json"])
+def test_a_transformation(models, tmp_path, suffix):
+    _, h, folder = models
+    done = fct_export(folder / f"h{suffix}", "-o", tmp_path / "h", "--targets", "core,onnx")
+    assert done.exit_code == 0, done.output
+    assert "code" not in done.stderr  # weights are data
+    rows = rows_for({"old": 8, "side": 5}, 9)
+    for backend in ("core", "onnxruntime"):
+        found = load_transformation(tmp_path / "h", "fp32", backend=backend)(*rows.values())
+        assert_within(found, outputs(h, *rows.values()), "fp32")
+    sha256 = json.loads((folder / "h.json").read_text())["sha256"]
+    source = open_bundle(tmp_path / "h").manifest.source
+    assert (source.name, source.sha256) == (f"h{suffix}", sha256)
+
+
+@pytest.mark.parametrize(("name", "extra"), [("backbone", ()), ("untold", ("--input-shape", "3x16x12"))])
+def test_a_backbone_and_how_its_images_are_prepared(models, tmp_path, name, extra):
+    backbone, _, folder = models
+    done = fct_export(folder / f"{name}.safetensors", "-o", tmp_path / "b", "--targets", "onnx", *extra)
+    assert done.exit_code == 0, done.output
+    embed = load_embedder(tmp_path / "b")
+    assert (embed.kind, embed.image_shape, embed.embedding_dim) == ("backbone", (3, 16, 12), 8)
+    assert (embed.preprocessing.size, embed.preprocessing.mean, embed.preprocessing.std) == (
+        (16, 12), (0.0,) * 3, (1.0,) * 3,
+    )  # fmt: skip
+    images = np.random.default_rng(0).random((5, 3, 16, 12), np.float32)
+    assert_within(embed(images), outputs(backbone, images), "fp32")
+
+
+def test_its_kind_can_be_forced(models, tmp_path):
+    _, _, folder = models
+    done = fct_export(
+        folder / "backbone.safetensors", "-o", tmp_path / "b", "--kind", "side-information", "--targets", "onnx"
+    )
+    assert done.exit_code == 0, done.output
+    assert open_bundle(tmp_path / "b").manifest.kind == "side-information"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "shapes", "error", "message"),
+    [
+        ("untold.safetensors", None, [], UsageError, r"does not tell its image size; give --input-shape 3x32x32"),
+        ("untold.json", None, [(32,)], UsageError, "does not tell its image size"),
+        ("h.safetensors", "backbone", [], ArtifactError, r"h\.safetensors: is a PaperTransformation, not a backbone"),
+        ("backbone.json", "transformation", [], ArtifactError, "is a ResNet, not a transformation"),
+        ("missing.safetensors", None, [], ArtifactError, "missing"),
+    ],
+)
+def test_what_does_not_fit_is_refused(models, name, kind, shapes, error, message):
+    _, _, folder = models
+    with pytest.raises(error, match=message):
+        open_named(folder / name, kind, shapes)
+
+
+def test_a_safetensors_file_without_its_description_is_refused(models, tmp_path: Path):
+    _, _, folder = models
+    (tmp_path / "lonely.safetensors").write_bytes((folder / "h.safetensors").read_bytes())
+    with pytest.raises(FctError, match=r"lonely\.json: no such file"):
+        open_named(tmp_path / "lonely.safetensors", None, [])
