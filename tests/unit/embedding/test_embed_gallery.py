@@ -60,7 +60,7 @@ def test_rows_ids_and_shards_are_those_of_the_images_in_order(tmp_path, photos):
     assert np.array_equal(whole(tmp_path / "g", "embeddings"), embedded(photos, numpy_embedder()))
     assert whole(tmp_path / "g", "ids").tolist() == list(photos)
     assert sorted(path.name for path in (tmp_path / "g").iterdir()) == ["embeddings", "ids"]
-    assert calls[0] == ("embed", 0, 23) and calls[-1] == ("embed images", 23, 23)
+    assert calls[0] == ("embed", 0, 23) and calls[-1] == ("embed", 23, 23)
     assert (report.rows, report.shards, report.skipped, report.ids) == (23, 5, 0, "path")
     assert (report.embedding_dim, report.side_dim, report.dtype) == (6, None, "float32")
     assert report.next_command == f"fct-upgrade-gallery {tmp_path}/g --transformation BUNDLE -o DEST"
