@@ -13,7 +13,7 @@ from stages import Reporter
 from steps import BACKBONES, Steps
 
 from fct_infer.artifacts.manifest import Preprocessing, read_manifest
-from fct_infer.export.exporting import export_backbone
+from fct_infer.export import export_backbone
 from fct_infer.storage import write_json
 from fct_infer.training.data.glyphs import IMAGE_SIZE
 from fct_infer.upgrade.report import UpgradeReport

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,85 +12,21 @@ from typing import TYPE_CHECKING, Any
 from fct_infer.artifacts.bundle import write_bundle
 from fct_infer.artifacts.files import digest_file
 from fct_infer.artifacts.manifest import MANIFEST_NAME, BundleFile, Kind, Manifest, Preprocessing, Source
-from fct_infer.artifacts.precisions import PRECISIONS
 from fct_infer.artifacts.torch_files import TorchModel, count_inputs
 from fct_infer.backends.runner import Batch, Shapes
-from fct_infer.errors import ArrayError, MissingExtraError, NotAProgramError, UsageError
+from fct_infer.errors import ArrayError, NotAProgramError, UsageError
 from fct_infer.transformation import Program
 
 from .models import Model, ModuleModel, ProgramModel
+from .options import ExportReport, Options
 from .probe import make_probe
-from .template import Exporter, Job
-from .to_core import ToCore
-from .to_onnx import ToOnnx
+from .targets import choose_files
+from .template import Job
 
 if TYPE_CHECKING:
     from torch import nn
 
 _LIBRARIES = ("fct-infer", "numpy", "safetensors", "onnx", "onnxruntime", "torch", "tensorrt", "tensorrt-rtx-cu13")
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to export, the same for all models.
-
-    Attributes:
-        targets: of ``core``, ``onnx``, ``torchscript``, ``pt2``, ``tensorrt``, ``tensorrt-rtx``; empty is ``core,onnx``
-            for a transformation (``onnx`` alone if no program can hold it) and ``onnx,torchscript`` for an image model.
-        precisions: of the files, ``fp32`` by default; a target is written in those of them it has.
-        calibration: a user's rows by input, (n, ...) float32: scales for int8 and fp8, and part of every proof.
-        model_version: name of this model; by default the first 12 digits of the source's digest.
-        engine_rows: of a call, (typical, most), for TensorRT's profile; by default 4,096 and 65,536 rows, or 32 and 256
-            images.
-        device: where files are tried: ``auto``, ``cpu``, ``cuda:N``.
-        allow_unproven: publish files that cannot be run here (an engine without its card).
-        force: replace a bundle that is there already, once the new one is complete.
-        progress: told what is done next, in a few words.
-    """
-
-    targets: tuple[str, ...] = ()
-    precisions: tuple[str, ...] = ("fp32",)
-    calibration: Batch | None = None
-    model_version: str | None = None
-    engine_rows: tuple[int, int] | None = None
-    device: str = "auto"
-    allow_unproven: bool = False
-    force: bool = False
-    progress: Callable[[str], None] = lambda text: None
-
-
-@dataclass(frozen=True)
-class ExportReport:
-    """A published bundle.
-
-    Attributes:
-        bundle: where it is.
-        manifest: what it holds, with the parity figures of each file.
-        notes: what had to be assumed because the source did not tell, one sentence each.
-    """
-
-    bundle: Path
-    manifest: Manifest
-    notes: tuple[str, ...] = ()
-
-    @property
-    def next_command(self) -> str:
-        """What to type next."""
-        bundle = shlex.quote(str(self.bundle))
-        if self.manifest.kind == "transformation":
-            return f"fct-upgrade-gallery GALLERY --transformation {bundle} -o DEST"
-        if self.manifest.kind == "side-information":
-            return f"fct-embed IMAGES --model OLD_MODEL --side-information {bundle} -o GALLERY"
-        return f"fct-embed IMAGES --model {bundle} -o GALLERY"
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the report as strict JSON."""
-        return {
-            "bundle": str(self.bundle),
-            "manifest": self.manifest.to_json(),
-            "notes": list(self.notes),
-            "next_command": self.next_command,
-        }
 
 
 def export_transformation(
@@ -190,7 +125,7 @@ def publish(
     inputs = model.interface.inputs
     if preprocessing is not None and (len(preprocessing.mean), *preprocessing.size) != inputs.get("image"):
         raise UsageError(f"{preprocessing} does not fit a model whose inputs are {dict(inputs)}")
-    files = _choose(model, options)
+    files = choose_files(model, options)
     _check_calibration(options.calibration, inputs)
     draft = Manifest(
         kind=model.kind,
@@ -235,41 +170,6 @@ def source_of(path: str | Path) -> Source:
     return Source(path.name, digest_file(path / MANIFEST_NAME if path.is_dir() else path))
 
 
-def _choose(model: Model, options: Options) -> list[tuple[Exporter, str]]:
-    """Return what to write. A target that has none of the precisions is an error, as is a precision of no target."""
-    targets = options.targets or _default_targets(model)
-    unknown = [f"target {name!r}" for name in targets if name not in _EXPORTERS]
-    unknown += [f"precision {name!r}" for name in options.precisions if name not in PRECISIONS]
-    if unknown or not options.precisions:
-        raise UsageError(
-            f"{', '.join(unknown) or 'no precision'} does not exist; there is {', '.join(_EXPORTERS)} in "
-            f"{', '.join(PRECISIONS)}"
-        )
-    chosen = []
-    for target in dict.fromkeys(targets):
-        if target == "core" and model.program is None:
-            raise UsageError("target 'core' is for transformations that a program can hold; leave it out")
-        exporter = _EXPORTERS[target](options)
-        precisions = [precision for precision in dict.fromkeys(options.precisions) if precision in exporter.precisions]
-        if not precisions and target == "core":  # it has one file for all the precisions it computes in
-            precisions = ["fp32"]
-        if not precisions:
-            raise UsageError(
-                f"target {target!r} has {', '.join(exporter.precisions)}, not {', '.join(options.precisions)}"
-            )
-        chosen += [(exporter, precision) for precision in precisions]
-    unused = set(options.precisions) - {precision for _, precision in chosen}
-    if unused:
-        raise UsageError(f"precision {', '.join(sorted(unused))} exists for none of {', '.join(targets)}")
-    return chosen
-
-
-def _default_targets(model: Model) -> tuple[str, ...]:
-    if model.kind == "transformation":
-        return ("core", "onnx") if model.program else ("onnx",)
-    return ("onnx", "torchscript")
-
-
 def _check_calibration(rows: Batch | None, inputs: Shapes) -> None:
     for name, shape in inputs.items() if rows is not None else ():
         array = rows.get(name) if rows else None
@@ -278,42 +178,6 @@ def _check_calibration(rows: Batch | None, inputs: Shapes) -> None:
             raise ArrayError(
                 f"calibration rows for {name!r}: {found}, wanted float32 (n, {', '.join(map(str, shape))})"
             )
-
-
-def _torchscript(_options: Options) -> Exporter:
-    try:
-        from .to_torchscript import ToTorchScript
-    except ImportError as error:
-        raise MissingExtraError("torch", "export") from error
-    return ToTorchScript()
-
-
-def _pt2(_options: Options) -> Exporter:
-    try:
-        from .to_pt2 import ToPt2
-    except ImportError as error:
-        raise MissingExtraError("torch", "export") from error
-    return ToPt2()
-
-
-def _tensorrt(target: str) -> Callable[[Options], Exporter]:
-    def make(options: Options) -> Exporter:
-        from .to_tensorrt import ToTensorRT
-
-        return ToTensorRT(target, options.engine_rows)
-
-    return make
-
-
-_EXPORTERS: dict[str, Callable[[Options], Exporter]] = {
-    "core": lambda _options: ToCore(),
-    "onnx": lambda _options: ToOnnx(),
-    "torchscript": _torchscript,
-    "pt2": _pt2,
-    "tensorrt": _tensorrt("tensorrt"),
-    "tensorrt-rtx": _tensorrt("tensorrt-rtx"),
-}
-TARGETS = tuple(_EXPORTERS)
 
 
 def _named(shapes: Sequence[tuple[int, ...]]) -> dict[str, tuple[int, ...]]:

@@ -86,7 +86,7 @@ class ProgramModel(Model):
 
     def to_onnx(self) -> Any:
         """The program node by node."""
-        from .program_graph import program_graph
+        from .graphs.program_graph import program_graph
 
         return program_graph(self.program)
 
@@ -126,7 +126,7 @@ class ModuleModel(Model):
 
     def to_onnx(self) -> Any:
         """Through PyTorch's exporter."""
-        from .module_graph import module_graph
+        from .graphs.module_graph import module_graph
 
         return module_graph(self.to_module(), self.interface)
 
@@ -154,7 +154,7 @@ class OnnxModel(Model):
 
     def to_onnx(self) -> Any:
         """The same graph with this project's names and plain rows."""
-        from .foreign_graph import plain_graph
+        from .graphs.foreign_graph import plain_graph
 
         model = parse_onnx(self._path)
         return plain_graph(model, read_signature(model, self._path), self.interface)

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fct_infer.backends.runner import Batch, Shapes
+from fct_infer.backends.runner import Batch, Shapes, split_batch
 from fct_infer.errors import ArtifactError
 
 from .models import Model
-from .quantization import batches
 
 SMALL_BATCHES = (1, 2, 7)
 LARGE_BATCH = 4096
@@ -48,7 +47,7 @@ def make_probe(model: Model, real: Batch | None = None) -> Probe:
     """
     size = large_batch(model.interface.inputs)
     inputs = random_batches(model.interface.inputs, (*SMALL_BATCHES, size), real)
-    real_batches = tuple(batches(real, size)) if real else ()
+    real_batches = tuple(split_batch(real, size)) if real else ()
     every = (*inputs, *real_batches)
     rows = sum(len(next(iter(batch.values()))) for batch in real_batches)
     expected = np.concatenate([model.run(batch) for batch in every])

@@ -9,10 +9,10 @@ from fct_infer.artifacts.manifest import BundleFile
 from fct_infer.backends.runner import Runner
 from fct_infer.errors import UnsupportedError
 
-from .low_precision import lower
+from .graphs.low_precision import lower
+from .graphs.onnx_model import serialize
+from .graphs.quantization import quantize
 from .models import Model
-from .onnx_model import serialize
-from .quantization import quantize
 from .template import Converted, Exporter, Job, file_name
 
 
@@ -35,7 +35,7 @@ class ToOnnx(Exporter):
         except UnsupportedError:
             if file.precision != "bf16":
                 raise
-        from .bf16_emulation import EmulatedBf16Runner
+        from .graphs.bf16_emulation import EmulatedBf16Runner
 
         return EmulatedBf16Runner(path, model.interface)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from fct_infer.backends.tensorrt_runtime import build_engine, engine_file_name, import_tensorrt
 
+from .graphs.onnx_model import serialize
 from .models import Model
-from .onnx_model import serialize
 from .template import Converted, Exporter, Job
 from .to_onnx import graph_in
 

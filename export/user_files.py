@@ -17,8 +17,9 @@ from fct_infer.backends.runner import Interface, Shapes
 from fct_infer.errors import ArtifactError, NotAProgramError, UsageError
 
 from .calibration import DEFAULT_ROWS, read_calibration
-from .exporting import ExportReport, Options, not_for_the_core, publish, source_of, transformation_of
+from .exporting import not_for_the_core, publish, source_of, transformation_of
 from .models import Model, ModuleModel, OnnxModel, ProgramModel
+from .options import ExportReport, Options
 
 _USUAL_IMAGE_SIZES = (224, 32, 64, 96, 112, 128, 160, 192, 256, 299, 384)
 
@@ -58,7 +59,7 @@ def export_file(
     Args:
         path: the file.
         bundle: folder to write; by default beside the file, with the suffix ``.bundle``.
-        options: see :class:`fct_infer.export.exporting.Options`.
+        options: see :class:`fct_infer.export.Options`.
         kind: None finds it from the inputs of the file and a trial run; an image model is then a ``backbone``.
         input_shapes: where the file cannot tell: one (channels, height, width), or one (width,) per input.
         preprocessing: what images must go through before the model; None is what the file says, if it does.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -12,6 +12,13 @@ from fct_infer.transformation import Float32Array
 Batch: TypeAlias = Mapping[str, Float32Array]
 BACKENDS = ("auto", "core", "onnxruntime", "torch", "tensorrt", "tensorrt-rtx")
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+
+
+def split_batch(batch: Batch, rows: int) -> Iterator[dict[str, Float32Array]]:
+    """Yield a batch in pieces of at most ``rows`` rows."""
+    count = len(next(iter(batch.values())))
+    for start in range(0, count, rows):
+        yield {name: array[start : start + rows] for name, array in batch.items()}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from fct_infer.artifacts.precisions import PRECISIONS
 from fct_infer.cli._common import json_option, run_cli, say_files_are_code
 
 if TYPE_CHECKING:
-    from fct_infer.export.exporting import ExportReport
+    from fct_infer.export.options import ExportReport
 
 
 def _parse_shapes(
@@ -116,7 +116,7 @@ def command(
     from fct_infer.artifacts.bundle import refuse_existing
     from fct_infer.cli._models import CHECKPOINT_SUFFIXES, open_named
     from fct_infer.export.calibration import read_calibration
-    from fct_infer.export.exporting import Options
+    from fct_infer.export.options import Options
     from fct_infer.export.user_files import default_bundle, export_opened, preprocessing_of
 
     bundle = bundle or default_bundle(model)

@@ -14,7 +14,7 @@ from support.programs import linear_map, paper_h
 
 from fct_infer import Transformation, load_index, upgrade_gallery
 from fct_infer.errors import GalleryError, GateError, OutputError, UsageError
-from fct_infer.export.exporting import Options, export_transformation
+from fct_infer.export import Options, export_transformation
 from fct_infer.reference import apply_float64
 from fct_infer.upgrade.plan import Settings
 

@@ -117,7 +117,7 @@ def test_killed_while_replacing(tmp_path):
 
 @pytest.mark.parametrize(("sent", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_asked_to_stop(tmp_path, sent, exit_code):
-    from fct_infer.export.exporting import Options, export_transformation
+    from fct_infer.export import Options, export_transformation
 
     program = paper_h(old_dim=64, side_dim=64, new_dim=64, inner=1024, seed=1)
     export_transformation(program, tmp_path / "h", Options(targets=("core",)))

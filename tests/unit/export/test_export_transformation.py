@@ -20,7 +20,8 @@ from fct_infer.artifacts.loading import load_program
 from fct_infer.artifacts.precisions import LIMITS
 from fct_infer.artifacts.torch_files import load_torch
 from fct_infer.errors import ArrayError, ArtifactError, GateError, OutputError, UnsupportedError, UsageError
-from fct_infer.export import Options, export_file, export_transformation, onnx_model, to_core, to_onnx
+from fct_infer.export import Options, export_file, export_transformation, to_core, to_onnx
+from fct_infer.export.graphs import onnx_model
 from fct_infer.export.models import ProgramModel
 from fct_infer.transformation import Linear, Program
 

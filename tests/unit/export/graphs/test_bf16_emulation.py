@@ -11,8 +11,8 @@ from support.torch_models import TinyBackbone, randomized
 from torch import Tensor
 
 from fct_infer.artifacts.torch_files import TorchModel
-from fct_infer.export.bf16_emulation import EmulatedBf16Runner
-from fct_infer.export.low_precision import lower
+from fct_infer.export.graphs.bf16_emulation import EmulatedBf16Runner
+from fct_infer.export.graphs.low_precision import lower
 from fct_infer.export.models import ModuleModel, ProgramModel
 from fct_infer.transformation import Add, Concat, Linear, Normalize, Program
 

@@ -9,9 +9,10 @@ from support.onnx_models import element_types, onnx_model, run_onnx, weights
 from support.outputs import assert_within, reference, rows_for
 from support.programs import examples, linear_map, random_rows
 
+from fct_infer.backends.runner import split_batch
 from fct_infer.errors import ArtifactError
+from fct_infer.export.graphs.quantization import quantize
 from fct_infer.export.models import ProgramModel
-from fct_infer.export.quantization import batches, quantize
 from fct_infer.transformation import Linear
 
 LARGEST = {"int8": 127, "fp8": 448}
@@ -206,7 +207,7 @@ def test_a_graph_without_products_is_refused():
 
 def test_batches_are_cut_in_order():
     rows = {"old": np.arange(10).reshape(5, 2), "side": np.arange(5).reshape(5, 1)}
-    cut = list(batches(rows, 2))
+    cut = list(split_batch(rows, 2))
     assert [len(batch["old"]) for batch in cut] == [2, 2, 1]
     for name, array in rows.items():
         np.testing.assert_array_equal(np.concatenate([batch[name] for batch in cut]), array)

@@ -9,7 +9,7 @@ from support.outputs import assert_within, reference, rows_for
 from support.programs import examples, random_rows
 
 from fct_infer.errors import UnsupportedError
-from fct_infer.export.low_precision import lower
+from fct_infer.export.graphs.low_precision import lower
 from fct_infer.export.models import ProgramModel
 
 FLOAT, TYPES = TensorProto.FLOAT, {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}

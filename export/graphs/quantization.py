@@ -7,7 +7,6 @@ were 0.935 (transformation) and 0.751 (backbone) with it, 0.993 and 0.995 with s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.artifacts.torch_files import last_line
-from fct_infer.backends.runner import Batch
+from fct_infer.backends.runner import Batch, split_batch
 from fct_infer.errors import ArtifactError, MissingExtraError
 from fct_infer.transformation import Float32Array
 
@@ -169,14 +168,7 @@ def _largest_values(model: Any, names: set[str], rows: Batch) -> dict[str, float
     except Exception as error:  # ONNX Runtime's errors have no common base but this
         raise ArtifactError(f"its inner values cannot be watched: {last_line(error)}") from error
     largest = {name: float(np.abs(array).max()) for name, array in rows.items()} | dict.fromkeys(inner, 0.0)
-    for batch in batches(rows, _BATCH_ROWS):
+    for batch in split_batch(rows, _BATCH_ROWS):
         for name, values in zip(inner, session.run(inner, batch) if inner else [], strict=True):
             largest[name] = max(largest[name], float(np.abs(values).max()))
     return largest
-
-
-def batches(rows: Batch, size: int) -> Iterator[dict[str, Float32Array]]:
-    """Cut rows into batches of at most ``size``."""
-    count = len(next(iter(rows.values())))
-    for start in range(0, count, size):
-        yield {name: array[start : start + size] for name, array in rows.items()}

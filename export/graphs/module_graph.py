@@ -13,8 +13,8 @@ from fct_infer.artifacts.torch_files import last_line
 from fct_infer.backends.runner import Interface
 from fct_infer.errors import ArtifactError
 
+from ..tracing import examples, trace, without_warnings
 from .onnx_model import OPSET, OUTPUT, finish, import_onnx
-from .tracing import examples, trace, without_warnings
 
 
 def module_graph(module: nn.Module, interface: Interface) -> Any:
