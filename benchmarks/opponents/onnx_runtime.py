@@ -6,7 +6,7 @@ import numpy as np
 import onnxruntime
 
 from benchmarks.opponents import Apply, NotMeasuredError
-from fct_infer.export.program_graph import program_graph
+from fct_infer.export.graphs.program_graph import program_graph
 from fct_infer.transformation import Float32Array, Program
 
 

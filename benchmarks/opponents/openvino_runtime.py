@@ -5,7 +5,7 @@ from __future__ import annotations
 import openvino
 
 from benchmarks.opponents import Apply
-from fct_infer.export.program_graph import program_graph
+from fct_infer.export.graphs.program_graph import program_graph
 from fct_infer.transformation import Float32Array, Program
 
 

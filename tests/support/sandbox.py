@@ -37,7 +37,7 @@ _PRELOADED = (
     "fct_infer.embedding",
     "fct_infer.evaluation",
     "fct_infer.export.plain_module",
-    "fct_infer.export.module_graph",
+    "fct_infer.export.graphs.module_graph",
     "fct_infer.export.user_files",
     "fct_infer.upgrade.run",
     "torch._inductor.pattern_matcher",  # which torch.export.load imports
