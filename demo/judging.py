@@ -134,11 +134,8 @@ class Judge:
 
 
 def _compatibility_row(row: dict[str, Any]) -> CompatibilityRow:
-    metrics = row["metrics"]
-    cmc = {int(k): share for k, share in metrics["cmc"].items()}
-    return CompatibilityRow(
-        row["query_model"], row["gallery_model"], RetrievalMetrics(**{**metrics, "cmc": cmc}), row["note"]
-    )
+    metrics = RetrievalMetrics.from_dict(row["metrics"])
+    return CompatibilityRow(row["query_model"], row["gallery_model"], metrics, row["note"])
 
 
 def _stored(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

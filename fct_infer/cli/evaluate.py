@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -12,8 +13,10 @@ from fct_infer.cli._common import json_option, run_cli, show_rows
 from fct_infer.cli._progress import progress_on_stderr
 
 if TYPE_CHECKING:
-    from fct_infer.evaluation import Metric
+    from fct_infer.evaluation import Figure, Metric, Study
 
+_FIGURES = ("cmc", "map", "recall", "r-precision")
+_WIDTH = 160  # of tables in a file or a pipe
 _PATH = click.Path(path_type=Path)
 
 
@@ -27,63 +30,118 @@ def _parse_ks(_context: click.Context, _parameter: click.Parameter, value: str) 
     return ks
 
 
+def _parse_figures(_context: click.Context, _parameter: click.Parameter, value: str) -> tuple[str, ...]:
+    figures = tuple(dict.fromkeys(value.split(",")))
+    unknown = [figure for figure in figures if figure not in _FIGURES]
+    if unknown:
+        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(_FIGURES)}")
+    return figures
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--queries", required=True, type=_PATH, help="Embeddings of the queries: .npy, or a gallery folder.")
 @click.option("--gallery", required=True, type=_PATH, help="Embeddings searched: .npy, a gallery or an upgraded one.")
 @click.option("--query-labels", required=True, type=_PATH, help="Labels of the queries: .npy, or a folder of shards.")
 @click.option("--gallery-labels", required=True, type=_PATH, help="Labels of all gallery rows, in the same form.")
+@click.option("--new-gallery", type=_PATH, help="The gallery re-embedded: gives new/new and the backfilling curve.")
+@click.option("--old-queries", type=_PATH, help="The queries embedded by the old model: gives old/old.")
+@click.option("--old-gallery", type=_PATH, help="The gallery before it was transformed, if GALLERY is upgraded.")
+@click.option("--uncertainty", type=_PATH, help="How unsure each gallery row is, .npy: an order to backfill in.")
 @click.option("--exclude-self", is_flag=True, help="Query i is gallery row i: leave each query's own row out.")
 @click.option("--metric", default="l2", show_default=True, type=click.Choice(["l2", "ip", "cosine"]))
-@click.option("--k", "ks", default="1,5", show_default=True, callback=_parse_ks, help="Ranks to give CMC at.")
+@click.option(
+    "--metrics",
+    "figures",
+    default="cmc,map",
+    show_default=True,
+    callback=_parse_figures,
+    help=f"Of {','.join(_FIGURES)}.",
+)
+@click.option("--k", "ks", default="1,5", show_default=True, callback=_parse_ks, help="Ranks for CMC and recall.")
+@click.option("--per-class", is_flag=True, help="Give the figures of each label as well.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads [default: all].")
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write an HTML page here.")
+@click.option("--images", type=_PATH, help="Images of the gallery for the page, .npy uint8 (n, h, w, 3).")
+@click.option("--query-images", type=_PATH, help="Images of the queries, in the same form.")
 @json_option()
 def command(
-    queries: Path,
-    gallery: Path,
-    query_labels: Path,
-    gallery_labels: Path,
-    exclude_self: bool,
     metric: Metric,
+    figures: tuple[Figure, ...],
     ks: tuple[int, ...],
+    exclude_self: bool,
+    per_class: bool,
     threads: int | None,
     report: Path | None,
+    images: Path | None,
+    query_images: Path | None,
     as_json: bool,
+    **paths: Path | None,
 ) -> None:
     """Rank a gallery by distance for every query and print CMC top-k and mAP.
 
     A gallery item is relevant if it has the query's label; queries with nothing relevant are left out and counted.
+    With --old-queries and --new-gallery, the upgrade is judged: every query model against every gallery, the share of
+    the gap closed, flips, the backfilling curve, and whether it is worth it.
     """
-    from fct_infer.evaluation import figures, rank_queries, read_embeddings, read_labels, write_report
+    from fct_infer.evaluation import (
+        ImageFile,
+        Settings,
+        check_report_path,
+        read_study_inputs,
+        retrieved_html,
+        retrieved_rows,
+        study,
+        write_report,
+    )
 
+    if (query_images and not images) or (images and not report):
+        raise click.UsageError("--query-images wants --images, and --images wants --report")
+    if paths["uncertainty"] and not paths["new_gallery"]:
+        raise click.UsageError("--uncertainty wants --new-gallery: the rows that are backfilled")
+    if report is not None:
+        check_report_path(report)
     if exclude_self:
         click.echo("query i and gallery row i are the same item: each query's own row is left out", err=True)
+    inputs = read_study_inputs(paths)
+    of_gallery = ImageFile(images, len(inputs.gallery)) if images else None
+    of_queries = ImageFile(query_images, len(inputs.queries)) if query_images else of_gallery if exclude_self else None
+    settings = Settings(metric, exclude_self, ks, figures, per_class, threads)
     with progress_on_stderr() as progress:
-        ranks = rank_queries(
-            read_embeddings(queries),
-            read_embeddings(gallery),
-            read_labels(query_labels),
-            read_labels(gallery_labels),
-            metric=metric,
-            exclude_self=exclude_self,
-            threads=threads,
-            progress=lambda done, rows: progress("rank", done, rows),
-        )
-    metrics = ranks.metrics(ks)
-    inputs = {
-        "queries": str(queries),
-        "gallery": str(gallery),
-        "query_labels": str(query_labels),
-        "gallery_labels": str(gallery_labels),
-    }
+        found = study(inputs, settings, progress)
+    rows = retrieved_rows(inputs, found) if of_gallery else []
+    given = {name: str(path) for name, path in paths.items() if path is not None}
     if report is not None:
-        settings = {"metric": metric, "own row excluded": "yes" if exclude_self else "no"}
-        write_report(report, ranks, ks, inputs | settings)
+        write_report(report, found, given, retrieved_html(rows, of_gallery, of_queries) if of_gallery else "")
     if as_json:
-        document = metrics.as_dict() | {"exclude_self": exclude_self, "inputs": inputs}
+        document = found.as_dict() | {"inputs": given}
+        if rows:
+            document["retrieved"] = [row.as_dict() for row in rows]
         click.echo(json.dumps(document, indent=2, allow_nan=False))
         return
-    show_rows(figures(metrics))
+    show_study(found)
+
+
+def show_study(found: Study) -> None:
+    """Print the figures, and what was found beyond them."""
+    from rich.console import Console
+
+    from fct_infer.evaluation import figures
+    from fct_infer.evaluation.compatibility import rich_table
+
+    show_rows(figures(found.ranks.metrics(), found.settings.figures))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
+    if len(found.matrix.ranks) > 1:
+        console.print(found.table().rich("\nQuery model / gallery"))
+    if found.per_class:
+        header, *body = found.by_class()
+        console.print(rich_table(header, body, "\nBy label, the worst first"))
+    if found.flips is not None:
+        click.echo(f"\nflips: {len(found.flips.positive):,} repaired, {len(found.flips.negative):,} broken")
+    if found.curves:
+        click.echo("\nbackfilling, mean mAP over the curve")
+        show_rows({name: f"{100 * curve.area:.2f} %" for name, curve in found.curves.items()})
+    if found.verdict is not None:
+        click.echo(f"\nIs it worth it? {found.verdict.sentence}")
 
 
 def main() -> NoReturn:

@@ -1,5 +1,6 @@
-"""How good a compatible model is: CMC, mAP, compatibility criterion, tables and pictures."""
+"""How good a compatible model is: retrieval figures, compatibility, backfilling curves, reports and a verdict."""
 
+from fct_infer.evaluation.backfilling import BackfillingCurve, backfilling_curves
 from fct_infer.evaluation.checks import METRICS, Metric
 from fct_infer.evaluation.compatibility import (
     CompatibilityRow,
@@ -8,28 +9,75 @@ from fct_infer.evaluation.compatibility import (
     gap_closed,
     update_gain,
 )
-from fct_infer.evaluation.inputs import read_embeddings, read_labels
+from fct_infer.evaluation.flips import Flips, flips
+from fct_infer.evaluation.inputs import read_embeddings, read_labels, read_study_inputs, read_uncertainty
+from fct_infer.evaluation.matrix import (
+    CompatibilityMatrix,
+    average_accuracy,
+    average_compatibility,
+    compatibility_matrix,
+)
 from fct_infer.evaluation.neighbours import nearest
-from fct_infer.evaluation.report import figures, html_page, html_properties, write_report
-from fct_infer.evaluation.retrieval import QueryRanks, RetrievalMetrics, rank_queries, retrieval_metrics
+from fct_infer.evaluation.orders import class_mean_order, oracle_order, random_order, row_benefit, uncertainty_order
+from fct_infer.evaluation.pictures import ImageFile, retrieved_html
+from fct_infer.evaluation.report import check_report_path, figures, html_page, html_properties, write_report
+from fct_infer.evaluation.retrieval import (
+    FIGURES,
+    Figure,
+    QueryRanks,
+    RetrievalMetrics,
+    rank_queries,
+    retrieval_metrics,
+)
+from fct_infer.evaluation.retrieved import RetrievedRow, retrieved_rows
+from fct_infer.evaluation.study import Settings, Study, StudyInputs, study
+from fct_infer.evaluation.verdict import Verdict, judge
 
 __all__ = [
+    "FIGURES",
     "METRICS",
+    "BackfillingCurve",
+    "CompatibilityMatrix",
     "CompatibilityRow",
     "CompatibilityTable",
+    "Figure",
+    "Flips",
+    "ImageFile",
     "Metric",
     "QueryRanks",
     "RetrievalMetrics",
+    "RetrievedRow",
+    "Settings",
+    "Study",
+    "StudyInputs",
+    "Verdict",
+    "average_accuracy",
+    "average_compatibility",
+    "backfilling_curves",
+    "check_report_path",
+    "class_mean_order",
+    "compatibility_matrix",
     "criterion",
     "figures",
+    "flips",
     "gap_closed",
     "html_page",
     "html_properties",
+    "judge",
     "nearest",
+    "oracle_order",
+    "random_order",
     "rank_queries",
     "read_embeddings",
     "read_labels",
+    "read_study_inputs",
+    "read_uncertainty",
     "retrieval_metrics",
+    "retrieved_html",
+    "retrieved_rows",
+    "row_benefit",
+    "study",
+    "uncertainty_order",
     "update_gain",
     "write_report",
 ]

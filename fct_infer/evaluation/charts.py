@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
-from math import ceil
+from math import ceil, floor
 
 _WIDTH, _HEIGHT = 480, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 76, 28, 16, 48
@@ -13,6 +13,10 @@ _LINE = 'class="line" fill="none" stroke="#1f6feb"'
 _DOT = 'class="dot" fill="#1f6feb"'
 _BAR = 'class="bar" fill="#1f6feb"'
 _GRID = 'class="grid" stroke="#d8dde3"'
+_COLOURS = ("#1f6feb", "#d9480f", "#2b8a3e", "#9c36b5", "#868e96", "#c2255c")
+_DASHES = ("none", "8 4", "2 4")
+_LEGEND_LINE = 22
+_MATRIX_LEFT = 90
 _PLOT_WIDTH, _PLOT_HEIGHT = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
 
 
@@ -47,6 +51,65 @@ def histogram(shares: Sequence[float], x_label: str, y_label: str, description: 
     return _frame(parts, ticks, top, x_label, y_label, description)
 
 
+def curves_chart(
+    xs: Sequence[float], curves: Mapping[str, Sequence[float]], x_label: str, y_label: str, description: str
+) -> str:
+    """Draw several curves of shares (0 to 1) over shares ``xs``, with a legend below; the y axis is cut to their range.
+
+    Curves differ in colour and dashes, so that they can be told apart on paper as well.
+    """
+    values = [y for ys in curves.values() for y in ys]
+    low, high = floor(20 * min(values)) / 20, ceil(20 * max(values)) / 20
+    high = max(high, low + 0.05)
+    parts = []
+    for number, (name, ys) in enumerate(curves.items()):
+        points = [(_x(x), _y((y - low) / (high - low))) for x, y in zip(xs, ys, strict=True)]
+        style = _series_style(number)
+        parts.append(f'<polyline {style} points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>')
+        parts += [
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="transparent">'
+            f"<title>{escape(name)}, {100 * share:.0f} %: {100 * merit:.2f} %</title></circle>"
+            for (x, y), share, merit in zip(points, xs, ys, strict=True)
+        ]
+        line = _HEIGHT + _LEGEND_LINE * number + 8
+        parts.append(f'<line {style} x1="{_LEFT}" x2="{_LEFT + 36}" y1="{line}" y2="{line}"/>')
+        parts.append(f'<text x="{_LEFT + 44}" y="{line + 5}">{escape(name)}</text>')
+    ticks = [(_x(share), f"{100 * share:.0f} %") for share in (0, 0.25, 0.5, 0.75, 1)]
+    legend = _LEGEND_LINE * len(curves)
+    return _frame(parts, ticks, high, x_label, y_label, description, bottom=low, legend=legend)
+
+
+def heat_map(
+    values: Sequence[Sequence[float | None]], rows: Sequence[str], columns: Sequence[str], description: str
+) -> str:
+    """Draw shares (0 to 1) as a table of cells, darker for more; None is an empty cell."""
+    top, cell_height = 30, 44
+    cell = (_WIDTH - _MATRIX_LEFT) / len(columns)
+    height = top + cell_height * len(rows)
+    parts = [
+        f'<text x="{_MATRIX_LEFT + cell * (column + 0.5):.1f}" y="20" text-anchor="middle">{escape(name)}</text>'
+        for column, name in enumerate(columns)
+    ]
+    for row, (name, line) in enumerate(zip(rows, values, strict=True)):
+        y = top + cell_height * row
+        parts.append(f'<text x="{_MATRIX_LEFT - 8}" y="{y + 27}" text-anchor="end">{escape(name)}</text>')
+        for column, value in enumerate(line):
+            x = _MATRIX_LEFT + cell * column
+            shade = 0.0 if value is None else 0.08 + 0.6 * value
+            text = "–" if value is None else f"{100 * value:.1f}"
+            parts.append(
+                f'<rect class="cell" fill="#1f6feb" fill-opacity="{shade:.3f}" x="{x + 1:.1f}" y="{y + 1}" '
+                f'width="{cell - 2:.1f}" height="{cell_height - 2}"/>'
+                f'<text class="value" x="{x + cell / 2:.1f}" y="{y + 27}" text-anchor="middle">{text}</text>'
+            )
+    return f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(description)}">{"".join(parts)}</svg>'
+
+
+def _series_style(number: int) -> str:
+    colour, dashes = _COLOURS[number % len(_COLOURS)], _DASHES[number // 2 % len(_DASHES)]
+    return f'class="series" fill="none" stroke-width="2.5" stroke="{colour}" stroke-dasharray="{dashes}"'
+
+
 def _x(share: float) -> float:
     return _LEFT + share * _PLOT_WIDTH
 
@@ -56,14 +119,25 @@ def _y(share: float) -> float:
 
 
 def _frame(
-    parts: list[str], ticks: list[tuple[float, str]], top: float, x_label: str, y_label: str, description: str
+    parts: list[str],
+    ticks: list[tuple[float, str]],
+    top: float,
+    x_label: str,
+    y_label: str,
+    description: str,
+    bottom: float = 0.0,
+    legend: int = 0,
 ) -> str:
-    """Put axes, grid and labels around what is drawn; the y axis runs from 0 to ``top``."""
+    """Put axes, grid and labels around what is drawn; the y axis runs from ``bottom`` to ``top``.
+
+    ``legend`` is the height left below for what was drawn there.
+    """
     grid = []
     for share in (0, 0.25, 0.5, 0.75, 1):
         y = _y(share)
         grid.append(f'<line {_GRID} x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        grid.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{100 * share * top:g} %</text>')
+        tick = round(100 * (bottom + share * (top - bottom)), 2)
+        grid.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:g} %</text>')
     below = _HEIGHT - _BOTTOM + 18
     grid += [f'<text x="{x:.1f}" y="{below}" text-anchor="middle">{escape(text)}</text>' for x, text in ticks]
     middle = _TOP + _PLOT_HEIGHT / 2
@@ -72,6 +146,6 @@ def _frame(
         f'<text transform="translate(12 {middle:.0f}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
     )
     return (
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(description)}">'
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT + legend}" role="img" aria-label="{escape(description)}">'
         f"{''.join(grid)}{''.join(parts)}{labels}</svg>"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -44,6 +44,24 @@ def check_embeddings(queries: Any, gallery: Any, *, exclude_self: bool) -> None:
             f"exclude_self takes query i and gallery row i for the same item, but there are "
             f"{len(queries)} queries and {len(gallery)} gallery rows"
         )
+
+
+def check_same_items(query_labels: NDArray[Any], gallery_labels: NDArray[Any], differs: NDArray[np.bool_]) -> None:
+    """Raise ArrayError if query i and gallery row i, said to be the same item, have different labels somewhere."""
+    if differs.any():
+        row = int(np.argmax(differs))
+        raise ArrayError(
+            f"exclude_self takes query i and gallery row i for the same item, but query {row} has label "
+            f"{query_labels[row].item()!r} and gallery row {row} has {gallery_labels[row].item()!r}"
+        )
+
+
+def check_ks(ks: Iterable[int]) -> tuple[int, ...]:
+    """Return the k of CMC and recall, ascending and each once; UsageError unless all are integers above zero."""
+    wanted = tuple(ks)
+    if not wanted or any(not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 1 for k in wanted):
+        raise UsageError(f"CMC is asked at k = {', '.join(map(str, wanted)) or 'nothing'}; wanted integers above zero")
+    return tuple(sorted({int(k) for k in wanted}))
 
 
 def check_contents(name: str, array: Embeddings, metric: Metric) -> None:

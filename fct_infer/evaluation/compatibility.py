@@ -5,14 +5,16 @@ M(query model, gallery model) is any figure of merit, larger being better: mAP o
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from fct_infer.errors import UsageError
-from fct_infer.evaluation.retrieval import RetrievalMetrics
+from fct_infer.evaluation.retrieval import Figure, RetrievalMetrics
 
 
 def criterion(new_old: float, old_old: float) -> bool:
@@ -38,6 +40,26 @@ def gap_closed(after: float, old_old: float, new_new: float) -> float | None:
     if new_new <= old_old:
         return None
     return (after - old_old) / (new_new - old_old)
+
+
+def rich_table(header: Sequence[str], body: Iterable[Sequence[str]], title: str | None = None) -> Table:
+    """Return lines of text as a table for a terminal; the first cell of each names its line."""
+    table = Table(title=title)
+    for index, cell in enumerate(header):
+        table.add_column(escape_markup(cell), justify="right" if index else "left", overflow="fold")
+    for cells in body:
+        table.add_row(*map(escape_markup, cells))
+    return table
+
+
+def html_table(header: Sequence[str], body: Iterable[Sequence[str]]) -> str:
+    """Return lines of text as an HTML ``<table>``; the first cell of each names its line."""
+    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
+    lines = (
+        f'<tr><th scope="row">{escape(name)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+        for name, *cells in body
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
 @dataclass(frozen=True)
@@ -67,7 +89,7 @@ class CompatibilityTable:
     """Pairs of query and gallery model side by side.
 
     If rows named ``old_old`` and ``new_new`` are among them, the others are judged by the two: whether they meet the
-    criterion, and the share of the mAP gap they close.
+    criterion, and the share of the mAP gap they close. ``figures`` are those shown.
 
     Raises:
         UsageError: no rows, two rows of one name, or rows that measured CMC at different k.
@@ -76,6 +98,7 @@ class CompatibilityTable:
     rows: tuple[CompatibilityRow, ...]
     old_old: str = "old/old"
     new_new: str = "new/new"
+    figures: tuple[Figure, ...] = ("cmc", "map")
 
     def __post_init__(self) -> None:
         names = [row.name for row in self.rows]
@@ -103,22 +126,12 @@ class CompatibilityTable:
     def rich(self, title: str | None = None) -> Table:
         """Return the table for a terminal."""
         header, *body = self._cells()
-        table = Table(title=title)
-        for index, cell in enumerate(header):
-            table.add_column(cell, justify="right" if index else "left")
-        for cells in body:
-            table.add_row(*cells)
-        return table
+        return rich_table(header, body, title)
 
     def html(self) -> str:
         """Return the table as an HTML ``<table>``."""
         header, *body = self._cells()
-        head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
-        lines = (
-            f'<tr><th scope="row">{escape(name)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
-            for name, *cells in body
-        )
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+        return html_table(header, body)
 
     def _judged(self) -> list[tuple[CompatibilityRow, bool | None, float | None]]:
         """Return each row with criterion and gap; None where it is a reference itself or there is none."""
@@ -135,12 +148,9 @@ class CompatibilityTable:
     def _cells(self) -> list[list[str]]:
         """Return the table as text, header first; percentages, and a dash where a judgement has no meaning."""
         judged = self._judged()
-        lines = [["query/gallery", *(f"CMC-{k} %" for k in self.rows[0].metrics.cmc), "mAP %"]]
+        lines = [["query/gallery", *(f"{name} %" for name in self.rows[0].metrics.shares(self.figures))]]
         lines += [
-            [
-                row.name,
-                *(f"{100 * figure:.1f}" for figure in (*row.metrics.cmc.values(), row.metrics.mean_average_precision)),
-            ]
+            [row.name, *(f"{100 * share:.1f}" for share in row.metrics.shares(self.figures).values())]
             for row, _, _ in judged
         ]
         if any(meets is not None for _, meets, _ in judged):

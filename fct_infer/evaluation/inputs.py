@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fct_infer.errors import GalleryError
+from fct_infer.errors import GalleryError, UsageError
 from fct_infer.evaluation.checks import Embeddings, first_row_without
-from fct_infer.gallery import Gallery, ShardReader
-from fct_infer.storage import ReadFile, read_npy_header
+from fct_infer.evaluation.study import StudyInputs
+from fct_infer.gallery import Gallery, ShardReader, read_npy
 
 
 def read_embeddings(path: str | Path) -> Embeddings:
@@ -22,7 +23,7 @@ def read_embeddings(path: str | Path) -> Embeddings:
     """
     path = Path(path)
     if not path.is_dir():
-        embeddings = _read_npy(path)
+        embeddings = read_npy(path)
         if embeddings.dtype not in (np.float32, np.float16) or embeddings.ndim != 2 or 0 in embeddings.shape:
             raise GalleryError(
                 f"{path}: is {embeddings.dtype} {embeddings.shape}, wanted (rows, dim) float32 or float16"
@@ -52,7 +53,7 @@ def read_labels(path: str | Path) -> NDArray[Any]:
     files = sorted(file for file in path.iterdir() if not file.name.startswith(".")) if path.is_dir() else [path]
     if not files:
         raise GalleryError(f"{path}: holds no .npy shards")
-    shards = [_read_npy(file) for file in files]
+    shards = [read_npy(file) for file in files]
     for file, labels in zip(files, shards, strict=True):
         if labels.ndim != 1 or labels.dtype.kind not in "biuUS":
             raise GalleryError(f"{file}: is {labels.dtype} {labels.shape}, wanted (rows,) integers, bytes or str")
@@ -61,13 +62,43 @@ def read_labels(path: str | Path) -> NDArray[Any]:
     return np.concatenate(shards)
 
 
-def _read_npy(path: Path) -> NDArray[Any]:
-    with ReadFile(path) as file:
-        header = read_npy_header(file)
-        array = np.empty(header.shape, header.dtype)
-        if array.size:
-            file.read_into(array.reshape(-1).view(np.uint8), header.data_offset)
-    return array
+def read_uncertainty(path: str | Path) -> NDArray[Any]:
+    """Read how unsure the transformation is of each row: a (rows,) ``.npy`` file of numbers.
+
+    Raises:
+        GalleryError: missing, malformed or truncated, another dtype or shape, or a NaN or infinity; names file and row.
+    """
+    path = Path(path)
+    scores = read_npy(path)
+    if scores.ndim != 1 or scores.dtype.kind not in "fiu":
+        raise GalleryError(f"{path}: is {scores.dtype} {scores.shape}, wanted (rows,) numbers")
+    if not np.isfinite(scores).all():
+        raise GalleryError(f"{path}: row {int(np.argmin(np.isfinite(scores)))} holds a NaN or an infinity")
+    return scores
+
+
+def read_study_inputs(paths: Mapping[str, Path | None]) -> StudyInputs:
+    """Read what a study compares; ``paths`` are named as the attributes of :class:`StudyInputs`.
+
+    Raises:
+        GalleryError: as the functions above.
+        UsageError: old/old is asked for, but the gallery is an upgraded one and the old one was not given.
+    """
+    gallery = paths["gallery"]
+    is_upgraded = gallery is not None and (gallery / "upgrade_infos.json").exists()
+    if paths.get("old_queries") and not paths.get("old_gallery") and is_upgraded:
+        raise UsageError(
+            f"{gallery} is an upgraded gallery, so old queries need the old one to search in: --old-gallery"
+        )
+    given = {name: path for name, path in paths.items() if path is not None}
+    return StudyInputs(**{name: _READERS.get(name, read_embeddings)(path) for name, path in given.items()})
+
+
+_READERS: dict[str, Callable[[Path], NDArray[Any]]] = {
+    "query_labels": read_labels,
+    "gallery_labels": read_labels,
+    "uncertainty": read_uncertainty,
+}
 
 
 def _check_finite(path: Path, embeddings: Embeddings) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fct_infer.errors import UsageError
+from fct_infer.errors import ArrayError, UsageError
 from fct_infer.evaluation.checks import Embeddings, Int64Array, Metric, check_embeddings, check_metric
 from fct_infer.evaluation.parallel import Progress, for_each_block
-from fct_infer.evaluation.scores import Scorer, ranks_among
+from fct_infer.evaluation.placement import RelevantOrder
+from fct_infer.evaluation.scores import Float64Array, Scorer
 
 
 def nearest(
@@ -18,10 +19,11 @@ def nearest(
     *,
     metric: Metric = "l2",
     exclude_self: bool = False,
+    query_rows: Int64Array | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[NDArray[np.float32], Int64Array]:
-    """Find the ``k`` nearest gallery rows of each query, in the order by which :func:`retrieval_metrics` ranks them.
+    """Find the ``k`` nearest gallery rows of each query, in the order by which :func:`rank_queries` ranks them.
 
     Args:
         queries: (n_q, dim) float32 or float16.
@@ -29,16 +31,17 @@ def nearest(
         k: how many to find.
         metric: ``"l2"``, ``"ip"`` or ``"cosine"``.
         exclude_self: query i and gallery row i are the same item; a query does not find itself.
+        query_rows: (n,) int64, which queries to search with; by default all.
         threads: threads to use; by default all cores this process may use.
         progress: called with queries done and queries in all.
 
     Returns:
-        distances: (n_q, k) float32, nearest first: the Euclidean distance (not squared) for ``l2``, otherwise the
+        distances: (n, k) float32, nearest first: the Euclidean distance (not squared) for ``l2``, otherwise the
             inner product or the cosine, which are larger for nearer items.
-        rows: (n_q, k) int64, the gallery rows.
+        rows: (n, k) int64, the gallery rows.
 
     Raises:
-        ArrayError: wrong dtype or shape, a NaN or infinity.
+        ArrayError: wrong dtype or shape, a NaN or infinity, a query row that does not exist.
         UsageError: unknown metric, ``k`` below one or beyond what the gallery holds, a thread count below one.
     """
     check_metric(metric)
@@ -46,25 +49,35 @@ def nearest(
     available = len(gallery) - int(exclude_self)
     if not 1 <= k <= available:
         raise UsageError(f"{k} nearest of {available} gallery rows asked for; wanted 1 to {available}")
-    scorer = Scorer(queries, gallery, metric)
-    distances = np.empty((len(queries), k), np.float32)
-    rows = np.empty((len(queries), k), np.int64)
+    wanted = np.arange(len(queries)) if query_rows is None else query_rows
+    if len(wanted) and not 0 <= wanted.min() <= wanted.max() < len(queries):
+        raise ArrayError(f"query_rows go from {wanted.min()} to {wanted.max()}, but there are {len(queries)} queries")
+    scorer = Scorer(queries, [gallery], metric)
+    distances = np.empty((len(wanted), k), np.float32)
+    rows = np.empty((len(wanted), k), np.int64)
 
     def search_block(block: slice) -> None:
-        numbers = np.arange(block.start, block.stop)
-        scores, norms = scorer.scores(numbers)
-        for query, row, norm in zip(numbers, scores, norms, strict=True):
+        numbers = wanted[block]
+        prepared = scorer.prepare(numbers)
+        scores = scorer.coarse(prepared)
+        for place, (query, one, row) in enumerate(zip(numbers, prepared, scores, strict=True), block.start):
             if exclude_self:
                 row[query] = np.inf
-            kth = np.partition(row, k - 1)[k - 1 : k]
-            candidates = np.flatnonzero(row <= kth + scorer.tolerance(norm, kth))
-            near = row[candidates]
-            ranks = ranks_among(near, np.arange(len(near)), scorer.tolerance(norm, near))
-            rows[query] = candidates[np.argsort(ranks, kind="stable")[:k]]
-            distances[query] = _distances(queries[query], gallery[rows[query]], metric)
+            rows[place] = _nearest_rows(scorer, one, row, k)
+            distances[place] = _distances(queries[query], gallery[rows[place]], metric)
 
-    for_each_block(len(queries), scorer.block_rows, search_block, threads, progress)
+    for_each_block(len(wanted), scorer.block_rows(), search_block, threads, progress)
     return distances, rows
+
+
+def _nearest_rows(scorer: Scorer, one: Float64Array, coarse: NDArray[np.float32], k: int) -> Int64Array:
+    """Return the k nearest rows: float32 says which may be, float64 in which order they come."""
+    kth = np.partition(coarse, k - 1)[k - 1 : k].astype(np.float64)
+    candidates = np.flatnonzero(coarse <= kth + 2 * scorer.tolerance(one, kth)[1])
+    scores: Float64Array = scorer.exact(one, candidates)
+    order = RelevantOrder(scores, candidates, scorer.tolerance(one, scores)[0], len(coarse)).order
+    found: Int64Array = candidates[order[:k]]
+    return found
 
 
 def _distances(query: Embeddings, rows: Embeddings, metric: Metric) -> NDArray[np.float64]:

@@ -1,4 +1,4 @@
-"""CMC top-k and mean average precision, with the conventions of FCT (arXiv 2112.02805, section 4).
+"""CMC top-k, mAP, recall@k and R-precision, with the conventions of FCT (arXiv 2112.02805, section 4).
 
 The gallery is ranked for each query over its whole length; a gallery item is relevant if it has the query's label.
 Items at the same distance, up to the rounding error of float64, are ranked by gallery row, so the result is the same
@@ -7,17 +7,22 @@ on every run, for any block size and thread count.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fct_infer.errors import ArrayError, UsageError
-from fct_infer.evaluation.checks import Embeddings, Int64Array, Metric, check_embeddings, check_metric, encode_labels
-from fct_infer.evaluation.parallel import Progress, for_each_block
-from fct_infer.evaluation.scores import Scorer, ranks_among
+from fct_infer.errors import ArrayError
+from fct_infer.evaluation.checks import Embeddings, Int64Array, Metric, check_ks
+from fct_infer.evaluation.parallel import Progress
+from fct_infer.evaluation.placement import RelevantOrder
+from fct_infer.evaluation.ranking import Ranking
+from fct_infer.evaluation.scores import Float64Array
+
+Figure: TypeAlias = Literal["cmc", "map", "recall", "r-precision"]
+FIGURES: tuple[Figure, ...] = get_args(Figure)
 
 
 @dataclass(frozen=True)
@@ -25,9 +30,14 @@ class RetrievalMetrics:
     """How well a set of queries finds its own in a gallery.
 
     Attributes:
-        cmc: k -> share of queries with a relevant item among their k nearest, 0 to 1 (CMC top-k).
+        cmc: k -> share of queries with a relevant item among their k nearest, 0 to 1 (CMC top-k; metric learning
+            calls the same recall@k).
         mean_average_precision: mean over queries of the mean, over a query's relevant items, of the precision at
             their ranks in the full ranking, 0 to 1 (mAP@1.0).
+        recall: k -> mean over queries of the share of a query's relevant items that are among its k nearest, 0 to 1
+            (recall@k of information retrieval).
+        r_precision: mean over queries of the share of relevant items among the R nearest, R being the number of
+            items relevant to the query, 0 to 1.
         queries: number of queries these are means over.
         skipped_queries: number of queries left out because the gallery holds nothing relevant to them.
         gallery_rows: number of gallery items (with ``exclude_self`` each query sees one less).
@@ -36,21 +46,33 @@ class RetrievalMetrics:
 
     cmc: dict[int, float]
     mean_average_precision: float
+    recall: dict[int, float]
+    r_precision: float
     queries: int
     skipped_queries: int
     gallery_rows: int
     metric: Metric
 
+    def shares(self, figures: Iterable[Figure] = ("cmc", "map")) -> dict[str, float]:
+        """Return figures (0 to 1) under the names people read, in the order asked for."""
+        known: dict[str, dict[str, float]] = {
+            "cmc": {f"CMC top-{k}": share for k, share in self.cmc.items()},
+            "map": {"mAP": self.mean_average_precision},
+            "recall": {f"recall@{k}": share for k, share in self.recall.items()},
+            "r-precision": {"R-precision": self.r_precision},
+        }
+        return {name: share for figure in figures for name, share in known[figure].items()}
+
     def as_dict(self) -> dict[str, Any]:
         """Return the figures as strict JSON."""
-        return {
-            "cmc": {str(k): share for k, share in self.cmc.items()},
-            "mean_average_precision": self.mean_average_precision,
-            "queries": self.queries,
-            "skipped_queries": self.skipped_queries,
-            "gallery_rows": self.gallery_rows,
-            "metric": self.metric,
-        }
+        by_k = {name: {str(k): share for k, share in getattr(self, name).items()} for name in ("cmc", "recall")}
+        return asdict(self) | by_k
+
+    @classmethod
+    def from_dict(cls, figures: Mapping[str, Any]) -> RetrievalMetrics:
+        """Return what :meth:`as_dict` was made of."""
+        by_k = {name: {int(k): share for k, share in figures[name].items()} for name in ("cmc", "recall")}
+        return cls(**{**figures, **by_k})
 
 
 @dataclass(frozen=True)
@@ -60,40 +82,59 @@ class QueryRanks:
     Attributes:
         first_relevant: (n_q,) int64, rank of the nearest relevant item, 1 the nearest of all; 0 if none is relevant.
         average_precision: (n_q,) float64; NaN if no item is relevant.
+        recall: (n_q, len(ks)) float64, share of the relevant items among the k nearest; NaN if none is.
+        r_precision: (n_q,) float64; NaN if no item is relevant.
+        ks: the k of CMC top-k and recall@k.
         gallery_rows: number of gallery items.
         metric: how distances were measured.
     """
 
     first_relevant: Int64Array
-    average_precision: NDArray[np.float64]
+    average_precision: Float64Array
+    recall: Float64Array
+    r_precision: Float64Array
+    ks: tuple[int, ...]
     gallery_rows: int
     metric: Metric
 
     def cmc(self, k: int) -> float:
-        """Return CMC top-k: the share of queries with a relevant item among their ``k`` nearest."""
+        """Return CMC top-k, at any k: the share of queries with a relevant item among their ``k`` nearest."""
         ranks = self.first_relevant[self.first_relevant > 0]
         return float(np.mean(ranks <= k))
 
-    def metrics(self, ks: Iterable[int] = (1, 5)) -> RetrievalMetrics:
-        """Return the means, with CMC at each of ``ks``."""
-        has_relevant = self.first_relevant > 0
-        queries = int(has_relevant.sum())
+    def metrics(self, among: NDArray[np.bool_] | None = None) -> RetrievalMetrics:
+        """Return the means over all queries, or over those marked in ``among``, (n_q,) bool.
+
+        Raises:
+            ArrayError: none of these queries has anything relevant.
+        """
+        among = np.ones(len(self.first_relevant), bool) if among is None else among
+        chosen = among & (self.first_relevant > 0)
+        if not chosen.any():
+            raise ArrayError("no query has a gallery item with its label, so there is nothing to measure")
+        queries = int(chosen.sum())
+        recall = self.recall[chosen].mean(axis=0)
         return RetrievalMetrics(
-            cmc={k: self.cmc(k) for k in check_ks(ks)},
-            mean_average_precision=float(self.average_precision[has_relevant].mean()),
+            cmc={k: float(np.mean(self.first_relevant[chosen] <= k)) for k in self.ks},
+            mean_average_precision=float(self.average_precision[chosen].mean()),
+            recall={k: float(share) for k, share in zip(self.ks, recall, strict=True)},
+            r_precision=float(self.r_precision[chosen].mean()),
             queries=queries,
-            skipped_queries=len(has_relevant) - queries,
+            skipped_queries=int(among.sum()) - queries,
             gallery_rows=self.gallery_rows,
             metric=self.metric,
         )
 
+    def by_class(self, query_labels: NDArray[Any]) -> dict[Any, RetrievalMetrics]:
+        """Return the means over the queries of each label that has something relevant, in sorted order.
 
-def check_ks(ks: Iterable[int]) -> tuple[int, ...]:
-    """Return the ranks CMC is asked at, ascending and each once; UsageError unless all are integers above zero."""
-    wanted = tuple(ks)
-    if not wanted or any(not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 1 for k in wanted):
-        raise UsageError(f"CMC is asked at k = {', '.join(map(str, wanted)) or 'nothing'}; wanted integers above zero")
-    return tuple(sorted({int(k) for k in wanted}))
+        Raises:
+            ArrayError: not one label per query.
+        """
+        if query_labels.shape != self.first_relevant.shape:
+            raise ArrayError(f"query_labels has shape {query_labels.shape} for {len(self.first_relevant)} queries")
+        kept = np.unique(query_labels[self.first_relevant > 0])
+        return {label.item(): self.metrics(query_labels == label) for label in kept}
 
 
 def retrieval_metrics(
@@ -108,27 +149,7 @@ def retrieval_metrics(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> RetrievalMetrics:
-    """Rank the gallery for every query and return CMC top-k and mAP.
-
-    Memory beside the arguments: one float64 copy of the gallery and about 35 MB a thread.
-
-    Args:
-        queries: (n_q, dim) float32 or float16; float16 is widened while it is read.
-        gallery: (n_g, dim) float32 or float16.
-        query_labels: (n_q,) integers, str or bytes.
-        gallery_labels: (n_g,), comparable with ``query_labels``.
-        metric: ``"l2"`` Euclidean distance (the papers'), ``"ip"`` inner product, ``"cosine"``.
-        exclude_self: query i and gallery row i are the same item (one set searched in itself, or in another
-            model's embeddings of it); each query's own row is left out of its ranking.
-        ks: the k of CMC top-k.
-        threads: threads to use; by default all cores this process may use.
-        progress: called with queries done and queries in all.
-
-    Raises:
-        ArrayError: wrong dtype, shape or length, a NaN or infinity, or no query has anything relevant.
-        UsageError: unknown metric, a k or thread count below one.
-    """
-    check_ks(ks := tuple(ks))
+    """Rank the gallery for every query and return the means; arguments and errors as for :func:`rank_queries`."""
     ranks = rank_queries(
         queries,
         gallery,
@@ -136,10 +157,11 @@ def retrieval_metrics(
         gallery_labels,
         metric=metric,
         exclude_self=exclude_self,
+        ks=ks,
         threads=threads,
         progress=progress,
     )
-    return ranks.metrics(ks)
+    return ranks.metrics()
 
 
 def rank_queries(
@@ -150,50 +172,42 @@ def rank_queries(
     *,
     metric: Metric = "l2",
     exclude_self: bool = False,
+    ks: Iterable[int] = (1, 5),
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> QueryRanks:
-    """Rank the gallery for every query; arguments and errors as for :func:`retrieval_metrics`."""
-    check_metric(metric)
-    check_embeddings(queries, gallery, exclude_self=exclude_self)
-    query_codes, gallery_codes = encode_labels(query_labels, gallery_labels, len(queries), len(gallery))
-    if exclude_self and (query_codes != gallery_codes).any():
-        row = int(np.flatnonzero(query_codes != gallery_codes)[0])
-        raise ArrayError(
-            f"exclude_self takes query i and gallery row i for the same item, but query {row} has label "
-            f"{query_labels[row].item()!r} and gallery row {row} has {gallery_labels[row].item()!r}"
-        )
-    ranking = _Ranking(Scorer(queries, gallery, metric), query_codes, gallery_codes, exclude_self)
-    for_each_block(len(ranking.kept), ranking.scorer.block_rows, ranking.rank_block, threads, progress)
-    return QueryRanks(ranking.first_relevant, ranking.average_precision, len(gallery), metric)
+    """Rank the gallery for every query and return the figures query by query.
 
+    Memory beside the arguments: a float64 and a float32 copy of the gallery, and about 100 MB a thread.
 
-class _Ranking:
-    """One ranking under way: results fill up block by block, in any order."""
+    Args:
+        queries: (n_q, dim) float32 or float16; float16 is widened while it is read.
+        gallery: (n_g, dim) float32 or float16.
+        query_labels: (n_q,) integers, str or bytes.
+        gallery_labels: (n_g,), comparable with ``query_labels``.
+        metric: ``"l2"`` Euclidean distance (the papers'), ``"ip"`` inner product, ``"cosine"``.
+        exclude_self: query i and gallery row i are the same item (one set searched in itself, or in another
+            model's embeddings of it); each query's own row is left out of its ranking.
+        ks: the k of CMC top-k and recall@k.
+        threads: threads to use; by default all cores this process may use.
+        progress: called with queries done and queries in all.
 
-    def __init__(self, scorer: Scorer, query_codes: Int64Array, gallery_codes: Int64Array, exclude_self: bool) -> None:
-        self.scorer = scorer
-        self.exclude_self = exclude_self
-        self.rows_by_label = np.argsort(gallery_codes, kind="stable")
-        bounds = np.concatenate(([0], np.cumsum(np.bincount(gallery_codes))))
-        self.begin = bounds[np.maximum(query_codes, 0)]
-        self.end = bounds[query_codes + 1]  # a label the gallery lacks, -1, has an empty range
-        self.kept = np.flatnonzero(self.end - self.begin > int(exclude_self))
-        if not len(self.kept):
-            raise ArrayError("no query has a gallery item with its label, so there is nothing to measure")
-        self.first_relevant = np.zeros(len(query_codes), np.int64)
-        self.average_precision = np.full(len(query_codes), np.nan)
+    Raises:
+        ArrayError: wrong dtype, shape or length, a NaN or infinity, or no query has anything relevant.
+        UsageError: unknown metric, a k or thread count below one.
+    """
+    ks = check_ks(ks)
+    ranking = Ranking(queries, [gallery], query_labels, gallery_labels, metric, exclude_self)
+    first_relevant = np.zeros(len(queries), np.int64)
+    average_precision, r_precision = np.full((2, len(queries)), np.nan)
+    recall = np.full((len(queries), len(ks)), np.nan)
 
-    def rank_block(self, block: slice) -> None:
-        """Fill in the results of some of the kept queries."""
-        queries = self.kept[block]
-        scores, norms = self.scorer.scores(queries)
-        for query, row, norm in zip(queries, scores, norms, strict=True):
-            relevant = self.rows_by_label[self.begin[query] : self.end[query]]
-            if self.exclude_self:
-                relevant = relevant[relevant != query]
-                row[query] = np.inf
-            tolerance = self.scorer.tolerance(norm, row[relevant])
-            ranks = np.sort(ranks_among(row, relevant, tolerance))
-            self.first_relevant[query] = ranks[0]
-            self.average_precision[query] = np.mean(np.arange(1, len(ranks) + 1) / ranks)
+    def measure(query: int, _rows: Int64Array, relevant: RelevantOrder, places: list[Int64Array]) -> None:
+        ranks = np.cumsum(np.bincount(places[0], minlength=len(relevant))[: len(relevant)])
+        first_relevant[query] = ranks[0]
+        average_precision[query] = (np.arange(1, len(ranks) + 1) / ranks).sum() / len(ranks)
+        recall[query] = ranks.searchsorted(ks, "right") / len(ranks)
+        r_precision[query] = ranks.searchsorted(len(ranks), "right") / len(ranks)
+
+    ranking.for_each_query(measure, threads, progress)
+    return QueryRanks(first_relevant, average_precision, recall, r_precision, ks, len(gallery), metric)

@@ -1,11 +1,16 @@
-"""Scores of query-gallery pairs: how near each gallery row is to each query, with a bound on the rounding error.
+"""Scores of query-gallery pairs: how near each gallery row is to each query, with bounds on the rounding error.
 
-The scores of a block of queries are one matrix product. It is taken in float64, although embeddings are float32
-or float16: in float32 the errors of ``|q|^2 + |g|^2 - 2 q.g`` exceed the gaps between neighbours in any gallery
-of some size, and ranks would depend on the BLAS, the block size and the thread count.
+Two precisions work together. One float32 matrix product scores a block of queries against the whole gallery; that
+places nearly every row, because the distance to whatever it is compared with exceeds the bound on float32's error.
+The few rows that float32 cannot place are scored again in float64 (see ``placement.py``), so that ranks are those of
+float64 and do not depend on the BLAS, the block size or the thread count.
 """
 
 from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,104 +18,117 @@ from numpy.typing import NDArray
 from fct_infer.evaluation.checks import Embeddings, Int64Array, Metric, check_contents, row_parts
 
 Float64Array = NDArray[np.float64]
-_UNIT = 2.0**-53  # largest relative error of one float64 rounding
-_SCORE_ELEMENTS = 1 << 22
+_BLOCK_BYTES = 1 << 26
+_MOST_ROWS = 256
 _CENTER_ROWS = 1024
+_UNIT_32, _UNIT_64 = 2.0**-24, 2.0**-53  # largest relative error of one rounding
+_UNDERFLOW = 2.0**-100  # more than what float32 loses by flushing to zero, rows being at most one long
 
 
 class Scorer:
-    """Scores of ``queries`` against ``gallery`` under one metric; a lower score is nearer.
+    """Scores of ``queries`` against galleries under one metric; a lower score is nearer.
 
-    With c the middle of the gallery, the score is ``|q - g|^2`` for ``l2``, computed from q - c and g - c so that
-    a large common part cancels before it costs digits; ``-q.(g - c)`` for ``ip``, which orders rows as ``-q.g``
-    does; ``-q.g`` of rows of length one for ``cosine``. Medians make the middle, so that no outlier moves it.
+    With c the middle of the first gallery, the score is ``|g - c|^2 / 2 - (q - c).(g - c)`` for ``l2``, which orders
+    rows as ``|q - g|^2`` does and has lost a large common part before it costs digits; ``-q.(g - c)`` for ``ip``,
+    which orders rows as ``-q.g`` does; ``-q.g`` of rows of length one for ``cosine``. Medians make the middle, so that
+    no outlier moves it. Everything is scaled by a power of two, so that nothing overflows float32.
 
     Args:
         queries: (n_q, dim) float32 or float16.
-        gallery: (n_g, dim) float32 or float16; held as one float64 copy.
+        galleries: one or more (n_g, dim) float32 or float16, whose scores can be compared with each other; of
+            each, one float64 and one float32 copy is held.
         metric: ``"l2"``, ``"ip"`` or ``"cosine"``.
 
     Raises:
         ArrayError: a NaN or infinity, or under ``cosine`` a row of length zero; names argument and row.
     """
 
-    def __init__(self, queries: Embeddings, gallery: Embeddings, metric: Metric) -> None:
+    def __init__(self, queries: Embeddings, galleries: Sequence[Embeddings], metric: Metric) -> None:
         self.metric = metric
-        self._dim = gallery.shape[1]
-        self._queries = queries
-        for name, array in (("queries", queries), ("gallery", gallery)):
+        self._queries, self._galleries = queries, galleries
+        self._dim = queries.shape[1]
+        for name, array in (("queries", queries), *(("gallery", gallery) for gallery in galleries)):
             check_contents(name, array, metric)
-        self._gallery = np.empty(gallery.shape)
-        for part in row_parts(gallery):
-            self._gallery[part] = self._widened(gallery[part])
+        self._center = np.zeros(self._dim)
         if metric != "cosine":
-            center = np.median(self._gallery[:: max(1, len(gallery) // _CENTER_ROWS)], axis=0)
-            self._gallery -= center
-        self._query_center = center if metric == "l2" else np.zeros(self._dim)
-        self._squares = np.einsum("ij,ij->i", self._gallery, self._gallery)
-        self._largest_norm = np.sqrt(self._squares.max())
+            sample = galleries[0][:: max(1, len(galleries[0]) // _CENTER_ROWS)]
+            self._center = np.median(sample.astype(np.float64), axis=0)
+        self._query_center = self._center if metric == "l2" else np.zeros(self._dim)
+        self._scale = 1.0
+        longest = max(self._longest(queries, self._query_center), *(self._longest(g, self._center) for g in galleries))
+        if longest > 0:
+            self._scale = 2.0 ** -np.ceil(np.log2(longest))
+        self._wide = [self._prepared(gallery) for gallery in galleries]
+        self._coarse = [wide.astype(np.float32) for wide in self._wide]
+        self._longest_row = longest * self._scale
+        self._buffers = threading.local()
 
-    @property
-    def block_rows(self) -> int:
-        """Queries to score at once so that a block of scores stays near 32 MiB."""
-        return int(np.clip(_SCORE_ELEMENTS // len(self._gallery), 1, 256))
+    def block_rows(self, itemsize: int = 4) -> int:
+        """Queries to score at once so that a block of scores of ``itemsize`` bytes stays within 64 MiB."""
+        return int(np.clip(_BLOCK_BYTES // (itemsize * len(self._galleries[0])), 1, _MOST_ROWS))
 
-    def scores(self, queries: Int64Array) -> tuple[Float64Array, Float64Array]:
-        """Score the queries of these row numbers against the whole gallery.
+    def prepare(self, queries: Int64Array) -> Float64Array:
+        """Return the queries of these row numbers as the methods below take them: (b, columns)."""
+        block = -self._widened(self._queries[queries], self._query_center)
+        return np.append(block, np.ones((len(block), 1)), axis=1) if self.metric == "l2" else block
 
-        Returns:
-            The scores, (b, n_g) float64, and the norms of the queries as :meth:`tolerance` wants them, (b,) float64.
+    def coarse(self, prepared: Float64Array, gallery: int = 0) -> NDArray[np.float32]:
+        """Score prepared queries against a whole gallery in float32: (b, n_g), good until the thread's next call."""
+        buffers = self._buffers.__dict__.setdefault("by_gallery", {})
+        if gallery not in buffers:  # kept, because fresh memory costs a page fault every 4 KiB
+            buffers[gallery] = np.empty((self.block_rows(), len(self._wide[gallery])), np.float32)
+        scores: NDArray[np.float32] = buffers[gallery][: len(prepared)]
+        return np.matmul(prepared.astype(np.float32), self._coarse[gallery].T, out=scores)
+
+    def exact(self, one: Float64Array, rows: Int64Array, gallery: int = 0) -> Float64Array:
+        """Score one prepared query, (columns,), against some rows of a gallery in float64: (len(rows),)."""
+        wide, step = self._wide[gallery], max(1, _BLOCK_BYTES // 8 // one.nbytes)
+        if len(rows) <= step:
+            return wide.take(rows, axis=0) @ one
+        return np.concatenate([wide.take(rows[at : at + step], axis=0) @ one for at in range(0, len(rows), step)])
+
+    def exact_block(self, prepared: Float64Array, gallery: int = 0) -> Float64Array:
+        """Score prepared queries against a whole gallery in float64: (b, n_g)."""
+        scores: Float64Array = prepared @ self._wide[gallery].T
+        return scores
+
+    def tolerance(self, one: Float64Array, scores: Float64Array) -> tuple[Float64Array, Float64Array]:
+        """Return how far rounding alone may put another score of a query from each of ``scores``: in float64, float32.
+
+        The rounding error of a score is at most (dim + 4) units of |q||g| + |g|^2 / 2, or twice that for rows made
+        one long; a tenth more covers that the bound itself is rounded. Under ``l2`` whatever scores about s is at
+        most |q| + sqrt(2 s + |q|^2) long, so an outlier elsewhere in the gallery does not count.
         """
-        block = self._widened(self._queries[queries]) - self._query_center
-        squares = np.einsum("ij,ij->i", block, block)
+        query = one[: self._dim]
+        square = float(query @ query)
+        norm = sqrt(square)
         if self.metric == "l2":
-            scores = np.matmul(-2 * block, self._gallery.T)
-            scores += self._squares
-            scores += squares[:, None]
+            longest = np.minimum(norm + np.sqrt(np.maximum(2 * scores + square, 0)), self._longest_row)
+            size = longest * (norm + longest / 2)
         else:
-            scores = np.matmul(-block, self._gallery.T)
-        return scores, np.sqrt(squares)
+            size = np.full(len(scores), norm * self._longest_row)
+        exact = 4 * (self._dim + 8) * _UNIT_64 * size
+        return exact, 1.1 * (self._dim + 4) * _UNIT_32 * size + (exact + _UNDERFLOW)
 
-    def tolerance(self, query_norm: float, scores: Float64Array) -> Float64Array:
-        """Return how far, for one query, another score may be from each of ``scores`` by rounding alone.
+    def _prepared(self, gallery: Embeddings) -> Float64Array:
+        """Return the rows as scores are a product with: under ``l2`` their halved squares are one more column."""
+        wide = np.empty((len(gallery), self._dim + (self.metric == "l2")))
+        for part in row_parts(gallery):
+            rows = self._widened(gallery[part], self._center)
+            wide[part, : self._dim] = rows
+            if self.metric == "l2":
+                np.einsum("ij,ij->i", rows, rows / 2, out=wide[part, -1])
+        return wide
 
-        The rounding error of a score is at most (2 dim + 8) units of (|q| + |g|)^2 or |q||g|. Under ``l2``
-        whatever scores about s has |g| <= |q| + sqrt(s), so an outlier elsewhere in the gallery does not count.
-        """
-        size = np.full(len(scores), query_norm * self._largest_norm)
-        if self.metric == "l2":
-            size = (2 * query_norm + np.sqrt(np.maximum(scores, 0))) ** 2
-        size *= 2 * (2 * self._dim + 8) * _UNIT
-        return size
+    def _longest(self, array: Embeddings, center: Float64Array) -> float:
+        wide = (self._widened(array[part], center) for part in row_parts(array))
+        return float(np.sqrt(max(np.einsum("ij,ij->i", part, part).max() for part in wide)))
 
-    def _widened(self, block: Embeddings) -> Float64Array:
+    def _widened(self, block: Embeddings, center: Float64Array) -> Float64Array:
         wide = block.astype(np.float64)
         if self.metric == "cosine":
             wide /= np.sqrt(np.einsum("ij,ij->i", wide, wide))[:, None]
+            return wide
+        wide -= center
+        wide *= self._scale
         return wide
-
-
-def ranks_among(scores: Float64Array, rows: Int64Array, tolerance: Float64Array) -> Int64Array:
-    """Return the rank, from 1, that each of some rows has among all ``scores``, (n_g,).
-
-    Scores no further away than a row's ``tolerance`` are ties, and of those the lower row is first.
-    """
-    lower, upper = scores[rows] - tolerance, scores[rows] + tolerance
-    ordered = np.sort(scores)
-    low = ordered.searchsorted(lower, "left")
-    high = ordered.searchsorted(upper, "right")
-    ranks: Int64Array = low + 1
-    tied = np.flatnonzero(high - low > 1)
-    for same in _groups(low[tied] * (len(scores) + 1) + high[tied]):
-        group = tied[same]  # one set of ties: found once for all the rows in it
-        ties = np.flatnonzero((scores >= lower[group[0]]) & (scores <= upper[group[0]]))
-        ranks[group] += ties.searchsorted(rows[group])
-    return ranks
-
-
-def _groups(keys: Int64Array) -> list[Int64Array]:
-    """Return the positions of each distinct key."""
-    if not len(keys):
-        return []
-    order = np.argsort(keys, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(keys[order])) + 1)

@@ -60,7 +60,7 @@ def test_json_is_the_whole_of_stdout_and_right(folder, metric):
     assert document["skipped_queries"] > 0
     assert document["metric"] == metric
     assert document["inputs"]["gallery"] == "g.npy"
-    assert "rank: " in result.stderr  # progress
+    assert "new/old: " in result.stderr  # progress
 
 
 def test_one_set_in_itself_with_text_output(folder):
@@ -161,12 +161,23 @@ def test_bad_input_is_one_line_exit_4_and_no_report(folder, prepare):
 
 
 @pytest.mark.parametrize(
-    "flags", [["--k", "0"], ["--k", "one"], ["--metric", "l1"], ["--threads", "0"], ["--report", "."]]
+    "flags",
+    [
+        ["--k", "0"],
+        ["--k", "one"],
+        ["--metric", "l1"],
+        ["--metrics", "cmc,f1"],
+        ["--threads", "0"],
+        ["--report", "."],
+        ["--images", "images.npy"],
+        ["--query-images", "images.npy", "--report", "report.html"],
+        ["--uncertainty", "u.npy"],
+    ],
 )
 def test_wrong_usage_exits_2_before_any_work(folder, flags):
     result = run(folder, *call(), *flags)
     assert result.returncode == 2
-    assert "Traceback" not in result.stderr and "rank: " not in result.stderr
+    assert "Traceback" not in result.stderr and "new/old: " not in result.stderr
 
 
 def test_a_report_that_cannot_be_written_exits_5(folder):
@@ -174,3 +185,80 @@ def test_a_report_that_cannot_be_written_exits_5(folder):
     result = run(folder, *call(), "--report", "file/report.html")
     assert result.returncode == 5
     assert "file/report.html" in result.stderr and "Traceback" not in result.stderr
+    assert "new/old: " not in result.stderr  # noticed before the work
+
+
+@pytest.fixture
+def upgraded(folder):
+    """The gallery upgraded from an old model, and re-embedded."""
+    rng = np.random.default_rng(2)
+    gallery = np.load(folder / "g.npy")
+    noise = rng.random(ROWS)
+    np.save(folder / "u.npy", noise)
+    np.save(folder / "t.npy", (gallery + noise[:, None] * rng.standard_normal(gallery.shape)).astype(np.float32))
+    for name in ("q", "g"):
+        np.save(folder / f"{name}-old.npy", np.load(folder / f"{name}.npy")[:, :5].copy())
+    for name, rows in (("gi", ROWS), ("qi", 50)):
+        np.save(folder / f"{name}.npy", rng.integers(0, 256, (rows, 8, 8, 3)).astype(np.uint8))
+    flags = {"gallery": "t.npy", "old-queries": "q-old.npy", "old-gallery": "g-old.npy", "new-gallery": "g.npy"}
+    return folder, call(**flags, uncertainty="u.npy")
+
+
+def test_an_upgrade_is_judged_whole(upgraded):
+    folder, flags = upgraded
+    images = ["--report", "out.html", "--images", "gi.npy", "--query-images", "qi.npy"]
+    result = run(folder, *flags, *images, "--per-class", "--metrics", "map,recall", "--json")
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)
+    for name, arrays in {"old": {"queries": "q-old.npy", "gallery": "g-old.npy"}, "new": {}}.items():
+        (row,) = [
+            row for row in document["compatibility"] if (row["query_model"], row["gallery_model"]) == (name, name)
+        ]
+        wanted = expected(folder, **arrays)
+        assert {figure: row[figure] for figure in wanted} == wanted
+    wanted = expected(folder, gallery="t.npy")
+    assert {figure: document[figure] for figure in wanted} == wanted
+    assert len(document["backfilling"]["most uncertain first"]["shares"]) == 22
+    assert document["per_class"] and document["retrieved"] and document["flips"]["queries"] == document["queries"]
+    page = (folder / "out.html").read_text()
+    assert document["verdict"]["sentence"] in page.replace("&#x27;", "'")
+    assert page.count("data:image/png;base64,") == sum(
+        1 + sum(map(len, row["found"].values())) for row in document["retrieved"]
+    )
+    assert 'src="http' not in page
+
+
+def test_an_upgrade_is_judged_in_words(upgraded):
+    folder, flags = upgraded
+    result = run(folder, *flags, "--per-class")
+    assert result.returncode == 0, result.stderr
+    for part in ("new/old, transformed", "flips: ", "most uncertain first", "By label, the worst first"):
+        assert part in result.stdout
+    assert "Is it worth it? " in result.stdout.splitlines()[-1]
+
+
+def test_old_queries_in_an_upgraded_gallery_want_the_old_one(folder):
+    (folder / "G/embeddings").mkdir(parents=True)
+    (folder / "G/upgrade_infos.json").write_text("{}")
+    np.save(folder / "G/embeddings/0.npy", np.load(folder / "g.npy"))
+    result = run(folder, *call(gallery="G", **{"old-queries": "q.npy"}))
+    assert result.returncode == 2
+    assert "--old-gallery" in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("flag", "array", "message"),
+    [
+        ("new-gallery", np.ones((3, 16), np.float32), "new_gallery has 3 rows, gallery has 120"),
+        ("old-queries", np.ones((50, 4), np.float32), "old_queries have 4 dims, gallery has 16"),
+        ("uncertainty", np.full(ROWS, np.nan), "bad.npy: row 0 holds a NaN"),
+        ("images", np.zeros((3, 4, 4, 3), np.uint8), "bad.npy: holds 3 images for 120 embeddings"),
+    ],
+)
+def test_what_does_not_fit_an_upgrade_is_exit_4(folder, flag, array, message):
+    np.save(folder / "bad.npy", array)
+    flags = {"new-gallery": "g.npy", "report": "report.html"} | {flag: "bad.npy"}
+    result = run(folder, *call(**flags))
+    assert result.returncode == 4
+    assert message in result.stderr and result.stdout == ""
+    assert not list(folder.glob("report.html*"))

@@ -26,12 +26,20 @@ def ranking(index, queries, gallery, metric, exclude_self):
     return rows[rows != index] if exclude_self else rows
 
 
-def first_ranks_and_precisions(queries, gallery, query_labels, gallery_labels, metric="l2", exclude_self=False):
+def relevant_ranks(queries, gallery, query_labels, gallery_labels, metric="l2", exclude_self=False):
+    """Return by query the ranks of the relevant rows, ascending; empty if none is."""
+    return [
+        [
+            rank
+            for rank, row in enumerate(ranking(index, queries, gallery, metric, exclude_self), 1)
+            if gallery_labels[row] == query_labels[index]
+        ]
+        for index in range(len(queries))
+    ]
+
+
+def first_ranks_and_precisions(*arrays, **options):
     """Return by query the rank of the first relevant item (0 if none) and the average precision (NaN if none)."""
-    first, precision = [], []
-    for index in range(len(queries)):
-        rows = ranking(index, queries, gallery, metric, exclude_self)
-        hits = [rank for rank, row in enumerate(rows, 1) if gallery_labels[row] == query_labels[index]]
-        first.append(hits[0] if hits else 0)
-        precision.append(sum(count / rank for count, rank in enumerate(hits, 1)) / len(hits) if hits else np.nan)
-    return np.array(first), np.array(precision)
+    every = relevant_ranks(*arrays, **options)
+    precision = [np.mean([n / rank for n, rank in enumerate(ranks, 1)]) if ranks else np.nan for ranks in every]
+    return np.array([ranks[0] if ranks else 0 for ranks in every]), np.array(precision)

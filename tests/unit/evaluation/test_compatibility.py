@@ -17,7 +17,7 @@ from fct_infer.evaluation import (
 
 
 def metrics(top_1, top_5, mean_average_precision):
-    return RetrievalMetrics({1: top_1, 5: top_5}, mean_average_precision, 100, 0, 100, "l2")
+    return RetrievalMetrics({1: top_1, 5: top_5}, mean_average_precision, {}, 0.5, 100, 0, 100, "l2")
 
 
 # FCT's table for ImageNet (arXiv 2112.02805)
@@ -74,7 +74,7 @@ def test_html_holds_the_figures_and_escapes_names():
     cells = Cells()
     cells.feed(CompatibilityTable((OLD, AFTER, NEW, CompatibilityRow("<b>", "old", OLD.metrics))).html())
     assert cells.open == []
-    assert cells.rows[0] == ["query/gallery", "CMC-1 %", "CMC-5 %", "mAP %", "criterion", "mAP gap closed %"]
+    assert cells.rows[0] == ["query/gallery", "CMC top-1 %", "CMC top-5 %", "mAP %", "criterion", "mAP gap closed %"]
     assert cells.rows[1] == ["old/old", "46.4", "65.1", "28.3", "–", "–"]
     assert cells.rows[2] == ["new/old after", "65.1", "82.7", "44.0", "yes", "90.8"]
     assert cells.rows[4] == ["<b>/old", "46.4", "65.1", "28.3", "no", "0.0"]
@@ -107,7 +107,7 @@ def test_without_references_nothing_is_judged():
     [
         ((), "rows of different names"),
         ((OLD, OLD), "rows of different names"),
-        ((OLD, CompatibilityRow("new", "new", RetrievalMetrics({1: 0.5}, 0.5, 1, 0, 1, "l2"))), "same k"),
+        ((OLD, CompatibilityRow("new", "new", RetrievalMetrics({1: 0.5}, 0.5, {}, 0.5, 1, 0, 1, "l2"))), "same k"),
     ],
 )
 def test_bad_tables_are_refused(rows, message):

@@ -5,13 +5,26 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from support.embeddings import upgrade
 
 from fct_infer import storage
 from fct_infer.errors import ResourceError
-from fct_infer.evaluation import QueryRanks, write_report
-from fct_infer.evaluation.charts import histogram, line_chart
+from fct_infer.evaluation import Settings, StudyInputs, check_report_path, study, write_report
+from fct_infer.evaluation.charts import curves_chart, heat_map, histogram, line_chart
 
-RANKS = QueryRanks(np.array([1, 3, 0, 2]), np.array([1.0, 0.25, np.nan, 0.5]), 40, "l2")
+QUERIES, GALLERY, NEW_GALLERY, QUERY_LABELS, LABELS = upgrade(1)
+SMALL = StudyInputs(QUERIES, GALLERY, QUERY_LABELS, LABELS)
+WHOLE = StudyInputs(
+    QUERIES,
+    GALLERY,
+    QUERY_LABELS,
+    LABELS,
+    old_queries=QUERIES[:, :3].copy(),
+    old_gallery=NEW_GALLERY[:, :3].copy(),
+    new_gallery=NEW_GALLERY,
+    uncertainty=np.arange(len(LABELS)),
+)
+FOUND = study(SMALL, Settings(ks=(1, 2)))
 
 
 class Checker(HTMLParser):
@@ -36,22 +49,77 @@ class Checker(HTMLParser):
 
 def test_page_is_self_contained_and_holds_the_figures(tmp_path):
     path = tmp_path / "out" / "report.html"
-    write_report(path, RANKS, (1, 2), {"gallery": "<script>alert(1)</script>"})
+    write_report(path, FOUND, {"gallery": "<script>alert(1)</script>"})
     page = path.read_text()
     checker = Checker()
     checker.feed(page)
     text = " ".join(checker.text)
     assert checker.open == []
     assert "url(" not in page and "@import" not in page
-    for figure in ("33.33 %", "66.67 %", "58.33 %", "1 (nothing relevant in the gallery)", "<script>alert(1)</script>"):
+    metrics = FOUND.ranks.metrics()
+    shown = [f"{100 * share:.2f} %" for share in (metrics.cmc[1], metrics.cmc[2], metrics.mean_average_precision)]
+    left_out = f"{metrics.skipped_queries} (nothing relevant in the gallery)"
+    assert metrics.skipped_queries > 0
+    for figure in (*shown, left_out, "<script>alert(1)</script>"):
         assert figure in text
+    assert not {"Flips", "Backfilling", "Is it worth it?", "Query model against gallery"} & set(checker.text)
     assert "prefers-color-scheme: dark" in page and "@media print" in page and 'name="viewport"' in page
 
 
 def test_page_is_the_same_every_time(tmp_path):
     for name in ("a", "b"):
-        write_report(tmp_path / name, RANKS, (1,), {})
+        write_report(tmp_path / name, FOUND, {})
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_page_of_a_whole_study_ends_with_the_verdict(tmp_path):
+    found = study(WHOLE, Settings(figures=("cmc", "map", "recall", "r-precision"), per_class=True))
+    write_report(tmp_path / "report.html", found, {}, retrieved="<p>pictures</p>")
+    checker = Checker()
+    checker.feed((tmp_path / "report.html").read_text())
+    assert checker.open == []
+    text = [part for part in checker.text if part.strip()]
+    assert text[-2:] == ["Is it worth it?", found.verdict.sentence]
+    for part in ("Flips", "Backfilling", "By label, the worst first", "Queries and what they find", "pictures"):
+        assert part in text
+    for name, curve in found.curves.items():
+        assert name in text and any(figure.startswith(f"{100 * curve.area:.2f} %") for figure in text)
+    assert {"recall@5 %", "R-precision %", "CMC top-1 %"} <= set(text)
+
+
+def test_an_unwritable_path_is_noticed_and_a_good_one_left_alone(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ResourceError, match=r"report\.html"):
+        check_report_path(tmp_path / "file" / "report.html")
+    check_report_path(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "in the way"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_curves_are_drawn_to_one_scale_with_a_legend():
+    curves = {"a <b>": [0.5, 0.6, 0.7], "c": [0.7, 0.7, 0.7]}
+    svg = ElementTree.fromstring(curves_chart([0, 0.5, 1], curves, "x", "y", "two curves"))
+    lines = [
+        [tuple(map(float, point.split(","))) for point in line.get("points").split()] for line in svg.iter("polyline")
+    ]
+    assert lines[0][2] == lines[1][2]
+    assert lines[0][0][1] - lines[0][1][1] == pytest.approx(lines[0][1][1] - lines[0][2][1], abs=0.2)
+    assert lines[0][1][0] == pytest.approx((lines[0][0][0] + lines[0][2][0]) / 2, abs=0.2)
+    assert {"a <b>", "c"} <= {text.text for text in svg.iter("text")}
+    width, height = (float(side) for side in svg.get("viewBox").split()[2:])
+    assert all(0 < x < width and 0 < y < height for line in lines for x, y in line)
+
+
+def test_a_flat_curve_can_be_drawn():
+    svg = ElementTree.fromstring(curves_chart([0, 1], {"a": [1.0, 1.0]}, "x", "y", "flat"))
+    assert "nan" not in ElementTree.tostring(svg, "unicode")
+
+
+def test_heat_map_cells_are_darker_for_more():
+    svg = ElementTree.fromstring(heat_map([[0.1, None], [0.5, 0.9]], ["old", "new"], ["a", "b"], "map"))
+    shades = [float(cell.get("fill-opacity")) for cell in svg.iter("rect")]
+    assert shades[1] == 0 < shades[0] < shades[2] < shades[3]
+    assert [text.text for text in svg.iter("text")] == ["a", "b", "old", "10.0", "–", "new", "50.0", "90.0"]
 
 
 def test_a_full_disk_leaves_the_earlier_report_as_it_was(tmp_path):
@@ -62,7 +130,7 @@ def test_a_full_disk_leaves_the_earlier_report_as_it_was(tmp_path):
     path = tmp_path / "report.html"
     path.write_text("earlier")
     with storage.use_filesystem(FullDisk()), pytest.raises(ResourceError, match=r"report\.html: .*full"):
-        write_report(path, RANKS, (1,), {})
+        write_report(path, FOUND, {})
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
     assert path.read_text() == "earlier"
 

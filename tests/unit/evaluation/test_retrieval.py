@@ -6,12 +6,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.metrics import average_precision_score
-from support.retrieval_reference import distances, first_ranks_and_precisions
+from support.retrieval_reference import distances, relevant_ranks
 
 from fct_infer.errors import ArrayError, UsageError
-from fct_infer.evaluation import rank_queries, retrieval_metrics, scores
+from fct_infer.evaluation import RetrievalMetrics, rank_queries, ranking, retrieval_metrics, scores
 
 METRICS = ("l2", "ip", "cosine")
+
+
+@pytest.fixture(autouse=True, scope="module", params=[0, np.inf], ids=["in float64", "in float32 first"])
+def way(request):
+    """Small galleries would all take the first way."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking, "_MOST_UNCLEAR", request.param)
+        yield
 
 
 def clustered(rng, rows, dim=12, classes=7, noise=1.5, dtype=np.float32):
@@ -21,10 +29,17 @@ def clustered(rng, rows, dim=12, classes=7, noise=1.5, dtype=np.float32):
 
 
 def assert_same_as_reference(queries, gallery, query_labels, gallery_labels, **options):
-    ranks = rank_queries(queries, gallery, query_labels, gallery_labels, threads=2, **options)
-    first, precision = first_ranks_and_precisions(queries, gallery, query_labels, gallery_labels, **options)
-    assert_array_equal(ranks.first_relevant, first)
-    assert_allclose(ranks.average_precision, precision, rtol=1e-12)
+    ranks = rank_queries(queries, gallery, query_labels, gallery_labels, threads=2, ks=(1, 4, 30), **options)
+    for query, expected in enumerate(relevant_ranks(queries, gallery, query_labels, gallery_labels, **options)):
+        found = np.array(expected)
+        if not expected:
+            assert ranks.first_relevant[query] == 0 and np.isnan(ranks.average_precision[query])
+            assert np.isnan(ranks.recall[query]).all() and np.isnan(ranks.r_precision[query])
+            continue
+        assert ranks.first_relevant[query] == expected[0]
+        assert_allclose(ranks.average_precision[query], np.mean(np.arange(1, len(found) + 1) / found), rtol=1e-12)
+        assert_allclose(ranks.recall[query], [np.mean(found <= k) for k in (1, 4, 30)])
+        assert_allclose(ranks.r_precision[query], np.mean(found <= len(found)))
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -122,7 +137,7 @@ def test_results_do_not_depend_on_threads_or_block_size(metric, monkeypatch):
     embeddings[100:150] = embeddings[:50]
     one = rank_queries(embeddings, embeddings, labels, labels, metric=metric, threads=1)
     for elements, threads in ((1, 1), (333 * 7, 3), (333 * 50, 2)):
-        monkeypatch.setattr(scores, "_SCORE_ELEMENTS", elements)
+        monkeypatch.setattr(scores, "_BLOCK_BYTES", 4 * elements)
         other = rank_queries(embeddings, embeddings, labels, labels, metric=metric, threads=threads)
         assert_array_equal(other.first_relevant, one.first_relevant)
         assert_array_equal(other.average_precision, one.average_precision)
@@ -176,9 +191,14 @@ def test_by_hand():
     assert metrics.mean_average_precision == pytest.approx((5 / 6 + 1 / 2) / 2)
     assert metrics.cmc == {1: 0.5, 2: 1.0}
     assert list(metrics.cmc) == [1, 2]
+    assert metrics.recall == {1: 0.25, 2: 0.5}
+    assert metrics.r_precision == 0.5
+    assert RetrievalMetrics.from_dict(metrics.as_dict()) == metrics
     assert metrics.as_dict() == {
         "cmc": {"1": 0.5, "2": 1.0},
         "mean_average_precision": metrics.mean_average_precision,
+        "recall": {"1": 0.25, "2": 0.5},
+        "r_precision": 0.5,
         "queries": 2,
         "skipped_queries": 0,
         "gallery_rows": 4,
