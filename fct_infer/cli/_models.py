@@ -48,7 +48,10 @@ def _open_checkpoint(path: Path, kind: Kind | None, input_shapes: Sequence[tuple
     if not isinstance(shape, list | tuple) or len(shape) != 3:
         raise UsageError(f"{path}: does not tell its image size; give --input-shape 3x32x32")
     image_shape = (int(shape[0]), int(shape[1]), int(shape[2]))
-    # Backbones of this project take images on the scale 0 to 1.
-    preprocessing = Preprocessing(image_shape[1:], (0.0,) * image_shape[0], (1.0,) * image_shape[0])
+    # Backbones of this project take images on the scale 0 to 1; trained on folders, they are judged on the middle.
+    data = checkpoint.config.get("data")
+    is_cropped = isinstance(data, dict) and data.get("source") == "folder"
+    resize = max(image_shape[1:]) * 256 // 224 if is_cropped else None
+    preprocessing = Preprocessing(image_shape[1:], (0.0,) * image_shape[0], (1.0,) * image_shape[0], resize)
     model = ModuleModel(kind or "backbone", TorchModel(str(path), module, 1), {"image": image_shape})
     return OpenedModel(model, source, preprocessing)

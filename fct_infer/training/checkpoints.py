@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from fct_infer.artifacts.files import GIBIBYTE, MEBIBYTE, read_file
-from fct_infer.errors import ArtifactError, FctError
+from fct_infer.errors import ArtifactError, FctError, UsageError
 from fct_infer.storage import write_bytes, write_json
 from fct_infer.training.models.registry import Kind, ModelSpec
 
@@ -64,19 +64,28 @@ def save_checkpoint(path: str | Path, module: nn.Module, model: ModelSpec, confi
     return checkpoint
 
 
-def load_checkpoint(path: str | Path, kind: type[Kind] | tuple[type[Kind], ...]) -> tuple[Kind, Checkpoint]:
+def load_checkpoint(
+    path: str | Path, kind: type[Kind] | tuple[type[Kind], ...], *, trust_code: bool = False
+) -> tuple[Kind, Checkpoint]:
     """Build the module and load its weights; it is in eval mode.
 
     Args:
         path: without suffix.
         kind: base class it must have, such as :class:`fct_infer.training.models.base.Backbone`, or several to choose
             from.
+        trust_code: build a model that is not this project's (``module:function``, timm, torchvision), which runs
+            whatever the description names.
 
     Raises:
+        UsageError: the model is not this project's, and ``trust_code`` is not set.
         ArtifactError: a file is missing, damaged or malformed, or its weights do not fit the model; names the file.
     """
     weights, description = _files(path)
     checkpoint = _read_description(description)
+    if checkpoint.model.runs_foreign_code and not trust_code:
+        raise UsageError(
+            f"{description}: building {checkpoint.model.name!r} runs its code, which must be trusted first"
+        )
     data = read_file(weights, 16 * GIBIBYTE)
     if hashlib.sha256(data).hexdigest() != checkpoint.sha256:
         raise ArtifactError(f"{weights}: does not match the sha256 in {description.name}; it is damaged or replaced")
@@ -84,7 +93,8 @@ def load_checkpoint(path: str | Path, kind: type[Kind] | tuple[type[Kind], ...])
         module = checkpoint.model.build(kind)
         module.load_state_dict(load(data))
     except (SafetensorError, RuntimeError, FctError) as error:
-        raise ArtifactError(f"{weights}: does not fit the model in {description.name}: {error}") from error
+        reason = " ".join(str(error).split())  # PyTorch gives each weight a line
+        raise ArtifactError(f"{weights}: does not fit the model in {description.name}: {reason[:500]}") from error
     return module.eval(), checkpoint
 
 
@@ -100,7 +110,7 @@ def _read_description(path: Path) -> Checkpoint:
             raise ArtifactError(f"{path}: has format {content['format']}, this version reads {FORMAT}")
         model = ModelSpec(str(content["model"]["name"]), dict(content["model"]["arguments"]))
         return Checkpoint(model, dict(content["config"]), str(content["sha256"]))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, ArtifactError):
             raise
         raise ArtifactError(f"{path}: not a checkpoint description: {type(error).__name__} {error}") from error

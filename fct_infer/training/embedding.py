@@ -9,17 +9,19 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from fct_infer.training.data.images import as_images, to_batch
+from fct_infer.training.data.images import ImageData, LabelledImages, to_batch
 
 
-@torch.inference_mode()
-def embed(model: nn.Module, images: NDArray[Any], batch_size: int = 256) -> NDArray[np.float32]:
+def embed(
+    model: nn.Module, images: NDArray[Any], batch_size: int = 256, device: torch.device | str = "cpu"
+) -> NDArray[np.float32]:
     """Return ``model``'s embedding of every image, in eval mode.
 
     Args:
         model: (n, 3, h, w) float32 on the scale 0 to 1 -> (n, d).
         images: (n, h, w, 3) uint8.
         batch_size: images a forward pass.
+        device: where to compute; the model is back on the CPU afterwards.
 
     Returns:
         (n, d) float32, C-contiguous.
@@ -27,10 +29,25 @@ def embed(model: nn.Module, images: NDArray[Any], batch_size: int = 256) -> NDAr
     Raises:
         ArrayError: images of another dtype or shape, or none.
     """
+    return embed_data(model, LabelledImages.unlabelled(images), batch_size, device)[0]
+
+
+@torch.inference_mode()
+def embed_data(
+    model: nn.Module, data: ImageData, batch_size: int = 256, device: torch.device | str = "cpu"
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return ``model``'s embedding of every image of a set that is not broken, and the rows of these images.
+
+    Arguments and errors are those of :func:`embed`.
+
+    Returns:
+        (n, d) float32, C-contiguous, and (n,) int64, rising.
+    """
     was_training = model.training
-    model.eval()
+    model.to(device).eval()
     try:
-        parts = [model(to_batch(part)) for part in torch.split(as_images(images), batch_size)]
+        parts = [(model(to_batch(images.to(device))).cpu(), rows) for images, rows in data.in_order(batch_size)]
     finally:
-        model.train(was_training)
-    return np.ascontiguousarray(torch.cat(parts).numpy(), np.float32)
+        model.cpu().train(was_training)
+    embeddings = torch.cat([part for part, _ in parts]).numpy()
+    return np.ascontiguousarray(embeddings, np.float32), torch.cat([rows for _, rows in parts]).numpy()

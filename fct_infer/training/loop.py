@@ -1,19 +1,25 @@
-"""The one training loop: schedule, seeds, progress, abort on NaN."""
+"""The one training loop: schedule, seeds, devices, progress, resume, abort on NaN."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from fct_infer.errors import GateError, UsageError
 from fct_infer.training.data.batches import Batches
+from fct_infer.training.devices import TrainingPrecision, launch
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from fct_infer.training.run import RunFolder
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,13 @@ class TrainingConfig:
         freeze_batch_norm_from: share of the epochs after which batch norm stops following the batches and uses its
             running statistics; 1 is never. The paper's h is trained with 0.5.
         seed: of the initial weights, the order of the data and the augmentation.
+        accelerator: ``"cpu"``, ``"cuda"``, or what else Lightning Fabric knows; ``"auto"`` is the best there is.
+        devices: how many; they share each batch. Each has its own batch statistics.
+        precision: ``"fp32"``, or a reduced one where it does no harm (autocast).
+        log_every: steps between two rows of a run's metrics.
+
+    Raises:
+        UsageError: a number is out of its range.
     """
 
     epochs: int
@@ -42,6 +55,18 @@ class TrainingConfig:
     weight_decay: float = 2**-15
     freeze_batch_norm_from: float = 1.0
     seed: int = 0
+    accelerator: str = "cpu"
+    devices: int = 1
+    precision: TrainingPrecision = "fp32"
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "devices", "log_every"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name}: got {getattr(self, name)}, wanted at least 1")
+        for name in ("learning_rate", "warmup_epochs", "momentum", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UsageError(f"{name}: got {getattr(self, name)}, wanted a finite number of at least 0")
 
 
 @dataclass(frozen=True)
@@ -65,39 +90,141 @@ def fit(
     loss_of: Callable[[tuple[Tensor, ...]], Tensor],
     config: TrainingConfig,
     on_progress: ProgressCallback | None = None,
+    *,
+    run: RunFolder | None = None,
+    generators: Sequence[torch.Generator] = (),
 ) -> list[float]:
-    """Train ``module`` in place, leave it in eval mode, and return the mean loss of every epoch.
+    """Train ``module`` in place, leave it in eval mode on the CPU, and return the mean loss of every epoch.
+
+    Args:
+        module: what is trained, and all other modules that ``loss_of`` uses.
+        batches: the data.
+        loss_of: batch -> scalar loss; calls ``module`` or parts of it. Both are on the device when it is called.
+        config: schedule and devices.
+        on_progress: called after every step.
+        run: where metrics and state are kept; an unfinished run goes on where it stood.
+        generators: what ``loss_of`` draws from.
 
     Raises:
         GateError: the loss became NaN or infinite; the message names epoch and step.
         UsageError: the optimizer is unknown.
+        UnsupportedError: the devices are not there.
+        MissingExtraError: Lightning Fabric is not installed.
     """
-    start, losses = time.monotonic(), []
-    steps = config.epochs * len(batches)
-    optimizer = _optimizer(module, config)
-    warmup_steps = config.warmup_epochs * len(batches)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_at(step, warmup_steps, steps))
-    for epoch in range(config.epochs):
-        _set_modes(module, batch_norm_frozen=epoch >= config.freeze_batch_norm_from * config.epochs)
-        total = 0.0
+    fabric = run.fabric if run else launch(config.accelerator, config.devices, config.precision)
+    if fabric.world_size > 1:
+        batches.share(fabric.global_rank, fabric.world_size)
+    with seeded(config.seed):  # what a model draws itself (dropout)
+        training = _Training(fabric, module, loss_of, config, len(batches), (*batches.generators, *generators))
+        if run and (state := run.load_state()):
+            training.load_state(state)
+        for epoch in range(training.epoch, config.epochs):
+            training.run_epoch(epoch, batches, on_progress, run)
+            if run:
+                run.save_state(training.state())
+    module.cpu().eval()
+    return training.losses
+
+
+class _Objective(nn.Module):
+    """Makes the loss one module's forward pass, which is what Fabric can spread over devices and precisions."""
+
+    def __init__(self, module: nn.Module, loss_of: Callable[[tuple[Tensor, ...]], Tensor]) -> None:
+        super().__init__()
+        self.module, self._loss_of = module, loss_of
+
+    def forward(self, batch: tuple[Tensor, ...]) -> Tensor:
+        return self._loss_of(batch)
+
+
+class _Training:
+    """All that changes while a model is trained, and how it is kept and taken up again."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        module: nn.Module,
+        loss_of: Callable[[tuple[Tensor, ...]], Tensor],
+        config: TrainingConfig,
+        steps_per_epoch: int,
+        generators: Sequence[torch.Generator],
+    ) -> None:
+        self._fabric, self._module, self._config, self._generators = fabric, module, config, generators
+        self._steps_per_epoch, self._steps = steps_per_epoch, config.epochs * steps_per_epoch
+        self._optimizer = _optimizer(module, config)
+        warmup_steps, steps = config.warmup_epochs * steps_per_epoch, self._steps
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(
+            self._optimizer, lambda step: learning_rate_at(step, warmup_steps, steps)
+        )
+        self._objective, self._wrapped_optimizer = fabric.setup(_Objective(module, loss_of), self._optimizer)
+        self.epoch, self.losses = 0, list[float]()
+        self._start = time.monotonic()
+
+    def run_epoch(
+        self, epoch: int, batches: Batches, on_progress: ProgressCallback | None, run: RunFolder | None
+    ) -> None:
+        """Take one pass over the data."""
+        config, count = self._config, self._steps_per_epoch
+        _set_modes(self._module, batch_norm_frozen=epoch >= config.freeze_batch_norm_from * config.epochs)
+        total, logged = 0.0, (0, 0.0)
         for index, batch in enumerate(batches):
-            step = epoch * len(batches) + index + 1
-            optimizer.zero_grad(set_to_none=True)
-            loss = loss_of(batch)
-            total += loss.item()
-            if not math.isfinite(total):
-                raise GateError(
-                    f"the loss is {loss.item()} at step {step} of {steps}, epoch {epoch + 1}; lower the learning rate"
-                )
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
+            step, rate = epoch * count + index + 1, self._schedule.get_last_lr()[0]
+            total += self._step(batch, step, epoch)
+            progress = Progress(epoch + 1, config.epochs, step, self._steps, total / (index + 1), self._seconds)
+            if run and (step % config.log_every == 0 or index + 1 == count):
+                mean = (total - logged[1]) / (index + 1 - logged[0])
+                run.log(step, epoch + 1, mean, float(rate), progress.seconds)
+                logged = index + 1, total
             if on_progress is not None:
-                seconds = time.monotonic() - start
-                on_progress(Progress(epoch + 1, config.epochs, step, steps, total / (index + 1), seconds))
-        losses.append(total / len(batches))
-    module.eval()
-    return losses
+                on_progress(progress)
+        self.losses.append(total / count)
+        self.epoch = epoch + 1
+
+    def _step(self, batch: tuple[Tensor, ...], step: int, epoch: int) -> float:
+        """Take one step and return the loss, the mean over all devices."""
+        self._wrapped_optimizer.zero_grad(set_to_none=True)
+        loss = self._objective(self._fabric.to_device(batch))
+        mean: Any = self._fabric.all_reduce(loss.detach(), reduce_op="mean")
+        value = float(mean)
+        if not math.isfinite(value):
+            raise GateError(
+                f"the loss is {value} at step {step} of {self._steps}, epoch {epoch + 1}; lower the learning rate"
+            )
+        self._fabric.backward(loss)
+        self._wrapped_optimizer.step()
+        self._schedule.step()
+        return value
+
+    @property
+    def _seconds(self) -> float:
+        return time.monotonic() - self._start
+
+    def state(self) -> dict[str, Any]:
+        """Return all that the next epoch depends on."""
+        return {
+            "epoch": self.epoch,
+            "step": self.epoch * self._steps_per_epoch,
+            "losses": self.losses,
+            "seconds": self._seconds,
+            "module": self._module.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "precision": self._fabric.strategy.precision.state_dict(),
+            "generators": [generator.get_state() for generator in self._generators],
+            "own_draws": torch.get_rng_state(),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on where :meth:`state` was taken."""
+        self._module.load_state_dict(state["module"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        self._fabric.strategy.precision.load_state_dict(state["precision"])
+        for generator, drawn in zip(self._generators, state["generators"], strict=True):
+            generator.set_state(drawn)
+        torch.set_rng_state(state["own_draws"])
+        self.epoch, self.losses = state["epoch"], list(state["losses"])
+        self._start = time.monotonic() - state["seconds"]
 
 
 def learning_rate_at(step: int, warmup_steps: float, steps: int) -> float:

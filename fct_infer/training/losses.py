@@ -12,6 +12,11 @@ def classification_loss(logits: Tensor, labels: Tensor, label_smoothing: float =
     return F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
 
+def reconstruction_loss(reconstructed: Tensor, images: Tensor) -> Tensor:
+    """Mean squared error over pixels and channels, both (n, 3, h, w) on the scale 0 to 1 -> scalar."""
+    return F.mse_loss(reconstructed, images)
+
+
 def nt_xent_loss(first: Tensor, second: Tensor, temperature: float = 0.5) -> Tensor:
     """SimCLR's contrastive loss (arXiv 2002.05709, section 2.1).
 

@@ -26,6 +26,7 @@ class Augmentation:
         contrast: largest relative change of the distance from grey.
         colour: how far the channels are mixed: 0 not at all, 1 into random, possibly inverted, combinations.
         noise: standard deviation of Gaussian noise, on the scale 0 to 1.
+        flip: share of the views that are mirrored, left to right.
     """
 
     rotation: float = 0.0
@@ -35,20 +36,24 @@ class Augmentation:
     contrast: float = 0.0
     colour: float = 0.0
     noise: float = 0.0
+    flip: float = 0.0
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Return one random view of each image; (n, 3, h, w) float32 on the scale 0 to 1, in and out."""
+        """Return one random view of each image; (n, 3, h, w) float32 on the scale 0 to 1, in and out, on any device."""
         views = self._affine(images, generator) if self.rotation or self.scale or self.shift else images
         views = self._jitter(views, generator)
         if self.noise:
-            views = views + self.noise * torch.randn(views.shape, generator=generator)
+            views = views + self.noise * torch.randn(views.shape, generator=generator).to(views.device)
+        if self.flip:
+            is_flipped = torch.rand(len(views), 1, 1, 1, generator=generator) < self.flip
+            views = torch.where(is_flipped.to(views.device), views.flip(3), views)
         return views.clamp(0, 1).contiguous(memory_format=torch.channels_last)
 
     def _affine(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        angle, zoom, x, y = _symmetric(generator, 4, len(images), 1, 1)
+        angle, zoom, x, y = _symmetric(generator, 4, len(images), 1, 1).to(images.device)
         angle, zoom = angle * math.radians(self.rotation), torch.exp(zoom * math.log1p(self.scale))
         height, width = images.shape[2:]
-        axis_x, axis_y = ((2 * torch.arange(size) + 1) / size - 1 for size in (width, height))
+        axis_x, axis_y = ((2 * torch.arange(size, device=images.device) + 1) / size - 1 for size in (width, height))
         moved_x, moved_y = axis_x[None, None, :] - 2 * self.shift * x, axis_y[None, :, None] - 2 * self.shift * y
         cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
         grid = torch.stack([cos * moved_x + sin * moved_y, cos * moved_y - sin * moved_x], dim=-1)
@@ -60,6 +65,7 @@ class Augmentation:
         offset = self.brightness * _symmetric(generator, count, 3, 1, 1)
         directions = F.normalize(torch.randn(count, 3, 3, generator=generator), dim=2)
         mixing = contrast * torch.lerp(torch.eye(3), directions, self.colour)
+        mixing, offset = mixing.to(images.device), offset.to(images.device)
         return torch.einsum("nij,njhw->nihw", mixing, images - 0.5) + (0.5 + offset)
 
 

@@ -2,62 +2,128 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import nn
 
 from fct_infer.errors import UsageError
 from fct_infer.training.models.base import TransformationModule
-from fct_infer.training.models.transformation import MlpTransformation, PaperTransformation, PointwiseBlock
-from fct_infer.transformation import Activation, Concat, Float32Array, Linear, Program
+from fct_infer.training.models.program import ProgramTransformation
+from fct_infer.training.models.transformation import (
+    LayeredTransformation,
+    MlpTransformation,
+    PaperTransformation,
+    PointwiseBlock,
+    ResidualBlock,
+    ResidualMlpTransformation,
+)
+from fct_infer.transformation import Activation, Add, Concat, Float32Array, Linear, Program, Step
+
+LOG_VARIANCE = "log_variance"
 
 
 def to_program(module: TransformationModule) -> Program:
-    """Return what ``module`` computes in eval mode, as data.
+    """Return what ``module`` computes in eval mode, as data; it takes ``side`` if the module has a ``side_dim``.
 
     Raises:
         UsageError: the module is in training mode, where batch norm depends on the batch and cannot be folded, or of
             a class that is not known here.
         ArtifactError: a weight is not finite.
     """
+    _check_mode(module)
+    if isinstance(module, ProgramTransformation):
+        return module.program()
+    if not isinstance(module, LayeredTransformation):
+        raise UsageError(f"{type(module).__name__} has no program")
+    steps, hidden, output = _hidden_steps(module)
+    last = _linear(module.last, hidden, output)
+    return Program(_dims(module), (*steps, last), output)
+
+
+def to_uncertainty_program(module: TransformationModule) -> Program:
+    """Return FastFill's uncertainty as a program: its output is the log-variance s, (n, 1) (arXiv 2303.04766).
+
+    Raises:
+        UsageError: as :func:`to_program`, or the module was built without the head.
+        ArtifactError: a weight is not finite.
+    """
+    _check_mode(module)
+    if not isinstance(module, LayeredTransformation) or module.uncertainty is None:
+        raise UsageError(f"this {type(module).__name__} has no uncertainty head; train it with FastFill's loss")
+    steps, hidden, _ = _hidden_steps(module)
+    head = module.uncertainty
+    layer = Linear(hidden, LOG_VARIANCE, _float32(head.weight.detach()), _float32(head.bias.detach()))
+    return Program(_dims(module), (*steps, layer), LOG_VARIANCE)
+
+
+def _check_mode(module: TransformationModule) -> None:
     if module.training:
         raise UsageError("a transformation in training mode has no fixed arithmetic; call .eval() first")
-    dims = {"old": module.old_dim, "side": module.side_dim}
+
+
+def _dims(module: TransformationModule) -> dict[str, int]:
+    return {"old": module.old_dim} | ({"side": module.side_dim} if module.side_dim else {})
+
+
+def _hidden_steps(module: LayeredTransformation) -> tuple[list[Step], str, str]:
+    """Return the steps up to the hidden output, its name, and the name of the last layer's output."""
+    side = "side" if module.side_dim else "old"
     match module:
         case PaperTransformation():
-            branches = [*_chain("p1", module.p1, "old"), *_chain("p2", module.p2, "side")]
-            concat = Concat(("p1.1", "p2.1"), "concat")
-            mixer = _chain("mixer", module.mixer, "concat")
-            return Program(dims, (*branches, concat, *mixer), mixer[-1].output)
+            first, second = _chain("p1", module.p1, "old"), _chain("p2", module.p2, side)
+            concat = Concat((first[-1].output, second[-1].output), "concat")
+            mixer = _chain("mixer", list(module.mixer)[:-1], "concat")
+            source = mixer[-1].output if mixer else "concat"
+            return [*first, *second, concat, *mixer], source, f"mixer.{len(mixer)}"
         case MlpTransformation():
-            layers = _chain("layers", module.layers, "concat")
-            return Program(dims, (Concat(("old", "side"), "concat"), *layers), layers[-1].output)
+            inputs, source = _inputs(module)
+            layers = _chain("layers", list(module.layers)[:-1], source)
+            return [*inputs, *layers], layers[-1].output if layers else source, f"layers.{len(layers)}"
+        case ResidualMlpTransformation():
+            inputs, source = _inputs(module)
+            steps = [*inputs, _linear(module.stem, source, "stem")]
+            for index, block in enumerate(module.blocks):
+                assert isinstance(block, ResidualBlock)
+                steps += _residual(f"blocks.{index}", block, steps[-1].output)
+            return steps, steps[-1].output, "head"
         case _:
             raise UsageError(f"{type(module).__name__} has no program")
 
 
-def _chain(name: str, blocks: nn.Sequential, source: str) -> list[Linear]:
+def _inputs(module: LayeredTransformation) -> tuple[list[Step], str]:
+    return ([Concat(("old", "side"), "concat")], "concat") if module.side_dim else ([], "old")
+
+
+def _chain(name: str, blocks: Iterable[nn.Module], source: str) -> list[Linear]:
     steps: list[Linear] = []
     for index, block in enumerate(blocks):
-        assert isinstance(block, PointwiseBlock)
-        weight, bias = _folded(block)
-        activation: Activation = "none" if block.normalizer is None else "relu"
-        steps.append(Linear(source, f"{name}.{index}", weight, bias, activation))
+        steps.append(_linear(block, source, f"{name}.{index}"))
         source = steps[-1].output
     return steps
 
 
+def _residual(name: str, block: ResidualBlock, source: str) -> list[Step]:
+    inner = _linear(block.inner, source, f"{name}.inner")
+    outer = _linear(block.outer, inner.output, f"{name}.outer")
+    return [inner, outer, Add((source, outer.output), name)]
+
+
 @torch.no_grad()
-def _folded(block: PointwiseBlock) -> tuple[Float32Array, Float32Array]:
-    """Weight (d_out, d_in) and bias (d_out,) of the layer with its batch norm multiplied in."""
+def _linear(block: nn.Module, source: str, output: str) -> Linear:
+    """Return the layer with its batch norm multiplied in: weight (d_out, d_in) and bias (d_out,)."""
+    assert isinstance(block, PointwiseBlock)
     weight = block.conv.weight.flatten(1).double()
     norm = block.normalizer
+    activation: Activation = "none" if norm is None else "relu"
     if norm is None:
         assert block.conv.bias is not None
-        return _float32(weight), _float32(block.conv.bias)
+        return Linear(source, output, _float32(weight), _float32(block.conv.bias), activation)
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
-    return _float32(weight * scale[:, None]), _float32(norm.bias.double() - norm.running_mean.double() * scale)
+    bias = norm.bias.double() - norm.running_mean.double() * scale
+    return Linear(source, output, _float32(weight * scale[:, None]), _float32(bias), activation)
 
 
 def _float32(tensor: torch.Tensor) -> Float32Array:

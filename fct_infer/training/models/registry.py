@@ -2,31 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 from torch import nn
 
 from fct_infer.errors import UsageError
+from fct_infer.training.models.base import Backbone, UnitBackbone
+from fct_infer.training.models.classifiers import CosineClassifier, LinearClassifier
+from fct_infer.training.models.deep_resnet import DeepResNet
+from fct_infer.training.models.foreign import build_foreign, is_foreign
+from fct_infer.training.models.mobilenet import MobileNetV2
+from fct_infer.training.models.program import ProgramTransformation
 from fct_infer.training.models.resnet import ResNet
-from fct_infer.training.models.transformation import MlpTransformation, PaperTransformation
+from fct_infer.training.models.transformation import TRANSFORMATIONS
 
 Kind = TypeVar("Kind", bound=nn.Module)
 
+
+def _unit(backbone: Mapping[str, Any]) -> UnitBackbone:
+    return UnitBackbone(ModelSpec(**backbone).build(Backbone))
+
+
 _MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet": ResNet,
-    "paper": PaperTransformation,
-    "mlp": MlpTransformation,
+    **{f"resnet{depth}": partial(DeepResNet, depth) for depth in (18, 34, 50, 101)},
+    "mobilenet_v2": MobileNetV2,
+    "unit": _unit,
+    "linear_classifier": LinearClassifier,
+    "cosine_classifier": CosineClassifier,
+    "program": ProgramTransformation,
+    **TRANSFORMATIONS,
 }
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model as data: its name in the registry and the arguments of its constructor (JSON values only)."""
+    """A model as data: its name and the arguments of its constructor (JSON values only).
+
+    The name is one of the registry, or ``module:function``, ``timm/NAME`` or ``torchvision/NAME``. The model ``unit``
+    brings the embeddings of another, its argument ``backbone``, to length 1.
+    """
 
     name: str
     arguments: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def runs_foreign_code(self) -> bool:
+        """Whether building it imports what is not this project's."""
+        inner = self.arguments.get("backbone")
+        return is_foreign(self.name) or (isinstance(inner, dict) and ModelSpec(**inner).runs_foreign_code)
 
     def build(self, kind: type[Kind] | tuple[type[Kind], ...]) -> Kind:
         """Return a new module of a kind (a base class, or one of several) with freshly drawn weights.
@@ -34,10 +61,13 @@ class ModelSpec:
         Raises:
             UsageError: the name is unknown or of another kind, or the arguments do not fit the model.
         """
-        if self.name not in _MODELS:
-            raise UsageError(f"unknown model {self.name!r}, wanted one of {sorted(_MODELS)}")
+        if self.name not in _MODELS and not is_foreign(self.name):
+            raise UsageError(f"unknown model {self.name!r}, wanted one of {sorted(_MODELS)} or module:function")
         try:
-            module = _MODELS[self.name](**self.arguments)
+            if is_foreign(self.name):
+                module = build_foreign(self.name, self.arguments)
+            else:
+                module = _MODELS[self.name](**self.arguments)
         except (TypeError, ValueError, RuntimeError) as error:
             raise UsageError(f"model {self.name!r} cannot be built from {self.arguments}: {error}") from error
         if not isinstance(module, kind):

@@ -1,8 +1,12 @@
-"""The transformation h(old, side_information) -> new as torch modules."""
+"""The transformation h(old, side_information) -> new as torch modules.
+
+Where ``side_dim`` is 0 there is no side-information: the paper's h feeds the old embedding to both branches (arXiv
+2112.02805, section 3.2), the others take the old embedding alone, which is the same class of functions.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 
 import torch
@@ -32,39 +36,193 @@ class PointwiseBlock(nn.Module):
         return rows
 
 
-class PaperTransformation(TransformationModule):
-    """The paper's h (arXiv 2112.02805, section 3.2): a branch per input, then a mixer on their concatenation.
+class LayeredTransformation(TransformationModule):
+    """h whose last step is a linear layer on a hidden output, which FastFill's uncertainty is read from as well.
 
-    Each branch is d -> 2 d -> 2 d_new; the mixer is 4 d_new -> inner_dim -> inner_dim -> d_new. Without
-    side-information the paper feeds the old embedding to both branches: pass it as ``side``.
+    Attributes:
+        uncertainty: (n, hidden_dim) -> (n, 1), the log-variance s of FastFill (arXiv 2303.04766); None without.
     """
 
-    def __init__(self, old_dim: int, side_dim: int, new_dim: int, inner_dim: int = 2048) -> None:
-        super().__init__(old_dim, side_dim, new_dim)
-        self.p1 = nn.Sequential(PointwiseBlock(old_dim, 2 * old_dim), PointwiseBlock(2 * old_dim, 2 * new_dim))
-        self.p2 = nn.Sequential(PointwiseBlock(side_dim, 2 * side_dim), PointwiseBlock(2 * side_dim, 2 * new_dim))
-        self.mixer = nn.Sequential(
-            PointwiseBlock(4 * new_dim, inner_dim),
-            PointwiseBlock(inner_dim, inner_dim),
-            PointwiseBlock(inner_dim, new_dim, is_last=True),
-        )
+    uncertainty: nn.Linear | None
 
-    def forward(self, old: Tensor, side: Tensor) -> Tensor:
+    @property
+    def last(self) -> PointwiseBlock:
+        """The last layer: (n, hidden_dim) -> (n, new_dim)."""
+        raise NotImplementedError
+
+    def hidden(self, old: Tensor, side: Tensor | None = None) -> Tensor:
+        """Return the input of the last layer, (n, hidden_dim); ``side`` is not looked at where ``side_dim`` is 0."""
+        raise NotImplementedError
+
+    def forward(self, old: Tensor, side: Tensor | None = None) -> Tensor:
         """(n, old_dim) and (n, side_dim) float32 -> (n, new_dim) float32."""
-        mixed: Tensor = self.mixer(torch.cat([self.p1(old), self.p2(side)], dim=1))
-        return mixed
+        new: Tensor = self.last(self.hidden(old, side))
+        return new
+
+    def with_uncertainty(self, old: Tensor, side: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the new embedding (n, new_dim) and the log-variance s (n,)."""
+        assert self.uncertainty is not None
+        hidden = self.hidden(old, side)
+        return self.last(hidden), self.uncertainty(hidden).squeeze(1)
+
+    def _inputs(self, old: Tensor, side: Tensor | None) -> Tensor:
+        """Both inputs side by side, or ``old`` alone."""
+        return torch.cat([old, self._side(old, side)], dim=1) if self.side_dim else old
+
+    def _side(self, old: Tensor, side: Tensor | None) -> Tensor:
+        return old if side is None or not self.side_dim else side
+
+    def _add_uncertainty(self, wanted: bool) -> None:
+        """Called last, so that the weights of h are drawn the same with and without."""
+        self.uncertainty = nn.Linear(self.last.conv.in_channels, 1) if wanted else None
 
 
-class MlpTransformation(TransformationModule):
+class PaperTransformation(LayeredTransformation):
+    """The paper's h (arXiv 2112.02805, section 3.2): a branch per input, then a mixer on their concatenation.
+
+    With the paper's depths each branch is d -> 2 d -> 2 d_new, and the mixer is 4 d_new -> inner_dim -> inner_dim ->
+    d_new. A deeper branch has more layers 2 d wide, a deeper mixer more layers ``inner_dim`` wide.
+
+    Args:
+        old_dim, side_dim, new_dim: widths of inputs and output; ``side_dim`` 0 is FCT without side-information.
+        inner_dim: width of the mixer.
+        branch_depth, mixer_depth: layers of each, at least 1.
+        uncertainty: add FastFill's head on the output of the mixer's last hidden layer.
+
+    Raises:
+        ValueError: a depth is below 1.
+    """
+
+    def __init__(
+        self,
+        old_dim: int,
+        side_dim: int,
+        new_dim: int,
+        inner_dim: int = 2048,
+        branch_depth: int = 2,
+        mixer_depth: int = 3,
+        uncertainty: bool = False,
+    ) -> None:
+        super().__init__(old_dim, side_dim, new_dim)
+        if min(branch_depth, mixer_depth) < 1:
+            raise ValueError(f"depths are {branch_depth} and {mixer_depth}, wanted at least 1")
+        self.p1, self.p2 = (
+            _chain([dim, *[2 * dim] * (branch_depth - 1), 2 * new_dim]) for dim in (old_dim, side_dim or old_dim)
+        )
+        self.mixer = _chain([4 * new_dim, *[inner_dim] * (mixer_depth - 1)])
+        self.mixer.append(PointwiseBlock(4 * new_dim if mixer_depth == 1 else inner_dim, new_dim, is_last=True))
+        self._add_uncertainty(uncertainty)
+
+    @property
+    def last(self) -> PointwiseBlock:
+        """The mixer's last layer."""
+        return _last_of(self.mixer)
+
+    def hidden(self, old: Tensor, side: Tensor | None = None) -> Tensor:
+        """Return the output of the mixer's last hidden layer, after its ReLU: (n, inner_dim)."""
+        return _but_last(self.mixer, torch.cat([self.p1(old), self.p2(self._side(old, side))], dim=1))
+
+
+class MlpTransformation(LayeredTransformation):
     """A plain MLP on the concatenation of both inputs; no hidden layer makes it a linear map."""
 
-    def __init__(self, old_dim: int, side_dim: int, new_dim: int, hidden_dims: Iterable[int] = (256, 256)) -> None:
+    def __init__(
+        self,
+        old_dim: int,
+        side_dim: int,
+        new_dim: int,
+        hidden_dims: Iterable[int] = (256, 256),
+        uncertainty: bool = False,
+    ) -> None:
         super().__init__(old_dim, side_dim, new_dim)
         widths = [old_dim + side_dim, *hidden_dims]
-        blocks = [PointwiseBlock(dim_in, dim_out) for dim_in, dim_out in pairwise(widths)]
-        self.layers = nn.Sequential(*blocks, PointwiseBlock(widths[-1], new_dim, is_last=True))
+        self.layers = _chain(widths).append(PointwiseBlock(widths[-1], new_dim, is_last=True))
+        self._add_uncertainty(uncertainty)
 
-    def forward(self, old: Tensor, side: Tensor) -> Tensor:
-        """(n, old_dim) and (n, side_dim) float32 -> (n, new_dim) float32."""
-        new: Tensor = self.layers(torch.cat([old, side], dim=1))
-        return new
+    @property
+    def last(self) -> PointwiseBlock:
+        """The last layer."""
+        return _last_of(self.layers)
+
+    def hidden(self, old: Tensor, side: Tensor | None = None) -> Tensor:
+        """Return the output of the last hidden layer, after its ReLU; without any, the concatenated inputs."""
+        return _but_last(self.layers, self._inputs(old, side))
+
+
+class ResidualBlock(nn.Module):
+    """x + outer(ReLU(batch norm(inner x))); begins as the identity, because ``outer`` begins at zero."""
+
+    def __init__(self, dim: int, inner_dim: int) -> None:
+        super().__init__()
+        self.inner = PointwiseBlock(dim, inner_dim)
+        self.outer = PointwiseBlock(inner_dim, dim, is_last=True)
+        for parameter in self.outer.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(n, dim) -> (n, dim)."""
+        refined: Tensor = rows + self.outer(self.inner(rows))
+        return refined
+
+
+class ResidualMlpTransformation(LayeredTransformation):
+    """A linear map of the concatenated inputs to ``width``, residual blocks, and a linear map to the new embedding.
+
+    It begins as a linear map, which the blocks learn to correct.
+    """
+
+    def __init__(
+        self,
+        old_dim: int,
+        side_dim: int,
+        new_dim: int,
+        width: int = 256,
+        inner_dim: int = 512,
+        blocks: int = 2,
+        uncertainty: bool = False,
+    ) -> None:
+        super().__init__(old_dim, side_dim, new_dim)
+        self.stem = PointwiseBlock(old_dim + side_dim, width, is_last=True)
+        self.blocks = nn.Sequential(*(ResidualBlock(width, inner_dim) for _ in range(blocks)))
+        self.head = PointwiseBlock(width, new_dim, is_last=True)
+        self._add_uncertainty(uncertainty)
+
+    @property
+    def last(self) -> PointwiseBlock:
+        """The last layer."""
+        return self.head
+
+    def hidden(self, old: Tensor, side: Tensor | None = None) -> Tensor:
+        """Return the sum after the last residual block: (n, width)."""
+        hidden: Tensor = self.blocks(self.stem(self._inputs(old, side)))
+        return hidden
+
+
+def linear_transformation(old_dim: int, side_dim: int, new_dim: int, uncertainty: bool = False) -> MlpTransformation:
+    """Return an affine map, trained like the others; :mod:`fct_infer.training.models.maps` solves for one instead."""
+    return MlpTransformation(old_dim, side_dim, new_dim, (), uncertainty)
+
+
+TRANSFORMATIONS: dict[str, Callable[..., TransformationModule]] = {
+    "paper": PaperTransformation,
+    "mlp": MlpTransformation,
+    "residual_mlp": ResidualMlpTransformation,
+    "linear": linear_transformation,
+}
+"""What the registry builds by these names."""
+
+
+def _chain(widths: list[int]) -> nn.Sequential:
+    return nn.Sequential(*(PointwiseBlock(dim_in, dim_out) for dim_in, dim_out in pairwise(widths)))
+
+
+def _last_of(blocks: nn.Sequential) -> PointwiseBlock:
+    last = blocks[-1]
+    assert isinstance(last, PointwiseBlock)
+    return last
+
+
+def _but_last(blocks: nn.Sequential, rows: Tensor) -> Tensor:
+    for block in list(blocks)[:-1]:
+        rows = block(rows)
+    return rows

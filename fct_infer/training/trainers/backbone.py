@@ -3,27 +3,63 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from fct_infer.training.data.augment import Augmentation
-from fct_infer.training.data.batches import TensorBatches
-from fct_infer.training.data.images import LabelledImages, as_images, to_batch
+from fct_infer.training.data.images import ImageData, to_batch
 from fct_infer.training.loop import ProgressCallback, TrainingConfig, fit, seeded
 from fct_infer.training.losses import classification_loss
 from fct_infer.training.models.base import Backbone
+from fct_infer.training.models.classifiers import Classifier
 from fct_infer.training.models.registry import ModelSpec
+from fct_infer.training.run import RunFolder
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """What the embeddings are classified with.
+
+    Attributes:
+        kind: ``"linear"``: inner products; ``"cosine"``: scaled cosines; ``"arcface"``: these with a margin.
+        scale: of the cosines.
+        margin: in radians; ArcFace only.
+    """
+
+    kind: Literal["linear", "cosine", "arcface"] = "linear"
+    scale: float = 64.0
+    margin: float = 0.5
+
+    def model(self, dim: int, classes: int) -> ModelSpec:
+        """Return the classifier for embeddings of a width."""
+        size: dict[str, float] = {"dim": dim, "classes": classes}
+        if self.kind == "linear":
+            return ModelSpec("linear_classifier", size)
+        margin = self.margin if self.kind == "arcface" else 0.0
+        return ModelSpec("cosine_classifier", {**size, "scale": self.scale, "margin": margin})
 
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """What a backbone is and how it is trained (the paper's recipe, arXiv 2112.02805, appendix, at any size)."""
+    """What a backbone is and how it is trained (the paper's recipe, arXiv 2112.02805, appendix, at any size).
+
+    Attributes:
+        model: the backbone.
+        training: schedule and devices.
+        label_smoothing: share of each label that is spread over all classes.
+        augmentation: random views of the images.
+        classifier: what the embeddings are classified with.
+        embeddings: ``"raw"``, or ``"unit"``: of length 1, also in production.
+    """
 
     model: ModelSpec
     training: TrainingConfig
     label_smoothing: float = 0.1
     augmentation: Augmentation = field(default_factory=Augmentation)
+    classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
+    embeddings: Literal["raw", "unit"] = "raw"
 
 
 @dataclass(frozen=True)
@@ -32,19 +68,36 @@ class TrainedBackbone:
 
     Attributes:
         backbone: images -> (n, d), in eval mode.
-        classifier: (n, d) -> (n, classes), without bias.
+        classifier: (n, d) -> (n, classes).
+        model: how to build the backbone again.
+        classifier_model: how to build the classifier again.
         losses: mean loss of every epoch.
     """
 
     backbone: Backbone
-    classifier: nn.Linear
+    classifier: Classifier
+    model: ModelSpec
+    classifier_model: ModelSpec
     losses: list[float]
 
 
+class AddedLoss(nn.Module):
+    """What is minimised beside the classification: (n, d) embeddings and (n,) labels -> scalar."""
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """See the class."""
+        raise NotImplementedError
+
+
 def train_backbone(
-    data: LabelledImages, config: BackboneConfig, on_progress: ProgressCallback | None = None
+    data: ImageData,
+    config: BackboneConfig,
+    on_progress: ProgressCallback | None = None,
+    *,
+    run: RunFolder | None = None,
+    added_loss: AddedLoss | None = None,
 ) -> TrainedBackbone:
-    """Train a backbone and a linear classifier on it to tell the classes of ``data`` apart.
+    """Train a backbone and a classifier on it to tell the classes of ``data`` apart.
 
     Raises:
         UsageError: the configuration names an unknown model or optimizer.
@@ -52,19 +105,24 @@ def train_backbone(
         GateError: the loss became NaN or infinite.
     """
     training = config.training
+    model = config.model
+    if config.embeddings == "unit":
+        model = ModelSpec("unit", {"backbone": {"name": model.name, "arguments": model.arguments}})
     with seeded(training.seed):
-        backbone = config.model.build(Backbone)
-        classifier = nn.Linear(backbone.embedding_dim, len(data.class_names), bias=False)
-    network = nn.Sequential(backbone, classifier)
-    batches = TensorBatches(
-        as_images(data.images), torch.from_numpy(data.labels), batch_size=training.batch_size, seed=training.seed
-    )
+        backbone = model.build(Backbone)
+        classifier_model = config.classifier.model(backbone.embedding_dim, len(data.class_names))
+        classifier = classifier_model.build(Classifier)
+    network = nn.ModuleList([backbone, classifier, *([added_loss] if added_loss else [])])
+    batches = data.batches(training.batch_size, training.seed)
     views = torch.Generator().manual_seed(training.seed)
 
     def loss_of(batch: tuple[Tensor, ...]) -> Tensor:
         images, labels = batch
-        logits = network(config.augmentation(to_batch(images), views))
-        return classification_loss(logits, labels, config.label_smoothing)
+        embeddings = backbone(config.augmentation(to_batch(images), views))
+        loss = classification_loss(classifier(embeddings, labels), labels, config.label_smoothing)
+        if added_loss is not None:
+            loss = loss + added_loss(embeddings, labels)
+        return loss
 
-    losses = fit(network, batches, loss_of, training, on_progress)
-    return TrainedBackbone(backbone, classifier, losses)
+    losses = fit(network, batches, loss_of, training, on_progress, run=run, generators=(views,))
+    return TrainedBackbone(backbone, classifier, model, classifier_model, losses)

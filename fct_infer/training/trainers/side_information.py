@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fct_infer.training.data.augment import Augmentation
-from fct_infer.training.data.batches import TensorBatches
-from fct_infer.training.data.images import as_images, to_batch
+from fct_infer.training.data.images import ImageData, LabelledImages, to_batch
 from fct_infer.training.loop import ProgressCallback, TrainingConfig, fit, seeded
 from fct_infer.training.losses import nt_xent_loss
 from fct_infer.training.models.base import Backbone
 from fct_infer.training.models.registry import ModelSpec
+from fct_infer.training.run import RunFolder
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,11 @@ class TrainedSideInformation:
 
 
 def train_side_information(
-    images: NDArray[Any], config: SideInformationConfig, on_progress: ProgressCallback | None = None
+    images: NDArray[Any] | ImageData,
+    config: SideInformationConfig,
+    on_progress: ProgressCallback | None = None,
+    *,
+    run: RunFolder | None = None,
 ) -> TrainedSideInformation:
     """Train a backbone to recognise two views of one image among the views of the batch.
 
@@ -46,9 +51,10 @@ def train_side_information(
     (arXiv 2112.02805, section 3.3).
 
     Args:
-        images: (n, height, width, 3) uint8, what the old model was trained on.
+        images: what the old model was trained on, as a set or as (n, height, width, 3) uint8; labels are not used.
         config: model, schedule and views.
         on_progress: called after every step.
+        run: where metrics and state are kept.
 
     Raises:
         UsageError: the configuration names an unknown model or optimizer.
@@ -61,14 +67,14 @@ def train_side_information(
         dim = backbone.embedding_dim
         head = nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, config.projection_dim))
     network = nn.Sequential(backbone, head)
-    batches = TensorBatches(as_images(images), batch_size=training.batch_size, seed=training.seed)
+    data = LabelledImages.unlabelled(images) if isinstance(images, np.ndarray) else images
+    batches = data.batches(training.batch_size, training.seed, views=2)
     generator = torch.Generator().manual_seed(training.seed)
 
     def loss_of(batch: tuple[Tensor, ...]) -> Tensor:
-        originals = to_batch(batch[0])
-        views = [config.augmentation(originals, generator) for _ in range(2)]
+        views = [config.augmentation(to_batch(images), generator) for images in batch[:2]]
         first, second = network(torch.cat(views)).chunk(2)
         return nt_xent_loss(first, second, config.temperature)
 
-    losses = fit(network, batches, loss_of, training, on_progress)
+    losses = fit(network, batches, loss_of, training, on_progress, run=run, generators=(generator,))
     return TrainedSideInformation(backbone, losses)

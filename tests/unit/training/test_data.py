@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fct_infer.errors import ArrayError
+from fct_infer.errors import ArrayError, UsageError
 from fct_infer.training.data.augment import Augmentation
 from fct_infer.training.data.batches import TensorBatches
 from fct_infer.training.data.images import as_images, to_batch
@@ -51,7 +51,7 @@ def test_a_view_moves_by_the_share_asked_for():
 
 
 @pytest.mark.parametrize(
-    "field", ["rotation", "scale", "shift", "brightness", "contrast", "colour", "noise"], ids=lambda name: name
+    "field", ["rotation", "scale", "shift", "brightness", "contrast", "colour", "noise", "flip"], ids=lambda name: name
 )
 def test_every_kind_of_change_changes_and_stays_in_range(field):
     view = Augmentation(**{field: 0.5})(images(), generator())
@@ -81,3 +81,32 @@ def test_an_epoch_holds_every_row_once_in_whole_batches():
 def test_unusable_training_data_is_refused(lengths, message):
     with pytest.raises(ArrayError, match=message):
         TensorBatches(*(torch.zeros(length) for length in lengths), batch_size=4, seed=0)
+
+
+def test_a_flipped_view_is_the_mirror_image_and_the_others_are_left_alone():
+    views = Augmentation(flip=0.5)(images(40), generator())
+    is_same, is_mirrored = (
+        torch.isclose(views, each, atol=1e-6).flatten(1).all(dim=1) for each in (images(40), images(40).flip(3))
+    )
+    assert (is_same ^ is_mirrored).all()
+    assert 5 < is_mirrored.sum() < 35
+
+
+def test_several_processes_get_distinct_parts_of_the_same_batches():
+    rows = torch.arange(20)
+    whole = list(TensorBatches(rows, batch_size=6, seed=0))
+    parts = []
+    for rank in range(3):
+        batches = TensorBatches(rows, batch_size=6, seed=0)
+        batches.share(rank, 3)
+        parts.append(list(batches))
+    for index, (batch,) in enumerate(whole):
+        together = torch.stack([part[index][0] for part in parts], dim=1).flatten()
+        assert torch.equal(together, batch)
+    with pytest.raises(UsageError, match="batch of 6 rows cannot be shared evenly by 4"):
+        TensorBatches(rows, batch_size=6, seed=0).share(0, 4)
+
+
+def test_float_images_are_batches_already():
+    ready = torch.rand(2, 3, 8, 8)
+    assert torch.equal(to_batch(ready), ready)

@@ -1,0 +1,117 @@
+"""``fct-train``: train every model of both papers from a configuration file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from fct_infer.cli._common import json_option, run_cli, show_rows
+from fct_infer.cli._training_progress import training_progress_on_stderr
+
+if TYPE_CHECKING:
+    from fct_infer.training.loop import ProgressCallback
+    from fct_infer.training.run import RunFolder
+
+    Trainer = Callable[[dict[str, Any], RunFolder, ProgressCallback], dict[str, Any]]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def group() -> None:
+    """Train old and new models, side-information and the transformation between them.
+
+    CONFIG.yaml names model, data and schedule; configs/ holds the papers' recipes. RUN keeps the resolved
+    configuration, metrics, the checkpoint, and, until it is finished, the state: the same command goes on where it was
+    stopped.
+    """
+
+
+def _training_command(name: str, text: str) -> Callable[[Callable[[], Trainer]], click.Command]:
+    """Return a decorator: from a function that imports a trainer to its command."""
+
+    def decorate(import_trainer: Callable[[], Trainer]) -> click.Command:
+        @group.command(name, help=text)
+        @click.argument("config", type=click.Path(path_type=Path))
+        @click.option(
+            "-o", "--output", "dest", required=True, type=click.Path(path_type=Path), help="Folder of the run."
+        )
+        @click.option(
+            "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="As training.epochs=10; repeatable."
+        )
+        @click.option("--restart", is_flag=True, help="Begin anew instead of going on with the run in the folder.")
+        @json_option()
+        def command(config: Path, dest: Path, overrides: tuple[str, ...], restart: bool, as_json: bool) -> None:
+            from fct_infer.training.config import read_config
+            from fct_infer.training.run import RunFolder
+
+            values = read_config(config, overrides)
+            trainer = import_trainer()
+            with RunFolder(dest, restart=restart) as run, training_progress_on_stderr() as progress:
+                result = trainer(values, run, progress)
+                if run.was_finished:
+                    click.echo(f"{dest}: was finished before; nothing was trained (--restart begins anew)", err=True)
+                if run.is_first:
+                    _print(result, as_json)
+
+        return command
+
+    return decorate
+
+
+@_training_command("backbone", "Train an embedding model by classification.")
+def backbone() -> Trainer:
+    """Import the trainer."""
+    from fct_infer.training.trainers.backbone_run import run_backbone
+
+    return run_backbone
+
+
+@_training_command("bct", "Train a new embedding model that is compatible with an old one (BCT).")
+def bct() -> Trainer:
+    """Import the trainer."""
+    from fct_infer.training.trainers.backbone_run import run_bct
+
+    return run_bct
+
+
+@_training_command("side-information", "Train a side-information model: simclr, autoencoder, classifier or none.")
+def side_information() -> Trainer:
+    """Import the trainer."""
+    from fct_infer.training.trainers.side_information_run import run_side_information
+
+    return run_side_information
+
+
+@_training_command(
+    "transformation", "Train h from old embeddings and side-information to new embeddings (FCT, FastFill)."
+)
+def transformation() -> Trainer:
+    """Import the trainer."""
+    from fct_infer.training.trainers.transformation_run import run_transformation
+
+    return run_transformation
+
+
+def _print(result: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps(result, indent=2, allow_nan=False))
+        return
+    show_rows({key.replace("_", " "): _shown(value) for key, value in result.items()})
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def main() -> NoReturn:
+    """Entry point of ``fct-train``."""
+    run_cli(group, resumes=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""Configurations: YAML files and ``--set`` on top of the defaults that stand in dataclasses."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, Field, asdict, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from fct_infer.errors import MissingExtraError, UsageError
+
+Config = TypeVar("Config")
+
+_NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
+
+
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a YAML file and put ``a.b=value`` overrides on top; values are YAML too.
+
+    Raises:
+        UsageError: the file is missing or not a YAML mapping, or an override is not of that form.
+        MissingExtraError: PyYAML is not installed.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    values = _parse_yaml(text, str(path))
+    values = {} if values is None else values
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: holds a {type(values).__name__}, wanted a mapping of keys to values")
+    for override in overrides:
+        _override(values, override)
+    return values
+
+
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """Return a mapping of plain values as YAML, keys in the order given."""
+    text: str = _yaml().safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+    return text
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """Return a configuration as a mapping that YAML and JSON can hold: :func:`from_plain` reads it back."""
+    return {key: _plain(value) for key, value in asdict(config).items()}
+
+
+def from_plain(kind: type[Config], values: Mapping[str, Any], where: str = "") -> Config:
+    """Build a configuration dataclass, nested ones included, from what a YAML file says.
+
+    Args:
+        kind: the dataclass; its defaults stand in for keys that are not given.
+        values: key -> plain value.
+        where: key of the whole, for messages.
+
+    Raises:
+        UsageError: a key is unknown or missing, or a value has the wrong type; the message names the key.
+    """
+    if not isinstance(values, Mapping):
+        raise UsageError(f"{where or 'the configuration'}: got {_shown(values)}, wanted a mapping of keys to values")
+    prefix = f"{where}." if where else ""
+    known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]  # a dataclass by contract
+    for key in values:
+        if key not in known:
+            guess = get_close_matches(str(key), known, n=1)
+            hint = f"; did you mean {guess[0]!r}?" if guess else f"; known are {', '.join(known)}"
+            raise UsageError(f"{prefix}{key}: unknown key{hint}")
+    missing = [prefix + name for name, field in known.items() if name not in values and _is_required(field)]
+    if missing:
+        raise UsageError(f"{', '.join(missing)}: missing, and has no default")
+    hints = get_type_hints(kind)
+    arguments = {key: _convert(value, hints[key], prefix + key) for key, value in values.items()}
+    try:
+        return kind(**arguments)
+    except UsageError as error:
+        raise UsageError(f"{prefix}{error}") from error
+
+
+def _is_required(field: Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
+
+
+def _convert(value: Any, kind: Any, where: str) -> Any:
+    """Return ``value`` as ``kind``, a type as dataclass fields of configurations have it."""
+    origin, options = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if is_dataclass(kind):
+        assert isinstance(kind, type)
+        return from_plain(kind, value, where)
+    if origin is Literal:
+        if value in options and type(value) in map(type, options):
+            return value
+        raise UsageError(f"{where}: got {_shown(value)}, wanted {_either(map(repr, options))}")
+    if origin in (Union, types.UnionType):
+        return _convert_union(value, options, where)
+    if origin in (tuple, list):
+        if not isinstance(value, list | tuple):
+            raise UsageError(f"{where}: got {_shown(value)}, wanted a list")
+        return origin(_convert(each, options[0], f"{where}[{row}]") for row, each in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise UsageError(f"{where}: got {_shown(value)}, wanted a mapping of keys to values")
+        return value
+    return _convert_scalar(value, kind, where)
+
+
+def _convert_scalar(value: Any, kind: type, where: str) -> Any:
+    if kind is float:
+        try:
+            if isinstance(value, int | float | str) and not isinstance(value, bool):
+                return float(value)  # a string: YAML 1.1 takes 1e-3 for one
+        except ValueError:
+            pass
+    elif type(value) is kind:
+        return value
+    raise UsageError(f"{where}: got {_shown(value)}, wanted {_NAMES.get(kind, kind.__name__)}")
+
+
+def _convert_union(value: Any, options: tuple[Any, ...], where: str) -> Any:
+    if value is None and type(None) in options:
+        return None
+    wanted = [option for option in options if option is not type(None)]
+    if len(wanted) == 1:
+        return _convert(value, wanted[0], where)
+    reasons = []
+    for option in wanted:
+        try:
+            return _convert(value, option, where)
+        except UsageError as error:
+            reasons.append(str(error).rpartition("wanted ")[2])
+    raise UsageError(f"{where}: got {_shown(value)}, wanted {_either(reasons)}")
+
+
+def _either(names: Any) -> str:
+    return " or ".join(names)
+
+
+def _shown(value: Any) -> str:
+    return f"{value!r} ({type(value).__name__})"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise UsageError(f"--set {override}: wanted KEY=VALUE, such as training.epochs=10")
+    for depth, key in enumerate(keys[:-1]):
+        below = values.setdefault(key, {})
+        if not isinstance(below, dict):
+            raise UsageError(f"--set {override}: {'.'.join(keys[: depth + 1])} is {_shown(below)}, not a mapping")
+        values = below
+    values[keys[-1]] = _parse_yaml(text, f"--set {override}")
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    yaml = _yaml()
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(f"{where}: is not YAML: {' '.join(str(error).split())}") from error
+
+
+def _yaml() -> Any:
+    try:
+        import yaml
+    except ImportError as error:
+        raise MissingExtraError("pyyaml", "train") from error
+    return yaml

@@ -1,0 +1,119 @@
+"""Shuffled batches of cached embeddings that do not fit in memory, and the rows held out for validation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fct_infer.errors import ArrayError, UsageError
+from fct_infer.gallery.sampling import sample_rows
+from fct_infer.training.features import Columns, Features, concatenate
+
+MAX_VALIDATION_ROWS = 50_000
+CHUNK_ROWS = 256
+BUFFER_ROWS = 65_536
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which rows are held out for validation; ``held_out`` are their numbers, sorted (n,) int64."""
+
+    rows: int
+    held_out: NDArray[np.int64]
+
+    @classmethod
+    def draw(cls, rows: int, share: float, seed: int) -> Split:
+        """Hold out a ``share`` of the rows, at random, at most :data:`MAX_VALIDATION_ROWS`; 0 holds out none.
+
+        Raises:
+            UsageError: the share is not from 0 to below 1.
+        """
+        if not 0 <= share < 1:
+            raise UsageError(f"validation share is {share}, wanted at least 0 and below 1")
+        count = min(int(rows * share), MAX_VALIDATION_ROWS)
+        return cls(rows, sample_rows(rows, count, seed) if count else np.empty(0, np.int64))
+
+    @property
+    def training_rows(self) -> int:
+        """Rows that are not held out."""
+        return self.rows - len(self.held_out)
+
+    def is_held_out(self, first: int, last: int) -> NDArray[np.bool_]:
+        """Return for rows ``first`` to ``last`` whether they are held out: (last - first,) bool."""
+        mask = np.zeros(last - first, np.bool_)
+        begin, end = np.searchsorted(self.held_out, [first, last])
+        mask[self.held_out[begin:end] - first] = True
+        return mask
+
+    def is_training(self, first: int, last: int) -> NDArray[np.bool_]:
+        """The opposite of :meth:`is_held_out`."""
+        return ~self.is_held_out(first, last)
+
+
+class FeatureBatches:
+    """Batches of ``old``, ``side`` and ``new``, and ``labels`` where there are any, as float32 and int64 tensors.
+
+    Without side-information ``old`` takes its place (arXiv 2112.02805, section 3.2).
+
+    The order: an epoch cuts the rows into chunks of :data:`CHUNK_ROWS` neighbours, draws an order of the chunks, fills
+    a buffer with the next chunks in that order until it holds :data:`BUFFER_ROWS` rows, and draws an order of the rows
+    in the buffer. So a batch mixes rows of some hundred places of the data whatever its order on disk, memory does not
+    grow with the data, and files are read in runs. Rows left over in a buffer join the next; the last rows of an epoch
+    that fill no batch are left out, as batch norm wants. An epoch is drawn from one number of ``generators``.
+
+    Raises:
+        ArrayError: there are fewer training rows than one batch.
+    """
+
+    def __init__(self, features: Features, split: Split, batch_size: int, seed: int) -> None:
+        if split.training_rows < batch_size:
+            raise ArrayError(f"training data: got {split.training_rows} rows, wanted at least {batch_size}, one batch")
+        self._features, self._split, self._batch_size = features, split, batch_size
+        self._chunks = features.ranges(CHUNK_ROWS)
+        self._rank, self._processes = 0, 1
+        self.generators = (torch.Generator().manual_seed(seed),)
+
+    def share(self, rank: int, processes: int) -> None:
+        """See :class:`fct_infer.training.data.batches.Batches`."""
+        if self._batch_size % processes:
+            raise UsageError(f"a batch of {self._batch_size} rows cannot be shared evenly by {processes} devices")
+        self._rank, self._processes = rank, processes
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return self._split.training_rows // self._batch_size
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        """One epoch.
+
+        Raises:
+            GalleryError: a file cannot be read or has changed, or a row holds NaN or infinity; names file and row.
+        """
+        rng = np.random.default_rng(int(torch.randint(2**62, (), generator=self.generators[0])))
+        order = rng.permutation(len(self._chunks))
+        left: list[Columns] = []
+        for first in range(0, len(order), BUFFER_ROWS // CHUNK_ROWS):
+            chosen = np.sort(order[first : first + BUFFER_ROWS // CHUNK_ROWS])
+            parts = self._features.read((self._chunks[index] for index in chosen), self._split.is_training)
+            buffer = concatenate([*left, *parts])
+            del parts
+            rows = rng.permutation(len(buffer["old"]))
+            whole = len(rows) - len(rows) % self._batch_size
+            for start in range(0, whole, self._batch_size):
+                batch = rows[start : start + self._batch_size]
+                yield as_tensors(buffer, batch[self._rank :: self._processes])
+            left = [{name: column[rows[whole:]] for name, column in buffer.items()}]
+            del buffer
+
+
+def as_tensors(columns: Columns, rows: NDArray[np.int64] | slice) -> tuple[Tensor, ...]:
+    """Return ``old``, ``side``, ``new`` float32 and, where there are any, ``labels`` int64 of some rows."""
+    names = ("old", "side" if "side" in columns else "old", "new")
+    vectors = (torch.from_numpy(np.ascontiguousarray(columns[name][rows], np.float32)) for name in names)
+    labels = (torch.from_numpy(columns["labels"][rows]),) if "labels" in columns else ()
+    return (*vectors, *labels)

@@ -1,0 +1,117 @@
+"""``fct-train side-information``: from a configuration to a checkpoint of psi."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from fct_infer.errors import ArtifactError, UsageError
+from fct_infer.storage import copy_file
+from fct_infer.training.checkpoints import save_checkpoint
+from fct_infer.training.config import from_plain, to_plain
+from fct_infer.training.data.images import image_shape
+from fct_infer.training.data.sources import DataConfig, open_data
+from fct_infer.training.loop import ProgressCallback
+from fct_infer.training.run import RunFolder
+from fct_infer.training.trainers.autoencoder import AutoencoderConfig, train_autoencoder
+from fct_infer.training.trainers.backbone_run import CHECKPOINT, BackboneRunConfig, run_backbone
+from fct_infer.training.trainers.side_information import (
+    SideInformationConfig,
+    TrainedSideInformation,
+    train_side_information,
+)
+
+COMMAND = "side-information"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimClrRunConfig(SideInformationConfig):
+    """SimCLR and the images, whose labels are not used."""
+
+    data: DataConfig
+    kind: Literal["simclr"] = "simclr"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderRunConfig(AutoencoderConfig):
+    """An autoencoder and the images, whose labels are not used."""
+
+    data: DataConfig
+    kind: Literal["autoencoder"]
+
+
+@dataclass(frozen=True)
+class NoneRunConfig:
+    """No side-information: psi is the model of the finished run in the folder ``old``."""
+
+    kind: Literal["none"]
+    old: str
+
+
+def run_side_information(
+    config: Mapping[str, Any], run: RunFolder, on_progress: ProgressCallback | None = None
+) -> dict[str, Any]:
+    """Train a side-information model into a run's folder, or go on with it, and return its figures.
+
+    ``kind`` says how: ``simclr`` and ``autoencoder`` need no labels, ``classifier`` is a backbone trained on other
+    classes or labels, ``none`` takes the old model itself. Each has its own keys.
+
+    Raises:
+        UsageError: the configuration is wrong; the message names the key.
+        InputError: an image is broken.
+        GateError: the loss became NaN or infinite.
+    """
+    match config.get("kind", "simclr"):
+        case "simclr":
+            return _run_unlabelled(from_plain(SimClrRunConfig, config), run, on_progress)
+        case "autoencoder":
+            return _run_unlabelled(from_plain(AutoencoderRunConfig, config), run, on_progress)
+        case "classifier":
+            without_kind = {key: value for key, value in config.items() if key != "kind"}
+            from_plain(BackboneRunConfig, without_kind)
+            return run_backbone(without_kind, run, on_progress, COMMAND)
+        case "none":
+            return _copy_old_model(from_plain(NoneRunConfig, config), run)
+        case other:
+            raise UsageError(f"kind: got {other!r}, wanted 'simclr', 'autoencoder', 'classifier' or 'none'")
+
+
+def _run_unlabelled(
+    settings: SimClrRunConfig | AutoencoderRunConfig, run: RunFolder, on_progress: ProgressCallback | None
+) -> dict[str, Any]:
+    if (result := run.begin(COMMAND, to_plain(settings), settings.training)) is not None:
+        return result
+    data = open_data(settings.data)
+    trained: TrainedSideInformation
+    if isinstance(settings, SimClrRunConfig):
+        trained = train_side_information(data, settings, on_progress, run=run)
+    else:
+        trained = train_autoencoder(data, settings, on_progress, run=run)
+    described = {**to_plain(settings), "image_shape": list(image_shape(data))}
+    run.first(lambda: save_checkpoint(run.path / CHECKPOINT, trained.backbone, settings.model, described))
+    return run.finish(
+        {
+            "checkpoint": str(run.path / f"{CHECKPOINT}.safetensors"),
+            "embedding_dim": trained.backbone.embedding_dim,
+            "images": len(data.labels),
+            "first_loss": trained.losses[0],
+            "last_loss": trained.losses[-1],
+        }
+    )
+
+
+def _copy_old_model(settings: NoneRunConfig, run: RunFolder) -> dict[str, Any]:
+    if (result := run.begin(COMMAND, to_plain(settings))) is not None:
+        return result
+
+    def copy() -> None:
+        for suffix in (".safetensors", ".json"):
+            source = Path(settings.old) / f"{CHECKPOINT}{suffix}"
+            if not source.is_file():
+                raise ArtifactError(f"{source}: no such file; is the old model's run finished?")
+            copy_file(source, run.path / source.name)
+
+    run.first(copy)
+    return run.finish({"checkpoint": str(run.path / f"{CHECKPOINT}.safetensors"), "copy_of": settings.old})

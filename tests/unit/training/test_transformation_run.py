@@ -1,0 +1,221 @@
+"""``run_transformation`` from a configuration to a checkpoint that ``fct-export`` reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.features import make_columns, write_columns
+from support.galleries import write_gallery
+
+from fct_infer.cli._models import open_named
+from fct_infer.errors import ArrayError, ArtifactError, FctError, GalleryError, UsageError
+from fct_infer.reference import apply_float64
+from fct_infer.training.checkpoints import load_checkpoint, save_checkpoint
+from fct_infer.training.models.base import TransformationModule
+from fct_infer.training.models.classifiers import CosineClassifier
+from fct_infer.training.models.folding import to_program, to_uncertainty_program
+from fct_infer.training.models.registry import ModelSpec
+from fct_infer.training.run import RunFolder
+from fct_infer.training.trainers.transformation_run import load_classifier, run_transformation
+from fct_infer.transformation import Program
+
+TRAINING = {"epochs": 4, "learning_rate": 3e-3, "batch_size": 100, "warmup_epochs": 1}
+PAPER = {"name": "paper", "arguments": {"inner_dim": 32}}
+
+
+@pytest.fixture
+def features(tmp_path) -> dict[str, str]:
+    columns = make_columns(700, classes=4)
+    return {name: str(path) for name, path in write_columns(tmp_path / "features", columns, (300, 400)).items()}
+
+
+def trained(folder: Path, features: dict[str, str], on_progress=None, **config) -> dict:
+    columns = {name: path for name, path in features.items() if name != "labels" or config.get("loss") == "fastfill"}
+    config = {"data": columns, "training": TRAINING, "validation": 0.2} | config
+    with RunFolder(folder) as run:
+        return run_transformation(config, run, on_progress)
+
+
+def program_of(folder: Path) -> Program:
+    return to_program(load_checkpoint(folder / "checkpoint", TransformationModule)[0])
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        PAPER,
+        {"name": "residual_mlp", "arguments": {"width": 12, "inner_dim": 16}},
+        {"name": "linear"},
+        {"name": "procrustes", "arguments": {"scale": True}},
+        {"name": "ridge"},
+        {"name": "low_rank", "arguments": {"rank": 3}},
+    ],
+    ids=lambda model: model["name"],
+)
+def test_every_model_becomes_a_checkpoint_that_export_opens(tmp_path, features, model):
+    result = trained(tmp_path / "run", features, model=model)
+    opened = open_named(tmp_path / "run" / "checkpoint.safetensors", "transformation", [])
+    program = program_of(tmp_path / "run")
+    assert opened.model.program.digest == program.digest
+    assert (program.dims, program.new_dim) == ({"old": 6, "side": 6}, 8)
+    assert (result["training_rows"], result["validation_rows"]) == (560, 140)
+    assert result["flops_per_row"] == program.flops_per_row
+    assert json.loads((tmp_path / "run" / "result.json").read_text()) == result
+
+
+def test_the_figures_are_those_of_the_held_out_rows(tmp_path, features):
+    """A least-squares map and its error by hand, on rows that the fit has not seen."""
+    result = trained(tmp_path / "run", features, model={"name": "ridge", "arguments": {"alphas": [0.0]}})
+    columns = {
+        name: np.concatenate([np.load(f) for f in sorted(Path(path).iterdir())]) for name, path in features.items()
+    }
+    errors = (
+        (apply_float64(program_of(tmp_path / "run"), columns["old"], columns["side"]) - columns["new"]) ** 2
+    ).mean(1)
+    total = errors.sum()
+    seen = total - 140 * result["validation_mse"]
+    assert result["validation_mse"] > seen / 560  # unseen rows are worse than those fitted
+    assert result["mse_by_alpha"]["0.0"] == pytest.approx(result["validation_mse"], rel=1e-4)
+    assert 0.5 < result["validation_cosine"] < 1
+
+
+def test_a_better_model_has_better_figures(tmp_path, features):
+    training = TRAINING | {"epochs": 60, "learning_rate": 1e-2}
+    found = {
+        name: trained(tmp_path / name, features, model=model, training=training)["validation_mse"]
+        for name, model in (("paper", PAPER), ("ridge", {"name": "ridge"}), ("procrustes", {"name": "procrustes"}))
+    }
+    assert found["paper"] < found["ridge"] < found["procrustes"]
+
+
+def test_validation_is_told_for_every_epoch(tmp_path, features):
+    steps = []
+    result = trained(tmp_path / "run", features, steps.append, model=PAPER)
+    history = json.loads((tmp_path / "run" / "validation.json").read_text())
+    assert list(history) == ["1", "2", "3", "4"]
+    assert history["4"]["loss"] < history["1"]["loss"]
+    assert history["4"]["loss"] == pytest.approx(result["validation_mse"], rel=1e-4)
+    assert history["4"]["cosine"] == pytest.approx(result["validation_cosine"], rel=1e-4)
+    assert len(steps) == 4 * (560 // 100)
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("loss", ["mse", "fastfill"])
+def test_a_run_that_was_interrupted_ends_as_one_that_was_not(tmp_path, features, loss):
+    np.save(tmp_path / "classifier.npy", np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32))
+    config = {"model": PAPER, "loss": loss, "classifier": str(tmp_path / "classifier.npy")}
+
+    def killer(progress):
+        if progress.step == 13:  # in the third epoch
+            raise KilledError
+
+    whole = trained(tmp_path / "whole", features, **config)
+    with pytest.raises(KilledError):
+        trained(tmp_path / "killed", features, killer, **config)
+    resumed = trained(tmp_path / "killed", features, **config)
+    whole_files, resumed_files = (
+        [(tmp_path / name / file).read_bytes() for file in ("checkpoint.safetensors", "validation.json")]
+        for name in ("whole", "killed")
+    )
+    assert resumed_files == whole_files
+    assert {**resumed, "checkpoint": whole["checkpoint"]} == whole
+
+
+def test_without_side_information_the_program_takes_the_old_embedding_alone(tmp_path, features):
+    del features["side"]
+    result = trained(tmp_path / "run", features, model=PAPER, loss="cosine")
+    assert program_of(tmp_path / "run").dims == {"old": 6}
+    assert result["validation_cosine"] > 0.5
+
+
+def test_fastfill_writes_the_scores_of_a_gallery(tmp_path, features):
+    arrays = write_gallery(tmp_path / "gallery", (30, 20), old_dim=6, side_dim=6)
+    spec = ModelSpec("cosine_classifier", {"dim": 8, "classes": 4, "scale": 8.0})
+    save_checkpoint(tmp_path / "new" / "classifier", spec.build(CosineClassifier), spec, {})
+    trained(
+        tmp_path / "run",
+        features,
+        model=PAPER,
+        loss="fastfill",
+        classifier=str(tmp_path / "new"),
+        scores_gallery=str(tmp_path / "gallery"),
+    )
+    module, _ = load_checkpoint(tmp_path / "run" / "checkpoint", TransformationModule)
+    expected = apply_float64(to_uncertainty_program(module), arrays["old"], arrays["side"])[:, 0]
+    np.testing.assert_allclose(np.load(tmp_path / "run" / "scores.npy"), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_mixture_is_fitted_on_all_its_rows(tmp_path, features):
+    other = write_columns(tmp_path / "other", make_columns(300, seed=1), (300,))
+    more = {name: str(path) for name, path in other.items() if name != "labels"}
+    result = trained(tmp_path / "run", features, model={"name": "ridge"}, mixture=[more])
+    assert result["training_rows"] + result["validation_rows"] == 1000
+
+
+def test_a_chain_is_judged_beside_the_direct_way(tmp_path):
+    """v1 -> v2 -> v3 against v1 -> v3 on the same held-out rows of the same gallery."""
+    columns, rng = make_columns(700), np.random.default_rng(3)
+    v2 = np.tanh(columns["new"] @ rng.standard_normal((8, 5))).astype(np.float32)
+    paths = write_columns(tmp_path / "features", {**columns, "v2": v2}, (700,))
+    old, side, v2_path, new = (str(paths[name]) for name in ("old", "side", "v2", "new"))
+    steps = {"12": (old, v2_path), "23": (v2_path, new), "direct": (old, new)}
+    for name, (source, target) in steps.items():
+        trained(tmp_path / name, {"old": source, "side": side, "new": target}, model={"name": "ridge"})
+    ends = [str(tmp_path / name / "checkpoint.json") for name in ("12", "23")]
+    chain = {"name": "chain", "arguments": {"first": ends[0], "second": ends[1]}}
+    chained = trained(tmp_path / "chain", {"old": old, "side": side, "new": new}, model=chain)
+    direct = json.loads((tmp_path / "direct" / "result.json").read_text())
+    assert chained["validation_rows"] == direct["validation_rows"] == 140
+    assert direct["validation_mse"] < chained["validation_mse"]
+    assert program_of(tmp_path / "chain").dims == {"old": 6, "side": 6}
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "message"),
+    [
+        ({"model": {"name": "papier"}}, UsageError, "unknown model 'papier'"),
+        ({"model": {"name": "low_rank"}}, UsageError, r"model\.arguments: .*'rank'"),
+        ({"model": {"name": "chain"}}, UsageError, "first and second"),
+        ({"model": {"name": "chain", "arguments": {"first": "a", "second": "b", "x": 1}}}, UsageError, r"not \['x'\]"),
+        ({"model": {"name": "chain", "arguments": {"first": "a", "second": "b"}}}, ArtifactError, r"a\.json"),
+        ({"loss": "huber"}, UsageError, "loss: got 'huber'"),
+        ({"loss": "fastfill"}, UsageError, "needs labels, the new model's classifier"),
+        ({"training": {"epoch": 3}}, UsageError, r"training\.epoch: unknown key.*'epochs'"),
+        ({"training": 3}, UsageError, "training: got 3"),
+        ({"validation": 1.5}, UsageError, "below 1"),
+        ({"classifier": "nowhere.npy"}, GalleryError, r"nowhere\.npy"),
+        ({"mixture": [{"old": "nowhere", "new": "nowhere"}]}, GalleryError, "nowhere"),
+        ({"training": {"batch_size": 5000}}, ArrayError, "wanted at least 5000"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(tmp_path, features, config, error, message):
+    with pytest.raises(error, match=message):
+        trained(tmp_path / "run", features, **{"model": PAPER, **config})
+
+
+def test_labels_that_the_classifier_does_not_know_are_named(tmp_path, features):
+    np.save(tmp_path / "classifier.npy", np.zeros((3, 8), np.float32))
+    with pytest.raises(FctError, match=r"labels: row \d+ is 3, the classifier knows 0 to 2"):
+        trained(tmp_path / "run", features, model=PAPER, loss="fastfill", classifier=str(tmp_path / "classifier.npy"))
+
+
+@pytest.mark.parametrize("weight", [np.zeros(3), np.zeros((2, 2), np.int64), np.full((2, 2), np.nan)])
+def test_a_classifier_that_is_none_is_refused(tmp_path, weight):
+    np.save(tmp_path / "classifier.npy", weight)
+    with pytest.raises(GalleryError, match=r"wanted finite floats \(classes, d_new\)"):
+        load_classifier(tmp_path / "classifier.npy")
+
+
+def test_a_linear_classifier_is_read_from_its_weight(tmp_path):
+    weight = np.arange(6, dtype=np.float32).reshape(3, 2)
+    np.save(tmp_path / "classifier.npy", weight)
+    with torch.no_grad():
+        logits = load_classifier(tmp_path / "classifier.npy")(torch.ones(1, 2))
+    np.testing.assert_array_equal(logits.numpy(), weight.sum(axis=1)[None])
