@@ -2,6 +2,7 @@
 # make test    everything CI checks: lint, types, import rule, C++ tests, Python tests
 # make lint    the first three of those
 # make bench   speed of the transformation and of a whole upgrade, side by side with what else one would use
+# make reproduce  the papers' experiment in small, three seeds: writes docs/reproduction.md
 # make clean   remove all that these made
 #
 # Each sets up .venv by itself and reuses it while nothing it depends on has changed.
@@ -14,7 +15,7 @@ CPP_SOURCES := $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h')
 CORE := $(CPP_SOURCES) CMakeLists.txt pyproject.toml constraints.txt
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench reproduce clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -38,8 +39,11 @@ bench: $(VENV)/.bench
 	@$(BIN)/python -m benchmarks.bench_upgrade
 	@$(BIN)/python -m benchmarks.bench_memory
 
+reproduce: $(VENV)/.demo
+	@$(BIN)/python -m reproduction.run
+
 clean:
-	rm -rf $(VENV) build dist demo/work demo/report.html benchmarks/.work .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist demo/work demo/report.html reproduction/work benchmarks/.work .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # --- set-up: one stamp per set of extras; the C++ core is rebuilt when its sources change ---
 

@@ -56,7 +56,7 @@ class RetrievalMetrics:
     def shares(self, figures: Iterable[Figure] = ("cmc", "map")) -> dict[str, float]:
         """Return figures (0 to 1) under the names people read, in the order asked for."""
         known: dict[str, dict[str, float]] = {
-            "cmc": {f"CMC top-{k}": share for k, share in self.cmc.items()},
+            "cmc": {f"CMC-{k}": share for k, share in self.cmc.items()},
             "map": {"mAP": self.mean_average_precision},
             "recall": {f"recall@{k}": share for k, share in self.recall.items()},
             "r-precision": {"R-precision": self.r_precision},

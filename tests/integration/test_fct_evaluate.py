@@ -69,7 +69,7 @@ def test_one_set_in_itself_with_text_output(folder):
     assert result.returncode == 0, result.stderr
     wanted = expected(folder, queries="g.npy", query_labels="gl.npy", exclude_self=True)
     assert f"{100 * wanted['cmc']['1']:.2f} %" in result.stdout
-    assert "CMC top-10" in result.stdout and "CMC top-5" not in result.stdout
+    assert "CMC-10" in result.stdout and "CMC-5" not in result.stdout
     assert "own row is left out" in result.stderr and "own row" not in result.stdout
 
 

@@ -84,7 +84,7 @@ def test_page_of_a_whole_study_ends_with_the_verdict(tmp_path):
         assert part in text
     for name, curve in found.curves.items():
         assert name in text and any(figure.startswith(f"{100 * curve.area:.2f} %") for figure in text)
-    assert {"recall@5 %", "R-precision %", "CMC top-1 %"} <= set(text)
+    assert {"recall@5 %", "R-precision %", "CMC-1 %"} <= set(text)
 
 
 def test_an_unwritable_path_is_noticed_and_a_good_one_left_alone(tmp_path):

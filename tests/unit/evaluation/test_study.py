@@ -58,7 +58,7 @@ def test_per_class_figures_are_those_of_the_queries_of_that_class():
         own = label == QUERY_LABELS
         assert metrics == rank_queries(QUERIES[own], GALLERY, QUERY_LABELS[own], LABELS).metrics()
     header, *body = found.by_class()
-    assert header == ["label", "queries", "CMC top-1 %", "CMC top-5 %", "mAP %"]
+    assert header == ["label", "queries", "CMC-1 %", "CMC-5 %", "mAP %"]
     assert [float(line[-1]) for line in body] == sorted(float(line[-1]) for line in body)
 
 
