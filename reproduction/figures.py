@@ -28,7 +28,7 @@ def judge(runs: Runs) -> dict[str, Any]:
     test = runs.test_set()
     by = embeddings(runs, test.images)
     old, side, new = by["old"], by["side"], by["new"]
-    without = _load(runs.folder / "h_without")(old, old)
+    without = _load(runs.folder / "h_without")(old)  # its second branch reads the old embedding itself
     with_side = _load(runs.folder / "h")(old, side)
     fastfill = _load(runs.folder / "fastfill")(old, side)
 
