@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.artifacts.files import digest_file
-from fct_infer.artifacts.manifest import Kind, is_image
+from fct_infer.artifacts.manifest import Kind
 from fct_infer.artifacts.onnx_graph import parse_onnx
 from fct_infer.artifacts.onnx_signature import read_signature
 from fct_infer.artifacts.torch_files import TorchModel
@@ -158,11 +158,6 @@ class OnnxModel(Model):
 
         model = parse_onnx(self._path)
         return plain_graph(model, read_signature(model, self._path), self.interface)
-
-
-def input_names(shapes: list[tuple[int, ...]]) -> tuple[str, ...]:
-    """Return the names of inputs of these shapes: ``image``, or ``old`` and maybe ``side``."""
-    return ("image",) if len(shapes) == 1 and is_image(shapes[0]) else ("old", "side")[: len(shapes)]
 
 
 def _digest(module: nn.Module) -> str:

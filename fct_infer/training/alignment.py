@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
@@ -14,8 +14,6 @@ from torch import Tensor
 from fct_infer.errors import UsageError
 from fct_infer.training.features import Columns
 from fct_infer.training.losses import transformation_loss
-
-LossName: TypeAlias = Literal["mse", "l1", "cosine"]
 
 
 def cosine_loss(transformed: Tensor, new: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import nn
 from fct_infer.artifacts.torch_files import TorchModel, load_torch
 from fct_infer.backends.runner import Interface
 from fct_infer.errors import ArtifactError, UnsupportedError
-from fct_infer.export.models import ModuleModel, OnnxModel, ProgramModel, input_names
+from fct_infer.export.models import ModuleModel, OnnxModel, ProgramModel
 
 COLUMNS = {"old": (8, 1, 1), "side": (5, 1, 1)}
 
@@ -100,9 +100,3 @@ def test_a_module_that_is_no_model_is_refused():
     with pytest.raises(ArtifactError, match=r"Sequential: makes \(2, 24, 2, 1\) of 2 rows, wanted \(n, d\)"):
         headless = nn.Sequential(*list(TinyBackbone().children())[:-1])
         ModuleModel("backbone", TorchModel("Sequential", headless, 1), {"image": (3, 8, 4)})
-
-
-def test_names_follow_the_shapes():
-    assert input_names([(3, 8, 8)]) == ("image",)
-    assert input_names([(8, 1, 1)]) == ("old",)
-    assert input_names([(8,), (5,)]) == ("old", "side")
