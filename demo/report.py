@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from html import escape
 from pathlib import Path
@@ -11,12 +9,19 @@ from pathlib import Path
 import numpy as np
 from judging import Figures
 from numpy.typing import NDArray
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from steps import Steps
 
-from fct_infer.evaluation import criterion, gap_closed, html_page, html_properties
+from fct_infer.evaluation import (
+    ImageFile,
+    RetrievedRow,
+    criterion,
+    gap_closed,
+    html_page,
+    html_properties,
+    retrieved_html,
+)
 from fct_infer.storage import write_bytes
 
 _WORTH_IT = 0.8  # share of the gap from which on the upgrade is called worth it
@@ -26,19 +31,7 @@ _SEARCHES = {
     "new/old after": "new model, upgraded gallery, through its index",
 }
 _STYLE = """
-main { max-width: 54rem; }
-.verdict { border-left: .3rem solid var(--accent); padding: .2rem 0 .2rem 1rem; font-size: 1.1rem; }
-.query { display: grid; grid-template-columns: auto 1fr; gap: .4rem .9rem; margin: 1.6rem 0; break-inside: avoid; }
-.query > figure { grid-row: span 3; margin: 0; text-align: center; }
-.query > figure img { width: 5.5rem; }
-.search p { margin: 0 0 .2rem; color: var(--soft); font-size: .85rem; line-height: 1.3; }
-.found { display: flex; flex-wrap: wrap; gap: .3rem; }
-.query img { image-rendering: pixelated; border-radius: .25rem; display: block; }
-.found img { width: 2.75rem; border: .2rem solid; }
-.found .right { border-color: #1a9850; }
-.found .wrong { border-color: #d73027; border-style: dashed; }
 pre { overflow-x: auto; padding: .7rem 1rem; border: 1px solid var(--rule); border-radius: .3rem; font-size: .85rem; }
-@media (max-width: 34rem) { .query > figure img { width: 3.5rem; } .found img { width: 2.1rem; } }
 """
 
 
@@ -96,6 +89,7 @@ def print_summary(figures: Figures, page_file: Path) -> None:
 def write_page(path: Path, work: Path, figures: Figures, steps: Steps) -> None:
     """Write the report."""
     data = steps.images("test")
+    images = ImageFile(steps.work / "images" / "test_images.npy", len(data.labels))
     command = json.loads((work / "upgraded" / "command.json").read_text())["command"]
     body = (
         f"<style>{_STYLE}</style>"
@@ -109,28 +103,15 @@ def write_page(path: Path, work: Path, figures: Figures, steps: Steps) -> None:
         + "<h2>Queries and what they find</h2>"
         + f"<p>{len(figures.queries)} queries drawn at random, and the {len(figures.neighbours['old/old'][0])} "
         "nearest gallery images in each search: green frames are of the query's class, dashed red ones are not.</p>"
-        + "".join(_query(number, data.images, data.labels, figures) for number in range(len(figures.queries)))
+        + retrieved_html(_rows(figures, data.labels), images, images)
     )
     write_bytes(path, html_page("A gallery upgraded without re-embedding", body).encode())
 
 
-def _query(number: int, images: NDArray[np.uint8], labels: NDArray[np.int64], figures: Figures) -> str:
-    query = figures.queries[number]
-    parts = [f'<div class="query"><figure>{_image(images[query], "", "query")}<figcaption>query</figcaption></figure>']
-    for search, title in _SEARCHES.items():
-        found = figures.neighbours[search][number]
-        is_right = [bool(labels[row] == labels[query]) for row in found]
-        shown = "".join(
-            _image(images[row], "right" if right else "wrong", "same class" if right else "other class")
-            for row, right in zip(found, is_right, strict=True)
-        )
-        heading = f"{escape(title)} · {sum(is_right)} of {len(found)}"
-        parts.append(f'<div class="search"><p>{heading}</p><div class="found">{shown}</div></div>')
-    return "".join(parts) + "</div>"
-
-
-def _image(pixels: NDArray[np.uint8], css_class: str, text: str) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f'<img class="{css_class}" alt="{text}" src="data:image/png;base64,{data}">'
+def _rows(figures: Figures, labels: NDArray[np.int64]) -> list[RetrievedRow]:
+    rows = []
+    for number, query in enumerate(figures.queries):
+        found = {title: figures.neighbours[search][number] for search, title in _SEARCHES.items()}
+        relevant = {title: (labels[items] == labels[query]).tolist() for title, items in found.items()}
+        rows.append(RetrievedRow(query, int(labels[query]), found, relevant))
+    return rows

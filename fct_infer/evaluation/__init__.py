@@ -1,7 +1,7 @@
 """How good a compatible model is: retrieval figures, compatibility, backfilling curves, reports and a verdict."""
 
 from fct_infer.evaluation.backfilling import BackfillingCurve, backfilling_curves
-from fct_infer.evaluation.checks import METRICS, Metric
+from fct_infer.evaluation.checks import METRICS, Metric, SearchOptions
 from fct_infer.evaluation.compatibility import (
     CompatibilityRow,
     CompatibilityTable,
@@ -47,6 +47,7 @@ __all__ = [
     "QueryRanks",
     "RetrievalMetrics",
     "RetrievedRow",
+    "SearchOptions",
     "Settings",
     "Study",
     "StudyInputs",

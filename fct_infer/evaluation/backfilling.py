@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.errors import ArrayError, UsageError
-from fct_infer.evaluation.checks import Embeddings, Int64Array, Metric, check_ks
+from fct_infer.evaluation.checks import Embeddings, Int64Array, SearchOptions, check_ks
 from fct_infer.evaluation.parallel import Progress
 from fct_infer.evaluation.placement import RelevantOrder
 from fct_infer.evaluation.ranking import Ranking
@@ -73,12 +73,10 @@ def backfilling_curves(
     gallery_labels: NDArray[Any],
     orders: Mapping[str, Sequence[Int64Array]],
     *,
-    metric: Metric = "l2",
-    exclude_self: bool = False,
     ks: Iterable[int] = (1, 5),
     points: int = POINTS,
-    threads: int | None = None,
     progress: Progress | None = None,
+    **search: Unpack[SearchOptions],
 ) -> dict[str, BackfillingCurve]:
     """Measure the search at ``points`` equally spaced shares of re-embedded rows, for several orders at once.
 
@@ -93,12 +91,10 @@ def backfilling_curves(
         query_labels: (n_q,), as for :func:`rank_queries`, like all that follows unsaid.
         gallery_labels: (n_g,).
         orders: name -> orders of one kind, each holding every row number once, first to be re-embedded first.
-        metric: how distances are measured.
-        exclude_self: query i and gallery row i are the same item.
         ks: the k of CMC top-k.
         points: number of points, the first at nothing and the last at all rows.
-        threads: threads to use; memory is about 150 MB a thread.
         progress: called with queries done and queries in all.
+        search: see :class:`SearchOptions`; memory is about 150 MB a thread.
 
     Raises:
         ArrayError: as for :func:`rank_queries`, galleries of different shapes, or an order that is no permutation.
@@ -112,17 +108,19 @@ def backfilling_curves(
     rows_done = np.rint(np.linspace(0, len(gallery), points)).astype(np.int64)
     flat = [(name, order) for name, same_kind in orders.items() for order in same_kind]
     turns = [_turns(name, order, rows_done) for name, order in flat]
-    ranking = Ranking(queries, [gallery, new_gallery], query_labels, gallery_labels, metric, exclude_self)
+    ranking = Ranking(queries, [gallery, new_gallery], query_labels, gallery_labels, **search)
     first_relevant = np.zeros((len(flat), points, len(queries)), np.int64)
     precisions = np.zeros((len(flat), points, len(queries)))
 
-    def measure(query: int, rows: Int64Array, relevant: RelevantOrder, places: list[Int64Array]) -> None:
-        for number, turn in enumerate(turns):
-            ranks = _ranks_at_points(turn, points, rows, relevant.order, places)
-            first_relevant[number, :, query] = ranks[:, 0]
-            precisions[number, :, query] = (np.arange(1, len(rows) + 1) / ranks).mean(axis=1)
+    def measure(batch: Int64Array, rows: Int64Array, relevant: RelevantOrder, places: list[Int64Array]) -> None:
+        numbers = np.arange(1, rows.shape[1] + 1)
+        for query, *of_query in zip(batch, rows, relevant.order, *places, strict=True):
+            for number, turn in enumerate(turns):
+                ranks = _ranks_at_points(turn, points, *of_query)
+                first_relevant[number, :, query] = ranks[:, 0]
+                precisions[number, :, query] = (numbers / ranks).mean(axis=1)
 
-    ranking.for_each_query(measure, threads, progress)
+    ranking.for_each_batch(measure, progress)
     merits = precisions[..., ranking.kept].mean(axis=2)
     cmc = {k: (first_relevant[..., ranking.kept] <= k).mean(axis=2) for k in ks}
     shares = rows_done / len(gallery)
@@ -141,7 +139,7 @@ def _turns(name: str, order: Int64Array, rows_done: Int64Array) -> Int64Array:
 
 
 def _ranks_at_points(
-    turn: Int64Array, points: int, rows: Int64Array, order: Int64Array, places: list[Int64Array]
+    turn: Int64Array, points: int, rows: Int64Array, order: Int64Array, *places: Int64Array
 ) -> Int64Array:
     """Return the ranks of one query's relevant rows at each point, ascending: (points, r).
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, TypedDict, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,21 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 Embeddings: TypeAlias = NDArray[np.float32] | NDArray[np.float16]
 Int64Array: TypeAlias = NDArray[np.int64]
 _PART_ELEMENTS = 1 << 20
+
+
+class SearchOptions(TypedDict, total=False):
+    """How a gallery is searched: what everything here that searches takes beside its arrays.
+
+    Attributes:
+        metric: ``"l2"`` Euclidean distance (the default, and the papers'), ``"ip"`` inner product, ``"cosine"``.
+        exclude_self: query i and gallery row i are the same item (one set searched in itself, or in another model's
+            embeddings of it); each query's own row is left out of its ranking. Off by default.
+        threads: threads to use; by default all cores this process may use.
+    """
+
+    metric: Metric
+    exclude_self: bool
+    threads: int | None
 
 
 def check_metric(metric: str) -> None:

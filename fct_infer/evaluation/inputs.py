@@ -26,7 +26,8 @@ def read_embeddings(path: str | Path) -> Embeddings:
         embeddings = read_npy(path)
         if embeddings.dtype not in (np.float32, np.float16) or embeddings.ndim != 2 or 0 in embeddings.shape:
             raise GalleryError(
-                f"{path}: is {embeddings.dtype} {embeddings.shape}, wanted (rows, dim) float32 or float16"
+                f"{path}: is {embeddings.dtype} {embeddings.shape}, wanted (rows, dim) float32 or float16, "
+                "at least one row and one dim"
             )
         _check_finite(path, embeddings)
         return embeddings

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.errors import UsageError
 from fct_infer.evaluation.charts import heat_map
-from fct_infer.evaluation.checks import Embeddings, Metric
+from fct_infer.evaluation.checks import Embeddings, SearchOptions
 from fct_infer.evaluation.compatibility import criterion
 from fct_infer.evaluation.retrieval import QueryRanks, RetrievalMetrics, rank_queries
 
@@ -60,11 +60,9 @@ def compatibility_matrix(
     query_labels: NDArray[Any],
     gallery_labels: NDArray[Any],
     *,
-    metric: Metric = "l2",
-    exclude_self: bool = False,
     ks: Iterable[int] = (1, 5),
-    threads: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    **search: Unpack[SearchOptions],
 ) -> CompatibilityMatrix:
     """Search every gallery with every query model's queries where their dims agree.
 
@@ -73,11 +71,9 @@ def compatibility_matrix(
         galleries: name -> (n_g, dim) embeddings of the same items; as stored, or transformed.
         query_labels: (n_q,), as for :func:`rank_queries`, like all that follows.
         gallery_labels: (n_g,).
-        metric: how distances are measured.
-        exclude_self: query i and gallery row i are the same item.
         ks: the k of CMC top-k and recall@k.
-        threads: threads to use.
         progress: called with ``"query model/gallery"``, queries done and queries in all.
+        search: see :class:`SearchOptions`.
 
     Raises:
         ArrayError: as for :func:`rank_queries`.
@@ -94,11 +90,9 @@ def compatibility_matrix(
             galleries[gallery],
             query_labels,
             gallery_labels,
-            metric=metric,
-            exclude_self=exclude_self,
             ks=ks,
-            threads=threads,
             progress=None if progress is None else partial(progress, f"{query}/{gallery}"),
+            **search,
         )
     return CompatibilityMatrix(tuple(queries), tuple(galleries), ranks)
 

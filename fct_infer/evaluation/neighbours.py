@@ -60,10 +60,11 @@ def nearest(
         numbers = wanted[block]
         prepared = scorer.prepare(numbers)
         scores = scorer.coarse(prepared)
-        for place, (query, one, row) in enumerate(zip(numbers, prepared, scores, strict=True), block.start):
+        for place, (query, row) in enumerate(zip(numbers, scores, strict=True), block.start):
             if exclude_self:
                 row[query] = np.inf
-            rows[place] = _nearest_rows(scorer, one, row, k)
+            at = place - block.start
+            rows[place] = _nearest_rows(scorer, prepared[at : at + 1], row, k)
             distances[place] = _distances(queries[query], gallery[rows[place]], metric)
 
     for_each_block(len(wanted), scorer.block_rows(), search_block, threads, progress)
@@ -72,11 +73,11 @@ def nearest(
 
 def _nearest_rows(scorer: Scorer, one: Float64Array, coarse: NDArray[np.float32], k: int) -> Int64Array:
     """Return the k nearest rows: float32 says which may be, float64 in which order they come."""
-    kth = np.partition(coarse, k - 1)[k - 1 : k].astype(np.float64)
-    candidates = np.flatnonzero(coarse <= kth + 2 * scorer.tolerance(one, kth)[1])
-    scores: Float64Array = scorer.exact(one, candidates)
+    kth = np.partition(coarse, k - 1)[None, k - 1 : k].astype(np.float64)
+    candidates = np.flatnonzero(coarse <= kth[0] + 2 * scorer.tolerance(one, kth)[1][0])[None]
+    scores = scorer.exact(one, candidates)
     order = RelevantOrder(scores, candidates, scorer.tolerance(one, scores)[0], len(coarse)).order
-    found: Int64Array = candidates[order[:k]]
+    found: Int64Array = candidates[0, order[0, :k]]
     return found
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from threading import Lock
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.errors import ArrayError
-from fct_infer.evaluation.checks import Embeddings, Int64Array, Metric, check_contents, encode_labels
+from fct_infer.evaluation.checks import Embeddings, Int64Array, Metric, SearchOptions, check_contents, encode_labels
 from fct_infer.evaluation.parallel import Progress
 from fct_infer.evaluation.placement import RelevantOrder
 from fct_infer.evaluation.ranking import Ranking
@@ -77,23 +77,11 @@ def oracle_order(
     query_labels: NDArray[Any],
     gallery_labels: NDArray[Any],
     *,
-    metric: Metric = "l2",
-    exclude_self: bool = False,
-    threads: int | None = None,
     progress: Progress | None = None,
+    **search: Unpack[SearchOptions],
 ) -> Int64Array:
     """Return the rows by descending benefit, see :func:`row_benefit`; what no real order knows beforehand."""
-    benefit = row_benefit(
-        queries,
-        gallery,
-        new_gallery,
-        query_labels,
-        gallery_labels,
-        metric=metric,
-        exclude_self=exclude_self,
-        threads=threads,
-        progress=progress,
-    )
+    benefit = row_benefit(queries, gallery, new_gallery, query_labels, gallery_labels, progress=progress, **search)
     return np.argsort(-benefit, kind="stable")
 
 
@@ -104,29 +92,28 @@ def row_benefit(
     query_labels: NDArray[Any],
     gallery_labels: NDArray[Any],
     *,
-    metric: Metric = "l2",
-    exclude_self: bool = False,
-    threads: int | None = None,
     progress: Progress | None = None,
+    **search: Unpack[SearchOptions],
 ) -> Float64Array:
     """Return what mAP would gain if one gallery row alone were re-embedded, for each: (n_g,) float64.
 
-    Arguments and errors as for :func:`backfilling_curve`.
+    Arguments and errors as for :func:`backfilling_curves`.
     """
-    ranking = Ranking(queries, [gallery, new_gallery], query_labels, gallery_labels, metric, exclude_self)
+    ranking = Ranking(queries, [gallery, new_gallery], query_labels, gallery_labels, **search)
     total = np.zeros(len(gallery), np.int64)  # fixed point, so that sums do not depend on the order of the threads
     lock = Lock()
 
-    def measure(_query: int, rows: Int64Array, relevant: RelevantOrder, places: list[Int64Array]) -> None:
-        gains = _gains(rows, relevant.order, places)
-        with lock:
-            np.add(total, np.rint(gains * _FIXED_POINT).astype(np.int64), out=total)
+    def measure(_batch: Int64Array, rows: Int64Array, relevant: RelevantOrder, places: list[Int64Array]) -> None:
+        for of_query in zip(rows, relevant.order, *places, strict=True):
+            gains = np.rint(_gains(*of_query) * _FIXED_POINT).astype(np.int64)
+            with lock:
+                np.add(total, gains, out=total)
 
-    ranking.for_each_query(measure, threads, progress)
+    ranking.for_each_batch(measure, progress)
     return total / (_FIXED_POINT * len(ranking.kept))
 
 
-def _gains(rows: Int64Array, order: Int64Array, places: list[Int64Array]) -> Float64Array:
+def _gains(rows: Int64Array, order: Int64Array, *places: Int64Array) -> Float64Array:
     """Return what one query's average precision would gain by each row's replacement alone.
 
     Args:

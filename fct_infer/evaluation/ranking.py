@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -23,9 +23,11 @@ from fct_infer.evaluation.parallel import Progress, for_each_block
 from fct_infer.evaluation.placement import RelevantOrder, place_all
 from fct_infer.evaluation.scores import Float64Array, Scorer
 
-Visit: TypeAlias = Callable[[int, Int64Array, RelevantOrder, list[Int64Array]], None]
-"""Called with a query, its relevant rows, their order over all galleries, and per gallery every row's place."""
+Visit: TypeAlias = Callable[[Int64Array, Int64Array, RelevantOrder, list[Int64Array]], None]
+"""Called with b queries that have equally many relevant rows, (b,); these rows, (b, r); their order over all
+galleries; and per gallery every row's place, (b, n_g)."""
 _MOST_UNCLEAR = 1 / 16  # share of a gallery from which on one float64 product is cheaper than exact scores row by row
+_BATCH_ELEMENTS = 1 << 18  # scores placed at once: enough to outweigh the calls, few enough to stay in cache
 
 
 class Ranking:
@@ -36,12 +38,11 @@ class Ranking:
         galleries: one or more (n_g, dim) float32 or float16; row i of each is the same item.
         query_labels: (n_q,) integers, str or bytes.
         gallery_labels: (n_g,), comparable with ``query_labels``.
-        metric: ``"l2"``, ``"ip"`` or ``"cosine"``.
-        exclude_self: query i and gallery row i are the same item.
+        metric, exclude_self, threads: as :class:`SearchOptions` says.
 
     Raises:
         ArrayError: wrong dtype, shape or length, a NaN or infinity, or no query has anything relevant.
-        UsageError: unknown metric.
+        UsageError: unknown metric, a thread count below one.
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class Ranking:
         galleries: Sequence[Embeddings],
         query_labels: NDArray[Any],
         gallery_labels: NDArray[Any],
-        metric: Metric,
-        exclude_self: bool,
+        *,
+        metric: Metric = "l2",
+        exclude_self: bool = False,
+        threads: int | None = None,
     ) -> None:
         check_metric(metric)
         for gallery in galleries:
@@ -63,69 +66,90 @@ class Ranking:
         bounds = np.concatenate(([0], np.cumsum(np.bincount(gallery_codes))))
         self._begin = bounds[np.maximum(codes, 0)]
         self._end = bounds[codes + 1]  # a label the gallery lacks, -1, has an empty range
-        self.kept: Int64Array = np.flatnonzero(self._end - self._begin > int(exclude_self))
-        """Queries that have something relevant."""
-        if not len(self.kept):
+        relevant = self._end - self._begin - int(exclude_self)
+        kept = np.flatnonzero(relevant > 0)
+        self.kept: Int64Array = kept[np.argsort(relevant[kept], kind="stable")]
+        """Queries that have something relevant, those with equally many rows together."""
+        if not len(kept):
             raise ArrayError("no query has a gallery item with its label, so there is nothing to measure")
-        self._exclude_self = exclude_self
+        self._relevant = relevant
+        self.metric: Metric = metric
+        self._exclude_self, self._threads = exclude_self, threads
         self._gallery_rows = len(galleries[0])
         self._gallery_numbers = range(len(galleries))
         self._scorer = Scorer(queries, galleries, metric)
 
-    def relevant_rows(self, query: int) -> Int64Array:
-        """Return the gallery rows with a query's label, ascending, itself left out if it is to be."""
-        rows: Int64Array = self._rows_by_label[self._begin[query] : self._end[query]]
-        return rows[rows != query] if self._exclude_self else rows
-
-    def for_each_query(self, visit: Visit, threads: int | None, progress: Progress | None) -> None:
-        """Call ``visit`` for every query that has something relevant, on several threads, in any order."""
+    def for_each_batch(self, visit: Visit, progress: Progress | None) -> None:
+        """Call ``visit`` with all queries that have something relevant, a few at a time, on several threads."""
         for_each_block(
             len(self.kept),
             self._scorer.block_rows(),
             lambda block: self._rank_block(self.kept[block], visit),
-            threads,
+            self._threads,
             progress,
         )
 
     def _rank_block(self, queries: Int64Array, visit: Visit) -> None:
-        # in float32 a relevant row is unclear itself, and makes some others so
-        many = 8 * (self._end[queries] - self._begin[queries]) > self._gallery_rows * _MOST_UNCLEAR
-        hard = queries[many].tolist()
+        # in float32 every relevant row makes some others unclear
+        many = 8 * self._relevant[queries] > self._gallery_rows * _MOST_UNCLEAR
+        hard = [queries[many]]
         queries = queries[~many]
         if len(queries):
             prepared = self._scorer.prepare(queries)
             blocks = [self._scorer.coarse(prepared, number) for number in self._gallery_numbers]
-            for index, query in enumerate(queries.tolist()):
-                if not self._rank(query, prepared[index], [block[index] for block in blocks], visit):
-                    hard.append(query)
-        step = self._scorer.block_rows(itemsize=8)
-        for part in (np.array(hard[begin : begin + step]) for begin in range(0, len(hard), step)):
+            for batch in self._batches(queries):
+                if not self._rank(queries[batch], prepared[batch], [block[batch] for block in blocks], visit):
+                    hard.append(queries[batch])
+        queries, step = np.concatenate(hard), self._scorer.block_rows(itemsize=8)
+        for part in (queries[begin : begin + step] for begin in range(0, len(queries), step)):
             prepared = self._scorer.prepare(part)
             exact_blocks = [self._scorer.exact_block(prepared, number) for number in self._gallery_numbers]
-            for index, query in enumerate(part.tolist()):
-                self._rank(query, prepared[index], [block[index] for block in exact_blocks], visit)
+            for batch in self._batches(part):
+                self._rank(part[batch], prepared[batch], [block[batch] for block in exact_blocks], visit)
 
-    def _rank(self, query: int, one: Float64Array, scores: list[NDArray[Any]], visit: Visit) -> bool:
-        """Visit a query that has these scores, float32 or exact; False if float32 leaves too much unclear."""
-        rows = self.relevant_rows(query)
+    def _batches(self, queries: Int64Array) -> Iterator[slice]:
+        """Yield slices of queries that have equally many relevant rows."""
+        most = max(1, _BATCH_ELEMENTS // self._gallery_rows)
+        relevant = self._relevant[queries]
+        begin = 0
+        for end in [*(np.flatnonzero(np.diff(relevant)) + 1).tolist(), len(queries)]:
+            yield from (slice(at, min(at + most, end)) for at in range(begin, end, most))
+            begin = end
+
+    def _relevant_rows(self, queries: Int64Array) -> Int64Array:
+        """Return the gallery rows with each query's label, ascending, itself left out if it is to be: (b, r)."""
+        begin, end = self._begin[queries], self._end[queries]
+        rows: Int64Array = self._rows_by_label[begin[:, None] + np.arange(end[0] - begin[0])]
+        return rows[rows != queries[:, None]].reshape(len(queries), -1) if self._exclude_self else rows
+
+    def _rank(self, queries: Int64Array, prepared: Float64Array, scores: list[NDArray[Any]], visit: Visit) -> bool:
+        """Visit queries that have these scores, float32 or exact; False if float32 leaves too much unclear."""
+        rows, numbers = self._relevant_rows(queries), np.arange(len(queries))
         is_exact = scores[0].dtype == np.float64
 
-        def exact(number: int, wanted: Int64Array) -> Float64Array:
-            return scores[number][wanted] if is_exact else self._scorer.exact(one, wanted, number)
+        def relevant_scores(number: int) -> Float64Array:
+            if is_exact:
+                return scores[number][numbers[:, None], rows]
+            return self._scorer.exact(prepared, rows, number)
 
-        relevant_scores = np.concatenate([exact(number, rows) for number in self._gallery_numbers])
-        of_exact, of_coarse = self._scorer.tolerance(one, relevant_scores)
-        owners = rows if len(scores) == 1 else np.concatenate([rows] * len(scores))
-        relevant = RelevantOrder(relevant_scores, owners, of_exact, self._gallery_rows)
-        tolerance = (of_exact if is_exact else of_coarse)[relevant.order]
+        def exact(number: int, of_query: Int64Array, row: Int64Array) -> Float64Array:
+            if is_exact:
+                found: Float64Array = scores[number][of_query, row]
+                return found
+            return self._scorer.exact_pairs(prepared, of_query, row, number)
+
+        known = np.concatenate([relevant_scores(number) for number in self._gallery_numbers], axis=1)
+        of_exact, of_coarse = self._scorer.tolerance(prepared, known)
+        relevant = RelevantOrder(known, np.tile(rows, len(scores)), of_exact, self._gallery_rows)
+        tolerance = (of_exact if is_exact else of_coarse)[numbers[:, None], relevant.order]
         most = np.inf if is_exact else self._gallery_rows * _MOST_UNCLEAR
         places = []
-        for number in self._gallery_numbers:
-            found = place_all(relevant, scores[number], tolerance, partial(exact, number), most)
+        for number, own in enumerate(np.split(relevant.places, len(scores), axis=1)):
+            found = place_all(relevant, scores[number], tolerance, rows, own, partial(exact, number), most)
             if found is None:
                 return False
             if self._exclude_self:
-                found[query] = len(relevant)
+                found[numbers, queries] = known.shape[1]
             places.append(found)
-        visit(query, rows, relevant, places)
+        visit(queries, rows, relevant, places)
         return True

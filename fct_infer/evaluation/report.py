@@ -24,19 +24,20 @@ _STYLE = """
   :root { --paper: #14171b; --ink: #e6e9ed; --soft: #9aa4af; --rule: #333a42; --accent: #6ea8fe; }
 }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 44rem; margin: 0 auto; padding: 1rem; }
+main { max-width: 54rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.5rem; line-height: 1.2; }
 h2 { font-size: 1.1rem; margin-top: 2rem; }
 .table { overflow-x: auto; }
 table { border-collapse: collapse; }
-th, td { padding: .3rem 1rem .3rem 0; border-bottom: 1px solid var(--rule); text-align: left; vertical-align: top; }
-th { font-weight: 600; white-space: nowrap; }
+th, td { padding: .3rem .8rem .3rem 0; border-bottom: 1px solid var(--rule); text-align: left; vertical-align: top; }
+th { font-weight: 600; }
 td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
-thead th { color: var(--soft); }
-thead + tbody td { text-align: right; }
+thead th { color: var(--soft); vertical-align: bottom; }
+thead th + th, thead + tbody td { text-align: right; }
+tbody th { white-space: nowrap; position: sticky; left: 0; background: var(--paper); }
 figure { margin: 1rem 0; break-inside: avoid; }
 figcaption { color: var(--soft); font-size: .9rem; }
-svg { display: block; width: 100%; height: auto; }
+svg { display: block; width: 100%; max-width: 36rem; height: auto; }
 svg text { fill: var(--soft); font-size: 14px; }
 svg .grid { stroke: var(--rule); }
 svg .line { fill: none; stroke: var(--accent); stroke-width: 2; }
@@ -53,9 +54,16 @@ svg .dot, svg .bar { fill: var(--accent); }
 .found img { border: .2rem solid; }
 .found .right { border-color: #1a9850; }
 .found .wrong { border-color: #d73027; border-style: dashed; }
+@media (max-width: 34rem) {
+  table { font-size: .8rem; }
+  th, td { padding-right: .5rem; }
+  tbody th { white-space: normal; }
+}
 @media print {
   :root { --paper: #fff; --ink: #000; --soft: #444; --rule: #bbb; --accent: #1f5fbf; }
   main { max-width: none; padding: 0; }
+  h2, h2 + p { break-after: avoid; }
+  tr, .verdict { break-inside: avoid; }
   .table { overflow: visible; }
   table { font-size: .8rem; }
 }
@@ -100,8 +108,8 @@ def write_report(path: str | Path, found: Study, inputs: Mapping[str, str], retr
         _flips(found),
         _backfilling(found),
         _queries(found.ranks),
-        _classes(found),
         _section("Queries and what they find", f"<p>{_FRAMES}</p>{retrieved}") if retrieved else "",
+        _classes(found),
         _section("What was compared", html_properties({**inputs, **known})),
         _section("Is it worth it?", f'<p class="verdict">{escape(found.verdict.sentence)}</p>')
         if found.verdict
@@ -197,6 +205,7 @@ def _section(title: str, body: str) -> str:
 
 def html_page(title: str, body: str) -> str:
     """Return a whole HTML document around ``body`` (HTML), with the reports' style inside it."""
+    body = body.replace(" %", "&nbsp;%")  # no line ends between a figure and its sign
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

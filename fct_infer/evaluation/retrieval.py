@@ -2,20 +2,22 @@
 
 The gallery is ranked for each query over its whole length; a gallery item is relevant if it has the query's label.
 Items at the same distance, up to the rounding error of float64, are ranked by gallery row, so the result is the same
-on every run, for any block size and thread count.
+on every run, for any block size and thread count. Other libraries agree where nothing ties, and where something does
+if they are given the ranks: scikit-learn's average precision counts all items at one distance as found together, and
+torchmetrics orders them arbitrarily (and takes items that score zero or less for irrelevant).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, Unpack, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.errors import ArrayError
-from fct_infer.evaluation.checks import Embeddings, Int64Array, Metric, check_ks
+from fct_infer.evaluation.checks import Embeddings, Int64Array, Metric, SearchOptions, check_ks
 from fct_infer.evaluation.parallel import Progress
 from fct_infer.evaluation.placement import RelevantOrder
 from fct_infer.evaluation.ranking import Ranking
@@ -143,25 +145,12 @@ def retrieval_metrics(
     query_labels: NDArray[Any],
     gallery_labels: NDArray[Any],
     *,
-    metric: Metric = "l2",
-    exclude_self: bool = False,
     ks: Iterable[int] = (1, 5),
-    threads: int | None = None,
     progress: Progress | None = None,
+    **search: Unpack[SearchOptions],
 ) -> RetrievalMetrics:
     """Rank the gallery for every query and return the means; arguments and errors as for :func:`rank_queries`."""
-    ranks = rank_queries(
-        queries,
-        gallery,
-        query_labels,
-        gallery_labels,
-        metric=metric,
-        exclude_self=exclude_self,
-        ks=ks,
-        threads=threads,
-        progress=progress,
-    )
-    return ranks.metrics()
+    return rank_queries(queries, gallery, query_labels, gallery_labels, ks=ks, progress=progress, **search).metrics()
 
 
 def rank_queries(
@@ -170,11 +159,9 @@ def rank_queries(
     query_labels: NDArray[Any],
     gallery_labels: NDArray[Any],
     *,
-    metric: Metric = "l2",
-    exclude_self: bool = False,
     ks: Iterable[int] = (1, 5),
-    threads: int | None = None,
     progress: Progress | None = None,
+    **search: Unpack[SearchOptions],
 ) -> QueryRanks:
     """Rank the gallery for every query and return the figures query by query.
 
@@ -185,29 +172,27 @@ def rank_queries(
         gallery: (n_g, dim) float32 or float16.
         query_labels: (n_q,) integers, str or bytes.
         gallery_labels: (n_g,), comparable with ``query_labels``.
-        metric: ``"l2"`` Euclidean distance (the papers'), ``"ip"`` inner product, ``"cosine"``.
-        exclude_self: query i and gallery row i are the same item (one set searched in itself, or in another
-            model's embeddings of it); each query's own row is left out of its ranking.
-        ks: the k of CMC top-k and recall@k.
-        threads: threads to use; by default all cores this process may use.
+        ks: the k of CMC top-k and recall@k; one beyond the gallery's size counts all of it.
         progress: called with queries done and queries in all.
+        search: ``metric``, ``exclude_self`` and ``threads``, see :class:`SearchOptions`.
 
     Raises:
         ArrayError: wrong dtype, shape or length, a NaN or infinity, or no query has anything relevant.
         UsageError: unknown metric, a k or thread count below one.
     """
     ks = check_ks(ks)
-    ranking = Ranking(queries, [gallery], query_labels, gallery_labels, metric, exclude_self)
+    limits = np.array([min(k, len(gallery)) for k in ks])
+    ranking = Ranking(queries, [gallery], query_labels, gallery_labels, **search)
     first_relevant = np.zeros(len(queries), np.int64)
     average_precision, r_precision = np.full((2, len(queries)), np.nan)
     recall = np.full((len(queries), len(ks)), np.nan)
 
-    def measure(query: int, _rows: Int64Array, relevant: RelevantOrder, places: list[Int64Array]) -> None:
-        ranks = np.cumsum(np.bincount(places[0], minlength=len(relevant))[: len(relevant)])
-        first_relevant[query] = ranks[0]
-        average_precision[query] = (np.arange(1, len(ranks) + 1) / ranks).sum() / len(ranks)
-        recall[query] = ranks.searchsorted(ks, "right") / len(ranks)
-        r_precision[query] = ranks.searchsorted(len(ranks), "right") / len(ranks)
+    def measure(batch: Int64Array, rows: Int64Array, relevant: RelevantOrder, places: list[Int64Array]) -> None:
+        ranks, count = relevant.ranks(places[0]), rows.shape[1]
+        first_relevant[batch] = ranks[:, 0]
+        average_precision[batch] = (np.arange(1, count + 1) / ranks).mean(axis=1)
+        recall[batch] = (ranks[:, :, None] <= limits).mean(axis=1)
+        r_precision[batch] = (ranks <= count).mean(axis=1)
 
-    ranking.for_each_query(measure, threads, progress)
-    return QueryRanks(first_relevant, average_precision, recall, r_precision, ks, len(gallery), metric)
+    ranking.for_each_batch(measure, progress)
+    return QueryRanks(first_relevant, average_precision, recall, r_precision, ks, len(gallery), ranking.metric)

@@ -51,10 +51,8 @@ def retrieved_rows(inputs: StudyInputs, found: Study) -> list[RetrievedRow]:
             inputs.query_sets()[query],
             inputs.galleries()[gallery],
             min(_FOUND_SHOWN, len(inputs.gallery) - settings.exclude_self),
-            metric=settings.metric,
-            exclude_self=settings.exclude_self,
             query_rows=np.array(shown),
-            threads=settings.threads,
+            **settings.search,
         )[1]
         for query, gallery in searches
         if (query, gallery) in found.matrix.ranks

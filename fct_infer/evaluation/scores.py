@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from math import sqrt
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,33 +80,46 @@ class Scorer:
         scores: NDArray[np.float32] = buffers[gallery][: len(prepared)]
         return np.matmul(prepared.astype(np.float32), self._coarse[gallery].T, out=scores)
 
-    def exact(self, one: Float64Array, rows: Int64Array, gallery: int = 0) -> Float64Array:
-        """Score one prepared query, (columns,), against some rows of a gallery in float64: (len(rows),)."""
-        wide, step = self._wide[gallery], max(1, _BLOCK_BYTES // 8 // one.nbytes)
-        if len(rows) <= step:
-            return wide.take(rows, axis=0) @ one
-        return np.concatenate([wide.take(rows[at : at + step], axis=0) @ one for at in range(0, len(rows), step)])
+    def exact(self, prepared: Float64Array, rows: Int64Array, gallery: int = 0) -> Float64Array:
+        """Score prepared queries, (b, columns), each against its own rows, (b, n), in float64: (b, n)."""
+        wide, scores = self._wide[gallery], np.empty(rows.shape)
+        step = max(1, _BLOCK_BYTES // 8 // max(1, prepared.size))
+        for part in (slice(start, start + step) for start in range(0, rows.shape[1], step)):
+            np.matmul(wide.take(rows[:, part], axis=0), prepared[:, :, None], out=scores[:, part, None])
+        return scores
+
+    def exact_pairs(
+        self, prepared: Float64Array, queries: Int64Array, rows: Int64Array, gallery: int = 0
+    ) -> Float64Array:
+        """Score pairs of one of the prepared queries (0 to b - 1, ascending) and a gallery row in float64: (n,)."""
+        bounds = queries.searchsorted(np.arange(len(prepared) + 1)).tolist()
+        parts = enumerate(rows[begin:end] for begin, end in pairwise(bounds))
+        return np.concatenate([self.exact(prepared[at : at + 1], part[None], gallery)[0] for at, part in parts])
 
     def exact_block(self, prepared: Float64Array, gallery: int = 0) -> Float64Array:
         """Score prepared queries against a whole gallery in float64: (b, n_g)."""
         scores: Float64Array = prepared @ self._wide[gallery].T
         return scores
 
-    def tolerance(self, one: Float64Array, scores: Float64Array) -> tuple[Float64Array, Float64Array]:
-        """Return how far rounding alone may put another score of a query from each of ``scores``: in float64, float32.
+    def tolerance(self, prepared: Float64Array, scores: Float64Array) -> tuple[Float64Array, Float64Array]:
+        """Return how far rounding alone may put another score from each of ``scores``: in float64, float32.
 
         The rounding error of a score is at most (dim + 4) units of |q||g| + |g|^2 / 2, or twice that for rows made
         one long; a tenth more covers that the bound itself is rounded. Under ``l2`` whatever scores about s is at
         most |q| + sqrt(2 s + |q|^2) long, so an outlier elsewhere in the gallery does not count.
+
+        Args:
+            prepared: (b, columns) prepared queries.
+            scores: (b, n) float64 scores of each.
         """
-        query = one[: self._dim]
-        square = float(query @ query)
-        norm = sqrt(square)
+        queries = prepared[:, : self._dim]
+        square = np.einsum("ij,ij->i", queries, queries)[:, None]
+        norm = np.sqrt(square)
         if self.metric == "l2":
             longest = np.minimum(norm + np.sqrt(np.maximum(2 * scores + square, 0)), self._longest_row)
             size = longest * (norm + longest / 2)
         else:
-            size = np.full(len(scores), norm * self._longest_row)
+            size = np.broadcast_to(norm * self._longest_row, scores.shape)
         exact = 4 * (self._dim + 8) * _UNIT_64 * size
         return exact, 1.1 * (self._dim + 4) * _UNIT_32 * size + (exact + _UNDERFLOW)
 

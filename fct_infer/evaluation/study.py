@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fct_infer.errors import ArrayError
 from fct_infer.evaluation.backfilling import BackfillingCurve, backfilling_curves
-from fct_infer.evaluation.checks import Embeddings, Int64Array, Metric
+from fct_infer.evaluation.checks import Embeddings, Int64Array, Metric, SearchOptions
 from fct_infer.evaluation.compatibility import CompatibilityRow, CompatibilityTable
 from fct_infer.evaluation.flips import Flips, flips
 from fct_infer.evaluation.matrix import CompatibilityMatrix, compatibility_matrix
@@ -74,6 +74,11 @@ class Settings:
     figures: tuple[Figure, ...] = ("cmc", "map")
     per_class: bool = False
     threads: int | None = None
+
+    @property
+    def search(self) -> SearchOptions:
+        """What every search of the study shares."""
+        return {"metric": self.metric, "exclude_self": self.exclude_self, "threads": self.threads}
 
 
 @dataclass(frozen=True)
@@ -151,11 +156,9 @@ def study(inputs: StudyInputs, settings: Settings, progress: StageProgress | Non
         inputs.galleries(),
         inputs.query_labels,
         inputs.gallery_labels,
-        metric=settings.metric,
-        exclude_self=settings.exclude_self,
         ks=settings.ks,
-        threads=settings.threads,
         progress=progress,
+        **settings.search,
     )
     ranks = matrix.ranks[inputs.searched]
     old_old, new_new = (matrix.ranks.get((name, name)) for name in ("old", "new"))
@@ -184,14 +187,9 @@ def _curves(inputs: StudyInputs, settings: Settings, progress: StageProgress | N
         order = class_mean_order(inputs.gallery, inputs.gallery_labels, first, settings.metric)
         orders[f"{_WORDS[first]} the class mean first"] = [order]
     orders["random"] = [random_order(len(inputs.gallery), seed) for seed in range(_RANDOM_SEEDS)]
-    options: dict[str, Any] = {
-        "metric": settings.metric,
-        "exclude_self": settings.exclude_self,
-        "threads": settings.threads,
-    }
-    orders[ORACLE] = [oracle_order(*arrays, **options, progress=progress and partial(progress, "oracle"))]
+    orders[ORACLE] = [oracle_order(*arrays, progress=progress and partial(progress, "oracle"), **settings.search)]
     return backfilling_curves(
-        *arrays, orders, **options, ks=settings.ks, progress=progress and partial(progress, "backfilling")
+        *arrays, orders, ks=settings.ks, progress=progress and partial(progress, "backfilling"), **settings.search
     )
 
 

@@ -17,17 +17,22 @@ def expected_places(scores, rows):
 
 
 def placed(scores, rows, error, dtype=np.float32, **options):
-    """Place rows by scores of some error; the exact ones are asked for where that matters."""
-    relevant = RelevantOrder(scores[rows], rows, np.full(len(rows), 1e-14), len(scores))
+    """Place rows, of (b, n_g) queries at once, by rough scores; the exact ones are asked for where it matters."""
+    exact_relevant = np.take_along_axis(scores, rows, 1)
+    relevant = RelevantOrder(exact_relevant, rows, np.full(rows.shape, 1e-14), scores.shape[1])
     asked = []
-    rough = (scores + np.random.default_rng(0).uniform(-error, error, len(scores))).astype(dtype)
+    rough = (scores + np.random.default_rng(0).uniform(-error, error, scores.shape)).astype(dtype)
 
-    def exact(wanted):
+    def exact(queries, wanted):
         asked.append(len(wanted))
-        return scores[wanted]
+        return scores[queries, wanted]
 
-    tolerance = np.full(len(rows), 2 * error + 1e-5 * (dtype == np.float32))
-    return place_all(relevant, rough, tolerance, exact, **options), asked
+    tolerance = np.full(rows.shape, 2 * error + 1e-5 * (dtype == np.float32))
+    return place_all(relevant, rough, tolerance, rows, relevant.places, exact, **options), asked
+
+
+def several(rng, queries, gallery_rows, count):
+    return np.array([rng.choice(gallery_rows, count, replace=False) for _ in range(queries)])
 
 
 @pytest.mark.parametrize("error", [0, 1e-6, 1e-3, 0.1, 3])
@@ -35,12 +40,12 @@ def placed(scores, rows, error, dtype=np.float32, **options):
 @pytest.mark.parametrize("count", [1, 2, 40, 500])
 def test_rough_scores_place_as_exact_ones(error, dtype, count):
     rng = np.random.default_rng(count)
-    scores = rng.standard_normal(500)
-    rows = rng.choice(500, count, replace=False)
+    scores = rng.standard_normal((3, 500)) * [[1], [1e-3], [1e3]] + [[0], [5], [0]]
+    rows = several(rng, 3, 500, count)
     places, asked = placed(scores, rows, error, dtype)
-    assert_array_equal(places, expected_places(scores, rows))
-    if error <= 1e-6 and count == 40:
-        assert sum(asked) < 120
+    assert_array_equal(places, list(map(expected_places, scores, rows)))
+    if dtype == np.float64 and error == 0 and count == 40:
+        assert sum(asked) < 3 * 60
 
 
 @given(
@@ -49,20 +54,41 @@ def test_rough_scores_place_as_exact_ones(error, dtype, count):
 @settings(max_examples=60, deadline=None)
 def test_ties_are_placed_by_row(seed, values, count, shift):
     rng = np.random.default_rng(seed)
-    scores = rng.integers(0, values, 60) * 0.25 + shift
-    rows = np.sort(rng.choice(60, count, replace=False))
+    scores = rng.integers(0, values, (4, 60)) * 0.25 + shift
+    rows = several(rng, 4, 60, count)
     places, _ = placed(scores, rows, 0.01)
-    assert_array_equal(places, expected_places(scores, rows))
+    assert_array_equal(places, list(map(expected_places, scores, rows)))
+
+
+@pytest.mark.parametrize("size", [1, 1e-3, 1e3])
+def test_scores_that_float32_cannot_tell_from_the_relevant_one_are_scored_exactly(size):
+    """One relevant row, far from zero: the buckets are narrower than the spacing of float32 there."""
+    scores = size * (1000 + np.random.default_rng(1).uniform(-1e-4, 1e-4, (2, 300)))
+    relevant = RelevantOrder(scores[:, :1], np.zeros((2, 1), int), np.full((2, 1), 1e-12 * size), 300)
+    rough = scores.astype(np.float32)
+    tolerance = np.full((2, 1), 6.2e-5 * size)
+    rows = np.zeros((2, 1), int)
+    places = place_all(relevant, rough, tolerance, rows, relevant.places, lambda query, row: scores[query, row])
+    assert_array_equal(places, [expected_places(line, [0]) for line in scores])
 
 
 def test_it_gives_up_where_too_much_is_unclear():
-    scores = np.random.default_rng(1).standard_normal(400)
-    assert placed(scores, np.arange(20), error=1, most_unclear=100)[0] is None
-    assert placed(scores, np.arange(20), error=1e-6, most_unclear=100)[0] is not None
+    rng = np.random.default_rng(1)
+    scores, rows = rng.standard_normal((2, 400)), np.tile(np.arange(20), (2, 1))
+    assert placed(scores, rows, error=1, most_unclear=100)[0] is None
+    assert placed(scores, rows, error=1e-6, most_unclear=100)[0] is not None
 
 
 def test_scores_that_differ_by_rounding_are_one_distance():
-    scores = np.array([1 + 3e-16, 1.0, 2.0, 1 - 3e-16])
-    relevant = RelevantOrder(scores[[0, 3]], np.array([0, 3]), np.full(2, 1e-14), 4)
-    assert_array_equal(relevant.order, [0, 1])
-    assert_array_equal(relevant.place(scores, np.arange(4)), [0, 1, 2, 1])
+    scores = np.array([[2.0, 5, 5, 5], [1 + 3e-16, 1.0, 2.0, 1 - 3e-16]])
+    relevant = RelevantOrder(scores[:, [0, 3]], np.array([[0, 3], [0, 3]]), np.full((2, 2), 1e-14), 4)
+    assert_array_equal(relevant.order, [[0, 1], [0, 1]])
+    assert_array_equal(relevant.places, [[0, 1], [0, 1]])
+    queries, rows = np.repeat([0, 1], 4), np.tile(np.arange(4), 2)
+    assert_array_equal(relevant.place(queries, scores.ravel(), rows), [0, 1, 1, 1, 0, 1, 2, 1])
+
+
+def test_ranks_count_the_rows_at_or_before_each_relevant_one():
+    scores = np.array([[0.0, 1, 2, 3], [3, 2, 1, 0]])
+    relevant = RelevantOrder(scores[:, [1, 3]], np.array([[1, 3], [1, 3]]), np.full((2, 2), 1e-14), 4)
+    assert_array_equal(relevant.ranks(np.array([[0, 0, 1, 1], [2, 1, 1, 0]])), [[2, 4], [1, 3]])
