@@ -36,8 +36,12 @@ def _resnet(embedding_dim: int, width: int) -> ModelSpec:
     )
 
 
-OLD = BackboneConfig(_resnet(128, 24), TrainingConfig(20, 0.1, batch_size=64, seed=1), augmentation=_LIGHT)
-NEW = BackboneConfig(_resnet(128, 24), TrainingConfig(12, 0.2, batch_size=64, seed=2), augmentation=_LIGHT)
+OLD = BackboneConfig(
+    _resnet(128, 24), TrainingConfig(20, 0.1, batch_size=64, nesterov=True, seed=1), augmentation=_LIGHT
+)
+NEW = BackboneConfig(
+    _resnet(128, 24), TrainingConfig(12, 0.2, batch_size=64, nesterov=True, seed=2), augmentation=_LIGHT
+)
 SIDE_INFORMATION = SideInformationConfig(
     _resnet(64, 16), TrainingConfig(40, 2e-3, batch_size=200, optimizer="adam", seed=3), _STRONG
 )

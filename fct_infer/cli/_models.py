@@ -15,20 +15,28 @@ if TYPE_CHECKING:
 CHECKPOINT_SUFFIXES = (".safetensors", ".json")
 
 
-def open_named(path: Path, kind: Kind | None, input_shapes: Sequence[tuple[int, ...]]) -> OpenedModel:
-    """Open ``path``; a checkpoint is named by either of its two files.
+def open_named(
+    path: Path, kind: Kind | None, input_shapes: Sequence[tuple[int, ...]], *, trust_code: bool = False
+) -> OpenedModel:
+    """Open ``path``; a checkpoint is named by either of its two files, or by the folder of the run that made it.
+
+    With ``trust_code`` a checkpoint's model may be code that is not this project's; a TorchScript or torch.export
+    archive is trusted by being named.
 
     Raises:
         FctError: as :func:`fct_infer.export.user_files.open_model`.
     """
     from fct_infer.export.user_files import open_model
 
-    if path.suffix not in CHECKPOINT_SUFFIXES or path.is_dir():
-        return open_model(path, kind, input_shapes)
-    return _open_checkpoint(path, kind, input_shapes)
+    is_run = (path / "checkpoint.json").is_file()
+    if is_run or (path.suffix in CHECKPOINT_SUFFIXES and not path.is_dir()):
+        return _open_checkpoint(path, kind, input_shapes, trust_code)
+    return open_model(path, kind, input_shapes)
 
 
-def _open_checkpoint(path: Path, kind: Kind | None, input_shapes: Sequence[tuple[int, ...]]) -> OpenedModel:
+def _open_checkpoint(
+    path: Path, kind: Kind | None, input_shapes: Sequence[tuple[int, ...]], trust_code: bool
+) -> OpenedModel:
     from fct_infer.artifacts.manifest import Preprocessing, Source
     from fct_infer.artifacts.torch_files import TorchModel
     from fct_infer.export.models import ModuleModel, ProgramModel
@@ -37,7 +45,7 @@ def _open_checkpoint(path: Path, kind: Kind | None, input_shapes: Sequence[tuple
     from fct_infer.training.models.base import Backbone, TransformationModule
     from fct_infer.training.models.folding import to_program
 
-    module, checkpoint = load_checkpoint(path.with_suffix(""), (Backbone, TransformationModule))
+    module, checkpoint = load_checkpoint(path, (Backbone, TransformationModule), trust_code=trust_code)
     source = Source(path.name, checkpoint.sha256)
     is_transformation = isinstance(module, TransformationModule)
     if kind is not None and is_transformation != (kind == "transformation"):

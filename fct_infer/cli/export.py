@@ -87,6 +87,9 @@ def _split(_context: click.Context, _parameter: click.Parameter, value: str | No
 )
 @click.option("--device", default="auto", show_default=True, help="Where files are tried: auto, cpu, cuda or cuda:N.")
 @click.option("--allow-unproven", is_flag=True, help="Publish a file that nothing here can run (an engine, no card).")
+@click.option(
+    "--trust-code", is_flag=True, help="Build a checkpoint's model that is not this project's; its code runs."
+)
 @click.option("--force", is_flag=True, help="Replace a bundle that exists.")
 @json_option()
 def command(
@@ -105,13 +108,15 @@ def command(
     engine_rows: str | None,
     device: str,
     allow_unproven: bool,
+    trust_code: bool,
     force: bool,
     as_json: bool,
 ) -> None:
     """Export MODEL as a bundle, each of its files loaded back and compared with MODEL.
 
-    MODEL is a TorchScript or torch.export archive, an ONNX file, one of this project's checkpoints (.safetensors), or a
-    bundle to convert onward. The two archives are code: it runs when it is loaded, so name only files you trust.
+    MODEL is a TorchScript or torch.export archive, an ONNX file, one of this project's checkpoints (.safetensors, or
+    the folder of an fct-train run), or a bundle to convert onward. The two archives are code: it runs when it is
+    loaded, so name only files you trust.
     """
     from fct_infer.artifacts.bundle import refuse_existing
     from fct_infer.cli._models import CHECKPOINT_SUFFIXES, open_named
@@ -123,7 +128,8 @@ def command(
     refuse_existing(bundle, force=force)
     if is_code(model) and model.suffix not in CHECKPOINT_SUFFIXES:
         say_files_are_code(model)
-    opened = open_named(model, next((name for name in KINDS if name == kind), None), input_shapes)
+    chosen = next((name for name in KINDS if name == kind), None)
+    opened = open_named(model, chosen, input_shapes, trust_code=trust_code)
     inputs = opened.model.interface.inputs
     options = Options(
         targets=targets,

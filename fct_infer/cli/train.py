@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from fct_infer.cli._common import json_option, run_cli, show_rows
-from fct_infer.cli._training_progress import training_progress_on_stderr
+from fct_infer.cli._training_progress import TrainingProgress, training_progress_on_stderr
 
 if TYPE_CHECKING:
-    from fct_infer.training.loop import ProgressCallback
     from fct_infer.training.run import RunFolder
 
-    Trainer = Callable[[dict[str, Any], RunFolder, ProgressCallback], dict[str, Any]]
+    Trainer = Callable[[dict[str, Any], RunFolder, TrainingProgress], dict[str, Any]]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -24,8 +23,8 @@ def group() -> None:
     """Train old and new models, side-information and the transformation between them.
 
     CONFIG.yaml names model, data and schedule; configs/ holds the papers' recipes. RUN keeps the resolved
-    configuration, metrics, the checkpoint, and, until it is finished, the state: the same command goes on where it was
-    stopped.
+    configuration, metrics, the checkpoint of the last epoch and of the best one, and, until it is finished, the state:
+    the same command goes on where it was stopped.
     """
 
 
@@ -86,13 +85,14 @@ def side_information() -> Trainer:
 
 
 @_training_command(
-    "transformation", "Train h from old embeddings and side-information to new embeddings (FCT, FastFill)."
+    "transformation",
+    "Train h from old embeddings and side-information to new embeddings (FCT, FastFill), cached ones or of images.",
 )
 def transformation() -> Trainer:
     """Import the trainer."""
     from fct_infer.training.trainers.transformation_run import run_transformation
 
-    return run_transformation
+    return lambda values, run, progress: run_transformation(values, run, progress, progress.on_images)
 
 
 def _print(result: Mapping[str, Any], as_json: bool) -> None:

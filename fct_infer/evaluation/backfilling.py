@@ -37,7 +37,7 @@ class BackfillingCurve:
 
     @property
     def area(self) -> float:
-        """Mean mAP over the points, FastFill's measure (arXiv 2303.04766, section 5)."""
+        """Mean mAP over the points, FastFill's measure (arXiv 2303.04766)."""
         return float(np.mean(self.mean_average_precision))
 
     def cmc_area(self, k: int) -> float:

@@ -18,12 +18,12 @@ from fct_infer.evaluation.retrieval import Figure, RetrievalMetrics
 
 
 def criterion(new_old: float, old_old: float) -> bool:
-    """Return whether M(new, old) > M(old, old): searching with the new model pays (BCT section 3)."""
+    """Return whether M(new, old) > M(old, old): searching with the new model pays (BCT, arXiv 2003.11942)."""
     return new_old > old_old
 
 
 def update_gain(new_old: float, old_old: float, new_new: float) -> float | None:
-    """Return (M(new,old) - M(old,old)) / (M(new,new) - M(old,old)), BCT section 3.
+    """Return (M(new,old) - M(old,old)) / (M(new,new) - M(old,old)), of BCT (arXiv 2003.11942).
 
     ``new_new`` is that of a new model trained without regard to the old one. None if it is no better than the old
     model, for then there is nothing to gain.

@@ -25,7 +25,7 @@ def random_order(rows: int, seed: int) -> Int64Array:
 
 
 def uncertainty_order(uncertainty: NDArray[Any]) -> Int64Array:
-    """Return the rows by descending uncertainty (FastFill, arXiv 2303.04766, section 4.2); equal ones by row.
+    """Return the rows by descending uncertainty (FastFill, arXiv 2303.04766); equal ones by row.
 
     Args:
         uncertainty: (n_g,) float: larger means that the transformation is less sure of the row, such as the

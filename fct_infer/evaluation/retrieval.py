@@ -1,4 +1,4 @@
-"""CMC top-k, mAP, recall@k and R-precision, with the conventions of FCT (arXiv 2112.02805, section 4).
+"""CMC top-k, mAP, recall@k and R-precision, with the conventions of FCT (arXiv 2112.02805).
 
 The gallery is ranked for each query over its whole length; a gallery item is relevant if it has the query's label.
 Items at the same distance, up to the rounding error of float64, are ranked by gallery row, so the result is the same

@@ -19,6 +19,9 @@ from fct_infer.storage import write_bytes, write_json
 from fct_infer.training.models.registry import Kind, ModelSpec
 
 FORMAT = 1
+CHECKPOINT, CLASSIFIER = "checkpoint", "classifier"
+"""Names of the checkpoints in a run's folder."""
+SUFFIXES = (".safetensors", ".json")
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def load_checkpoint(
     """Build the module and load its weights; it is in eval mode.
 
     Args:
-        path: without suffix.
+        path: without suffix, either of the two files, or the folder of a finished run, whose model is meant.
         kind: base class it must have, such as :class:`fct_infer.training.models.base.Backbone`, or several to choose
             from.
         trust_code: build a model that is not this project's (``module:function``, timm, torchvision), which runs
@@ -84,7 +87,8 @@ def load_checkpoint(
     checkpoint = _read_description(description)
     if checkpoint.model.runs_foreign_code and not trust_code:
         raise UsageError(
-            f"{description}: building {checkpoint.model.name!r} runs its code, which must be trusted first"
+            f"{description}: building {checkpoint.model.name!r} runs code that is not this project's; if you trust it, "
+            "say so: --trust-code, trust_code: true, or trust_code=True"
         )
     data = read_file(weights, 16 * GIBIBYTE)
     if hashlib.sha256(data).hexdigest() != checkpoint.sha256:
@@ -100,7 +104,12 @@ def load_checkpoint(
 
 def _files(path: str | Path) -> tuple[Path, Path]:
     path = Path(path)
-    return path.with_name(path.name + ".safetensors"), path.with_name(path.name + ".json")
+    if path.is_dir():
+        path = path / CHECKPOINT
+    if path.suffix in SUFFIXES:
+        path = path.with_suffix("")
+    weights, description = (path.with_name(path.name + suffix) for suffix in SUFFIXES)
+    return weights, description
 
 
 def _read_description(path: Path) -> Checkpoint:

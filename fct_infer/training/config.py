@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, fields, is_dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -64,9 +66,7 @@ def from_plain(kind: type[Config], values: Mapping[str, Any], where: str = "") -
     known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]  # a dataclass by contract
     for key in values:
         if key not in known:
-            guess = get_close_matches(str(key), known, n=1)
-            hint = f"; did you mean {guess[0]!r}?" if guess else f"; known are {', '.join(known)}"
-            raise UsageError(f"{prefix}{key}: unknown key{hint}")
+            raise UsageError(f"{prefix}{key}: unknown key{hint(key, known)}")
     missing = [prefix + name for name, field in known.items() if name not in values and _is_required(field)]
     if missing:
         raise UsageError(f"{', '.join(missing)}: missing, and has no default")
@@ -76,6 +76,36 @@ def from_plain(kind: type[Config], values: Mapping[str, Any], where: str = "") -
         return kind(**arguments)
     except UsageError as error:
         raise UsageError(f"{prefix}{error}") from error
+
+
+def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any], where: str) -> None:
+    """Check what a configuration wants a function or class to be called with, as far as its signature tells.
+
+    Raises:
+        UsageError: there is no such argument, or it has another type; the message names it after ``where``.
+    """
+    parameters = inspect.signature(function).parameters
+    whole: Any = function.func if isinstance(function, partial) else function
+    hints = get_type_hints(whole.__init__ if inspect.isclass(whole) else whole)
+    for name, value in arguments.items():
+        if name not in parameters:
+            raise UsageError(f"{where}: unknown argument {name!r}{hint(name, parameters)}")
+        if _is_plain(hints.get(name)):
+            _convert(value, hints[name], f"{where}: {name}")
+
+
+def hint(name: Any, known: Iterable[str]) -> str:
+    """Return the end of a message about a name that is not known."""
+    known = list(known)
+    guess = get_close_matches(str(name), known, n=1)
+    return f"; did you mean {guess[0]!r}?" if guess else f"; known are {', '.join(known)}"
+
+
+def _is_plain(kind: Any) -> bool:
+    """Whether :func:`_convert` knows values of this type."""
+    if get_origin(kind) in (Union, types.UnionType, tuple, list, Sequence):
+        return all(map(_is_plain, get_args(kind)))
+    return kind in (*_NAMES, type(None)) or get_origin(kind) is Literal
 
 
 def _is_required(field: Field[Any]) -> bool:
@@ -96,10 +126,12 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
         raise UsageError(f"{where}: got {_shown(value)}, wanted {_either(map(repr, options))}")
     if origin in (Union, types.UnionType):
         return _convert_union(value, options, where)
-    if origin in (tuple, list):
+    if origin in (tuple, list, Sequence):
         if not isinstance(value, list | tuple):
             raise UsageError(f"{where}: got {_shown(value)}, wanted a list")
-        return origin(_convert(each, options[0], f"{where}[{row}]") for row, each in enumerate(value))
+        return (list if origin is list else tuple)(
+            _convert(each, options[0], f"{where}[{row}]") for row, each in enumerate(value)
+        )
     if origin is dict:
         if not isinstance(value, dict):
             raise UsageError(f"{where}: got {_shown(value)}, wanted a mapping of keys to values")
@@ -123,8 +155,9 @@ def _convert_union(value: Any, options: tuple[Any, ...], where: str) -> Any:
     if value is None and type(None) in options:
         return None
     wanted = [option for option in options if option is not type(None)]
-    if len(wanted) == 1:
-        return _convert(value, wanted[0], where)
+    nested = [option for option in wanted if is_dataclass(option)]
+    if len(wanted) == 1 or (isinstance(value, Mapping) and len(nested) == 1):
+        return _convert(value, (nested or wanted)[0], where)
     reasons = []
     for option in wanted:
         try:

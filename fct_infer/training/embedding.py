@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from fct_infer.training.data.images import ImageData, LabelledImages, to_batch
 
@@ -32,7 +32,6 @@ def embed(
     return embed_data(model, LabelledImages.unlabelled(images), batch_size, device)[0]
 
 
-@torch.inference_mode()
 def embed_data(
     model: nn.Module, data: ImageData, batch_size: int = 256, device: torch.device | str = "cpu"
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -43,11 +42,22 @@ def embed_data(
     Returns:
         (n, d) float32, C-contiguous, and (n,) int64, rising.
     """
-    was_training = model.training
-    model.to(device).eval()
+    was_training, embedder = model.training, ModuleEmbedder(model, device)
     try:
-        parts = [(model(to_batch(images.to(device))).cpu(), rows) for images, rows in data.in_order(batch_size)]
+        parts = [(embedder(images), rows.numpy()) for images, rows in data.in_order(batch_size)]
     finally:
         model.cpu().train(was_training)
-    embeddings = torch.cat([part for part, _ in parts]).numpy()
-    return np.ascontiguousarray(embeddings, np.float32), torch.cat([rows for _, rows in parts]).numpy()
+    return np.concatenate([part for part, _ in parts]), np.concatenate([rows for _, rows in parts])
+
+
+class ModuleEmbedder:
+    """A module as a function from batches of images to embeddings, moved to a device and in eval mode."""
+
+    def __init__(self, module: nn.Module, device: torch.device | str) -> None:
+        self._module, self._device = module.to(device).eval(), device
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> NDArray[np.float32]:
+        """Return (n, d) float32, C-contiguous, of images as :func:`to_batch` takes them."""
+        embeddings: Tensor = self._module(to_batch(images.to(self._device)))
+        return np.ascontiguousarray(embeddings.cpu().numpy(), np.float32)

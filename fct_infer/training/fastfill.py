@@ -1,8 +1,7 @@
 """FastFill (arXiv 2303.04766): h that also says how uncertain it is, and the order of backfilling that follows.
 
-The uncertainty is the log-variance s that h's head reads from h's last hidden output (the input of h's last linear
-layer; in the paper's h the mixer's second layer after batch norm and ReLU). It weighs the row's own loss down and pays
-for doing so. Rows of large s are backfilled first.
+The uncertainty is the log-variance s, which a linear head reads from h's output. It weighs the row's own loss down and
+pays for doing so. Rows of large s are backfilled first. Loss, head and order are those of the public code.
 """
 
 from __future__ import annotations
@@ -32,6 +31,8 @@ def fastfill_loss(
     label_smoothing: float = 0.1,
 ) -> Tensor:
     """Mean over the rows of 0.5 exp(-s) l + 0.5 s with l = MSE(h, new) + CE(frozen new classifier(h), label).
+
+    The weights of the three terms are those of the public code; s is not bounded.
 
     Args:
         transformed: h of the rows, (n, d_new).

@@ -1,9 +1,8 @@
-"""Shuffled batches of cached embeddings that do not fit in memory, and the rows held out for validation."""
+"""Shuffled batches of cached embeddings that do not fit in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,54 +10,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fct_infer.errors import ArrayError, UsageError
-from fct_infer.gallery.sampling import sample_rows
 from fct_infer.training.features import Columns, Features, concatenate
+from fct_infer.training.splits import Split
 
-MAX_VALIDATION_ROWS = 50_000
 CHUNK_ROWS = 256
 BUFFER_ROWS = 65_536
-
-
-@dataclass(frozen=True)
-class Split:
-    """Which rows are held out for validation; ``held_out`` are their numbers, sorted (n,) int64."""
-
-    rows: int
-    held_out: NDArray[np.int64]
-
-    @classmethod
-    def draw(cls, rows: int, share: float, seed: int) -> Split:
-        """Hold out a ``share`` of the rows, at random, at most :data:`MAX_VALIDATION_ROWS`; 0 holds out none.
-
-        Raises:
-            UsageError: the share is not from 0 to below 1.
-        """
-        if not 0 <= share < 1:
-            raise UsageError(f"validation share is {share}, wanted at least 0 and below 1")
-        count = min(int(rows * share), MAX_VALIDATION_ROWS)
-        return cls(rows, sample_rows(rows, count, seed) if count else np.empty(0, np.int64))
-
-    @property
-    def training_rows(self) -> int:
-        """Rows that are not held out."""
-        return self.rows - len(self.held_out)
-
-    def is_held_out(self, first: int, last: int) -> NDArray[np.bool_]:
-        """Return for rows ``first`` to ``last`` whether they are held out: (last - first,) bool."""
-        mask = np.zeros(last - first, np.bool_)
-        begin, end = np.searchsorted(self.held_out, [first, last])
-        mask[self.held_out[begin:end] - first] = True
-        return mask
-
-    def is_training(self, first: int, last: int) -> NDArray[np.bool_]:
-        """The opposite of :meth:`is_held_out`."""
-        return ~self.is_held_out(first, last)
 
 
 class FeatureBatches:
     """Batches of ``old``, ``side`` and ``new``, and ``labels`` where there are any, as float32 and int64 tensors.
 
-    Without side-information ``old`` takes its place (arXiv 2112.02805, section 3.2).
+    Without side-information ``old`` takes its place (arXiv 2112.02805).
 
     The order: an epoch cuts the rows into chunks of :data:`CHUNK_ROWS` neighbours, draws an order of the chunks, fills
     a buffer with the next chunks in that order until it holds :data:`BUFFER_ROWS` rows, and draws an order of the rows

@@ -2,8 +2,9 @@
 
 OLD/*.npy     (n_i, old_dim) float32 | float16; the old model's embeddings, shards in the order of their names
 NEW/*.npy     same names, same rows, (n_i, new_dim): the new model's embeddings of the same items
-SIDE/*.npy    optional, same names, same rows, (n_i, side_dim): their side-information
+SIDE/*.npy    optional, same names, same rows, (n_i, side_dim): their side-information; several are set side by side
 LABELS/*.npy  optional, same names, same rows, (n_i,) integers: their classes
+GROUPS/*.npy  optional, same names, same rows, (n_i,) integers: which image a row is a view of
 
 Each of them may also be a single ``.npy`` file. Rows are read when they are needed, never mapped, and every row that is
 read is checked for NaN and infinity.
@@ -23,7 +24,7 @@ from numpy.typing import NDArray
 
 from fct_infer.errors import GalleryError, UsageError
 from fct_infer.gallery.layout import Shard, Shards, check_vectors, read_headers, read_shards
-from fct_infer.gallery.reader import ShardReader
+from fct_infer.gallery.reader import ShardReader, read_npy
 
 BLOCK_ROWS = 16_384
 
@@ -36,11 +37,11 @@ Mask: TypeAlias = Callable[[int, int], NDArray[np.bool_]]
 
 @dataclass(frozen=True)
 class FeatureShard:
-    """Some rows of every column: file by column name, and the number of the first row over all shards."""
+    """Some rows of every column: its files, set side by side, by name, and the number of the first row over all."""
 
     rows: int
     first_row: int
-    files: dict[str, Path]
+    files: dict[str, tuple[Path, ...]]
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Features:
         rows: over all shards.
         old_dim, side_dim, new_dim: widths; ``side_dim`` is 0 without side-information.
         has_labels: whether ``labels`` is among the columns.
+        groups: (rows,) int64, equal where rows are views of one image; None where every row is of its own.
     """
 
     shards: tuple[FeatureShard, ...]
@@ -69,36 +71,49 @@ class Features:
     side_dim: int
     new_dim: int
     has_labels: bool
+    groups: NDArray[np.int64] | None = None
 
     @classmethod
     def open(
-        cls, old: str | Path, new: str | Path, side: str | Path | None = None, labels: str | Path | None = None
+        cls,
+        old: str | Path,
+        new: str | Path,
+        side: str | Path | Sequence[str | Path] | None = None,
+        labels: str | Path | None = None,
+        groups: str | Path | None = None,
     ) -> Features:
         """Open folders of shards, or single files, and check all headers.
 
         Raises:
             GalleryError: a file is missing, unexpected, truncated or malformed, or does not fit the others.
         """
-        given = {"old": old, "new": new, "side": side, "labels": labels}
-        columns: dict[str, Shards] = {}
-        for name, path in given.items():
-            if path is not None:
-                columns[name] = _open_column(Path(path), columns.get("old"))
-        dims = {name: check_vectors(shards)[0] for name, shards in columns.items() if name != "labels"}
-        if labels is not None:
-            _check_labels(columns["labels"])
+        given = {"old": old, "new": new, "side": side, "labels": labels, "groups": groups}
+        columns: dict[str, list[Shards]] = {}
+        for name, paths in given.items():
+            counterpart = columns["old"][0] if columns else None
+            listed = [] if paths is None else [paths] if isinstance(paths, str | Path) else paths
+            columns[name] = [_open_column(Path(path), counterpart) for path in listed]
+        dims = {name: sum(check_vectors(each)[0] for each in columns[name]) for name in ("old", "side", "new")}
+        for integers in (*columns["labels"], *columns["groups"]):
+            _check_integers(integers)
         shards, first_row = [], 0
-        for shard_name, (_, header) in columns["old"].items():
-            files = {name: column[shard_name][0] for name, column in columns.items()}
+        for shard_name, (_, header) in columns["old"][0].items():
+            files = {
+                name: tuple(part[shard_name][0] for part in parts)
+                for name, parts in columns.items()
+                if parts and name != "groups"
+            }
             shards.append(FeatureShard(header.shape[0], first_row, files))
             first_row += header.shape[0]
-        return cls(tuple(shards), first_row, dims["old"], dims.get("side", 0), dims["new"], labels is not None)
+        numbers = [read_npy(file) for part in columns["groups"] for file, _ in part.values()]
+        found = np.concatenate(numbers).astype(np.int64) if numbers else None
+        return cls(tuple(shards), first_row, dims["old"], dims["side"], dims["new"], bool(columns["labels"]), found)
 
     @classmethod
     def joined(cls, parts: Sequence[Features]) -> Features:
         """Return several sets as one: a mixture, such as the rows that different old models left in one gallery.
 
-        Labels are kept if every part has them.
+        Labels are kept if every part has them. Equal groups are one image, whatever the part.
 
         Raises:
             UsageError: nothing to join, or the parts differ in a width.
@@ -114,7 +129,21 @@ class Features:
             files = {name: file for name, file in shard.files.items() if has_labels or name != "labels"}
             shards.append(replace(shard, first_row=first_row, files=files))
             first_row += shard.rows
-        return cls(tuple(shards), first_row, *dims[0], has_labels)
+        return cls(tuple(shards), first_row, *dims[0], has_labels, _joined_groups(parts))
+
+    def viewed(self, views: int) -> Features:
+        """Return the set as one whose rows ``i``, ``i + n``, ``i + 2 n`` ... are views of one of ``n`` images.
+
+        Raises:
+            UsageError: the rows are no multiple of ``views``, or the set tells its groups already.
+        """
+        if views == 1:
+            return self
+        if self.groups is not None:
+            raise UsageError("views and groups both say which rows are of one image; give one of them")
+        if views < 1 or self.rows % views:
+            raise UsageError(f"views: {self.rows} rows cannot be {views} views of each image")
+        return replace(self, groups=np.tile(np.arange(self.rows // views), views))
 
     def ranges(self, rows: int) -> list[RowRange]:
         """Return all rows as ranges of ``rows``, the last of every shard shorter."""
@@ -141,11 +170,14 @@ class Features:
             shard = self.shards[index]
             with ExitStack() as stack:
                 readers = {
-                    name: stack.enter_context(ShardReader(Shard(file.stem, shard.rows, 0, file, None, None)))
-                    for name, file in shard.files.items()
+                    name: [
+                        stack.enter_context(ShardReader(Shard(file.stem, shard.rows, 0, file, None, None)))
+                        for file in files
+                    ]
+                    for name, files in shard.files.items()
                 }
                 for rows in group:
-                    columns = {name: _read(reader, name, rows) for name, reader in readers.items()}
+                    columns = {name: _read(each, name, rows) for name, each in readers.items()}
                     if mask is not None:
                         wanted = mask(shard.first_row + rows.start, shard.first_row + rows.stop)
                         columns = {name: column[wanted] for name, column in columns.items()}
@@ -167,17 +199,35 @@ def _open_column(path: Path, counterpart: Shards | None) -> Shards:
     return read_headers({name: path}, counterpart)
 
 
-def _check_labels(shards: Shards) -> None:
+def _joined_groups(parts: Sequence[Features]) -> NDArray[np.int64] | None:
+    told = [part.groups for part in parts if part.groups is not None]
+    if not told:
+        return None
+    free = 1 + max(int(groups.max()) for groups in told)  # rows without a group are images of their own
+    joined = []
+    for part in parts:
+        joined.append(np.arange(free, free + part.rows) if part.groups is None else part.groups)
+        free += part.rows
+    return np.concatenate(joined)
+
+
+def _check_integers(shards: Shards) -> None:
     for file, header in shards.values():
         if len(header.shape) != 1 or header.dtype.kind not in "iu":
             raise GalleryError(f"{file}: is {header.dtype} {header.shape}, wanted (rows,) integers")
 
 
-def _read(reader: ShardReader, name: str, rows: RowRange) -> NDArray[Any]:
-    values = reader.read_embeddings(rows.start, rows.stop)
+def _read(readers: Sequence[ShardReader], name: str, rows: RowRange) -> NDArray[Any]:
     if name == "labels":
-        return values.astype(np.int64)
-    if not np.isfinite(values).all():
-        row = rows.start + int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0])
+        return readers[0].read_embeddings(rows.start, rows.stop).astype(np.int64)
+    parts = [_read_vectors(reader, rows) for reader in readers]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+
+def _read_vectors(reader: ShardReader, rows: RowRange) -> NDArray[Any]:
+    values = reader.read_embeddings(rows.start, rows.stop)
+    is_finite = np.isfinite(values).all(axis=1)
+    if not is_finite.all():
+        row = rows.start + int(np.argmin(is_finite))
         raise GalleryError(f"{reader.shard.embeddings}: row {row} holds NaN or infinity")
     return values

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
@@ -31,8 +32,9 @@ class TrainingConfig:
         learning_rate: its peak.
         batch_size: rows a step.
         warmup_epochs: passes over which the learning rate rises; may be a fraction.
-        optimizer: ``"sgd"`` (Nesterov momentum) or ``"adam"``.
+        optimizer: ``"sgd"`` or ``"adam"``.
         momentum: SGD only.
+        nesterov: take Nesterov's momentum; the public FCT code does not.
         weight_decay: L2 penalty, in the gradient.
         freeze_batch_norm_from: share of the epochs after which batch norm stops following the batches and uses its
             running statistics; 1 is never. The paper's h is trained with 0.5.
@@ -41,6 +43,8 @@ class TrainingConfig:
         devices: how many; they share each batch. Each has its own batch statistics.
         precision: ``"fp32"``, or a reduced one where it does no harm (autocast).
         log_every: steps between two rows of a run's metrics.
+        result: whose weights are the result: the ``"last"`` epoch's, as in the papers, or the ``"best"`` one's, that of
+            the lowest validation loss.
 
     Raises:
         UsageError: a number is out of its range.
@@ -52,6 +56,7 @@ class TrainingConfig:
     warmup_epochs: float = 1.0
     optimizer: Literal["sgd", "adam"] = "sgd"
     momentum: float = 0.875
+    nesterov: bool = False
     weight_decay: float = 2**-15
     freeze_batch_norm_from: float = 1.0
     seed: int = 0
@@ -59,6 +64,7 @@ class TrainingConfig:
     devices: int = 1
     precision: TrainingPrecision = "fp32"
     log_every: int = 10
+    result: Literal["last", "best"] = "last"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "devices", "log_every"):
@@ -67,6 +73,8 @@ class TrainingConfig:
         for name in ("learning_rate", "warmup_epochs", "momentum", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise UsageError(f"{name}: got {getattr(self, name)}, wanted a finite number of at least 0")
+        if self.nesterov and not self.momentum:
+            raise UsageError("nesterov: is a kind of momentum, which is 0")
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,59 @@ class Progress:
 
 ProgressCallback: TypeAlias = Callable[[Progress], None]
 
+Validate: TypeAlias = Callable[[], Mapping[str, float]]
+"""Called after every epoch, the modules in eval mode: figures of held-out data, ``loss`` among them."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What :func:`fit` did.
+
+    Attributes:
+        module: what was trained, with the weights that are the result.
+        losses: mean training loss of every epoch.
+        validation: figures of every epoch; empty without validation.
+        result: whose weights they are: ``"last"`` or ``"best"``.
+        other: weights of the other one of the two; None without validation.
+    """
+
+    module: nn.Module
+    losses: list[float]
+    validation: list[dict[str, float]]
+    result: Literal["last", "best"]
+    other: dict[str, Tensor] | None
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """What a run reports: training loss, best epoch (from 1), and the validation figures of the result."""
+        training = {"first_loss": self.losses[0], "last_loss": self.losses[-1]}
+        if not self.validation:
+            return training
+        best = _best(self.validation)
+        own = self.validation[best if self.result == "best" else -1]
+        return training | {"best_epoch": best + 1} | {f"validation_{name}": value for name, value in own.items()}
+
+    def save(self, folder: Path, save: Callable[[Path], None]) -> None:
+        """Have the result saved in ``folder``, and the weights of the other epoch in ``folder``/best or /last."""
+        if self.other is not None:
+            own = _copied(self.module)
+            self.module.load_state_dict(self.other)
+            save(folder / ("best" if self.result == "last" else "last"))
+            self.module.load_state_dict(own)
+        save(folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """Base of what trainers return."""
+
+    fitted: Fitted
+
+    @property
+    def losses(self) -> list[float]:
+        """Mean training loss of every epoch."""
+        return self.fitted.losses
+
 
 def fit(
     module: nn.Module,
@@ -93,24 +154,28 @@ def fit(
     *,
     run: RunFolder | None = None,
     generators: Sequence[torch.Generator] = (),
-) -> list[float]:
-    """Train ``module`` in place, leave it in eval mode on the CPU, and return the mean loss of every epoch.
+    validate: Validate | None = None,
+) -> Fitted:
+    """Train ``module`` in place and leave it in eval mode on the CPU.
 
     Args:
         module: what is trained, and all other modules that ``loss_of`` uses.
         batches: the data.
         loss_of: batch -> scalar loss; calls ``module`` or parts of it. Both are on the device when it is called.
         config: schedule and devices.
-        on_progress: called after every step.
+        on_progress: called after every step, of several processes in the first.
         run: where metrics and state are kept; an unfinished run goes on where it stood.
         generators: what ``loss_of`` draws from.
+        validate: see :data:`Validate`; draws nothing.
 
     Raises:
         GateError: the loss became NaN or infinite; the message names epoch and step.
-        UsageError: the optimizer is unknown.
+        UsageError: the optimizer is unknown, or the best epoch is asked for without validation.
         UnsupportedError: the devices are not there.
         MissingExtraError: Lightning Fabric is not installed.
     """
+    if config.result == "best" and validate is None:
+        raise UsageError("training.result: the best epoch is found by validation, and nothing is held out for it")
     fabric = run.fabric if run else launch(config.accelerator, config.devices, config.precision)
     if fabric.world_size > 1:
         batches.share(fabric.global_rank, fabric.world_size)
@@ -120,10 +185,12 @@ def fit(
             training.load_state(state)
         for epoch in range(training.epoch, config.epochs):
             training.run_epoch(epoch, batches, on_progress, run)
+            if validate is not None:
+                training.judge(validate, run)
             if run:
                 run.save_state(training.state())
     module.cpu().eval()
-    return training.losses
+    return training.fitted()
 
 
 class _Objective(nn.Module):
@@ -158,6 +225,7 @@ class _Training:
         )
         self._objective, self._wrapped_optimizer = fabric.setup(_Objective(module, loss_of), self._optimizer)
         self.epoch, self.losses = 0, list[float]()
+        self._validation, self._best = list[dict[str, float]](), dict[str, Tensor]()
         self._start = time.monotonic()
 
     def run_epoch(
@@ -175,7 +243,7 @@ class _Training:
                 mean = (total - logged[1]) / (index + 1 - logged[0])
                 run.log(step, epoch + 1, mean, float(rate), progress.seconds)
                 logged = index + 1, total
-            if on_progress is not None:
+            if on_progress is not None and self._fabric.is_global_zero:
                 on_progress(progress)
         self.losses.append(total / count)
         self.epoch = epoch + 1
@@ -195,6 +263,27 @@ class _Training:
         self._schedule.step()
         return value
 
+    def judge(self, validate: Validate, run: RunFolder | None) -> None:
+        """Take the figures of the epoch just done, and keep its weights if they are the best so far."""
+        self._module.eval()
+        with torch.inference_mode():
+            figures = {name: float(value) for name, value in validate().items()}
+        if not math.isfinite(figures["loss"]):
+            raise GateError(f"the validation loss is {figures['loss']} after epoch {self.epoch}")
+        self._validation.append(figures)
+        if _best(self._validation) == len(self._validation) - 1:
+            self._best = _copied(self._module)
+        if run:
+            run.log_validation(self.epoch * self._steps_per_epoch, self._validation)
+
+    def fitted(self) -> Fitted:
+        """Leave the weights that are the result in the module, and return what was done."""
+        result, other = self._config.result, self._best or None
+        if result == "best":
+            other = _copied(self._module)
+            self._module.load_state_dict(self._best)
+        return Fitted(self._module, self.losses, self._validation, result, other)
+
     @property
     def _seconds(self) -> float:
         return time.monotonic() - self._start
@@ -205,6 +294,8 @@ class _Training:
             "epoch": self.epoch,
             "step": self.epoch * self._steps_per_epoch,
             "losses": self.losses,
+            "validation": self._validation,
+            "best": self._best,
             "seconds": self._seconds,
             "module": self._module.state_dict(),
             "optimizer": self._optimizer.state_dict(),
@@ -224,7 +315,17 @@ class _Training:
             generator.set_state(drawn)
         torch.set_rng_state(state["own_draws"])
         self.epoch, self.losses = state["epoch"], list(state["losses"])
+        self._validation, self._best = list(state["validation"]), dict(state["best"])
         self._start = time.monotonic() - state["seconds"]
+
+
+def _best(validation: Sequence[Mapping[str, float]]) -> int:
+    """Return the place of the lowest loss, the first of equal ones."""
+    return min(range(len(validation)), key=lambda epoch: validation[epoch]["loss"])
+
+
+def _copied(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
 
 
 def learning_rate_at(step: int, warmup_steps: float, steps: int) -> float:
@@ -253,8 +354,9 @@ def _optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Optimiz
     rate, decay = config.learning_rate, config.weight_decay
     match config.optimizer:
         case "sgd":
-            momentum = config.momentum
-            return torch.optim.SGD(module.parameters(), rate, momentum, weight_decay=decay, nesterov=momentum > 0)
+            return torch.optim.SGD(
+                module.parameters(), rate, config.momentum, weight_decay=decay, nesterov=config.nesterov
+            )
         case "adam":
             return torch.optim.Adam(module.parameters(), rate, weight_decay=decay)
         case other:

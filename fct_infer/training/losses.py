@@ -18,7 +18,7 @@ def reconstruction_loss(reconstructed: Tensor, images: Tensor) -> Tensor:
 
 
 def nt_xent_loss(first: Tensor, second: Tensor, temperature: float = 0.5) -> Tensor:
-    """SimCLR's contrastive loss (arXiv 2002.05709, section 2.1).
+    """SimCLR's contrastive loss (arXiv 2002.05709).
 
     Row i of ``first`` and row i of ``second``, both (n, d), are projections of two views of image i; each must find
     the other among the 2 n - 1 candidates by cosine similarity. Returns a scalar.
@@ -32,5 +32,5 @@ def nt_xent_loss(first: Tensor, second: Tensor, temperature: float = 0.5) -> Ten
 
 
 def transformation_loss(transformed: Tensor, new: Tensor) -> Tensor:
-    """Mean squared error of h(old, side) against the raw new embedding, both (n, d) (arXiv 2112.02805, section 3.2)."""
+    """Mean squared error of h(old, side) against the raw new embedding, both (n, d) (arXiv 2112.02805)."""
     return F.mse_loss(transformed, new)

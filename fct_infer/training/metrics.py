@@ -1,8 +1,9 @@
-"""What a run reports while it trains: ``metrics.csv``, and TensorBoard's event files where that is installed."""
+"""What a run reports while it trains: two CSV files, and TensorBoard's event files where that is installed."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ _FLUSH_SECONDS = 5.0
 
 
 class MetricsLog:
-    """Rows of a CSV file that goes on where an interrupted run stood; TensorBoard shows the same figures.
+    """Figures by step, ``metrics.csv``, and by epoch, ``validation.csv``; TensorBoard shows the same.
+
+    An interrupted run goes on in them where it stood.
 
     The event files are written by TensorBoard's own writer: losing their end loses nothing but a curve's end.
 
@@ -25,7 +28,8 @@ class MetricsLog:
     """
 
     def __init__(self, folder: Path, size: int, step: int) -> None:
-        self._path, self._lines, self._flushed = folder / "metrics.csv", list[str](), time.monotonic()
+        self._path, self._validation = folder / "metrics.csv", folder / "validation.csv"
+        self._lines, self._flushed = list[str](), time.monotonic()
         if size:
             truncate_file(self._path, size)
         else:
@@ -40,6 +44,15 @@ class MetricsLog:
             self._board.add_scalar("learning_rate", learning_rate, step)
         if time.monotonic() - self._flushed > _FLUSH_SECONDS:
             self.flush()
+
+    def write_validation(self, step: int, epochs: Sequence[Mapping[str, float]]) -> None:
+        """Write the validation figures of all epochs so far; the last of them belongs to ``step``."""
+        rows = [("epoch", *epochs[-1])]
+        rows += [(str(number), *(f"{value:.9g}" for value in each.values())) for number, each in enumerate(epochs, 1)]
+        write_bytes(self._validation, "".join(",".join(row) + "\n" for row in rows).encode())
+        if self._board is not None:
+            for name, value in epochs[-1].items():
+                self._board.add_scalar(f"validation/{name}", value, step)
 
     def flush(self) -> int:
         """Make all rows durable and return the size of the file in bytes."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,7 +14,7 @@ import torch
 from fct_infer.artifacts.files import GIBIBYTE, MEBIBYTE, read_file
 from fct_infer.errors import ArtifactError, FctError, OutputError, UsageError
 from fct_infer.storage import FileLock, remove_tree, write_bytes, write_json
-from fct_infer.training.config import read_config, to_yaml
+from fct_infer.training.config import from_plain, read_config, to_plain, to_yaml
 from fct_infer.training.devices import launch
 from fct_infer.training.loop import TrainingConfig
 from fct_infer.training.metrics import MetricsLog
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _CONFIG, _STATE, _RESULT, _LOCK = "config.yaml", "state.pt", "result.json", ".lock"
+_OUTPUT = (_RESULT, _STATE, "*.csv", "events.out.tfevents.*", "*.safetensors", "*.json", "*.npy", "best", "last")
 
 
 class RunFolder:
@@ -33,18 +34,22 @@ class RunFolder:
     ::
 
         config.yaml                  the command, and its configuration with all defaults filled in
-        metrics.csv, events.*        loss and learning rate by step; TensorBoard's event files
+        metrics.csv, validation.csv  loss and learning rate by step; figures of held-out data by epoch
+        events.*                     the same for TensorBoard
         state.pt                     all that the next epoch depends on, written whole at every epoch's end
         checkpoint.safetensors/.json the trained model (and others, such as the classifier), written at the end
+        best/ or last/               the same of the epoch that ``training.result`` did not ask for
+        features/                    embeddings that were computed for this run
         result.json                  the figures of a finished run, written last
 
-    Use as a context manager, then :meth:`begin`, the training with ``fit(..., run=run)``, and :meth:`finish`. Of
-    several processes only the first writes; all read.
+    Use as a context manager, then :meth:`open`, the training with ``fit(..., run=run)``, and :meth:`finish`. Nothing
+    that is there is touched before :meth:`begin`, which ``fit`` calls: data and models are opened before. Of several
+    processes only the first writes; all read.
 
     Attributes:
         path: the folder.
-        fabric: the devices; there after :meth:`begin`.
-        was_finished: whether :meth:`begin` found a result.
+        fabric: the devices; there after :meth:`open`.
+        was_finished: whether :meth:`open` found a result.
     """
 
     fabric: Fabric
@@ -53,29 +58,54 @@ class RunFolder:
     def __init__(self, path: str | Path, *, restart: bool = False) -> None:
         self.path, self._restart = Path(path), restart
         self._lock: FileLock | None = None
+        self._has_begun = False
         self._metrics: MetricsLog | None = None
 
-    def begin(
-        self, command: str, config: Mapping[str, Any], training: TrainingConfig | None = None
-    ) -> dict[str, Any] | None:
-        """Open the folder for a run, or for the rest of one; return the result if it is finished already.
+    def open(self, command: str, config: Any, training: TrainingConfig | None = None) -> dict[str, Any] | None:
+        """Take the folder for a run, or for the rest of one; return the result if it is finished already.
 
         Args:
             command: what is trained.
-            config: plain values, defaults filled in (:func:`fct_infer.training.config.to_plain`).
+            config: a dataclass that :func:`fct_infer.training.config.to_plain` takes.
             training: whose devices are used; without one, a single CPU.
 
         Raises:
             OutputError: the folder holds something else, another run, or is in use.
             UnsupportedError: the devices are not there.
-            ResourceError: the disk is full, or another I/O error.
+            ResourceError: an I/O error.
         """
         devices = training or TrainingConfig(1, 0.0)
         self.fabric = launch(devices.accelerator, devices.devices, devices.precision)
-        self.first(lambda: self._open(f"# fct-train {command}", config))
+        self._title, self._config = f"# fct-train {command}", config
+        self.first(self._take)
         result = self.path / _RESULT
-        self.was_finished = result.exists()
+        self.was_finished = result.exists() and not self._restart
         return dict(_read_json(result)) if self.was_finished else None
+
+    def begin(self) -> None:
+        """Write the configuration; with ``restart``, drop what is there first. A second call does nothing.
+
+        Raises:
+            ResourceError: the disk is full, or another I/O error.
+        """
+
+        def write() -> None:
+            if self._restart:
+                # The configuration last: it is what tells a run's folder from any other.
+                for file in (file for name in (*_OUTPUT, _CONFIG) for file in self.path.glob(name)):
+                    remove_tree(file)
+            if not self.is_resumed:
+                text = f"{self._title}\n{to_yaml(to_plain(self._config))}"
+                write_bytes(self.path / _CONFIG, text.encode())
+
+        if not self._has_begun:
+            self.first(write)
+            self._has_begun = True
+
+    @property
+    def is_resumed(self) -> bool:
+        """Whether there is a state to go on from."""
+        return not self._restart and (self.path / _STATE).exists()
 
     @property
     def is_first(self) -> bool:
@@ -98,11 +128,13 @@ class RunFolder:
         return outcome  # type: ignore[return-value]  # of the first process, sent to all
 
     def load_state(self) -> dict[str, Any] | None:
-        """Return what :meth:`save_state` wrote last, on the CPU, or None at the start of a run.
+        """Begin, and return what :meth:`save_state` wrote last, on the CPU, or None at the start of a run.
 
         Raises:
             ArtifactError: the file is damaged.
+            ResourceError: the disk is full, or another I/O error.
         """
+        self.begin()
         path = self.path / _STATE
         state = _read_state(path) if path.exists() else None
         if self.is_first:
@@ -114,6 +146,11 @@ class RunFolder:
         """Add a row to the metrics; ``loss`` is the mean over the steps since the row before."""
         if self._metrics is not None:
             self._metrics.add(step, epoch, loss, learning_rate, seconds)
+
+    def log_validation(self, step: int, epochs: Sequence[Mapping[str, float]]) -> None:
+        """Put down the validation figures of all epochs so far; the last of them belongs to ``step``."""
+        if self._metrics is not None:
+            self._metrics.write_validation(step, epochs)
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Replace the state by one of tensors, numbers, strings, lists and dictionaries; it has a key ``step``.
@@ -149,25 +186,22 @@ class RunFolder:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+            with suppress(OSError):  # goes if it is empty: nothing was begun in it
+                self.path.rmdir()
 
-    def _open(self, title: str, values: Mapping[str, Any]) -> None:
+    def _take(self) -> None:
         config = self.path / _CONFIG
         if self.path.exists() and not config.exists() and _is_foreign(self.path):
             raise OutputError(f"{self.path}: exists and is no training run (it has no {_CONFIG})")
         self._lock = FileLock(self.path / _LOCK, str(self.path))
-        if self._restart:
-            # The configuration last: it is what tells a run's folder from any other.
-            for name in (_RESULT, _STATE, "metrics.csv", "events.out.tfevents.*", "*.safetensors", "*.json", _CONFIG):
-                for file in self.path.glob(name):
-                    remove_tree(file)
         # Before the first epoch's end nothing is kept that another configuration could spoil.
-        if config.exists() and any((self.path / name).exists() for name in (_STATE, _RESULT)):
-            if difference := _difference(config, title, values):
-                raise OutputError(
-                    f"{self.path}: holds another run ({difference}); choose another folder, or --restart to begin anew"
-                )
-        else:
-            write_bytes(config, f"{title}\n{to_yaml(values)}".encode())
+        is_kept = any((self.path / name).exists() for name in (_STATE, _RESULT))
+        if not is_kept or not config.exists() or self._restart:
+            return
+        if difference := _difference(config, self._title, self._config):
+            raise OutputError(
+                f"{self.path}: holds another run ({difference}); choose another folder, or --restart to begin anew"
+            )
 
     def __enter__(self) -> RunFolder:
         return self
@@ -181,15 +215,16 @@ def _is_foreign(folder: Path) -> bool:
     return not folder.is_dir() or any(file.name not in (_LOCK, f"{_CONFIG}.tmp") for file in folder.iterdir())
 
 
-def _difference(path: Path, title: str, wanted: Mapping[str, Any]) -> str:
+def _difference(path: Path, title: str, wanted: Any) -> str:
     """Say what a run's configuration has other than wanted; nothing if nothing."""
     try:
-        found, asked = _flat(read_config(path)), _flat(dict(wanted))
         found_title = path.read_text(encoding="utf-8").partition("\n")[0]
+        if found_title != title:
+            return f"of {found_title.removeprefix('# ')}"
+        values = from_plain(type(wanted), read_config(path))  # what was written before a key existed has its default
     except UsageError as error:
         return str(error)
-    if found_title != title:
-        return f"of {found_title.removeprefix('# ')}"
+    found, asked = _flat(to_plain(values)), _flat(to_plain(wanted))
     keys = [key for key in {**found, **asked} if found.get(key) != asked.get(key)]
     shown = [f"{key} is {found.get(key)!r}, asked for {asked.get(key)!r}" for key in keys[:3]]
     return "; ".join([*shown, *(["..."] if len(keys) > 3 else [])])

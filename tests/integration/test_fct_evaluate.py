@@ -221,7 +221,7 @@ def test_an_upgrade_is_judged_whole(upgraded):
     assert len(document["backfilling"]["most uncertain first"]["shares"]) == 22
     assert document["per_class"] and document["retrieved"] and document["flips"]["queries"] == document["queries"]
     page = (folder / "out.html").read_text()
-    assert document["verdict"]["sentence"] in page.replace("&#x27;", "'")
+    assert document["verdict"]["sentence"] in page.replace("&#x27;", "'").replace("&nbsp;", " ")
     assert page.count("data:image/png;base64,") == sum(
         1 + sum(map(len, row["found"].values())) for row in document["retrieved"]
     )

@@ -85,6 +85,25 @@ def test_the_papers_four_models_one_after_the_other(config, tmp_path, monkeypatc
     assert (module.old_dim, module.side_dim, module.new_dim) == (16, 16, 16)
 
 
+def test_a_transformation_from_images_embeds_them_once(config, tmp_path, monkeypatch, capsys):
+    for name, seed in (("old", 0), ("new", 1)):
+        arguments = ("backbone", config, "-o", tmp_path / name, "--set", f"training.seed={seed}")
+        assert fct_train(monkeypatch, capsys, *arguments)[0] == 0
+    old, new = tmp_path / "old", tmp_path / "new" / "checkpoint.json"
+    (tmp_path / "h.yaml").write_text(
+        f"data: {{images: {DATA.removeprefix('data: ').strip()}, views: 2, augmentation: {{rotation: 8}}}}\n"
+        f"models: {{old: {old}, side: [{old}], new: {new}}}\n"
+        "model: {name: paper, arguments: {inner_dim: 16}}\nvalidation: 0.2\n"
+    )
+    arguments = ("transformation", tmp_path / "h.yaml", "-o", tmp_path / "h", "--set", "training.batch_size=16")
+    code, out, err = fct_train(monkeypatch, capsys, *arguments, "--json", "--set", "training.epochs=2")
+    assert code == 0, err
+    assert json.loads(out)["training_rows"] == 128
+    assert "embed: 80/80 images" in err and "epoch 2/2" in err
+    code, out, err = fct_train(monkeypatch, capsys, *arguments, "--json", "--set", "training.epochs=3", "--restart")
+    assert code == 0 and "embed" not in err and "epoch 3/3" in err
+
+
 def test_progress_is_on_stderr_and_a_finished_run_is_not_repeated(config, tmp_path, monkeypatch, capsys):
     code, out, err = fct_train(monkeypatch, capsys, "backbone", config, "-o", tmp_path / "run")
     assert code == 0
@@ -143,6 +162,7 @@ def test_two_processes_share_the_batches_and_agree(config, tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["classes"] == 4
     assert len((tmp_path / "run" / "metrics.csv").read_text().splitlines()) == 2
+    assert done.stderr.count("step 4/4") == 1
     model, _ = load_checkpoint(tmp_path / "run" / "checkpoint", Backbone)
     assert model.embedding_dim == 16
 
@@ -172,7 +192,12 @@ def test_two_processes_share_the_batches_and_agree(config, tmp_path):
         (["bct", "old.yaml"], 2, "old: missing, and has no default"),
         (["bct", "old.yaml", "--set", "old=nowhere"], 4, "nowhere/checkpoint.json: no such file"),
         (["side-information", "old.yaml", "--set", "kind=magic"], 2, "kind: got 'magic'"),
-        (["transformation", "old.yaml"], 2, "data"),
+        (["transformation", "old.yaml"], 2, "unknown model 'resnet'; known are paper"),
+        (
+            ["transformation", "old.yaml", "--set", "model.name=paper"],
+            2,
+            "data.source: unknown key; known are old, new",
+        ),
         (["everything", "old.yaml"], 2, "No such command 'everything'"),
     ],
 )

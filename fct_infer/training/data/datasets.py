@@ -63,10 +63,11 @@ class LoadedImages:
         """See :class:`~fct_infer.training.data.images.ImageData`; every view is drawn anew from the image."""
         return LoadedBatches(self, batch_size, seed, views)
 
-    def in_order(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def in_order(self, batch_size: int, seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """See :class:`~fct_infer.training.data.images.ImageData`."""
-        parts = torch.split(torch.arange(len(self.rows)), batch_size)
-        loader = _data_loader(self, [[(row, None) for row in part.tolist()] for part in parts], views=1)
+        items: list[Item] = [(row, None if seed is None else seed + row) for row in range(len(self.rows))]
+        batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
+        loader = _data_loader(self, batches, views=1)
         for batch in _Unbroken(loader, self.on_error):
             yield batch[0], batch[-1]
 

@@ -113,7 +113,7 @@ def _walk(root: Path) -> Iterator[tuple[str, str]]:
 
 
 def _random_box(size: tuple[int, int], min_area: float) -> tuple[float, float, float, float]:
-    """Return left, top, right, bottom of a part of random area, aspect ratio and place (arXiv 1409.4842, section 6)."""
+    """Return left, top, right, bottom of a part of random area, aspect ratio and place (arXiv 1409.4842)."""
     width, height = size
     for _ in range(10):  # draws that do not fit inside the image are drawn again
         area, ratio, x, y = torch.rand(4).tolist()

@@ -40,8 +40,12 @@ class ImageData(Protocol):
         """Return shuffled batches of (images, ..., labels), with ``views`` tensors of the same images."""
         ...
 
-    def in_order(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (images, row numbers) without shuffling or random views; broken images may be left out."""
+    def in_order(self, batch_size: int, seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (images, row numbers) without shuffling; broken images may be left out.
+
+        Without a seed these are the views without chance, as production sees the images; with one, random views as in
+        :meth:`batches`.
+        """
         ...
 
 
@@ -75,8 +79,8 @@ class LabelledImages:
         images, labels = as_images(self.images), torch.from_numpy(self.labels)
         return TensorBatches(*[images] * views, labels, batch_size=batch_size, seed=seed)
 
-    def in_order(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """See :class:`ImageData`."""
+    def in_order(self, batch_size: int, seed: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """See :class:`ImageData`; every view is the whole image."""
         images = as_images(self.images)
         for rows in torch.split(torch.arange(len(images)), batch_size):
             yield images[rows], rows

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fct_infer.errors import UsageError
+from fct_infer.training.config import check_arguments
 from fct_infer.training.data.cifar import read_cifar100
 from fct_infer.training.data.datasets import LoadedImages, OnError
 from fct_infer.training.data.folders import read_folder
@@ -89,10 +90,8 @@ def _open_whole(config: DataConfig) -> ImageData:
     match config.source:
         case "glyphs":
             arguments = {"classes": 100, "images_per_class": 100} | config.arguments
-            try:
-                return render_glyphs(split=config.split, **arguments)
-            except TypeError as error:
-                raise UsageError(f"data.arguments: {error}") from error
+            check_arguments(render_glyphs, arguments, "data.arguments")
+            return render_glyphs(**{"split": config.split, **arguments})
         case "cifar100":
             return read_cifar100(_path(config), config.split)
         case "folder":

@@ -72,7 +72,7 @@ class DeepResNet(Backbone):
     """A ResNet that maps images to embeddings.
 
     The last block is ``embedding_dim`` wide and the embedding is its post-ReLU output averaged over the image, as in
-    the FCT paper (arXiv 2112.02805, section 4). All other parameters are named as in torchvision's weights.
+    the public FCT code (arXiv 2112.02805). All other parameters are named as in torchvision's weights.
 
     Args:
         depth: 18, 34, 50 or 101.

@@ -37,9 +37,8 @@ def to_program(module: TransformationModule) -> Program:
         return module.program()
     if not isinstance(module, LayeredTransformation):
         raise UsageError(f"{type(module).__name__} has no program")
-    steps, hidden, output = _hidden_steps(module)
-    last = _linear(module.last, hidden, output)
-    return Program(_dims(module), (*steps, last), output)
+    steps = _steps(module)
+    return Program(_dims(module), tuple(steps), steps[-1].output)
 
 
 def to_uncertainty_program(module: TransformationModule) -> Program:
@@ -52,9 +51,8 @@ def to_uncertainty_program(module: TransformationModule) -> Program:
     _check_mode(module)
     if not isinstance(module, LayeredTransformation) or module.uncertainty is None:
         raise UsageError(f"this {type(module).__name__} has no uncertainty head; train it with FastFill's loss")
-    steps, hidden, _ = _hidden_steps(module)
-    head = module.uncertainty
-    layer = Linear(hidden, LOG_VARIANCE, _float32(head.weight.detach()), _float32(head.bias.detach()))
+    steps, head = _steps(module), module.uncertainty
+    layer = Linear(steps[-1].output, LOG_VARIANCE, _float32(head.weight.detach()), _float32(head.bias.detach()))
     return Program(_dims(module), (*steps, layer), LOG_VARIANCE)
 
 
@@ -67,27 +65,23 @@ def _dims(module: TransformationModule) -> dict[str, int]:
     return {"old": module.old_dim} | ({"side": module.side_dim} if module.side_dim else {})
 
 
-def _hidden_steps(module: LayeredTransformation) -> tuple[list[Step], str, str]:
-    """Return the steps up to the hidden output, its name, and the name of the last layer's output."""
-    side = "side" if module.side_dim else "old"
+def _steps(module: LayeredTransformation) -> list[Step]:
+    """Return the steps of h; the last one's output is the new embedding."""
     match module:
         case PaperTransformation():
-            first, second = _chain("p1", module.p1, "old"), _chain("p2", module.p2, side)
-            concat = Concat((first[-1].output, second[-1].output), "concat")
-            mixer = _chain("mixer", list(module.mixer)[:-1], "concat")
-            source = mixer[-1].output if mixer else "concat"
-            return [*first, *second, concat, *mixer], source, f"mixer.{len(mixer)}"
+            branches = _chain("p1", module.p1, "old"), _chain("p2", module.p2, "side" if module.side_dim else "old")
+            concat = Concat((branches[0][-1].output, branches[1][-1].output), "concat")
+            return [*branches[0], *branches[1], concat, *_chain("mixer", module.mixer, "concat")]
         case MlpTransformation():
             inputs, source = _inputs(module)
-            layers = _chain("layers", list(module.layers)[:-1], source)
-            return [*inputs, *layers], layers[-1].output if layers else source, f"layers.{len(layers)}"
+            return [*inputs, *_chain("layers", module.layers, source)]
         case ResidualMlpTransformation():
             inputs, source = _inputs(module)
             steps = [*inputs, _linear(module.stem, source, "stem")]
             for index, block in enumerate(module.blocks):
                 assert isinstance(block, ResidualBlock)
                 steps += _residual(f"blocks.{index}", block, steps[-1].output)
-            return steps, steps[-1].output, "head"
+            return [*steps, _linear(module.head, steps[-1].output, "head")]
         case _:
             raise UsageError(f"{type(module).__name__} has no program")
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from fct_infer.errors import UsageError
+from fct_infer.training.config import check_arguments, hint
 from fct_infer.training.models.base import Backbone, UnitBackbone
 from fct_infer.training.models.classifiers import CosineClassifier, LinearClassifier
 from fct_infer.training.models.deep_resnet import DeepResNet
@@ -62,7 +63,9 @@ class ModelSpec:
             UsageError: the name is unknown or of another kind, or the arguments do not fit the model.
         """
         if self.name not in _MODELS and not is_foreign(self.name):
-            raise UsageError(f"unknown model {self.name!r}, wanted one of {sorted(_MODELS)} or module:function")
+            raise UsageError(f"unknown model {self.name!r}{hint(self.name, ['module:function', *sorted(_MODELS)])}")
+        if not is_foreign(self.name):
+            check_arguments(_MODELS[self.name], self.arguments, f"model {self.name!r}")
         try:
             if is_foreign(self.name):
                 module = build_foreign(self.name, self.arguments)

@@ -37,7 +37,7 @@ class ResNet(Backbone):
     """A residual network that maps images to embeddings.
 
     The last block is ``embedding_dim`` wide, so the embedding is its post-ReLU output averaged over the image: never
-    negative, as in the FCT paper (arXiv 2112.02805, section 4).
+    negative, as in the public FCT code (arXiv 2112.02805).
 
     Args:
         embedding_dim: width of the embedding.

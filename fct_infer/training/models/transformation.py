@@ -1,7 +1,7 @@
 """The transformation h(old, side_information) -> new as torch modules.
 
 Where ``side_dim`` is 0 there is no side-information: the paper's h feeds the old embedding to both branches (arXiv
-2112.02805, section 3.2), the others take the old embedding alone, which is the same class of functions.
+2112.02805), the others take the old embedding alone, which is the same class of functions.
 """
 
 from __future__ import annotations
@@ -37,33 +37,23 @@ class PointwiseBlock(nn.Module):
 
 
 class LayeredTransformation(TransformationModule):
-    """h whose last step is a linear layer on a hidden output, which FastFill's uncertainty is read from as well.
+    """h made of layers, with or without FastFill's head, a linear layer on h's output as in the public FastFill code.
 
     Attributes:
-        uncertainty: (n, hidden_dim) -> (n, 1), the log-variance s of FastFill (arXiv 2303.04766); None without.
+        uncertainty: (n, new_dim) -> (n, 1), the log-variance s of FastFill (arXiv 2303.04766); None without.
     """
 
     uncertainty: nn.Linear | None
 
-    @property
-    def last(self) -> PointwiseBlock:
-        """The last layer: (n, hidden_dim) -> (n, new_dim)."""
-        raise NotImplementedError
-
-    def hidden(self, old: Tensor, side: Tensor | None = None) -> Tensor:
-        """Return the input of the last layer, (n, hidden_dim); ``side`` is not looked at where ``side_dim`` is 0."""
-        raise NotImplementedError
-
     def forward(self, old: Tensor, side: Tensor | None = None) -> Tensor:
-        """(n, old_dim) and (n, side_dim) float32 -> (n, new_dim) float32."""
-        new: Tensor = self.last(self.hidden(old, side))
-        return new
+        """(n, old_dim) and (n, side_dim) float32 -> (n, new_dim) float32; no ``side`` where ``side_dim`` is 0."""
+        raise NotImplementedError
 
     def with_uncertainty(self, old: Tensor, side: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the new embedding (n, new_dim) and the log-variance s (n,)."""
         assert self.uncertainty is not None
-        hidden = self.hidden(old, side)
-        return self.last(hidden), self.uncertainty(hidden).squeeze(1)
+        new = self(old, side)
+        return new, self.uncertainty(new).squeeze(1)
 
     def _inputs(self, old: Tensor, side: Tensor | None) -> Tensor:
         """Both inputs side by side, or ``old`` alone."""
@@ -74,11 +64,11 @@ class LayeredTransformation(TransformationModule):
 
     def _add_uncertainty(self, wanted: bool) -> None:
         """Called last, so that the weights of h are drawn the same with and without."""
-        self.uncertainty = nn.Linear(self.last.conv.in_channels, 1) if wanted else None
+        self.uncertainty = nn.Linear(self.new_dim, 1) if wanted else None
 
 
 class PaperTransformation(LayeredTransformation):
-    """The paper's h (arXiv 2112.02805, section 3.2): a branch per input, then a mixer on their concatenation.
+    """The paper's h (arXiv 2112.02805): a branch per input, then a mixer on their concatenation.
 
     With the paper's depths each branch is d -> 2 d -> 2 d_new, and the mixer is 4 d_new -> inner_dim -> inner_dim ->
     d_new. A deeper branch has more layers 2 d wide, a deeper mixer more layers ``inner_dim`` wide.
@@ -87,7 +77,7 @@ class PaperTransformation(LayeredTransformation):
         old_dim, side_dim, new_dim: widths of inputs and output; ``side_dim`` 0 is FCT without side-information.
         inner_dim: width of the mixer.
         branch_depth, mixer_depth: layers of each, at least 1.
-        uncertainty: add FastFill's head on the output of the mixer's last hidden layer.
+        uncertainty: add FastFill's head.
 
     Raises:
         ValueError: a depth is below 1.
@@ -113,14 +103,10 @@ class PaperTransformation(LayeredTransformation):
         self.mixer.append(PointwiseBlock(4 * new_dim if mixer_depth == 1 else inner_dim, new_dim, is_last=True))
         self._add_uncertainty(uncertainty)
 
-    @property
-    def last(self) -> PointwiseBlock:
-        """The mixer's last layer."""
-        return _last_of(self.mixer)
-
-    def hidden(self, old: Tensor, side: Tensor | None = None) -> Tensor:
-        """Return the output of the mixer's last hidden layer, after its ReLU: (n, inner_dim)."""
-        return _but_last(self.mixer, torch.cat([self.p1(old), self.p2(self._side(old, side))], dim=1))
+    def forward(self, old: Tensor, side: Tensor | None = None) -> Tensor:
+        """See :class:`LayeredTransformation`."""
+        new: Tensor = self.mixer(torch.cat([self.p1(old), self.p2(self._side(old, side))], dim=1))
+        return new
 
 
 class MlpTransformation(LayeredTransformation):
@@ -139,14 +125,10 @@ class MlpTransformation(LayeredTransformation):
         self.layers = _chain(widths).append(PointwiseBlock(widths[-1], new_dim, is_last=True))
         self._add_uncertainty(uncertainty)
 
-    @property
-    def last(self) -> PointwiseBlock:
-        """The last layer."""
-        return _last_of(self.layers)
-
-    def hidden(self, old: Tensor, side: Tensor | None = None) -> Tensor:
-        """Return the output of the last hidden layer, after its ReLU; without any, the concatenated inputs."""
-        return _but_last(self.layers, self._inputs(old, side))
+    def forward(self, old: Tensor, side: Tensor | None = None) -> Tensor:
+        """See :class:`LayeredTransformation`."""
+        new: Tensor = self.layers(self._inputs(old, side))
+        return new
 
 
 class ResidualBlock(nn.Module):
@@ -187,15 +169,10 @@ class ResidualMlpTransformation(LayeredTransformation):
         self.head = PointwiseBlock(width, new_dim, is_last=True)
         self._add_uncertainty(uncertainty)
 
-    @property
-    def last(self) -> PointwiseBlock:
-        """The last layer."""
-        return self.head
-
-    def hidden(self, old: Tensor, side: Tensor | None = None) -> Tensor:
-        """Return the sum after the last residual block: (n, width)."""
-        hidden: Tensor = self.blocks(self.stem(self._inputs(old, side)))
-        return hidden
+    def forward(self, old: Tensor, side: Tensor | None = None) -> Tensor:
+        """See :class:`LayeredTransformation`."""
+        new: Tensor = self.head(self.blocks(self.stem(self._inputs(old, side))))
+        return new
 
 
 def linear_transformation(old_dim: int, side_dim: int, new_dim: int, uncertainty: bool = False) -> MlpTransformation:
@@ -214,15 +191,3 @@ TRANSFORMATIONS: dict[str, Callable[..., TransformationModule]] = {
 
 def _chain(widths: list[int]) -> nn.Sequential:
     return nn.Sequential(*(PointwiseBlock(dim_in, dim_out) for dim_in, dim_out in pairwise(widths)))
-
-
-def _last_of(blocks: nn.Sequential) -> PointwiseBlock:
-    last = blocks[-1]
-    assert isinstance(last, PointwiseBlock)
-    return last
-
-
-def _but_last(blocks: nn.Sequential, rows: Tensor) -> Tensor:
-    for block in list(blocks)[:-1]:
-        rows = block(rows)
-    return rows

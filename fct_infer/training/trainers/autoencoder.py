@@ -1,4 +1,4 @@
-"""Train a side-information model without labels, as the encoder of an autoencoder (arXiv 2112.02805, appendix)."""
+"""Train a side-information model without labels, as the encoder of an autoencoder (arXiv 2112.02805)."""
 
 from __future__ import annotations
 
@@ -52,5 +52,5 @@ def train_autoencoder(
         return reconstruction_loss(decoder(backbone(view)), view)
 
     network = nn.ModuleList([backbone, decoder])
-    losses = fit(network, batches, loss_of, training, on_progress, run=run, generators=(generator,))
-    return TrainedSideInformation(backbone, losses)
+    fitted = fit(network, batches, loss_of, training, on_progress, run=run, generators=(generator,))
+    return TrainedSideInformation(backbone, fitted=fitted)

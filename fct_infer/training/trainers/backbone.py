@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fct_infer.errors import UsageError
 from fct_infer.training.data.augment import Augmentation
 from fct_infer.training.data.images import ImageData, to_batch
-from fct_infer.training.loop import ProgressCallback, TrainingConfig, fit, seeded
+from fct_infer.training.loop import ProgressCallback, Trained, TrainingConfig, fit, seeded
 from fct_infer.training.losses import classification_loss
 from fct_infer.training.models.base import Backbone
 from fct_infer.training.models.classifiers import Classifier
@@ -43,7 +47,7 @@ class ClassifierConfig:
 
 @dataclass(frozen=True)
 class BackboneConfig:
-    """What a backbone is and how it is trained (the paper's recipe, arXiv 2112.02805, appendix, at any size).
+    """What a backbone is and how it is trained (the paper's recipe, arXiv 2112.02805, at any size).
 
     Attributes:
         model: the backbone.
@@ -63,7 +67,7 @@ class BackboneConfig:
 
 
 @dataclass(frozen=True)
-class TrainedBackbone:
+class TrainedBackbone(Trained):
     """A trained embedding model.
 
     Attributes:
@@ -71,14 +75,12 @@ class TrainedBackbone:
         classifier: (n, d) -> (n, classes).
         model: how to build the backbone again.
         classifier_model: how to build the classifier again.
-        losses: mean loss of every epoch.
     """
 
     backbone: Backbone
     classifier: Classifier
     model: ModelSpec
     classifier_model: ModelSpec
-    losses: list[float]
 
 
 class AddedLoss(nn.Module):
@@ -96,11 +98,20 @@ def train_backbone(
     *,
     run: RunFolder | None = None,
     added_loss: AddedLoss | None = None,
+    validation: ImageData | None = None,
 ) -> TrainedBackbone:
     """Train a backbone and a classifier on it to tell the classes of ``data`` apart.
 
+    Args:
+        data: images and their classes.
+        config: model, loss and schedule.
+        on_progress: called after every step.
+        run: where metrics and state are kept.
+        added_loss: minimised beside the classification.
+        validation: held-out images, judged after every epoch; those of classes that ``data`` lacks are left out.
+
     Raises:
-        UsageError: the configuration names an unknown model or optimizer.
+        UsageError: the configuration names an unknown model or optimizer, or no class is in both sets of images.
         ArrayError: the images have the wrong dtype or shape, or are fewer than one batch.
         GateError: the loss became NaN or infinite.
     """
@@ -124,5 +135,32 @@ def train_backbone(
             loss = loss + added_loss(embeddings, labels)
         return loss
 
-    losses = fit(network, batches, loss_of, training, on_progress, run=run, generators=(views,))
-    return TrainedBackbone(backbone, classifier, model, classifier_model, losses)
+    judge = None
+    if validation is not None:
+        held_out = _of_classes(validation, data.class_names)
+        judge = partial(validate, backbone, classifier, held_out, training.batch_size)
+    fitted = fit(network, batches, loss_of, training, on_progress, run=run, generators=(views,), validate=judge)
+    return TrainedBackbone(backbone, classifier, model, classifier_model, fitted=fitted)
+
+
+def validate(backbone: Backbone, classifier: Classifier, data: ImageData, batch_size: int) -> dict[str, float]:
+    """Return mean cross entropy ``loss`` and ``accuracy`` on a set of images; both modules are in eval mode."""
+    device, labels = classifier.weight.device, torch.from_numpy(data.labels)
+    loss, right, count = 0.0, 0, 0
+    for images, rows in data.in_order(batch_size):
+        logits = classifier(backbone(to_batch(images.to(device))))
+        wanted = labels[rows].to(device)
+        loss += classification_loss(logits, wanted, 0.0).item() * len(rows)
+        right += int((logits.argmax(dim=1) == wanted).sum())
+        count += len(rows)
+    return {"loss": loss / count, "accuracy": right / count}
+
+
+def _of_classes(data: ImageData, names: Sequence[str]) -> ImageData:
+    """Return the images of the classes ``names``, under their numbers."""
+    numbers = {name: number for number, name in enumerate(names)}
+    labels = np.array([numbers.get(name, -1) for name in data.class_names], np.int64)[data.labels]
+    rows = np.flatnonzero(labels >= 0)
+    if not len(rows):
+        raise UsageError(f"validation: holds no image of the {len(names)} classes trained, such as {names[0]!r}")
+    return data.select(rows, labels[rows], tuple(names))

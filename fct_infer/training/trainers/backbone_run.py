@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fct_infer.errors import ArtifactError
-from fct_infer.training.checkpoints import load_checkpoint, save_checkpoint
+from fct_infer.training.checkpoints import CHECKPOINT, CLASSIFIER, load_checkpoint, save_checkpoint
 from fct_infer.training.config import from_plain, to_plain
 from fct_infer.training.data.images import ImageData, image_shape
 from fct_infer.training.data.sources import DataConfig, open_data
@@ -16,18 +18,23 @@ from fct_infer.training.loop import ProgressCallback
 from fct_infer.training.models.base import Backbone
 from fct_infer.training.models.classifiers import Classifier
 from fct_infer.training.run import RunFolder
+from fct_infer.training.splits import Split
 from fct_infer.training.trainers.backbone import BackboneConfig, TrainedBackbone, train_backbone
 from fct_infer.training.trainers.bct import BctConfig, OldModel, train_bct
-
-CHECKPOINT, CLASSIFIER = "checkpoint", "classifier"
-"""Names of the checkpoints in a run's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneRunConfig(BackboneConfig):
-    """A backbone, its training, and the images."""
+    """A backbone, its training, and the images.
+
+    Attributes:
+        data: the images.
+        validation: held-out images, judged after every epoch: a share of ``data``, drawn from ``training.seed``, or a
+            set of their own. The default holds none out, as the papers do.
+    """
 
     data: DataConfig
+    validation: float | DataConfig = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +43,14 @@ class BctRunConfig(BctConfig):
 
     Attributes:
         data: the images.
+        validation: as of :class:`BackboneRunConfig`.
         old: folder of the old model's finished ``fct-train backbone`` or ``bct`` run.
         trust_code: build an old model that is not this project's.
     """
 
     data: DataConfig
     old: str
+    validation: float | DataConfig = 0.0
     trust_code: bool = False
 
 
@@ -56,10 +65,10 @@ def run_backbone(
         GateError: the loss became NaN or infinite.
     """
     settings = from_plain(BackboneRunConfig, config)
-    if (result := run.begin(command, to_plain(settings), settings.training)) is not None:
+    if (result := run.open(command, settings, settings.training)) is not None:
         return result
-    data = open_data(settings.data)
-    trained = train_backbone(data, settings, on_progress, run=run)
+    data, validation = _open_images(settings)
+    trained = train_backbone(data, settings, on_progress, run=run, validation=validation)
     return _finish(run, trained, data, to_plain(settings), {})
 
 
@@ -72,11 +81,11 @@ def run_bct(config: Mapping[str, Any], run: RunFolder, on_progress: ProgressCall
     Other errors are those of :func:`run_backbone`.
     """
     settings = from_plain(BctRunConfig, config)
-    if (result := run.begin("bct", to_plain(settings), settings.training)) is not None:
+    if (result := run.open("bct", settings, settings.training)) is not None:
         return result
     old = load_old_model(settings.old, trust_code=settings.trust_code)
-    data = open_data(settings.data)
-    trained = train_bct(data, old, settings, on_progress, run=run)
+    data, validation = _open_images(settings)
+    trained = train_bct(data, old, settings, on_progress, run=run, validation=validation)
     dims = old.backbone.embedding_dim, trained.backbone.backbone.embedding_dim
     figures: dict[str, Any] = {"classes_the_old_model_lacked": trained.added_classes}
     if dims[0] != dims[1]:
@@ -100,25 +109,39 @@ def load_old_model(folder: str | Path, *, trust_code: bool = False) -> OldModel:
     return OldModel(backbone, classifier, tuple(map(str, names)))
 
 
+def _open_images(settings: BackboneRunConfig | BctRunConfig) -> tuple[ImageData, ImageData | None]:
+    """Return the images to train on, and those held out, if any."""
+    data = open_data(settings.data)
+    if isinstance(settings.validation, DataConfig):
+        return data, open_data(settings.validation)
+    split = Split.draw(len(data.labels), settings.validation, settings.training.seed)
+    if not len(split.held_out):
+        return data, None
+    mask = split.is_held_out(0, split.rows)
+    training, held_out = (
+        data.select(rows, data.labels[rows], data.class_names) for rows in map(np.flatnonzero, (~mask, mask))
+    )
+    return training, held_out
+
+
 def _finish(
     run: RunFolder, trained: TrainedBackbone, data: ImageData, config: dict[str, Any], figures: dict[str, Any]
 ) -> dict[str, Any]:
     classes = {"class_names": list(data.class_names)}
     described = {**config, "image_shape": list(image_shape(data))}
 
-    def save() -> None:
-        save_checkpoint(run.path / CLASSIFIER, trained.classifier, trained.classifier_model, classes)
-        save_checkpoint(run.path / CHECKPOINT, trained.backbone, trained.model, described)
+    def save(folder: Path) -> None:
+        save_checkpoint(folder / CLASSIFIER, trained.classifier, trained.classifier_model, classes)
+        save_checkpoint(folder / CHECKPOINT, trained.backbone, trained.model, described)
 
-    run.first(save)
+    run.first(lambda: trained.fitted.save(run.path, save))
     return run.finish(
         {
             "checkpoint": str(run.path / f"{CHECKPOINT}.safetensors"),
             "embedding_dim": trained.backbone.embedding_dim,
             "images": len(data.labels),
             "classes": len(data.class_names),
-            "first_loss": trained.losses[0],
-            "last_loss": trained.losses[-1],
+            **trained.fitted.figures,
             **figures,
         }
     )

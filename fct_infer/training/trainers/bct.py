@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -20,6 +21,15 @@ from fct_infer.training.models.classifiers import Classifier
 from fct_infer.training.run import RunFolder
 from fct_infer.training.trainers.backbone import AddedLoss, BackboneConfig, TrainedBackbone, train_backbone
 
+# Note [Old classifier]
+# The influence loss pulls a new embedding to where the old classifier finds its class, so that classifier must find old
+# embeddings there itself. Trained weights need only tell their classes apart and leave out what all embeddings share; a
+# mean embedding has all of it, and embeddings that come out of a ReLU share much. Side by side, means outvote trained
+# weights: no old embedding of a trained class is classified right, and new ones are driven away from them. Cosine and
+# ArcFace classifiers are no better. Means of all classes do not clash.
+
+OldClassifier: TypeAlias = Literal["means", "completed"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class BctConfig(BackboneConfig):
@@ -27,12 +37,16 @@ class BctConfig(BackboneConfig):
 
     Attributes:
         influence: lambda, the weight of the loss through the old classifier.
-        equal_norms: bring the old classifier's weights, those of added classes included, to one length: the mean of
-            the trained ones. Mean embeddings are several times as long as a linear classifier's weights; taken as they
-            are, added classes win whatever the image, and training collapses. After ArcFace it makes no difference.
+        old_classifier: what new embeddings are classified with. ``"means"``: the mean old embedding of every class, the
+            pseudo classifier in the public code of the paper's first author. ``"completed"``: the trained weights, and
+            means for the classes they lack, as the paper has it; for embeddings that do not come out of a ReLU. See
+            Note [Old classifier].
+        equal_norms: bring all weights to the mean length of the trained ones; mean embeddings are several times as long
+            and would sharpen the softmax as much. A cosine classifier does not see lengths.
     """
 
     influence: float = 1.0
+    old_classifier: OldClassifier = "means"
     equal_norms: bool = True
 
 
@@ -54,7 +68,7 @@ class TrainedBct:
 
 
 class InfluenceLoss(AddedLoss):
-    """Cross entropy of new embeddings under the frozen old classifier (arXiv 2003.11942, section 3.3).
+    """Cross entropy of new embeddings under the frozen old classifier (arXiv 2003.11942).
 
     Where the widths differ, the classifier sees the first ``d_old`` components of a wider embedding, and zeros after a
     narrower one: what L2 distance and inner product of the zero-padded shorter vector come to.
@@ -84,41 +98,57 @@ def train_bct(
     on_progress: ProgressCallback | None = None,
     *,
     run: RunFolder | None = None,
+    validation: ImageData | None = None,
 ) -> TrainedBct:
     """Train a new model by classification and, at once, for the old model's classifier.
 
     Raises:
-        UsageError: none of the classes is known to the old model, or the configuration names an unknown model.
+        UsageError: as of :func:`influence_classifier`, or the configuration names an unknown model.
         ArrayError: the images have the wrong dtype or shape, or are fewer than one batch.
         GateError: the loss became NaN or infinite.
     """
     device = run.fabric.device if run else "cpu"
-    classifier, added = complete_classifier(old, data, config.equal_norms, device)
+    classifier, added = influence_classifier(old, data, config.old_classifier, config.equal_norms, device)
     influence = InfluenceLoss(classifier, config.influence, config.label_smoothing)
-    return TrainedBct(train_backbone(data, config, on_progress, run=run, added_loss=influence), added)
+    trained = train_backbone(data, config, on_progress, run=run, added_loss=influence, validation=validation)
+    return TrainedBct(trained, added)
 
 
-def complete_classifier(
-    old: OldModel, data: ImageData, equal_norms: bool = True, device: torch.device | str = "cpu"
+def influence_classifier(
+    old: OldModel,
+    data: ImageData,
+    kind: OldClassifier = "means",
+    equal_norms: bool = True,
+    device: torch.device | str = "cpu",
 ) -> tuple[Classifier, int]:
-    """Return the old classifier with the classes of ``data`` in their order, and how many of these it lacked.
+    """Return an old classifier of the classes of ``data`` in their order, and how many of these the old model lacked.
 
-    A class it lacks gets the mean old embedding of its images as its weight (arXiv 2003.11942, section 3.3). Old
-    classes that ``data`` lacks follow at the end: they are what new embeddings can be mistaken for.
+    Args:
+        old: the old model; its classifier gives kind, scale and margin.
+        data: images that means are taken of.
+        kind: what the weights are, see :class:`BctConfig`. Trained weights of classes that ``data`` lacks follow at
+            the end: they are what new embeddings can be mistaken for.
+        equal_norms: see :class:`BctConfig`.
+        device: where images are embedded.
 
     Raises:
-        UsageError: no class of ``data`` is known to the old model, by name.
+        UsageError: a class whose mean is due has no image, or there is no class whose trained weights are asked for.
     """
     numbers = {name: number for number, name in enumerate(old.class_names)}
-    known = [numbers.get(name) for name in data.class_names]
-    if all(number is None for number in known):
-        raise UsageError(f"the old model knows none of the {len(known)} classes, such as {data.class_names[0]!r}")
+    known = {label: numbers[name] for label, name in enumerate(data.class_names) if name in numbers}
+    labels = range(len(data.class_names))
+    lacking = [label for label in labels if label not in known]
     trained = old.classifier.weight.detach()
-    lacking = [label for label, number in enumerate(known) if number is None]
-    means = _mean_embeddings(old.backbone, data, lacking, device)
-    rows = [means[label] if number is None else trained[number] for label, number in enumerate(known)]
-    unseen = sorted(set(range(len(trained))) - {number for number in known if number is not None})
-    weight = torch.stack([*rows, *trained[unseen]])
+    if kind == "means":
+        weight = _mean_embeddings(old.backbone, data, list(labels), device)
+    elif not known:
+        raise UsageError(f"the old model knows none of the {len(labels)} classes, such as {data.class_names[0]!r}")
+    else:
+        weight = torch.empty(len(labels), trained.shape[1])
+        weight[list(known)] = trained[list(known.values())]
+        if lacking:
+            weight[lacking] = _mean_embeddings(old.backbone, data, lacking, device)
+        weight = torch.cat([weight, trained[sorted(set(range(len(trained))) - set(known.values()))]])
     if equal_norms:
         weight = F.normalize(weight, dim=1) * trained.norm(dim=1).mean()
     classifier = deepcopy(old.classifier)
@@ -126,13 +156,12 @@ def complete_classifier(
     return classifier, len(lacking)
 
 
-def _mean_embeddings(
-    backbone: Backbone, data: ImageData, classes: list[int], device: torch.device | str
-) -> dict[int, Tensor]:
-    """Return the mean old embedding of the images of some classes."""
+def _mean_embeddings(backbone: Backbone, data: ImageData, classes: list[int], device: torch.device | str) -> Tensor:
+    """Return the mean old embedding of the images of some classes, numbers that rise: (classes, d_old) float32."""
     rows = np.flatnonzero(np.isin(data.labels, classes))
-    if not len(rows):
-        return {}
+    if empty := set(classes) - set(data.labels[rows].tolist()):
+        raise UsageError(f"class {data.class_names[min(empty)]!r} has no image to take its mean old embedding from")
     embeddings, kept = embed_data(backbone, data.select(rows, data.labels[rows], data.class_names), device=device)
-    labels = data.labels[rows][kept]
-    return {label: torch.from_numpy(embeddings[labels == label].mean(axis=0)) for label in classes}
+    places = torch.from_numpy(np.searchsorted(classes, data.labels[rows][kept]))
+    sums = torch.zeros(len(classes), embeddings.shape[1]).index_add_(0, places, torch.from_numpy(embeddings))
+    return sums / places.bincount(minlength=len(classes)).clamp(min=1)[:, None]  # a class may be all broken images

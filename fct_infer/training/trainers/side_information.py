@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fct_infer.training.data.augment import Augmentation
 from fct_infer.training.data.images import ImageData, LabelledImages, to_batch
-from fct_infer.training.loop import ProgressCallback, TrainingConfig, fit, seeded
+from fct_infer.training.loop import ProgressCallback, Trained, TrainingConfig, fit, seeded
 from fct_infer.training.losses import nt_xent_loss
 from fct_infer.training.models.base import Backbone
 from fct_infer.training.models.registry import ModelSpec
@@ -31,11 +31,10 @@ class SideInformationConfig:
 
 
 @dataclass(frozen=True)
-class TrainedSideInformation:
-    """A trained side-information model: images -> (n, d_side), in eval mode, and the mean loss of every epoch."""
+class TrainedSideInformation(Trained):
+    """A trained side-information model: images -> (n, d_side), in eval mode."""
 
     backbone: Backbone
-    losses: list[float]
 
 
 def train_side_information(
@@ -48,7 +47,7 @@ def train_side_information(
     """Train a backbone to recognise two views of one image among the views of the batch.
 
     The projection head that the loss looks at is dropped afterwards; side-information is the backbone's embedding
-    (arXiv 2112.02805, section 3.3).
+    (arXiv 2112.02805).
 
     Args:
         images: what the old model was trained on, as a set or as (n, height, width, 3) uint8; labels are not used.
@@ -76,5 +75,5 @@ def train_side_information(
         first, second = network(torch.cat(views)).chunk(2)
         return nt_xent_loss(first, second, config.temperature)
 
-    losses = fit(network, batches, loss_of, training, on_progress, run=run, generators=(generator,))
-    return TrainedSideInformation(backbone, losses)
+    fitted = fit(network, batches, loss_of, training, on_progress, run=run, generators=(generator,))
+    return TrainedSideInformation(backbone, fitted=fitted)

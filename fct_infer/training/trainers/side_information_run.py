@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 from fct_infer.errors import ArtifactError, UsageError
 from fct_infer.storage import copy_file
-from fct_infer.training.checkpoints import save_checkpoint
+from fct_infer.training.checkpoints import CHECKPOINT, SUFFIXES, save_checkpoint
 from fct_infer.training.config import from_plain, to_plain
 from fct_infer.training.data.images import image_shape
 from fct_infer.training.data.sources import DataConfig, open_data
 from fct_infer.training.loop import ProgressCallback
 from fct_infer.training.run import RunFolder
 from fct_infer.training.trainers.autoencoder import AutoencoderConfig, train_autoencoder
-from fct_infer.training.trainers.backbone_run import CHECKPOINT, BackboneRunConfig, run_backbone
+from fct_infer.training.trainers.backbone_run import BackboneRunConfig, run_backbone
 from fct_infer.training.trainers.side_information import (
     SideInformationConfig,
     TrainedSideInformation,
@@ -81,7 +81,7 @@ def run_side_information(
 def _run_unlabelled(
     settings: SimClrRunConfig | AutoencoderRunConfig, run: RunFolder, on_progress: ProgressCallback | None
 ) -> dict[str, Any]:
-    if (result := run.begin(COMMAND, to_plain(settings), settings.training)) is not None:
+    if (result := run.open(COMMAND, settings, settings.training)) is not None:
         return result
     data = open_data(settings.data)
     trained: TrainedSideInformation
@@ -96,22 +96,24 @@ def _run_unlabelled(
             "checkpoint": str(run.path / f"{CHECKPOINT}.safetensors"),
             "embedding_dim": trained.backbone.embedding_dim,
             "images": len(data.labels),
-            "first_loss": trained.losses[0],
-            "last_loss": trained.losses[-1],
+            **trained.fitted.figures,
         }
     )
 
 
 def _copy_old_model(settings: NoneRunConfig, run: RunFolder) -> dict[str, Any]:
-    if (result := run.begin(COMMAND, to_plain(settings))) is not None:
+    if (result := run.open(COMMAND, settings)) is not None:
         return result
 
+    sources = [Path(settings.old) / f"{CHECKPOINT}{suffix}" for suffix in SUFFIXES]
+    for source in sources:
+        if not source.is_file():
+            raise ArtifactError(f"{source}: no such file; is the old model's run finished?")
+
     def copy() -> None:
-        for suffix in (".safetensors", ".json"):
-            source = Path(settings.old) / f"{CHECKPOINT}{suffix}"
-            if not source.is_file():
-                raise ArtifactError(f"{source}: no such file; is the old model's run finished?")
+        for source in sources:
             copy_file(source, run.path / source.name)
 
+    run.begin()
     run.first(copy)
     return run.finish({"checkpoint": str(run.path / f"{CHECKPOINT}.safetensors"), "copy_of": settings.old})

@@ -16,7 +16,7 @@ from fct_infer.errors import ArrayError, UsageError
 from fct_infer.training.alignment import alignment_loss
 from fct_infer.training.data.batches import Batches, TensorBatches
 from fct_infer.training.fastfill import fastfill_loss
-from fct_infer.training.loop import ProgressCallback, TrainingConfig, fit, seeded
+from fct_infer.training.loop import ProgressCallback, Trained, TrainingConfig, Validate, fit, seeded
 from fct_infer.training.models.base import TransformationModule
 from fct_infer.training.models.classifiers import Classifier
 from fct_infer.training.models.registry import ModelSpec
@@ -48,18 +48,16 @@ class TransformationConfig:
 
 
 @dataclass(frozen=True)
-class TrainedTransformation:
+class TrainedTransformation(Trained):
     """A trained h.
 
     Attributes:
         module: in eval mode.
         model: how to build it again, dims included.
-        losses: mean loss of every epoch.
     """
 
     module: TransformationModule
     model: ModelSpec
-    losses: list[float]
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ def train_transformation(
     Args:
         old: (n, d_old) float32, the old model's embeddings of the new training set.
         side: (n, d_side) float32, side-information of the same items; None for FCT without it, where the old embedding
-            takes its place (arXiv 2112.02805, section 3.2).
+            takes its place (arXiv 2112.02805).
         new: (n, d_new) float32, the new model's embeddings of the same items.
         config: model, loss and schedule.
         on_progress: called after every step.
@@ -145,7 +143,12 @@ def build_objective(
         loss = alignment_loss(config.loss)
         return Objective(module, module, model, lambda batch: loss(module(batch[0], batch[1]), batch[2]))
     if not has_labels or classifier is None or not isinstance(module, LayeredTransformation):
-        raise UsageError("FastFill's loss needs labels, the new model's classifier, and an h with a last linear layer")
+        needed = {"labels": has_labels, "the classifier": classifier is not None}
+        missing = [name for name, is_there in needed.items() if not is_there] or [f"such an h; {model.name!r} has none"]
+        raise UsageError(
+            "FastFill's loss needs labels, the new model's classifier, and an h with a last linear layer; missing: "
+            + " and ".join(missing)
+        )
     if classifier.weight.shape[1] != dims["new_dim"]:
         raise ArrayError(f"classifier: weight is {tuple(classifier.weight.shape)}, wanted (classes, {dims['new_dim']})")
     frozen = copy.deepcopy(classifier).requires_grad_(False)
@@ -164,10 +167,11 @@ def train_on_batches(
     training: TrainingConfig,
     on_progress: ProgressCallback | None = None,
     run: RunFolder | None = None,
+    validate: Validate | None = None,
 ) -> TrainedTransformation:
     """Train h on any source of batches; errors as :func:`fct_infer.training.loop.fit`."""
-    losses = fit(objective.network, batches, objective.loss_of, training, on_progress, run=run)
-    return TrainedTransformation(objective.module, objective.model, losses)
+    fitted = fit(objective.network, batches, objective.loss_of, training, on_progress, run=run, validate=validate)
+    return TrainedTransformation(objective.module, objective.model, fitted=fitted)
 
 
 def check_labels(labels: NDArray[Any], classes: int, first_row: int = 0) -> None:

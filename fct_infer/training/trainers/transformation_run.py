@@ -1,44 +1,50 @@
-"""``fct-train transformation``: from cached features to a checkpoint of h, a map or a chain, and its figures."""
+"""``fct-train transformation``: to a checkpoint of h, a map or a chain, and its figures."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fct_infer.artifacts.files import MEBIBYTE, read_file
-from fct_infer.errors import GalleryError, UsageError
-from fct_infer.gallery import Gallery, read_npy
-from fct_infer.storage import write_json
+from fct_infer.errors import UsageError
+from fct_infer.gallery import Gallery
 from fct_infer.training.alignment import Alignment, measure_alignment
 from fct_infer.training.chains import compose
-from fct_infer.training.checkpoints import load_checkpoint, save_checkpoint
-from fct_infer.training.config import from_plain, to_plain
+from fct_infer.training.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
+from fct_infer.training.config import check_arguments, from_plain, hint, to_plain
 from fct_infer.training.fastfill import write_scores
-from fct_infer.training.feature_batches import FeatureBatches, Split, as_tensors
-from fct_infer.training.features import Columns, Features, concatenate
-from fct_infer.training.loop import Progress, ProgressCallback, TrainingConfig
+from fct_infer.training.feature_batches import FeatureBatches, as_tensors
+from fct_infer.training.features import Columns
+from fct_infer.training.image_features import OnImages
+from fct_infer.training.loop import Fitted, ProgressCallback, TrainingConfig
 from fct_infer.training.models.base import TransformationModule
-from fct_infer.training.models.classifiers import Classifier, LinearClassifier
 from fct_infer.training.models.folding import to_program, to_uncertainty_program
+from fct_infer.training.models.foreign import is_foreign
 from fct_infer.training.models.maps import MAPS
 from fct_infer.training.models.program import ProgramTransformation, program_arguments
 from fct_infer.training.models.registry import ModelSpec
+from fct_infer.training.models.transformation import TRANSFORMATIONS
 from fct_infer.training.statistics import Statistics
-from fct_infer.training.trainers.backbone_run import CHECKPOINT, CLASSIFIER
 from fct_infer.training.trainers.transformation import (
     Objective,
     TransformationConfig,
     build_objective,
-    check_labels,
     train_on_batches,
+)
+from fct_infer.training.trainers.transformation_data import (
+    EmbeddingModels,
+    FeatureFolders,
+    ImageViews,
+    TrainingData,
+    embed_images,
+    load_classifier,
+    open_features,
 )
 from fct_infer.transformation import Program, Transformation
 
@@ -56,29 +62,16 @@ PAPER_RECIPE = TrainingConfig(
 """How the paper trains h (arXiv 2112.02805, its public code)."""
 
 _VALIDATION_ROWS = 8192  # at once
-
-
-@dataclass(frozen=True)
-class FeatureFolders:
-    """One set of cached embeddings, see :mod:`fct_infer.training.features`: folders of shards or ``.npy`` files."""
-
-    old: str
-    new: str
-    side: str | None = None
-    labels: str | None = None
-
-    def open(self) -> Features:
-        """Open the set; errors as :meth:`Features.open`."""
-        return Features.open(self.old, self.new, self.side, self.labels)
+_MODELS = (*TRANSFORMATIONS, *MAPS, "chain", "module:function")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformationRunConfig(TransformationConfig):
-    """What is trained, and on what.
+class _RunConfig(TransformationConfig):
+    """What is trained, whatever it is trained on.
 
     Attributes:
-        data: cached embeddings of the training set.
-        mixture: further sets of the same widths, such as of other old models: h is fitted on all rows together.
+        mixture: further sets of cached embeddings of the same widths, such as of other old models: h is fitted on all
+            rows together.
         model: a trained h (``paper``, ``mlp``, ``residual_mlp``, ``linear``), a map that is solved for
             (``procrustes``, ``ridge``, ``low_rank``), or ``chain`` with ``first`` and ``second``, two checkpoints, and
             ``second_side`` (:func:`fct_infer.training.chains.compose`).
@@ -89,7 +82,6 @@ class TransformationRunConfig(TransformationConfig):
         scores_gallery: a gallery whose uncertainties FastFill writes to ``scores.npy``.
     """
 
-    data: FeatureFolders
     mixture: tuple[FeatureFolders, ...] = ()
     model: ModelSpec = field(default_factory=lambda: ModelSpec("paper"))
     training: TrainingConfig = PAPER_RECIPE
@@ -97,15 +89,24 @@ class TransformationRunConfig(TransformationConfig):
     validation: float = 0.02
     scores_gallery: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.scores_gallery is not None and self.loss != "fastfill":
+            raise UsageError("scores_gallery: only FastFill knows uncertainties (loss: fastfill)")
 
-@dataclass(frozen=True)
-class _Data:
-    """The training set, and its held-out rows in memory as stored."""
 
-    features: Features
-    split: Split
-    held_out: Columns
-    classifier: Classifier | None
+@dataclass(frozen=True, kw_only=True)
+class TransformationRunConfig(_RunConfig):
+    """Training on cached embeddings of the training set, ``data``."""
+
+    data: FeatureFolders
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTransformationRunConfig(_RunConfig):
+    """Training on images, ``data``, which ``models`` embed first, into ``features/`` in the run's folder."""
+
+    data: ImageViews
+    models: EmbeddingModels
 
 
 @dataclass(frozen=True)
@@ -115,33 +116,47 @@ class _Outcome:
     module: TransformationModule
     model: ModelSpec
     findings: dict[str, Any]
+    fitted: Fitted | None = None
 
 
 def run_transformation(
-    config: Mapping[str, Any], run: RunFolder, on_progress: ProgressCallback | None = None
+    config: Mapping[str, Any],
+    run: RunFolder,
+    on_progress: ProgressCallback | None = None,
+    on_images: OnImages | None = None,
 ) -> dict[str, Any]:
     """Make a transformation as a configuration says, and return its figures.
 
-    Writes ``checkpoint.safetensors`` and ``.json``, which ``fct-export`` reads; of a trained h ``validation.json``
+    Writes ``checkpoint.safetensors`` and ``.json``, which ``fct-export`` reads; of a trained h ``validation.csv``
     with loss and mean cosine on the held-out rows by epoch; and ``scores.npy`` if asked for.
 
+    Args:
+        config: what :class:`TransformationRunConfig` or, with ``data.images``, :class:`ImageTransformationRunConfig`
+            says.
+        run: where.
+        on_progress: called after every step.
+        on_images: told how many of the images are embedded.
+
     Raises:
-        UsageError: the configuration is not :class:`TransformationRunConfig`'s, or names what does not exist.
+        UsageError: the configuration is neither, or names what does not exist.
         GalleryError: features are missing, malformed, or hold NaN or infinity; names file and row.
         FctError: as of :class:`fct_infer.training.run.RunFolder` and :func:`fct_infer.training.loop.fit`.
     """
     settings = _settings(config)
-    if (result := run.begin("transformation", to_plain(settings), settings.training)) is not None:
+    if (result := run.open("transformation", settings, settings.training)) is not None:
         return result
-    data = _open_data(settings)
-    if settings.model.name in MAPS:
-        outcome = _fit_map(settings, data)
-    elif settings.model.name == "chain":
-        outcome = _chain(settings.model.arguments)
+    classifier = None if settings.classifier is None else load_classifier(settings.classifier)
+    gallery = None if settings.scores_gallery is None else Gallery.open(settings.scores_gallery)
+    seed = settings.training.seed
+    if isinstance(settings, ImageTransformationRunConfig):
+        features = embed_images(run, settings.data, settings.models, seed, on_images, settings.classifier)
     else:
-        outcome = _train(settings, data, run, on_progress)
+        features = settings.data
+    data = open_features((features, *settings.mixture), classifier, settings.validation, seed)
+    outcome = _make(settings, data, run, on_progress)
+    run.begin()
+    run.first(lambda: _write(settings, outcome, run.path, gallery))
     program = to_program(outcome.module)
-    run.first(lambda: _write(settings, outcome, run.path))
     judged = asdict(_judge(program, data.held_out)) if len(data.held_out["old"]) else {}
     return run.finish(
         {
@@ -149,71 +164,52 @@ def run_transformation(
             "model": settings.model.name,
             "training_rows": data.split.training_rows,
             "flops_per_row": program.flops_per_row,
-            **{f"validation_{name}": value for name, value in judged.items()},
             **outcome.findings,
+            **{f"validation_{name}": value for name, value in judged.items()},
         }
     )
 
 
-def _settings(config: Mapping[str, Any]) -> TransformationRunConfig:
-    training = config.get("training", {})
+def _settings(config: Mapping[str, Any]) -> TransformationRunConfig | ImageTransformationRunConfig:
+    training, data, model = (config.get(key, {}) for key in ("training", "data", "model"))
     if isinstance(training, Mapping):
         config = {**config, "training": {**to_plain(PAPER_RECIPE), **training}}
+    name = model.get("name") if isinstance(model, Mapping) else None
+    if isinstance(name, str) and name not in _MODELS and not is_foreign(name):
+        raise UsageError(f"unknown model {name!r}{hint(name, _MODELS)}")
+    has_images = isinstance(data, Mapping) and "images" in data
+    if "models" in config and not has_images:
+        raise UsageError("models: they embed data.images, which is not given; data.old and data.new need no models")
+    if has_images:
+        return from_plain(ImageTransformationRunConfig, config)
     return from_plain(TransformationRunConfig, config)
 
 
-def _open_data(settings: TransformationRunConfig) -> _Data:
-    """Open the features, read every row once to check it, and keep those that are held out."""
-    features = Features.joined([each.open() for each in (settings.data, *settings.mixture)])
-    split = Split.draw(features.rows, settings.validation, settings.training.seed)
-    classifier = None if settings.classifier is None else load_classifier(settings.classifier)
-    parts, first = [], 0
-    for block in features.blocks():
-        last = first + len(block["old"])
-        if classifier is not None and "labels" in block:
-            check_labels(block["labels"], len(classifier.weight), first)
-        mask = split.is_held_out(first, last)
-        parts.append({name: column[mask] for name, column in block.items()})
-        first = last
-    return _Data(features, split, concatenate(parts), classifier)
+def _make(settings: _RunConfig, data: TrainingData, run: RunFolder, on_progress: ProgressCallback | None) -> _Outcome:
+    if settings.model.name in MAPS:
+        return _fit_map(settings, data)
+    if settings.model.name == "chain":
+        return _chain(settings.model.arguments)
+    return _train(settings, data, run, on_progress)
 
 
-def _train(
-    settings: TransformationRunConfig, data: _Data, run: RunFolder, on_progress: ProgressCallback | None
-) -> _Outcome:
+def _train(settings: _RunConfig, data: TrainingData, run: RunFolder, on_progress: ProgressCallback | None) -> _Outcome:
     dims = {name: getattr(data.features, name) for name in ("old_dim", "side_dim", "new_dim")}
     objective = build_objective(dims, settings, data.classifier, has_labels=data.features.has_labels)
     batches = FeatureBatches(data.features, data.split, settings.training.batch_size, settings.training.seed)
-    watch = _Validation(objective, data.held_out, run, on_progress)
-    trained = train_on_batches(objective, batches, settings.training, watch, run)
-    figures = {"first_loss": trained.losses[0], "last_loss": trained.losses[-1]}
-    return _Outcome(trained.module, trained.model, figures)
+    judge = partial(validate, objective, data.held_out) if len(data.held_out["old"]) else None
+    trained = train_on_batches(objective, batches, settings.training, on_progress, run, judge)
+    return _Outcome(trained.module, trained.model, trained.fitted.figures, trained.fitted)
 
 
-def load_classifier(path: str | Path) -> Classifier:
-    """Load a new model's classifier: from the folder of its finished run, or the weight in a ``.npy`` file.
-
-    Raises:
-        GalleryError: the ``.npy`` file is missing, malformed, or not finite floating-point (classes, d_new).
-        ArtifactError: the run is not finished, or its classifier is damaged.
-    """
-    path = Path(path)
-    if path.suffix != ".npy":
-        return load_checkpoint(path / CLASSIFIER, Classifier)[0]
-    weight = read_npy(path)
-    if weight.ndim != 2 or weight.dtype.kind != "f" or 0 in weight.shape or not np.isfinite(weight).all():
-        raise GalleryError(f"{path}: is {weight.dtype} {weight.shape}, wanted finite floats (classes, d_new)")
-    classifier = LinearClassifier(weight.shape[1], weight.shape[0])
-    classifier.weight.data.copy_(torch.from_numpy(weight))
-    return classifier
-
-
-def _fit_map(settings: TransformationRunConfig, data: _Data) -> _Outcome:
+def _fit_map(settings: _RunConfig, data: TrainingData) -> _Outcome:
     training = Statistics.of_blocks(data.features.blocks(data.split.is_training))
     assert training is not None
     validation = Statistics.of_blocks([data.held_out])
+    fit, arguments = partial(MAPS[settings.model.name], training, validation), settings.model.arguments
+    check_arguments(fit, arguments, f"model {settings.model.name!r}")
     try:
-        fitted = MAPS[settings.model.name](training, validation, **settings.model.arguments)
+        fitted = fit(**arguments)
     except TypeError as error:
         raise UsageError(f"model.arguments: {error}") from error
     return _Outcome(*_as_module(fitted.program), fitted.findings)
@@ -222,7 +218,7 @@ def _fit_map(settings: TransformationRunConfig, data: _Data) -> _Outcome:
 def _chain(arguments: dict[str, Any]) -> _Outcome:
     arguments = dict(arguments)
     try:
-        paths = [Path(arguments.pop(name)).with_suffix("") for name in ("first", "second")]
+        paths = [Path(arguments.pop(name)) for name in ("first", "second")]
         second_side = arguments.pop("second_side", "stored")
     except (KeyError, TypeError) as error:
         raise UsageError(f"model.arguments: a chain needs first and second, two checkpoints ({error})") from error
@@ -236,11 +232,16 @@ def _as_module(program: Program) -> tuple[TransformationModule, ModelSpec]:
     return ProgramTransformation.of(program), ModelSpec("program", program_arguments(program))
 
 
-def _write(settings: TransformationRunConfig, outcome: _Outcome, folder: Path) -> None:
-    save_checkpoint(folder / CHECKPOINT, outcome.module, outcome.model, to_plain(settings))
-    if settings.scores_gallery is not None:
-        uncertainty = to_uncertainty_program(outcome.module)
-        write_scores(Gallery.open(settings.scores_gallery), uncertainty, folder / "scores.npy")
+def _write(settings: _RunConfig, outcome: _Outcome, folder: Path, scored: Gallery | None) -> None:
+    def save(place: Path) -> None:
+        save_checkpoint(place / CHECKPOINT, outcome.module, outcome.model, to_plain(settings))
+
+    if outcome.fitted is None:
+        save(folder)
+    else:
+        outcome.fitted.save(folder, save)
+    if scored is not None:
+        write_scores(scored, to_uncertainty_program(outcome.module), folder / "scores.npy")
 
 
 def _judge(program: Program, held_out: Columns) -> Alignment:
@@ -258,35 +259,10 @@ def _slices(columns: Columns) -> Iterator[Columns]:
         yield {name: column[start : start + _VALIDATION_ROWS] for name, column in columns.items()}
 
 
-class _Validation:
-    """Tells the progress on, and takes loss and mean cosine on the held-out rows after every epoch.
-
-    They are kept by epoch in ``validation.json``; a resumed run goes on in it, and an epoch that is repeated gives
-    the same figures again.
-    """
-
-    def __init__(
-        self, objective: Objective, held_out: Columns, run: RunFolder, on_progress: ProgressCallback | None
-    ) -> None:
-        self._objective, self._held_out, self._run, self._on_progress = objective, held_out, run, on_progress
-        self._path = run.path / "validation.json"
-        self._epochs: dict[str, dict[str, float]] = {}
-        if self._path.exists():
-            self._epochs = json.loads(read_file(self._path, MEBIBYTE))
-
-    def __call__(self, progress: Progress) -> None:
-        if self._on_progress is not None:
-            self._on_progress(progress)
-        if progress.step % (progress.steps // progress.epochs) == 0 and len(self._held_out["old"]):
-            self._epochs[str(progress.epoch)] = validate(self._objective, self._held_out)
-            self._run.first(lambda: write_json(self._path, self._epochs))
-
-
-@torch.inference_mode()
 def validate(objective: Objective, columns: Columns) -> dict[str, float]:
-    """Return ``loss`` and mean ``cosine`` of h on some rows, in eval mode, which it leaves h in."""
-    network, module = objective.network.eval(), objective.module
-    device = next(network.parameters()).device
+    """Return ``loss`` and mean ``cosine`` of h, which is in eval mode, on some rows."""
+    module = objective.module
+    device = next(module.parameters()).device
     loss, cosine, rows = 0.0, 0.0, len(columns["old"])
     for part in _slices(columns):
         batch: tuple[Tensor, ...] = tuple(tensor.to(device) for tensor in as_tensors(part, slice(None)))

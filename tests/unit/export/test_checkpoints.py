@@ -100,3 +100,25 @@ def test_a_safetensors_file_without_its_description_is_refused(models, tmp_path:
     (tmp_path / "lonely.safetensors").write_bytes((folder / "h.safetensors").read_bytes())
     with pytest.raises(FctError, match=r"lonely\.json: no such file"):
         open_named(tmp_path / "lonely.safetensors", None, [])
+
+
+def test_the_folder_of_a_run_stands_for_its_model(models, tmp_path):
+    _, _, folder = models
+    for suffix in (".safetensors", ".json"):
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / f"checkpoint{suffix}").write_bytes((folder / f"h{suffix}").read_bytes())
+    done = fct_export(tmp_path / "run", "--targets", "core")
+    assert done.exit_code == 0, done.output
+    digests = [open_named(path, None, []).model.program.digest for path in (tmp_path / "run", folder / "h.json")]
+    assert digests[0] == digests[1] == load_transformation(tmp_path / "run.bundle").digest
+
+
+def test_a_model_of_other_peoples_code_is_built_only_if_it_is_trusted(tmp_path):
+    spec = ModelSpec("support.training:DropoutNet", {"embedding_dim": 6})
+    save_checkpoint(tmp_path / "theirs", spec.build(Backbone), spec, {"image_shape": [3, 16, 16]})
+    line = (tmp_path / "theirs.safetensors", "-o", tmp_path / "b", "--targets", "onnx")
+    with pytest.raises(UsageError, match=r"support\.training:DropoutNet.*--trust-code"):
+        CliRunner().invoke(command, [*map(str, line)], catch_exceptions=False)
+    done = fct_export(*line, "--trust-code")
+    assert done.exit_code == 0, done.output
+    assert load_embedder(tmp_path / "b").embedding_dim == 6

@@ -20,7 +20,7 @@ from fct_infer.training.models.classifiers import Classifier, CosineClassifier, 
 from fct_infer.training.models.registry import ModelSpec
 from fct_infer.training.trainers.backbone import BackboneConfig, ClassifierConfig, train_backbone
 from fct_infer.training.trainers.backbone_run import load_old_model, run_backbone, run_bct
-from fct_infer.training.trainers.bct import BctConfig, InfluenceLoss, OldModel, complete_classifier, train_bct
+from fct_infer.training.trainers.bct import BctConfig, InfluenceLoss, OldModel, influence_classifier, train_bct
 
 SPEC = ModelSpec("resnet", {"embedding_dim": 16, "widths": [8, 16], "blocks": [1, 1], "stem_stride": 2})
 
@@ -44,37 +44,56 @@ def old_model(classifier: Classifier | None = None) -> OldModel:
     return OldModel(Corner(), classifier or LinearClassifier(4, 3), tuple("abc"))
 
 
-def test_classes_the_old_classifier_lacks_get_their_mean_old_embedding():
+def test_every_class_gets_its_mean_old_embedding():
     old = old_model()
     data = corners([[0, 0, 51, 0], [255, 0, 0, 0], [0, 255, 0, 0], [0, 51, 0, 0]], [0, 1, 1, 2], "xyb")
-    classifier, added = complete_classifier(old, data, equal_norms=False)
+    classifier, added = influence_classifier(old, data, equal_norms=False)
+    assert added == 2
+    assert torch.allclose(classifier.weight, torch.tensor([[0, 0, 0.2, 0], [0.5, 0.5, 0, 0], [0, 0.2, 0, 0]]))
+
+
+def test_a_completed_classifier_has_means_only_where_the_old_one_lacks_a_class():
+    old = old_model()
+    data = corners([[0, 0, 51, 0], [255, 0, 0, 0], [0, 255, 0, 0], [0, 51, 0, 0]], [0, 1, 1, 2], "xyb")
+    classifier, added = influence_classifier(old, data, "completed", equal_norms=False)
     trained_weight = old.classifier.weight.detach()
     assert added == 2
-    expected = torch.tensor([[0, 0, 0.2, 0], [0.5, 0.5, 0, 0]])
-    assert torch.allclose(classifier.weight[:2], expected)
+    assert torch.allclose(classifier.weight[:2], torch.tensor([[0, 0, 0.2, 0], [0.5, 0.5, 0, 0]]))
     assert torch.equal(classifier.weight[2], trained_weight[1])
     assert torch.equal(classifier.weight[3:], trained_weight[[0, 2]])  # what b can still be mistaken for
     assert len(old.classifier.weight) == 3
 
 
-def test_equal_norms_bring_all_weights_to_the_mean_length_of_the_trained():
+@pytest.mark.parametrize("kind", ["means", "completed"])
+def test_equal_norms_bring_all_weights_to_the_mean_length_of_the_trained(kind):
     old = old_model()
     data = corners([[0, 0, 51, 0], [255, 0, 0, 0]], [0, 1], "xa")
-    plain, equal = (complete_classifier(old, data, equal_norms)[0].weight for equal_norms in (False, True))
-    assert torch.allclose(equal.norm(dim=1), old.classifier.weight.norm(dim=1).mean().expand(4))
+    plain, equal = (influence_classifier(old, data, kind, equal_norms)[0].weight for equal_norms in (False, True))
+    assert torch.allclose(equal.norm(dim=1), old.classifier.weight.norm(dim=1).mean().expand(len(equal)))
     assert torch.allclose(F.normalize(equal), F.normalize(plain))
 
 
 def test_an_old_classifier_keeps_its_kind_scale_and_margin():
     old = old_model(CosineClassifier(4, 3, 30.0, 0.2))
-    classifier, added = complete_classifier(old, corners([[255, 0, 0, 0]], [0], "a"))
+    classifier, added = influence_classifier(old, corners([[255, 0, 0, 0]], [0], "a"))
     assert isinstance(classifier, CosineClassifier) and added == 0
     assert (classifier.scale, classifier.margin) == (30.0, 0.2)
 
 
-def test_an_old_model_of_other_classes_altogether_is_refused():
+def test_an_old_model_of_other_classes_altogether_has_means_of_the_new_ones():
+    classifier, added = influence_classifier(old_model(), corners([[51, 0, 0, 0]], [0], "x"), equal_norms=False)
+    assert added == 1 and torch.allclose(classifier.weight, torch.tensor([[0.2, 0, 0, 0]]))
+
+
+@pytest.mark.parametrize("kind", ["means", "completed"])
+def test_a_class_without_images_is_named(kind):
+    with pytest.raises(UsageError, match="class 'x' has no image"):
+        influence_classifier(old_model(), corners([[1, 0, 0, 0]], [0], "ax"), kind)
+
+
+def test_trained_weights_of_other_classes_altogether_are_refused():
     with pytest.raises(UsageError, match="knows none of the 1 classes, such as 'x'"):
-        complete_classifier(old_model(), corners([[1, 0, 0, 0]], [0], "x"))
+        influence_classifier(old_model(), corners([[1, 0, 0, 0]], [0], "x"), "completed")
 
 
 @pytest.mark.parametrize("new_dim", [3, 4, 6])
@@ -97,6 +116,24 @@ def checkerboards(classes: int, seed: int) -> LabelledImages:
     labels = np.repeat(np.arange(classes), 40)
     noisy = patterns[labels] + np.random.default_rng(seed).normal(0, 60, (len(labels), 16, 16, 3))
     return LabelledImages(noisy.clip(0, 255).astype(np.uint8), labels, tuple("abcdefgh"[:classes]))
+
+
+def test_only_means_classify_old_embeddings_of_old_and_new_classes():
+    """Why "means" is the default: weights trained by a linear classifier and means do not go together."""
+    few, all_classes = checkerboards(5, seed=1), checkerboards(8, seed=1)
+    trained = train_backbone(few, BackboneConfig(SPEC, TrainingConfig(8, 0.1, batch_size=16)))
+    old = OldModel(trained.backbone, trained.classifier, few.class_names)
+    embeddings = torch.from_numpy(embed_data(trained.backbone, all_classes)[0])
+    is_old = all_classes.labels < 5
+
+    def share_right(kind):
+        classifier, _ = influence_classifier(old, all_classes, kind)
+        with torch.no_grad():
+            right = classifier(embeddings).argmax(dim=1).numpy() == all_classes.labels
+        return right[is_old].mean()
+
+    assert share_right("means") > 0.9
+    assert share_right("completed") < 0.5
 
 
 def nearest_class_mean_is_right(
@@ -163,7 +200,7 @@ def test_an_old_model_of_the_users_own_code_must_be_trusted(tmp_path):
     own = {"name": "support.training:DropoutNet", "arguments": {"embedding_dim": 6}}
     trained(run_backbone, run_config(model=own), tmp_path / "old")
     config = run_config(old=str(tmp_path / "old"))
-    with pytest.raises(UsageError, match="must be trusted first"):
+    with pytest.raises(UsageError, match="trust_code: true"):
         trained(run_bct, config, tmp_path / "bct")
     assert trained(run_bct, config | {"trust_code": True}, tmp_path / "trusted")["classes_the_old_model_lacked"] == 0
 

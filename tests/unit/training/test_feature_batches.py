@@ -12,8 +12,9 @@ from support.features import write_columns
 
 from fct_infer.errors import ArrayError, UsageError
 from fct_infer.training import feature_batches
-from fct_infer.training.feature_batches import FeatureBatches, Split
+from fct_infer.training.feature_batches import FeatureBatches
 from fct_infer.training.features import Features
+from fct_infer.training.splits import Split
 
 
 def numbered(path, shards: tuple[int, ...]) -> Features:
@@ -122,19 +123,3 @@ def test_several_processes_share_each_batch(tmp_path):
         assert sorted(one + two) == sorted(together)
     with pytest.raises(UsageError, match="20 rows cannot be shared evenly by 3"):
         alone.share(0, 3)
-
-
-@given(rows=st.integers(1, 500), share=st.floats(0, 0.9), seed=st.integers(0, 20))
-def test_a_split_holds_out_the_share_it_was_asked_for(rows, share, seed):
-    split = Split.draw(rows, share, seed)
-    mask = split.is_held_out(0, rows)
-    assert mask.sum() == int(rows * share) == rows - split.training_rows
-    parts = [split.is_held_out(first, min(first + 7, rows)) for first in range(0, rows, 7)]
-    np.testing.assert_array_equal(np.concatenate(parts), mask)
-    np.testing.assert_array_equal(split.is_training(0, rows), ~mask)
-
-
-@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
-def test_a_split_leaves_rows_to_train_on(share):
-    with pytest.raises(UsageError, match="below 1"):
-        Split.draw(10, share, 0)

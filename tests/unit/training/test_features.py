@@ -60,6 +60,46 @@ def test_a_mixture_is_all_its_parts_one_after_the_other(tmp_path, written):
         Features.joined([features, narrow])
 
 
+def test_several_sides_are_set_side_by_side(tmp_path, written):
+    columns, folders = written
+    more = {"more": np.random.default_rng(5).standard_normal((100, 3)).astype(np.float16)}
+    second = write_columns(tmp_path / "b", more | {"old": columns["old"]}, SHARDS)["more"]
+    features = Features.open(folders["old"], folders["new"], [folders["side"], second])
+    both = np.concatenate([columns["side"], more["more"]], axis=1)
+    assert features.side_dim == 7
+    np.testing.assert_array_equal(concatenate(list(features.blocks()))["side"], both)
+    np.testing.assert_array_equal(features.read([RowRange(2, 5, 9)])[0]["side"], both[52:56])
+    np.save(second / "000002.npy", np.full((53, 3), np.inf, np.float16))
+    with pytest.raises(GalleryError, match=r"more/000002\.npy: row 0 holds NaN"):
+        list(features.blocks())
+    np.save(second / "000001.npy", np.zeros((6, 3), np.float16))
+    with pytest.raises(GalleryError, match=r"more/000001\.npy: holds 6 rows"):
+        Features.open(folders["old"], folders["new"], [folders["side"], second])
+
+
+def test_groups_are_read_or_told_by_the_number_of_views(tmp_path, written):
+    columns, folders = written
+    groups = np.random.default_rng(0).integers(0, 30, 100).astype(np.int32)
+    folder = write_columns(tmp_path / "g", {"groups": groups, "old": columns["old"]}, SHARDS)["groups"]
+    plain = Features.open(folders["old"], folders["new"])
+    told = Features.open(folders["old"], folders["new"], groups=folder)
+    np.testing.assert_array_equal(told.groups, groups)
+    assert set(next(told.blocks())) == {"old", "new"}
+    viewed = plain.viewed(4)
+    np.testing.assert_array_equal(viewed.groups, np.arange(100) % 25)
+    assert plain.groups is None and plain.viewed(1) is plain
+    joined = Features.joined([told, plain]).groups
+    np.testing.assert_array_equal(joined[:100], groups)
+    assert len(np.unique(joined[100:])) == 100 and not set(joined[100:]) & set(groups)
+    for features, views, message in (
+        (plain, 3, "100 rows cannot be 3 views"),
+        (plain, 0, "0 views"),
+        (told, 2, "give one of them"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            features.viewed(views)
+
+
 def _nan_row(folders):
     array = np.load(folders["new"] / "000002.npy")
     array[17, 3] = np.nan

@@ -7,6 +7,7 @@ from torch import nn
 from fct_infer.errors import GateError, UsageError
 from fct_infer.training.data.batches import TensorBatches
 from fct_infer.training.loop import Progress, TrainingConfig, fit, learning_rate_at, seeded
+from fct_infer.training.run import RunFolder
 
 
 def line_problem(seed: int = 0) -> tuple[nn.Module, TensorBatches]:
@@ -19,9 +20,8 @@ def line_problem(seed: int = 0) -> tuple[nn.Module, TensorBatches]:
 
 def fit_line(config: TrainingConfig, **options) -> tuple[nn.Module, list[float]]:
     model, batches = line_problem(config.seed)
-    return model, fit(
-        model, batches, lambda batch: nn.functional.mse_loss(model(batch[0]), batch[1]), config, **options
-    )
+    fitted = fit(model, batches, lambda batch: nn.functional.mse_loss(model(batch[0]), batch[1]), config, **options)
+    return model, fitted.losses
 
 
 @pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 0.05), ("adam", 0.1)])
@@ -97,3 +97,81 @@ def test_batch_norm_is_frozen_from_the_share_of_epochs_asked_for():
 def test_an_unknown_optimizer_is_refused():
     with pytest.raises(UsageError, match="'lion'"):
         fit_line(TrainingConfig(1, 0.1, optimizer="lion"))
+
+
+def judged_line(folder, result: str, figures: list[float], stop_at: int | None = None):
+    """Four epochs whose validation losses are ``figures``; return what was fitted and the weight after each epoch."""
+    config = TrainingConfig(4, 0.05, result=result)
+    model, batches = line_problem()
+    weights: list[float] = []
+
+    def judge():
+        assert not model.training and torch.is_inference_mode_enabled()
+        weights.append(model.weight.item())
+        return {"loss": figures[round(step[0] / 4) - 1], "cosine": 0.5}
+
+    step = [0]
+
+    def on_progress(progress):
+        step[0] = progress.step
+        if progress.step == stop_at:
+            raise KeyboardInterrupt
+
+    def loss_of(batch):
+        return nn.functional.mse_loss(model(batch[0]), batch[1])
+
+    with RunFolder(folder) as run:
+        run.open("a test", config, config)
+        return fit(model, batches, loss_of, config, on_progress, run=run, validate=judge), weights
+
+
+@pytest.mark.parametrize("result", ["last", "best"])
+def test_the_best_epoch_is_kept_beside_the_last(tmp_path, result):
+    fitted, weights = judged_line(tmp_path / "run", result, [0.5, 0.3, 0.4, 0.3])
+    best, last = weights[1], weights[3]
+    assert best != last
+    assert fitted.module.weight.item() == (last if result == "last" else best)
+    saved = {}
+    fitted.save(tmp_path, lambda folder: saved.update({folder: fitted.module.weight.item()}))
+    assert saved == (
+        {tmp_path: last, tmp_path / "best": best} if result == "last" else {tmp_path: best, tmp_path / "last": last}
+    )
+    assert fitted.figures["best_epoch"] == 2
+    assert fitted.figures["validation_loss"] == 0.3
+    written = (tmp_path / "run" / "validation.csv").read_text()
+    assert written == "epoch,loss,cosine\n1,0.5,0.5\n2,0.3,0.5\n3,0.4,0.5\n4,0.3,0.5\n"
+
+
+@pytest.mark.parametrize("stop_at", [5, 10, 16])
+def test_an_interrupted_run_keeps_the_same_best_epoch(tmp_path, stop_at):
+    figures = [0.5, 0.2, 0.4, 0.3]
+    whole, _ = judged_line(tmp_path / "whole", "best", figures)
+    with pytest.raises(KeyboardInterrupt):
+        judged_line(tmp_path / "run", "best", figures, stop_at)
+    resumed, _ = judged_line(tmp_path / "run", "best", figures)
+    assert torch.equal(resumed.module.weight, whole.module.weight)
+    assert torch.equal(resumed.other["weight"], whole.other["weight"])
+    assert resumed.validation == whole.validation
+    files = [(tmp_path / name / "validation.csv").read_bytes() for name in ("run", "whole")]
+    assert files[0] == files[1]
+
+
+def test_validation_is_shown_by_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    judged_line(tmp_path / "run", "last", [0.5, 0.25, 0.5, 0.75])
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    shown = [(event.step, event.value) for event in events.Scalars("validation/loss")]
+    assert shown == [(4, 0.5), (8, 0.25), (12, 0.5), (16, 0.75)]
+
+
+def test_a_validation_loss_that_is_no_number_stops_the_training(tmp_path):
+    with pytest.raises(GateError, match="validation loss is nan after epoch 2"):
+        judged_line(tmp_path / "run", "last", [0.5, float("nan"), 0.4, 0.3])
+
+
+def test_the_best_epoch_needs_validation():
+    with pytest.raises(UsageError, match="nothing is held out"):
+        fit_line(TrainingConfig(1, 0.05, result="best"))

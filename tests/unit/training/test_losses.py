@@ -13,7 +13,7 @@ from fct_infer.training.losses import classification_loss, nt_xent_loss, transfo
 @settings(max_examples=20, deadline=None)
 @given(count=st.integers(2, 6), dim=st.integers(2, 5), temperature=st.floats(0.1, 2), seed=st.integers(0, 100))
 def test_nt_xent_is_the_papers_formula(count, dim, temperature, seed):
-    """Equation 1 of arXiv 2002.05709, pair by pair."""
+    """NT-Xent (arXiv 2002.05709), pair by pair."""
     generator = torch.Generator().manual_seed(seed)
     first, second = (torch.randn(count, dim, dtype=torch.float64, generator=generator) for _ in range(2))
     views = [*first, *second]

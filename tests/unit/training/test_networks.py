@@ -70,9 +70,15 @@ def test_images_are_standardized_as_imagenets_weights_want():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (ModelSpec("resnet18", {"stem": "large"}), "stem 'large'"),
-        (ModelSpec("mobilenet_v2", {"stem": "large"}), "stem 'large'"),
-        (ModelSpec("resnet20"), "unknown model 'resnet20'"),
+        (ModelSpec("resnet18", {"stem": "large"}), "stem: got 'large'"),
+        (ModelSpec("mobilenet_v2", {"stem": "large"}), "stem: got 'large'"),
+        (ModelSpec("resnet20"), r"unknown model 'resnet20'; did you mean 'resnet\d+'"),
+        (ModelSpec("resnet", {"embeding_dim": 3}), "unknown argument 'embeding_dim'; did you mean 'embedding_dim'"),
+        (
+            ModelSpec("resnet", {"embedding_dim": "three"}),
+            r"'resnet': embedding_dim: got 'three' \(str\), wanted an int",
+        ),
+        (ModelSpec("resnet", {"embedding_dim": 3, "widths": [8, "x"]}), r"widths\[1\]: got 'x'"),
         (ModelSpec("support.training:Nothing"), "support.training:Nothing: cannot be imported"),
         (ModelSpec("no_such_module:f"), "no_such_module:f: cannot be imported"),
         (ModelSpec("os:getcwd"), "os:getcwd: returns a str, wanted a torch.nn.Module"),
@@ -146,7 +152,7 @@ def test_a_checkpoint_runs_foreign_code_only_when_trusted(tmp_path, nested):
     spec = ModelSpec("support.training:DropoutNet", {"embedding_dim": 5})
     spec = ModelSpec("unit", {"backbone": {"name": spec.name, "arguments": spec.arguments}}) if nested else spec
     save_checkpoint(tmp_path / "m", spec.build(Backbone), spec, {})
-    with pytest.raises(UsageError, match=r"m\.json: building .* runs its code, which must be trusted first"):
+    with pytest.raises(UsageError, match=r"m\.json: building .* runs code that is not this project"):
         load_checkpoint(tmp_path / "m", Backbone)
     assert load_checkpoint(tmp_path / "m", Backbone, trust_code=True)[0].embedding_dim == 5
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import torch
 import yaml
 from support.training import TINY_MODEL, in_child, trained
 
-from fct_infer.errors import ArtifactError, GateError, OutputError, UnsupportedError, UsageError
+from fct_infer.errors import ArtifactError, FctError, GateError, OutputError, UnsupportedError, UsageError
+from fct_infer.training.config import from_plain
 from fct_infer.training.run import RunFolder
 from fct_infer.training.trainers import backbone_run
-from fct_infer.training.trainers.backbone_run import run_backbone
+from fct_infer.training.trainers.backbone_run import BackboneRunConfig, load_old_model, run_backbone
 
 EPOCHS, ROWS = 4, 40
 STEPS_PER_EPOCH = 3
@@ -153,16 +155,44 @@ def test_another_configuration_in_the_same_folder_is_refused_and_restart_begins_
     with pytest.raises(OutputError, match=r"holds another run \(training.epochs is 1, asked for 2\)"):
         trained(run_backbone, other, folder)
     with RunFolder(folder) as run, pytest.raises(OutputError, match=r"holds another run .of fct-train backbone"):
-        run.begin("bct", {})
+        run.open("bct", from_plain(BackboneRunConfig, other))
     trained(run_backbone, other, folder, restart=True)
     assert len(metrics(folder)) == 4 and yaml.safe_load((folder / "config.yaml").read_text())["training"]["epochs"] == 2
 
 
-def test_a_mistake_found_before_anything_was_trained_leaves_the_folder_free(tmp_path):
-    with pytest.raises(UsageError, match="unknown model"):
-        trained(run_backbone, config() | {"model": {"name": "resnest"}}, tmp_path / "run")
-    assert trained(run_backbone, config(epochs=1), tmp_path / "run")["classes"] == 4
-    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["training"]["epochs"] == 1
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        {"model": {"name": "resnest"}},
+        {"data": {"source": "folder", "path": "nowhere"}},
+        {"training": {"epochs": 1, "learning_rate": 0.1, "batch_size": 1000}},
+        {"training": {"epochs": 1, "learning_rate": 0.1, "batch_size": 12, "result": "best"}},
+    ],
+    ids=lambda mistake: next(iter(mistake)),
+)
+def test_a_mistake_leaves_no_folder_behind(tmp_path, mistake):
+    with pytest.raises(FctError):
+        trained(run_backbone, config() | mistake, tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mistake_does_not_cost_the_run_that_was_to_be_replaced(uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    with pytest.raises(UsageError, match="no such folder"):
+        trained(
+            run_backbone, config() | {"data": {"source": "folder", "path": "nowhere"}}, tmp_path / "run", restart=True
+        )
+    same_outcome(tmp_path / "run", uninterrupted)
+
+
+def test_a_run_of_before_a_key_existed_goes_on_with_its_default(uninterrupted, tmp_path):
+    folder = Path(shutil.copytree(uninterrupted, tmp_path / "run"))
+    values = yaml.safe_load((folder / "config.yaml").read_text())
+    del values["training"]["result"], values["validation"]
+    (folder / "config.yaml").write_text("# fct-train backbone\n" + yaml.safe_dump(values))
+    with RunFolder(folder) as run:
+        run_backbone(config(), run)
+        assert run.was_finished
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
@@ -175,9 +205,31 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 
 def test_a_run_in_use_is_refused(tmp_path):
     with RunFolder(tmp_path / "run") as run:
-        run.begin("backbone", {})
+        settings = from_plain(BackboneRunConfig, config())
+        run.open("backbone", settings)
         with RunFolder(tmp_path / "run") as second, pytest.raises(OutputError, match="in use"):
-            second.begin("backbone", {})
+            second.open("backbone", settings)
+
+
+@pytest.mark.parametrize("validation", [0.3, {"source": "support.training:NoisyDataset", "arguments": {"count": 12}}])
+def test_a_backbones_best_epoch_is_a_run_of_its_own(tmp_path, monkeypatch, validation):
+    """A share held out, or another set; killed and resumed all the same."""
+    values = config(batch_size=9) | {"validation": validation}
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    result = trained(run_backbone, values, whole)
+    assert result["images"] == (28 if validation == 0.3 else 40)
+    assert 0 <= result["validation_accuracy"] <= 1
+    if validation == 0.3:  # images that are judged are loaded as well: the death comes in the second epoch
+        assert killed_run(folder, 27 + 12 + 5, values, monkeypatch) == signal.SIGKILL
+        trained(run_backbone, values, folder)
+        same_outcome(folder, whole)
+        assert (folder / "validation.csv").read_bytes() == (whole / "validation.csv").read_bytes()
+        best = "best/checkpoint.safetensors"
+        assert (folder / best).read_bytes() == (whole / best).read_bytes()
+    old = load_old_model(whole / "best", trust_code=True)
+    assert old.class_names == ("a", "b", "c", "d")
+    trained(run_backbone, config(), whole, restart=True)
+    assert not (whole / "best").exists() and not (whole / "validation.csv").exists()
 
 
 def test_a_damaged_state_is_an_error_that_names_the_way_out(tmp_path, monkeypatch):

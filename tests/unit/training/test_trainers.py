@@ -53,6 +53,25 @@ def test_a_backbone_learns_to_find_images_of_a_class():
     assert trained.classifier.weight.shape == (4, 16)
 
 
+def test_a_backbone_is_judged_on_held_out_images_of_its_classes():
+    """The set held out has a class that is not trained, and its classes in another order."""
+    test = checkerboards(seed=2)
+    held_out = replace(test, labels=(test.labels + 2) % 4, class_names=("c", "d", "a", "b"))
+    known = checkerboards(seed=1)
+    rows = np.flatnonzero(known.labels < 3)
+    trained = train_backbone(known.select(rows, known.labels[rows], ("a", "b", "c")), BACKBONE, validation=held_out)
+    kept = test.labels < 3
+    with torch.inference_mode():
+        logits = trained.classifier(torch.from_numpy(embed(trained.backbone, test.images[kept])))
+    labels = torch.from_numpy(test.labels[kept])
+    figures = trained.fitted.validation[-1]
+    assert figures["accuracy"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+    assert figures["loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-4)
+    assert figures["accuracy"] > 0.8 and len(trained.fitted.validation) == 8
+    with pytest.raises(UsageError, match="holds no image of the 4 classes"):
+        train_backbone(known, BACKBONE, validation=replace(test, class_names=("e", "f", "g", "h")))
+
+
 def test_one_seed_gives_the_same_backbone():
     data = render_glyphs(3, 20, "train")
     config = replace(BACKBONE, training=replace(BACKBONE.training, epochs=1), augmentation=VIEWS)

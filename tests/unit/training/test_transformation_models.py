@@ -91,13 +91,20 @@ def test_the_uncertainty_head_leaves_the_weights_of_h_as_they_are_drawn():
     assert all(torch.equal(tensor, uncertain[name]) for name, tensor in plain.items() if "conv" in name)
 
 
-def test_the_uncertainty_is_read_from_the_mixers_last_hidden_output():
-    module = built("paper", uncertainty=True)
-    seen = []
-    module.mixer[1].register_forward_hook(lambda *args: seen.append(args[2]))
+@pytest.mark.parametrize("name", SPECS)
+def test_the_uncertainty_is_a_linear_map_of_hs_output(name):
+    module = built(name, uncertainty=True)
     with torch.no_grad():
-        _, log_variance = module.with_uncertainty(*rows_for(module))
-        torch.testing.assert_close(log_variance, module.uncertainty(seen[0]).squeeze(1))
+        new, log_variance = module.with_uncertainty(*rows_for(module))
+        torch.testing.assert_close(new, module(*rows_for(module)), rtol=0, atol=0)
+        torch.testing.assert_close(log_variance, module.uncertainty(new).squeeze(1))
+
+
+def test_fastfills_h_has_as_many_parameters_as_the_public_one():
+    arguments = {"old_dim": 384, "side_dim": 384, "new_dim": 768, "uncertainty": True}
+    with torch.device("meta"):
+        module = ModelSpec("paper", arguments).build(LayeredTransformation)
+    assert sum(parameter.numel() for parameter in module.parameters()) == 15_026_689
 
 
 def test_a_residual_mlp_begins_as_a_linear_map():

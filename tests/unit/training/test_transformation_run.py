@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from fct_infer.training.models.classifiers import CosineClassifier
 from fct_infer.training.models.folding import to_program, to_uncertainty_program
 from fct_infer.training.models.registry import ModelSpec
 from fct_infer.training.run import RunFolder
-from fct_infer.training.trainers.transformation_run import load_classifier, run_transformation
+from fct_infer.training.trainers.transformation_data import FeatureFolders, load_classifier, open_features
+from fct_infer.training.trainers.transformation_run import run_transformation
 from fct_infer.transformation import Program
 
 TRAINING = {"epochs": 4, "learning_rate": 3e-3, "batch_size": 100, "warmup_epochs": 1}
@@ -92,19 +94,27 @@ def test_a_better_model_has_better_figures(tmp_path, features):
     assert found["paper"] < found["ridge"] < found["procrustes"]
 
 
+def validation_of(folder: Path) -> list[dict[str, float]]:
+    with (folder / "validation.csv").open() as file:
+        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
 def test_validation_is_told_for_every_epoch(tmp_path, features):
     steps = []
     result = trained(tmp_path / "run", features, steps.append, model=PAPER)
-    history = json.loads((tmp_path / "run" / "validation.json").read_text())
-    assert list(history) == ["1", "2", "3", "4"]
-    assert history["4"]["loss"] < history["1"]["loss"]
-    assert history["4"]["loss"] == pytest.approx(result["validation_mse"], rel=1e-4)
-    assert history["4"]["cosine"] == pytest.approx(result["validation_cosine"], rel=1e-4)
+    history = validation_of(tmp_path / "run")
+    assert [row["epoch"] for row in history] == [1, 2, 3, 4]
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert history[-1]["loss"] == pytest.approx(result["validation_mse"], rel=1e-4)
+    assert history[-1]["cosine"] == pytest.approx(result["validation_cosine"], rel=1e-4)
     assert len(steps) == 4 * (560 // 100)
 
 
 class KilledError(Exception):
     pass
+
+
+RESUMED_FILES = ("checkpoint.safetensors", "best/checkpoint.safetensors", "validation.csv")
 
 
 @pytest.mark.parametrize("loss", ["mse", "fastfill"])
@@ -121,8 +131,7 @@ def test_a_run_that_was_interrupted_ends_as_one_that_was_not(tmp_path, features,
         trained(tmp_path / "killed", features, killer, **config)
     resumed = trained(tmp_path / "killed", features, **config)
     whole_files, resumed_files = (
-        [(tmp_path / name / file).read_bytes() for file in ("checkpoint.safetensors", "validation.json")]
-        for name in ("whole", "killed")
+        [(tmp_path / name / file).read_bytes() for file in RESUMED_FILES] for name in ("whole", "killed")
     )
     assert resumed_files == whole_files
     assert {**resumed, "checkpoint": whole["checkpoint"]} == whole
@@ -133,6 +142,50 @@ def test_without_side_information_the_program_takes_the_old_embedding_alone(tmp_
     result = trained(tmp_path / "run", features, model=PAPER, loss="cosine")
     assert program_of(tmp_path / "run").dims == {"old": 6}
     assert result["validation_cosine"] > 0.5
+
+
+def test_several_sides_are_one_wide_one(tmp_path, features):
+    """Concatenated by hand or by the configuration: the same transformation."""
+    by_hand = tmp_path / "both"
+    by_hand.mkdir()
+    for file in sorted(Path(features["side"]).iterdir()):
+        np.save(
+            by_hand / file.name, np.concatenate([np.load(file), np.load(Path(features["old"]) / file.name)], axis=1)
+        )
+    data = {name: features[name] for name in ("old", "new")}
+    listed = trained(tmp_path / "l", data | {"side": [features["side"], features["old"]]}, model=PAPER)
+    wide = trained(tmp_path / "w", data | {"side": str(by_hand)}, model=PAPER)
+    assert program_of(tmp_path / "l").dims == {"old": 6, "side": 12}
+    assert program_of(tmp_path / "l").digest == program_of(tmp_path / "w").digest
+    assert {**listed, "checkpoint": ""} == {**wide, "checkpoint": ""}
+
+
+def test_views_of_an_image_are_held_out_together(tmp_path):
+    """Two views of each image: of an image that is held out, no row is trained on, or its figures would flatter."""
+    images = make_columns(300)
+    columns = {name: np.concatenate([column, column]) for name, column in images.items()}
+    paths = {name: str(path) for name, path in write_columns(tmp_path / "f", columns, (350, 250)).items()}
+    result = trained(tmp_path / "run", paths | {"views": 2}, model={"name": "ridge"})
+    assert (result["training_rows"], result["validation_rows"]) == (480, 120)
+    data = open_features([FeatureFolders(paths["old"], paths["new"], views=2)], None, 0.2, 0)
+    held_out = np.isin(np.arange(600), data.split.held_out)
+    np.testing.assert_array_equal(held_out[:300], held_out[300:])
+
+
+def test_the_best_epoch_can_be_the_result(tmp_path, features):
+    training = TRAINING | {"learning_rate": 0.1, "epochs": 6}  # too fast to end where it was best
+    found = {
+        result: trained(tmp_path / result, features, model=PAPER, training=training | {"result": result})
+        for result in ("last", "best")
+    }
+    history = validation_of(tmp_path / "last")
+    best = min(history, key=lambda row: row["loss"])
+    assert best["epoch"] < 6
+    assert found["best"]["validation_mse"] == pytest.approx(best["loss"], rel=1e-4)
+    assert found["last"]["validation_mse"] == pytest.approx(history[-1]["loss"], rel=1e-4)
+    for one, other in (("last", "best"), ("best", "last")):
+        beside = (tmp_path / one / other / "checkpoint.safetensors").read_bytes()
+        assert beside == (tmp_path / other / "checkpoint.safetensors").read_bytes()
 
 
 def test_fastfill_writes_the_scores_of_a_gallery(tmp_path, features):
@@ -181,15 +234,20 @@ def test_a_chain_is_judged_beside_the_direct_way(tmp_path):
     ("config", "error", "message"),
     [
         ({"model": {"name": "papier"}}, UsageError, "unknown model 'papier'"),
+        ({"model": {"name": "ridg"}}, UsageError, "unknown model 'ridg'; did you mean 'ridge'"),
+        ({"model": {"name": "ridge", "arguments": {"alpha": 1}}}, UsageError, "'ridge': unknown argument 'alpha'"),
         ({"model": {"name": "low_rank"}}, UsageError, r"model\.arguments: .*'rank'"),
         ({"model": {"name": "chain"}}, UsageError, "first and second"),
         ({"model": {"name": "chain", "arguments": {"first": "a", "second": "b", "x": 1}}}, UsageError, r"not \['x'\]"),
         ({"model": {"name": "chain", "arguments": {"first": "a", "second": "b"}}}, ArtifactError, r"a\.json"),
         ({"loss": "huber"}, UsageError, "loss: got 'huber'"),
         ({"loss": "fastfill"}, UsageError, "needs labels, the new model's classifier"),
+        ({"scores_gallery": "nowhere"}, UsageError, "only FastFill knows uncertainties"),
+        ({"scores_gallery": "nowhere", "loss": "fastfill"}, GalleryError, "nowhere: is not a folder"),
         ({"training": {"epoch": 3}}, UsageError, r"training\.epoch: unknown key.*'epochs'"),
         ({"training": 3}, UsageError, "training: got 3"),
         ({"validation": 1.5}, UsageError, "below 1"),
+        ({"data": {"old": "a.npy", "new": "b.npy", "side": 3}}, UsageError, r"data\.side: got 3 .*a string or a list"),
         ({"classifier": "nowhere.npy"}, GalleryError, r"nowhere\.npy"),
         ({"mixture": [{"old": "nowhere", "new": "nowhere"}]}, GalleryError, "nowhere"),
         ({"training": {"batch_size": 5000}}, ArrayError, "wanted at least 5000"),
@@ -198,6 +256,7 @@ def test_a_chain_is_judged_beside_the_direct_way(tmp_path):
 def test_what_cannot_be_run_is_refused(tmp_path, features, config, error, message):
     with pytest.raises(error, match=message):
         trained(tmp_path / "run", features, **{"model": PAPER, **config})
+    assert not (tmp_path / "run").exists()
 
 
 def test_labels_that_the_classifier_does_not_know_are_named(tmp_path, features):
