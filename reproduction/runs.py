@@ -1,16 +1,16 @@
-"""What is trained for one seed: old model, new model, BCT, side-information, and the transformations between them.
+"""What is trained for one seed, below one folder.
 
 Every model is a run folder, so a run that was stopped goes on where it stood, and a finished one is not repeated.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fct_infer.gallery import write_npy
@@ -20,84 +20,122 @@ from fct_infer.training.data.augment import Augmentation, augmented
 from fct_infer.training.data.glyphs import render_glyphs
 from fct_infer.training.data.images import LabelledImages
 from fct_infer.training.embedding import embed
-from fct_infer.training.loop import Progress
-from fct_infer.training.models.base import Backbone
+from fct_infer.training.models.base import Backbone, TransformationModule
+from fct_infer.training.models.folding import to_program, to_uncertainty_program
 from fct_infer.training.run import RunFolder
-from fct_infer.training.trainers.backbone_run import run_backbone, run_bct
-from fct_infer.training.trainers.side_information_run import run_side_information
 from fct_infer.training.trainers.transformation_run import run_transformation
+from fct_infer.transformation import Float32Array, Transformation
+
+from .experiment import CLASSES, LINKS, MODELS, Link, Scale
+from .jobs import Job
 
 CONFIGS = Path("configs/glyphs")
-CLASSES, TRAINING_IMAGES, TEST_IMAGES = 100, 100, 30
-BACKBONES = ("old", "side", "new", "bct")
 VIEWS = 2  # random views of each training image whose embeddings h is trained on
-_PRINT_EVERY = 20.0  # seconds
-
-Trainer = Callable[..., dict[str, Any]]
 
 
+@dataclass(frozen=True)
 class Runs:
-    """All runs of one seed, below one folder."""
+    """All runs of one seed."""
 
-    def __init__(self, folder: Path, seed: int, device: str) -> None:
-        self.folder, self.seed, self._device = folder, seed, device
+    folder: Path
+    seed: int
+    scale: Scale
+    device: str
 
-    def train(self) -> None:
-        """Train whatever is not trained yet."""
-        self._train("old", run_backbone, "old")
-        self._train("new", run_backbone, "new")
-        self._train("bct", run_bct, "bct", old=str(self.folder / "old"))
-        self._train("side", run_side_information, "side_information")
-        data = self._features()
-        without = {name: path for name, path in data.items() if name not in ("side", "labels")}
-        self._train("h_without", run_transformation, "transformation", data=without)
-        self._train("h", run_transformation, "transformation", data={**without, "side": data["side"]})
-        fastfill = {"loss": "fastfill", "classifier": str(self.folder / "new")}
-        self._train("fastfill", run_transformation, "transformation", data=data, **fastfill)
+    def jobs(self) -> dict[str, Job]:
+        """Return what trains whatever is not trained yet, and embeds training and test images by every model."""
+        jobs = {}
+        for name, model in MODELS.items():
+            jobs[self._job(name)] = Job(train_model, (self, name), self._jobs_of((model.needs or {}).values()))
+        for name, link in LINKS.items():
+            needs = [model for model in (link.old, link.side, link.new) if model]
+            jobs[self._job(name)] = Job(train_link, (self, name), self._jobs_of(needs))
+        return jobs
 
-    def test_set(self) -> LabelledImages:
-        """Return the images that are queries and gallery."""
-        return render_glyphs(CLASSES, TEST_IMAGES, "test")
+    def embeddings(self, model: str, split: str = "test") -> Float32Array:
+        """Return a model's (n, d) embeddings of the ``test`` images, or of the views of the ``train`` images."""
+        return np.load(self._features(model, split))  # type: ignore[no-any-return]
 
-    def backbone(self, name: str) -> Backbone:
-        """Return a trained embedding model."""
-        return load_checkpoint(self.folder / name / "checkpoint", Backbone)[0]
+    def transformed(self, name: str) -> Float32Array:
+        """Return the old gallery of a link after its transformation."""
+        return self._apply(Transformation(to_program(self.transformation(name)), "fp32"), name)
 
-    def _train(self, name: str, trainer: Trainer, config: str, **changes: Any) -> None:
-        values = read_config(CONFIGS / f"{config}.yaml") | changes
-        training = dict(values["training"])
-        values["training"] = training | {"seed": training["seed"] + 100 * self.seed, "accelerator": self._device}
-        with RunFolder(self.folder / name) as run:
-            trainer(values, run, _say(f"seed {self.seed}: {name}"))
+    def uncertainty(self, name: str) -> Float32Array:
+        """Return FastFill's log-variance of each row of the old gallery of a link."""
+        return self._apply(Transformation(to_uncertainty_program(self.transformation(name)), "fp32"), name)[:, 0]
 
-    def _features(self) -> dict[str, str]:
-        """Embed random views of the training images by each model; return the files."""
-        folder = self.folder / "features"
-        files = {name: folder / f"{name}.npy" for name in ("old", "side", "new", "labels")}
-        if not all(file.exists() for file in files.values()):
-            train = render_glyphs(CLASSES, TRAINING_IMAGES, "train")
-            light = Augmentation(**read_config(CONFIGS / "new.yaml")["augmentation"])
-            views = [augmented(train.images, light, seed=1000 * self.seed + view) for view in range(VIEWS)]
-            for name in ("old", "side", "new"):
-                model = self.backbone(name)
-                write_npy(files[name], np.concatenate([embed(model, view) for view in views]))
-            write_npy(files["labels"], np.tile(train.labels, VIEWS))
-        return {name: str(file) for name, file in files.items()}
+    def transformation(self, name: str) -> TransformationModule:
+        """Return a trained transformation."""
+        return load_checkpoint(self.folder / name / "checkpoint", TransformationModule)[0]
+
+    def images(self, split: str) -> LabelledImages:
+        """Return the images of a split, rendered."""
+        count = self.scale.training_images if split == "train" else self.scale.test_images
+        return render_glyphs(CLASSES, count, "train" if split == "train" else "test")
+
+    def values(self, config: str, changes: tuple[str, ...]) -> dict[str, Any]:
+        """Return a configuration of ``configs/glyphs``, changed, for this seed and device."""
+        values = read_config(CONFIGS / f"{config}.yaml", changes)
+        seed = values["training"]["seed"] + 100 * self.seed
+        values["training"] |= {"seed": seed, "accelerator": self.device}
+        return values
+
+    def _apply(self, h: Transformation, name: str) -> Float32Array:
+        link = LINKS[name]
+        old = self.embeddings(link.old)
+        if not h.side_dim:  # its second branch reads the old embedding itself
+            return h(old)
+        assert link.side is not None
+        return h(old, self.embeddings(link.side))
+
+    def _features(self, model: str, split: str) -> Path:
+        return self.folder / "features" / model / f"{split}.npy"
+
+    def _job(self, name: str) -> str:
+        return f"seed {self.seed}: {name}"
+
+    def _jobs_of(self, names: Any) -> tuple[str, ...]:
+        return tuple(self._job(name) for name in names)
 
 
-def embeddings(runs: Runs, images: NDArray[np.uint8]) -> Mapping[str, NDArray[np.float32]]:
-    """Return the embeddings of images by every backbone of a seed."""
-    return {name: embed(runs.backbone(name), images) for name in BACKBONES}
+def train_model(runs: Runs, name: str) -> None:
+    """Train an embedding model, and embed the views of the training images, and the test images."""
+    model = MODELS[name]
+    images = f"data.arguments.images_per_class={runs.scale.training_images}"
+    values = runs.values(model.config, (images, *runs.scale.backbones, *model.changes))
+    values |= {key: str(runs.folder / needed) for key, needed in (model.needs or {}).items()}
+    with RunFolder(runs.folder / name) as run:
+        model.trainer(values, run)
+    for split in ("train", "test"):
+        file = runs.folder / "features" / name / f"{split}.npy"
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_npy(file, _embed(runs, name, split))
 
 
-def _say(title: str) -> Callable[[Progress], None]:
-    printed = [time.monotonic()]
+def _embed(runs: Runs, name: str, split: str) -> NDArray[np.float32]:
+    backbone = load_checkpoint(runs.folder / name / "checkpoint", Backbone)[0]
+    images = runs.images(split).images
+    device = torch.device(runs.device)
+    if split == "test":
+        return embed(backbone, images, device=device)
+    light = Augmentation(**runs.values("new", ())["augmentation"])
+    views = (augmented(images, light, seed=1000 * runs.seed + view) for view in range(VIEWS))
+    return np.concatenate([embed(backbone, view, device=device) for view in views])
 
-    def on_progress(progress: Progress) -> None:
-        now = time.monotonic()
-        if now - printed[0] < _PRINT_EVERY and progress.step < progress.steps:
-            return
-        printed[0] = now
-        print(f"{title}: step {progress.step:,} of {progress.steps:,}, loss {progress.loss:.3f}", flush=True)
 
-    return on_progress
+def train_link(runs: Runs, name: str) -> None:
+    """Train a transformation on the embeddings of the views of the training images."""
+    link: Link = LINKS[name]
+    values = runs.values("transformation", (*runs.scale.transformations, *link.changes))
+    inputs = {"old": link.old, "side": link.side, "new": link.new}
+    data: dict[str, Any] = {"views": VIEWS}
+    data |= {key: str(runs.folder / "features" / model / "train.npy") for key, model in inputs.items() if model}
+    if link.fastfill:
+        labels = runs.folder / "features" / "labels.npy"
+        if not labels.exists():
+            write_npy(labels, np.tile(runs.images("train").labels, VIEWS))
+        data["labels"] = str(labels)
+        values |= {"loss": "fastfill", "classifier": str(runs.folder / link.new)}
+    with RunFolder(runs.folder / name) as run:
+        run_transformation(values | {"data": data}, run)
