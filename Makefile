@@ -1,8 +1,11 @@
 # make demo    train two models, upgrade a gallery from one to the other, show what it was worth
 # make test    everything CI checks: lint, types, import rule, C++ tests, Python tests
 # make lint    the first three of those
+# make test-cuda   what needs an NVIDIA card: the core, the index and TensorRT on it; compute-sanitizer where it is found
 # make bench   speed of the transformation and of a whole upgrade, side by side with what else one would use
+# make bench-cuda  how close a card comes to what it can do: on the card, from host to host, in a whole upgrade
 # make reproduce  the papers' experiment in small, three seeds: writes docs/reproduction.md
+# make cuda    compile and link everything for NVIDIA cards (needs nvcc, no card) and run the C++ tests
 # make clean   remove all that these made
 #
 # Each sets up .venv by itself and reuses it while nothing it depends on has changed.
@@ -12,10 +15,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 CORES := $(shell nproc)
 CPP_SOURCES := $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h')
-CORE := $(CPP_SOURCES) CMakeLists.txt pyproject.toml constraints.txt
+CORE := $(CPP_SOURCES) $(wildcard csrc/cuda/nvidia/*.cu cmake/*.cmake) CMakeLists.txt pyproject.toml constraints.txt
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench reproduce clean
+.PHONY: demo test test-cuda lint bench bench-cuda reproduce clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -26,6 +29,16 @@ test: lint $(VENV)/.cpp-tests
 	@$(VENV)/cpp-tests/fct_core_tests
 	@echo "== Python tests"
 	@FCT_REQUIRE_TENSORRT=1 $(BIN)/python -m pytest -q -n $(CORES)
+
+test-cuda: $(VENV)/.gpu
+	@echo "== tests on the card"
+	@FCT_REQUIRE_CUDA=1 $(BIN)/python -m pytest -q tests/cuda tests/unit/backends/test_tensorrt_gpu.py
+	@sanitizer=$$(PATH="$$PATH:/usr/local/cuda/bin" command -v compute-sanitizer) || \
+	  { echo "== compute-sanitizer was not found: left out"; exit 0; }; \
+	for tool in memcheck racecheck; do \
+	  echo "== compute-sanitizer $$tool"; \
+	  PYTHONPATH=tests "$$sanitizer" --tool $$tool --error-exitcode 1 $(BIN)/python tests/cuda/sanitize.py || exit 1; \
+	done
 
 lint: $(VENV)/.dev
 	@echo "== ruff, clang-format, mypy, import rule"
@@ -39,8 +52,15 @@ bench: $(VENV)/.bench
 	@$(BIN)/python -m benchmarks.bench_upgrade
 	@$(BIN)/python -m benchmarks.bench_memory
 
+bench-cuda: $(VENV)/.gpu $(VENV)/.bench
+	@$(BIN)/python -m benchmarks.bench_cuda
+
 reproduce: $(VENV)/.demo
 	@$(BIN)/python -m reproduction.run
+
+cuda: $(VENV)/.cuda-tests
+	@echo "== C++ tests, beside a build for NVIDIA cards"
+	@$(VENV)/cuda-tests/fct_core_tests
 
 clean:
 	rm -rf $(VENV) build dist demo/work demo/report.html reproduction/work benchmarks/.work .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -67,9 +87,25 @@ $(VENV)/.dev: $(VENV)/.demo
 	@$(EXTRA) dev >$(VENV)/dev.txt && $(INSTALL) --requirement $(VENV)/dev.txt
 	@touch $@
 
+# Not isolated, so that the build finds the headers of cuBLAS in the package that the tests run with.
+$(VENV)/.test-cuda: $(VENV)/.dev $(CORE)
+	@echo "== set-up: building the C++ core with CUDA (a few minutes)"
+	@$(BIN)/python -c "import tomllib; \
+	  print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'], sep='\n')" >$(VENV)/build.txt
+	@$(INSTALL) --requirement $(VENV)/build.txt 'cmake>=3.25' ninja 'nvidia-cublas>=13,<14'
+	@$(INSTALL) --no-build-isolation --no-deps --editable . --config-settings cmake.define.FCT_CUDA=ON
+	@touch $@
+
 $(VENV)/.bench: $(VENV)/.demo
 	@echo "== set-up: installing the opponents"
 	@$(EXTRA) bench >$(VENV)/bench.txt && $(INSTALL) --requirement $(VENV)/bench.txt
+	@touch $@
+
+# Both come built for CPUs or for cards, under one name to import. TensorRT is used where somebody installed it.
+$(VENV)/.gpu: $(VENV)/.test-cuda
+	@echo "== set-up: replacing FAISS and ONNX Runtime by those for cards"
+	@$(BIN)/pip uninstall --quiet --yes faiss-cpu onnxruntime
+	@$(EXTRA) gpu | grep -v tensorrt >$(VENV)/gpu.txt && $(INSTALL) --requirement $(VENV)/gpu.txt
 	@touch $@
 
 $(VENV)/.cpp-tests: $(VENV)/.dev $(CORE)
@@ -78,4 +114,23 @@ $(VENV)/.cpp-tests: $(VENV)/.dev $(CORE)
 	@$(BIN)/cmake -G Ninja -S . -B $(VENV)/cpp-tests -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DFCT_BUILD_TESTS=ON \
 	  -DFCT_BUILD_PYTHON=OFF -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python >/dev/null
 	@$(BIN)/cmake --build $(VENV)/cpp-tests
+	@touch $@
+
+# The libraries the CUDA part is linked with, in an environment of their own: half a gigabyte that nothing else needs.
+$(VENV)/.cuda-libraries: $(VENV)/.python
+	@command -v nvcc >/dev/null || { echo "make cuda: nvcc was not found; install the CUDA toolkit 13" >&2; exit 1; }
+	@echo "== set-up: downloading cuBLASLt (0.5 GB)"
+	@$(PYTHON) -m venv $(VENV)/cuda-libraries
+	@$(VENV)/cuda-libraries/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	  'nvidia-cublas==13.0.*' 'cmake>=3.25' ninja 'onednn-devel-cpu-gomp==2023.2.0' 'onednn-cpu-gomp==2023.2.0' \
+	  'pybind11>=3.0' 'numpy>=1.26'
+	@touch $@
+
+$(VENV)/.cuda-tests: $(VENV)/.cuda-libraries $(CORE)
+	@echo "== set-up: building with FCT_CUDA=ON"
+	@$(VENV)/cuda-libraries/bin/cmake -G Ninja -S . -B $(VENV)/cuda-tests -DFCT_CUDA=ON -DFCT_BUILD_TESTS=ON \
+	  -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(VENV)/cuda-libraries/bin/ninja \
+	  -DPython_EXECUTABLE=$(CURDIR)/$(VENV)/cuda-libraries/bin/python \
+	  -Dpybind11_DIR=$$($(VENV)/cuda-libraries/bin/python -m pybind11 --cmakedir) >/dev/null
+	@$(VENV)/cuda-libraries/bin/cmake --build $(VENV)/cuda-tests
 	@touch $@

@@ -21,9 +21,10 @@ from fct_infer.upgrade.run import upgrade_gallery
 @click.option("--program", required=True)
 @click.option("--precision", required=True)
 @click.option("--index", required=True)
-def main(gallery: Path, dest: Path, program: str, precision: str, index: str) -> None:
+@click.option("--device", default="cpu")
+def main(gallery: Path, dest: Path, program: str, precision: str, index: str, device: str) -> None:
     watch = Stopwatch()
-    h = Transformation(PROGRAMS[program], precision, cores())
+    h = Transformation(PROGRAMS[program], precision, cores(), device)
     watch.lap("load_model")
     report = upgrade_gallery(gallery, h, dest, settings=Settings(index=index))
     watch.lap("upgrade")

@@ -16,8 +16,8 @@ KINDS = ("embeddings", "side_information")
 SEED = 3
 
 
-def write_gallery(path: Path, rows: int, dims: dict[str, int]) -> None:
-    """Write ``embeddings/`` and ``side_information/`` shards, float32; ``dims`` are those of a Program."""
+def write_gallery(path: Path, rows: int, dims: dict[str, int], dtype: type[np.floating] = np.float32) -> None:
+    """Write ``embeddings/`` and ``side_information/`` shards; ``dims`` are those of a Program."""
     rng = np.random.default_rng(SEED)
     maps = [rng.standard_normal((LATENT_DIM, dim), np.float32) / np.sqrt(LATENT_DIM) for dim in dims.values()]
     for shard, start in enumerate(range(0, rows, SHARD_ROWS)):
@@ -26,7 +26,8 @@ def write_gallery(path: Path, rows: int, dims: dict[str, int]) -> None:
             noise = rng.standard_normal((len(latent), projection.shape[1]), np.float32)
             folder = path / kind
             folder.mkdir(parents=True, exist_ok=True)
-            np.save(folder / f"{shard:06}.npy", latent @ projection.astype(np.float32) + np.float32(NOISE) * noise)
+            values = latent @ projection.astype(np.float32) + np.float32(NOISE) * noise
+            np.save(folder / f"{shard:06}.npy", values.astype(dtype))
 
 
 def shards(path: Path, kind: str = "embeddings") -> list[Path]:

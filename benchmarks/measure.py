@@ -22,6 +22,7 @@ WORK = Path(__file__).parent / ".work"
 SETTLE_SECONDS = 0.02  # lets the thread pool of whoever ran before stop spinning
 FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16")
 PACKAGES = ("fct-infer", "numpy", "torch", "onnxruntime", "openvino", "faiss-cpu")
+GPU_PACKAGES = ("onnxruntime-gpu", "tensorrt", "faiss-gpu-cuvs", "faiss-gpu", "nvidia-cublas", "triton")
 
 Call = Callable[[], object]
 
@@ -143,9 +144,10 @@ def _key_and_value(line: str) -> tuple[str, str]:
 
 def _versions() -> dict[str, str]:
     found = {}
-    for package in PACKAGES:
+    for package in (*PACKAGES, *GPU_PACKAGES):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "absent"
+            if package in PACKAGES:
+                found[package] = "absent"
     return found

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import numpy as np
 
+from fct_infer.artifacts.precisions import CALIBRATION_ROWS
 from fct_infer.backends.runner import Batch, Shapes
 from fct_infer.errors import GalleryError
 from fct_infer.gallery import Gallery, read_npy, sample_rows
 from fct_infer.transformation import Float32Array
 
-DEFAULT_ROWS = 4096
 _SEED = 20211202  # any fixed number makes exports repeatable
 
 
-def read_calibration(path: str | Path, inputs: Shapes, rows: int = DEFAULT_ROWS) -> Batch:
+def read_calibration(path: str | Path, inputs: Shapes, rows: int = CALIBRATION_ROWS) -> Batch:
     """Return a random sample of a user's rows as float32, by input.
 
     Args:

@@ -11,12 +11,13 @@ from fct_infer.artifacts.loading import is_code, program_from_bundle
 from fct_infer.artifacts.manifest import Kind, Preprocessing, Source, is_image
 from fct_infer.artifacts.onnx_graph import parse_onnx, program_of_graph
 from fct_infer.artifacts.onnx_signature import read_signature
+from fct_infer.artifacts.precisions import CALIBRATION_ROWS
 from fct_infer.artifacts.torch_files import TorchModel, load_torch
 from fct_infer.backends.onnx_runtime import OnnxRuntimeRunner
 from fct_infer.backends.runner import Interface, Shapes
 from fct_infer.errors import ArtifactError, NotAProgramError, UsageError
 
-from .calibration import DEFAULT_ROWS, read_calibration
+from .calibration import read_calibration
 from .exporting import not_for_the_core, publish, source_of, transformation_of
 from .models import Model, ModuleModel, OnnxModel, ProgramModel
 from .options import ExportReport, Options
@@ -50,7 +51,7 @@ def export_file(
     input_shapes: Sequence[tuple[int, ...]] = (),
     preprocessing: Preprocessing | None = None,
     calibration: str | Path | None = None,
-    calibration_rows: int = DEFAULT_ROWS,
+    calibration_rows: int = CALIBRATION_ROWS,
 ) -> ExportReport:
     """Export a TorchScript or torch.export archive, an ONNX file, or (to convert it onward) a bundle.
 

@@ -10,10 +10,19 @@ from fct_infer.transformation import Float32Array, Program
 __version__: str
 onednn_version: str
 
-def precisions() -> list[str]: ...
+def precisions(device: str = "cpu") -> list[str]: ...
+def cuda_status() -> dict[str, Any]: ...
 
 class Executable:
-    def __init__(self, program: Program, precision: str) -> None: ...
+    def __init__(
+        self,
+        program: Program,
+        precision: str,
+        *,
+        device: str = "cpu",
+        device_memory: int = 0,
+        ranges: dict[str, float] | None = None,
+    ) -> None: ...
     @staticmethod
     def from_function(
         function: Callable[[Float32Array, Float32Array | None, Float32Array], None],
@@ -25,6 +34,17 @@ class Executable:
         description: str,
     ) -> Executable: ...
     def run(self, old: NDArray[Any], side: NDArray[Any] | None, out: NDArray[Any], threads: int) -> None: ...
+    def run_on_device(
+        self,
+        old: int,
+        old_dtype: str,
+        side: int,
+        side_dtype: str,
+        out: int,
+        out_dtype: str,
+        rows: int,
+        stream: int,
+    ) -> None: ...
     @property
     def old_dim(self) -> int: ...
     @property
@@ -33,6 +53,8 @@ class Executable:
     def new_dim(self) -> int: ...
     @property
     def precision(self) -> str: ...
+    @property
+    def device(self) -> str: ...
     @property
     def description(self) -> str: ...
 

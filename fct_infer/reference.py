@@ -15,6 +15,7 @@ from fct_infer.errors import ArrayError
 from fct_infer.transformation import Add, Concat, Linear, Normalize, Program
 
 Float64Array = NDArray[np.float64]
+_ROWS_AT_ONCE = 256  # of which all values are kept at once
 
 
 def apply_float64(program: Program, old: NDArray[Any], side: NDArray[Any] | None = None) -> Float64Array:
@@ -24,7 +25,7 @@ def apply_float64(program: Program, old: NDArray[Any], side: NDArray[Any] | None
         program: what to compute.
         old: (n, d_old), any real floating dtype.
         side: (n, d_side), any real floating dtype; ``None`` means FCT without side-information, where the old
-            embedding takes its place (arXiv 2112.02805, section 3.2). Not looked at if the program takes none.
+            embedding takes its place (arXiv 2112.02805). Not looked at if the program takes none.
 
     Returns:
         (n, d_new) float64.
@@ -32,6 +33,35 @@ def apply_float64(program: Program, old: NDArray[Any], side: NDArray[Any] | None
     Raises:
         ArrayError: an input has the wrong dtype, rank, width or row count.
     """
+    return _values(program, old, side)[program.output]
+
+
+def largest_values(program: Program, old: NDArray[Any], side: NDArray[Any] | None = None) -> dict[str, float]:
+    """Return the largest absolute value that each of :attr:`Program.linear_inputs` takes over some rows.
+
+    These are the ranges that 8-bit floating-point products are scaled by, found as ``fct-export`` finds them for its
+    files: the largest value seen, nothing cut; 1 for a value that is always zero.
+
+    Args:
+        program: whose values.
+        old: (n, d_old), n at least 1, of a real gallery.
+        side: (n, d_side) or ``None``, as for :func:`apply_float64`.
+
+    Raises:
+        ArrayError: an input has the wrong dtype, rank, width or row count, or no rows.
+    """
+    if not len(old):
+        raise ArrayError("old has no rows, wanted at least 1")
+    largest = dict.fromkeys(program.linear_inputs, 0.0)
+    for start in range(0, len(old), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        values = _values(program, old[rows], None if side is None else side[rows])
+        for name in largest:
+            largest[name] = max(largest[name], float(np.abs(values[name]).max()))
+    return {name: value or 1.0 for name, value in largest.items()}
+
+
+def _values(program: Program, old: NDArray[Any], side: NDArray[Any] | None) -> dict[str, Float64Array]:
     given = {"old": old, "side": old if side is None else side}
     values = {name: _checked(name, given[name], dim, len(old)) for name, dim in program.dims.items()}
     for step in program.steps:
@@ -46,7 +76,7 @@ def apply_float64(program: Program, old: NDArray[Any], side: NDArray[Any] | None
             case Normalize():
                 rows = values[step.input]
                 values[step.output] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    return values[program.output]
+    return values
 
 
 def _checked(name: str, array: NDArray[Any], dim: int, rows: int) -> Float64Array:

@@ -1,280 +1,162 @@
-"""What a transformation h(old, side_information) -> new is, as data, and how it is applied.
-
-A :class:`Program` is a short list of steps over named values. The two inputs are called ``old`` and
-``side``; every other value is produced by exactly one step. The paper's h (arXiv 2112.02805, section 3.2),
-a plain MLP on the concatenation, a linear map and a residual MLP are all such programs.
-"""
+"""How a transformation is applied: NumPy in, NumPy out, or arrays on a card."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import operator
+import math
 import os
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fct_infer.errors import ArrayError, ArtifactError, UsageError
+from fct_infer.cuda import card_numbers, device_name, require
+from fct_infer.device_arrays import device_call
+from fct_infer.errors import ArrayError, UnsupportedError, UsageError
+from fct_infer.program import (
+    ACTIVATIONS,
+    INPUTS,
+    MAX_WIDTH,
+    Activation,
+    Add,
+    Concat,
+    Float32Array,
+    Linear,
+    Normalize,
+    Program,
+    Step,
+)
 
-Float32Array: TypeAlias = NDArray[np.float32]
-Activation: TypeAlias = Literal["none", "relu", "gelu"]
-ACTIVATIONS: tuple[Activation, ...] = ("none", "relu", "gelu")
-INPUTS = ("old", "side")
-MAX_WIDTH = 1 << 20  # of all values together: far beyond any model, so that a malformed one cannot exhaust the memory
+if TYPE_CHECKING:
+    from fct_infer import _core
 
+__all__ = [  # a transformation and what it is made of have one address
+    "ACTIVATIONS",
+    "INPUTS",
+    "MAX_WIDTH",
+    "NEEDS_RANGES",
+    "Activation",
+    "Add",
+    "Concat",
+    "Float32Array",
+    "Linear",
+    "Normalize",
+    "Program",
+    "Step",
+    "Transformation",
+    "thread_count",
+]
 
-@dataclass(frozen=True)
-class Linear:
-    """``output = activation(input @ weight.T + bias)``; batch norm is folded into it beforehand, in float64.
-
-    ``weight`` is (d_out, d_in) float32, C-contiguous, as PyTorch stores it; ``bias`` is (d_out,) float32.
-    GELU is the exact one (erf).
-    """
-
-    input: str
-    output: str
-    weight: Float32Array = field(repr=False)
-    bias: Float32Array = field(repr=False)
-    activation: Activation = "none"
-
-
-@dataclass(frozen=True)
-class Concat:
-    """Values side by side along the feature axis, in the order given."""
-
-    inputs: tuple[str, ...]
-    output: str
-
-
-@dataclass(frozen=True)
-class Add:
-    """Sum of two values of one width: the residual connection."""
-
-    inputs: tuple[str, str]
-    output: str
-
-
-@dataclass(frozen=True)
-class Normalize:
-    """Rows divided by their L2 norm (at least 1e-12)."""
-
-    input: str
-    output: str
-
-
-Step: TypeAlias = Linear | Concat | Add | Normalize
-
-
-@dataclass(frozen=True)
-class Program:
-    """A transformation as data.
-
-    Attributes:
-        dims: width of each input that the steps use: ``{"old": d_old}`` or ``{"old": d_old, "side": d_side}``.
-        steps: executed in order; each step may read the inputs and the outputs of earlier steps.
-        output: name of the value that is the new embedding, (n, d_new).
-
-    Raises:
-        ArtifactError: a step reads an unknown value, widths do not fit, a name is written twice,
-            a weight is not float32, C-contiguous and finite, the output is never produced, or all values
-            together are wider than :data:`MAX_WIDTH`.
-    """
-
-    dims: dict[str, int]
-    steps: tuple[Step, ...]
-    output: str
-
-    def __post_init__(self) -> None:
-        _ = self.widths
-
-    @property
-    def widths(self) -> dict[str, int]:
-        """Width of every value, inputs included; checks the whole program on the way."""
-        widths = dict(self.dims)
-        if "old" not in widths or not set(widths) <= set(INPUTS) or any(width < 1 for width in widths.values()):
-            raise ArtifactError(f"a program has inputs 'old' and at most 'side', each at least 1 wide; got {widths}")
-        total = sum(widths.values())
-        for index, step in enumerate(self.steps):
-            where = f"step {index} ({type(step).__name__.lower()} -> {step.output!r})"
-            names = (step.input,) if isinstance(step, Linear | Normalize) else step.inputs
-            for name in names:
-                if name not in widths:
-                    raise ArtifactError(f"{where} reads {name!r}, which nothing before it produces")
-            if step.output in widths:
-                raise ArtifactError(f"{where} writes {step.output!r} a second time")
-            widths[step.output] = _output_width(step, [widths[name] for name in names], where)
-            total += widths[step.output]
-            if total > MAX_WIDTH:
-                raise ArtifactError(f"{where}: all values so far are {total} wide, supported are {MAX_WIDTH}")
-        if self.output not in widths or self.output in INPUTS:
-            raise ArtifactError(f"no step produces the output {self.output!r}")
-        return widths
-
-    @property
-    def new_dim(self) -> int:
-        """Width of the new embedding."""
-        return self.widths[self.output]
-
-    @property
-    def flops_per_row(self) -> int:
-        """Floating-point operations of the linear layers for one row (2 per multiply-add)."""
-        return sum(2 * step.weight.size for step in self.steps if isinstance(step, Linear))
-
-    def with_normalization(self) -> Program:
-        """Return the program with its output L2-normalised (itself if it ends so already)."""
-        last = next(step for step in reversed(self.steps) if step.output == self.output)
-        if isinstance(last, Normalize):
-            return self
-        name = self.output + ".normalized"
-        return Program(self.dims, (*self.steps, Normalize(self.output, name)), name)
-
-    def structure(self) -> dict[str, Any]:
-        """Return the program without its numbers, as strict JSON; tensors are named ``<output>.weight|bias``."""
-        steps: list[dict[str, Any]] = []
-        for step in self.steps:
-            entry: dict[str, Any]
-            match step:
-                case Linear():
-                    entry = {"op": "linear", "input": step.input, "output": step.output, "activation": step.activation}
-                case Normalize():
-                    entry = {"op": "normalize", "input": step.input, "output": step.output}
-                case Concat() | Add():
-                    entry = {"op": type(step).__name__.lower(), "inputs": list(step.inputs), "output": step.output}
-            steps.append(entry)
-        return {"inputs": dict(self.dims), "steps": steps, "output": self.output}
-
-    def tensors(self) -> dict[str, Float32Array]:
-        """Return the weights and biases under the names :meth:`structure` refers to."""
-        tensors: dict[str, Float32Array] = {}
-        for step in self.steps:
-            if isinstance(step, Linear):
-                tensors[step.output + ".weight"] = step.weight
-                tensors[step.output + ".bias"] = step.bias
-        return tensors
-
-    @classmethod
-    def from_structure(cls, structure: Any, tensors: dict[str, Float32Array]) -> Program:
-        """Inverse of :meth:`structure` and :meth:`tensors`; anything malformed is an ArtifactError."""
-        try:
-            steps = tuple(_parse_step(entry, tensors) for entry in structure["steps"])
-            dims = {str(name): operator.index(dim) for name, dim in structure["inputs"].items()}
-            return cls(dims, steps, str(structure["output"]))
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            if isinstance(error, ArtifactError):
-                raise
-            raise ArtifactError(f"malformed program: {type(error).__name__} {error}") from error
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 over structure and weights: equal digests give equal results."""
-        digest = hashlib.sha256(json.dumps(self.structure(), sort_keys=True).encode())
-        for name, tensor in sorted(self.tensors().items()):
-            digest.update(f"{name}{tensor.shape}".encode())
-            digest.update(np.ascontiguousarray(tensor, "<f4").data)
-        return digest.hexdigest()
-
-
-def _output_width(step: Step, widths: list[int], where: str) -> int:
-    match step:
-        case Linear():
-            for name, tensor in (("weight", step.weight), ("bias", step.bias)):
-                if tensor.dtype != np.float32 or not tensor.flags.c_contiguous or not np.isfinite(tensor).all():
-                    raise ArtifactError(f"{where}: {name} must be float32, C-contiguous and finite")
-            if step.weight.ndim != 2 or step.weight.shape[1] != widths[0] or min(step.weight.shape) < 1:
-                raise ArtifactError(f"{where}: weight is {step.weight.shape}, wanted (d_out, {widths[0]})")
-            if step.bias.shape != step.weight.shape[:1]:
-                raise ArtifactError(f"{where}: bias is {step.bias.shape}, wanted {step.weight.shape[:1]}")
-            if step.activation not in ACTIVATIONS:
-                raise ArtifactError(f"{where}: unknown activation {step.activation!r}")
-            return int(step.weight.shape[0])
-        case Concat():
-            if not widths:
-                raise ArtifactError(f"{where}: nothing to concatenate")
-            return sum(widths)
-        case Add():
-            if len(widths) != 2 or widths[0] != widths[1]:
-                raise ArtifactError(f"{where}: adds values {widths} wide, wanted two of one width")
-            return widths[0]
-        case Normalize():
-            return widths[0]
-
-
-def _parse_step(entry: Any, tensors: dict[str, Float32Array]) -> Step:
-    output = str(entry["output"])
-    match entry["op"]:
-        case "linear":
-            weight, bias = tensors[output + ".weight"], tensors[output + ".bias"]
-            return Linear(str(entry["input"]), output, weight, bias, entry["activation"])
-        case "concat":
-            return Concat(tuple(str(name) for name in entry["inputs"]), output)
-        case "add":
-            first, second = (str(name) for name in entry["inputs"])
-            return Add((first, second), output)
-        case "normalize":
-            return Normalize(str(entry["input"]), output)
-        case other:
-            raise ArtifactError(f"unknown step {other!r}")
+NEEDS_RANGES = ("fp8",)  # precisions of the core whose scales come from rows of a real gallery
 
 
 class Transformation:
-    """A program compiled for this CPU: NumPy in, NumPy out, safe to call from many threads at once.
+    """A program compiled for this CPU or for NVIDIA cards: NumPy in, NumPy out, safe to call from many threads at once.
 
     What other runtimes compute is a :class:`fct_infer.backends.loading.RunnerTransformation`, with the same call.
 
     A row's result depends on nothing but the row itself: block size, thread count and neighbours do not change a
-    byte on one machine. Between machines with different instruction sets the last bits may differ.
+    byte on one device. Between a CPU and a card, between cards of different models, and between CPUs with different
+    instruction sets the last bits may differ.
 
     Args:
         program: what to compute.
-        precision: ``fp32``; ``bf16`` (bfloat16 products, float32 sums) where the CPU has it natively; ``auto``
-            takes bf16 where native, else fp32.
+        precision: ``fp32``; ``bf16`` (bfloat16 products, float32 sums) where the CPU has it natively; on cards also
+            ``tf32``, ``fp16`` and, from compute capability 8.9 on, ``fp8``. ``auto`` takes the last of these that the
+            device has natively and that needs no ranges.
         threads: CPU threads a call may use; by default all this process may run on.
+        device: ``cpu``, ``cuda`` (the first card), ``cuda:N``, or several: ``cuda:0,cuda:1`` share the rows of a call.
+        device_memory: most bytes of each card's memory to use; 0 leaves it to the core.
+        ranges: for ``fp8``, of each of :attr:`Program.linear_inputs` the largest absolute value that counts, as
+            :func:`fct_infer.reference.largest_values` finds it; larger ones are cut. Without them the transformation
+            can be upgraded with, which measures them on the gallery, but not called.
 
     Attributes:
         program: what it computes; None if another runtime computes something no program can hold.
         digest: SHA-256 that identifies the model: equal digests give equal results.
         precision: the precision in use, never ``auto``.
+        ranges: as above; None where the precision needs none.
         backend: what computes: ``core``, ``onnxruntime``, ``torch``, ``tensorrt`` or ``tensorrt-rtx``.
-        device: where it does: ``cpu`` or ``cuda:0``.
+        device: where it does: ``cpu``, ``cuda:0``, ``cuda:0,cuda:1``.
+        device_memory: as above.
+        old_dim, side_dim, new_dim: width of the old embedding, of the side-information (0 if it takes none) and of the
+            new embedding.
 
     Raises:
-        UnsupportedError: the precision is unknown or not native on this CPU.
+        UnsupportedError: the precision is unknown or not native on the device, or there is no such device; then the
+            message says what is missing: a card, its driver, a library.
+        UsageError: the device is no device, or ranges are missing or no positive numbers.
     """
 
     backend = "core"
-    device = "cpu"
     program: Program | None
+    ranges: dict[str, float] | None = None
+    device_memory = 0
 
-    def __init__(self, program: Program, precision: str = "auto", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        program: Program,
+        precision: str = "auto",
+        threads: int | None = None,
+        device: str = "cpu",
+        device_memory: int = 0,
+        ranges: Mapping[str, float] | None = None,
+    ) -> None:
         from fct_infer import _core
 
         self.program, self.digest = program, program.digest
+        self.old_dim, self.side_dim, self.new_dim = program.dims["old"], program.dims.get("side", 0), program.new_dim
         self.threads = thread_count(threads)
-        self.executable = _core.Executable(program, _core.precisions()[-1] if precision == "auto" else precision)
-        self.precision = self.executable.precision
+        self.device, self.device_memory = device_name(device), device_memory
+        require(self.device)
+        cards = card_numbers(self.device)
+        native = _core.precisions(f"cuda:{cards[0]}") if cards else _core.precisions()
+        self.precision = _chosen_precision(precision, native, self.device)
+        self._executable: _core.Executable | None = None
+        if self.precision in NEEDS_RANGES:
+            if ranges is None:
+                return
+            self.ranges = _checked_ranges(ranges, program)
+        self._executable = self._compile(program)
+
+    def _compile(self, program: Program) -> _core.Executable:
+        from fct_infer import _core
+
+        if self.device == "cpu":
+            return _core.Executable(program, self.precision)
+        return _core.Executable(
+            program, self.precision, device=self.device, device_memory=self.device_memory, ranges=self.ranges
+        )
+
+    @property
+    def executable(self) -> _core.Executable:
+        """The compiled program.
+
+        Raises:
+            UsageError: its precision needs ranges, and it has none.
+        """
+        if self._executable is None:
+            raise UsageError(
+                f"{self.precision} needs the range of every value that a linear layer reads: call calibrated() with "
+                "those of some rows; an upgrade measures them on the gallery itself"
+            )
+        return self._executable
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether it can be called: it has the ranges its precision needs."""
+        return self._executable is not None
+
+    def calibrated(self, ranges: Mapping[str, float]) -> Transformation:
+        """Return the same transformation with other ranges, see :class:`Transformation`."""
+        assert self.program is not None
+        return Transformation(self.program, self.precision, self.threads, self.device, self.device_memory, ranges)
 
     def normalized(self) -> Transformation:
         """Return the same transformation with its results L2-normalised."""
         assert self.program is not None
-        return Transformation(self.program.with_normalization(), self.precision, self.threads)
-
-    @property
-    def old_dim(self) -> int:
-        """Width of the old embedding."""
-        return self.executable.old_dim
-
-    @property
-    def side_dim(self) -> int:
-        """Width of the side-information; 0 if the transformation takes none."""
-        return self.executable.side_dim
-
-    @property
-    def new_dim(self) -> int:
-        """Width of the new embedding."""
-        return self.executable.new_dim
+        program = self.program.with_normalization()
+        return Transformation(program, self.precision, self.threads, self.device, self.device_memory, self.ranges)
 
     def __call__(self, old: NDArray[Any], side: NDArray[Any] | None = None) -> Float32Array:
         """Transform ``old`` (n, old_dim) and ``side`` (n, side_dim), float32 or float16, to float32 (n, new_dim).
@@ -295,6 +177,40 @@ class Transformation:
                 raise ArrayError(f"{name} is a {type(array).__name__}, wanted a NumPy array")
         self.executable.run(old, side, out, self.threads)
 
+    def apply_on_device(self, old: Any, side: Any = None, out: Any = None, stream: Any = None) -> Any:
+        """Transform rows that are in a card's memory into rows in its memory: no copy, and no wait for the result.
+
+        ``old`` (n, old_dim), ``side`` (n, side_dim) and ``out`` (n, new_dim) are arrays with ``__dlpack__`` or
+        ``__cuda_array_interface__``, as those of PyTorch and CuPy, float32 or float16, C-contiguous, on the card that
+        the transformation runs on.
+        As nobody waits to be told, a row that holds NaN or infinity, or whose result does, comes out as a row of NaN.
+
+        Args:
+            old: old embeddings.
+            side: side-information; None if the transformation takes none.
+            out: what to fill; without it a float32 array of the library that ``old`` came from.
+            stream: a ``cudaStream_t`` as an integer, or an object with ``__cuda_stream__``, on which the work is
+                enqueued, after all that fills the inputs; by default the one that ``old``'s library is using now.
+                Memory must live until the stream has passed.
+
+        Returns:
+            ``out``, filled once the stream has passed.
+
+        Raises:
+            ArrayError: wrong dtype, layout, shape or device, naming the argument.
+            UnsupportedError: the transformation does not run in the core on one card.
+        """
+        cards = card_numbers(self.device) if self.backend == "core" else ()
+        if len(cards) != 1:
+            raise UnsupportedError(
+                f"arrays on a card are transformed by the core on that card; this one runs in {self.backend} on "
+                f"{self.device}"
+            )
+        call = device_call(old, side, out, stream, dims=(self.old_dim, self.side_dim, self.new_dim), card=cards[0])
+        if call.out.rows:
+            self.executable.run_on_device(*call.arguments())
+        return call.result
+
     def __repr__(self) -> str:
         return (
             f"Transformation(old_dim={self.old_dim}, side_dim={self.side_dim}, new_dim={self.new_dim}, "
@@ -311,3 +227,22 @@ def thread_count(threads: int | None) -> int:
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}, wanted at least 1")
     return threads or len(os.sched_getaffinity(0))
+
+
+def _chosen_precision(precision: str, native: list[str], device: str) -> str:
+    """Return what ``auto`` means; a precision that the device has not is left to the core to refuse, if it is asked."""
+    if precision == "auto":
+        return [name for name in native if name not in NEEDS_RANGES][-1]
+    if precision in NEEDS_RANGES and precision not in native:
+        raise UnsupportedError(f"precision {precision}: {device} has {', '.join(native)}")
+    return precision
+
+
+def _checked_ranges(ranges: Mapping[str, float], program: Program) -> dict[str, float]:
+    wrong = [name for name in program.linear_inputs if not 0 < ranges.get(name, 0) < math.inf]
+    if wrong:
+        raise UsageError(
+            f"the range of {wrong[0]!r} is {ranges.get(wrong[0], 'missing')}, wanted a positive number for each of "
+            f"{', '.join(program.linear_inputs)}"
+        )
+    return {name: float(ranges[name]) for name in program.linear_inputs}

@@ -14,6 +14,8 @@ const char* class_of(ErrorKind kind) {
       return "ArtifactError";
     case ErrorKind::kUnsupported:
       return "UnsupportedError";
+    case ErrorKind::kResource:
+      return "ResourceError";
   }
   return "FctError";
 }

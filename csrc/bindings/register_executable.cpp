@@ -1,89 +1,86 @@
 #include <pybind11/stl.h>
 
+#include <array>
 #include <map>
+#include <optional>
 
 #include "arrays.h"
+#include "devices.h"
+#include "fct/cuda.h"
 #include "fct/error.h"
+#include "program_reader.h"
 #include "registry.h"
 
 namespace fct::bindings {
 namespace {
 
-using FloatArray = py::array_t<float, py::array::c_style>;
+constexpr std::array kPrecisions{Precision::kFp32, Precision::kTf32, Precision::kFp16, Precision::kBf16,
+                                 Precision::kFp8};
 
-Activation activation_from(const std::string& name) {
-  if (name == "none") return Activation::kNone;
-  if (name == "relu") return Activation::kRelu;
-  if (name == "gelu") return Activation::kGelu;
-  throw Error(ErrorKind::kArtifact, "unknown activation " + name);
+Precision precision_from(const std::string& name, const std::string& device) {
+  for (Precision precision : kPrecisions)
+    if (name == name_of(precision)) return precision;
+  throw Error(ErrorKind::kUnsupported,
+              "unknown precision " + name + ", wanted " +
+                  (device == "cpu" ? "fp32 or bf16" : "fp32, tf32, fp16, bf16 or fp8"));
 }
 
-std::vector<float> values_of(const py::handle& array) {
-  if (!FloatArray::check_(array))
-    throw Error(ErrorKind::kArtifact, "weights must be C-contiguous float32 arrays");
-  const auto values = py::reinterpret_borrow<FloatArray>(array);
-  return {values.data(), values.data() + values.size()};
-}
-
-// Names become numbers; the steps are the attributes of fct_infer.transformation's dataclasses.
-class ProgramReader {
- public:
-  explicit ProgramReader(const py::object& program) {
-    for (const auto& [name, width] : program.attr("widths").cast<std::map<std::string, int>>()) {
-      ids_[name] = static_cast<ValueId>(program_.widths.size());
-      program_.widths.push_back(width);
-    }
-    program_.old = id("old");
-    if (program.attr("dims").contains("side")) program_.side = id("side");
-    program_.output = id(program.attr("output").cast<std::string>());
-    for (const py::handle step : program.attr("steps")) program_.steps.push_back(read(step));
-  }
-
-  Program take() { return std::move(program_); }
-
- private:
-  ValueId id(const std::string& name) const {
-    const auto found = ids_.find(name);
-    if (found == ids_.end()) throw Error(ErrorKind::kArtifact, "unknown value " + name);
-    return found->second;
-  }
-
-  ValueId value(const py::handle& step, const char* attribute) const {
-    return id(step.attr(attribute).cast<std::string>());
-  }
-
-  Step read(const py::handle& step) const {
-    const auto kind = py::type::of(step).attr("__name__").cast<std::string>();
-    if (kind == "Linear")
-      return Linear{value(step, "input"), value(step, "output"), values_of(step.attr("weight")),
-                    values_of(step.attr("bias")),
-                    activation_from(step.attr("activation").cast<std::string>())};
-    if (kind == "Normalize") return Normalize{value(step, "input"), value(step, "output")};
-    std::vector<ValueId> inputs;
-    for (const py::handle name : step.attr("inputs")) inputs.push_back(id(name.cast<std::string>()));
-    if (kind == "Concat") return Concat{inputs, value(step, "output")};
-    if (kind == "Add" && inputs.size() == 2) return Add{inputs[0], inputs[1], value(step, "output")};
-    throw Error(ErrorKind::kArtifact, "unknown step " + kind);
-  }
-
-  std::map<std::string, ValueId> ids_;
-  Program program_;
-};
-
-std::string name_of(Precision precision) { return precision == Precision::kFp32 ? "fp32" : "bf16"; }
-
-std::vector<std::string> precisions() {
+std::vector<std::string> precisions(const std::string& device) {
   std::vector<std::string> names;
-  for (Precision precision : make_cpu_engine()->precisions()) names.push_back(name_of(precision));
+  for (Precision precision : make_engine(device, 0)->precisions()) names.emplace_back(name_of(precision));
   return names;
 }
 
-std::unique_ptr<Executable> compile(const py::object& program, const std::string& precision) {
-  if (precision != "fp32" && precision != "bf16")
-    throw Error(ErrorKind::kUnsupported, "unknown precision " + precision + ", wanted fp32 or bf16");
-  const Program read = ProgramReader(program).take();
+std::unique_ptr<Executable> compile(const py::object& program, const std::string& precision,
+                                    const std::string& device, std::size_t device_memory,
+                                    const std::optional<std::map<std::string, float>>& ranges) {
+  const Precision wanted = precision_from(precision, device);
+  const NamedProgram named = read_program(program);
+  const Ranges known = read_ranges(ranges.value_or(std::map<std::string, float>{}), named, wanted);
   const py::gil_scoped_release release;
-  return make_cpu_engine()->compile(read, precision == "fp32" ? Precision::kFp32 : Precision::kBf16);
+  return make_engine(device, device_memory)->compile(named.program, wanted, known);
+}
+
+py::dict describe(const CudaDeviceInfo& card) {
+  using namespace py::literals;
+  const std::string capability = std::to_string(card.major) + "." + std::to_string(card.minor);
+  return py::dict("index"_a = card.index, "name"_a = card.name, "compute_capability"_a = capability,
+                  "memory_bytes"_a = card.memory_bytes, "free_bytes"_a = card.free_bytes);
+}
+
+py::dict status() {
+  const CudaStatus found = [] {
+    const py::gil_scoped_release release;
+    return cuda_status();
+  }();
+  auto text = [](const std::string& value) {
+    return value.empty() ? py::object(py::none()) : py::str(value);
+  };
+  py::list cards;
+  for (const CudaDeviceInfo& card : found.devices) cards.append(describe(card));
+  using namespace py::literals;
+  return py::dict("built"_a = found.built, "missing"_a = text(found.missing), "devices"_a = cards,
+                  "driver"_a = text(found.driver), "cublaslt"_a = text(found.cublaslt));
+}
+
+void run_on_device(const Executable& executable, std::uintptr_t old, const std::string& old_dtype,
+                   std::uintptr_t side, const std::string& side_dtype, std::uintptr_t out,
+                   const std::string& out_dtype, std::int64_t rows, std::uintptr_t stream) {
+  const auto* on_device = dynamic_cast<const DeviceExecutable*>(&executable);
+  if (on_device == nullptr)
+    throw Error(ErrorKind::kUnsupported,
+                "rows in device memory need an executable of one card, not of " + executable.device());
+  if ((side != 0) != (executable.side_dim() > 0))
+    throw Error(ErrorKind::kArray, side != 0 ? "side was given, but this transformation has no second input"
+                                             : "side is missing: this transformation has two inputs");
+  if (rows < 0 || (rows > 0 && (old == 0 || out == 0)))
+    throw Error(ErrorKind::kArray, "rows is negative, or old or out is a null pointer");
+  const InputRows old_rows{reinterpret_cast<const void*>(old), dtype_from_name(old_dtype)};
+  InputRows side_rows{};
+  if (side != 0) side_rows = {reinterpret_cast<const void*>(side), dtype_from_name(side_dtype)};
+  const OutputRows out_rows{reinterpret_cast<void*>(out), dtype_from_name(out_dtype)};
+  const py::gil_scoped_release release;
+  on_device->run_on_device(old_rows, side_rows, out_rows, rows, reinterpret_cast<void*>(stream));
 }
 
 // A view of C++ memory for the time of one call; without an owner pybind11 would copy.
@@ -129,19 +126,28 @@ void run(const Executable& executable, const py::array& old, const std::optional
 }  // namespace
 
 void register_executable(py::module_& m) {
-  m.def("precisions", &precisions, "Precisions this CPU runs natively, slowest first.");
-  py::class_<Executable>(m, "Executable", "A program compiled for this CPU.")
-      .def(py::init(&compile), py::arg("program"), py::arg("precision"))
+  m.def("precisions", &precisions, py::arg("device") = "cpu",
+        "Precisions the device runs natively, slowest first.");
+  m.def("cuda_status", &status, "Which cards can be used, or what is missing; never raises.");
+  py::class_<Executable>(m, "Executable", "A program compiled for one device, or for several cards.")
+      .def(py::init(&compile), py::arg("program"), py::arg("precision"), py::kw_only(),
+           py::arg("device") = "cpu", py::arg("device_memory") = 0, py::arg("ranges") = py::none())
       .def_static(
           "from_function", &from_function, py::arg("function"), py::kw_only(), py::arg("old_dim"),
           py::arg("side_dim"), py::arg("new_dim"), py::arg("normalize"), py::arg("description"),
           "Another runtime: function(old, side or None, out) fills out; all float32 views, valid only "
           "during the call.")
       .def("run", &run, py::arg("old"), py::arg("side").none(true), py::arg("out"), py::arg("threads"))
+      .def("run_on_device", &run_on_device, py::arg("old"), py::arg("old_dtype"), py::arg("side"),
+           py::arg("side_dtype"), py::arg("out"), py::arg("out_dtype"), py::arg("rows"), py::arg("stream"),
+           "Rows in device memory by address (side 0 if there is none), enqueued on a stream; does not wait. "
+           "A "
+           "row whose input or result is not finite comes out as NaN.")
       .def_property_readonly("old_dim", &Executable::old_dim)
       .def_property_readonly("side_dim", &Executable::side_dim)
       .def_property_readonly("new_dim", &Executable::new_dim)
       .def_property_readonly("precision", [](const Executable& self) { return name_of(self.precision()); })
+      .def_property_readonly("device", &Executable::device)
       .def_property_readonly("description", &Executable::description);
 }
 

@@ -14,8 +14,12 @@ class CpuEngine : public Engine {
     return {Precision::kFp32};
   }
 
-  std::unique_ptr<Executable> compile(const Program& program, Precision precision) const override {
+  std::unique_ptr<Executable> compile(const Program& program, Precision precision,
+                                      const Ranges&) const override {
     validate(program);
+    if (precision != Precision::kFp32 && precision != Precision::kBf16)
+      throw Error(ErrorKind::kUnsupported,
+                  std::string("a CPU computes in fp32 or bf16, not in ") + name_of(precision));
     if (precision == Precision::kBf16 && !has_native_bf16())
       throw Error(ErrorKind::kUnsupported,
                   "precision bf16 needs a CPU with AVX512_BF16, which this one lacks; use fp32 or auto");

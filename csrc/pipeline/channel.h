@@ -27,6 +27,11 @@ class Channel {
     return item;
   }
 
+  bool is_empty() {
+    const std::lock_guard lock(mutex_);
+    return items_.empty();
+  }
+
   void finish() { set(finished_); }
   void abort() { set(aborted_); }
 

@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <chrono>
+#include <deque>
 #include <exception>
 #include <thread>
 
@@ -24,6 +25,21 @@ struct Item {
   std::int64_t rows;
   std::int64_t first_row;
 };
+
+struct Started {
+  Item item;
+  std::unique_ptr<PendingRun> run;
+};
+
+// Rows of a block become rows of the whole stream in what `work` throws.
+template <typename Work>
+auto in_rows_of(const Item& item, const Work& work) {
+  try {
+    return work();
+  } catch (const NonFiniteRow& error) {
+    throw NonFiniteRow(error.array(), item.first_row + error.row());
+  }
+}
 
 class Pipeline {
  public:
@@ -73,26 +89,43 @@ class Pipeline {
     loaded_.finish();
   }
 
+  // Up to runs_in_flight() blocks at once; they end in order.
   void transform() {
+    std::deque<Started> started;
     while (auto item = loaded_.pop()) {
-      const auto start = Clock::now();
-      Block& block = blocks_[static_cast<std::size_t>(item->block)];
-      const InputRows old{block.old.get(), config_.old_dtype};
-      InputRows side{};
-      if (executable_.side_dim() > 0)
-        side = config_.side_is_old ? old : InputRows{block.side.get(), config_.side_dtype};
-      try {
-        executable_.run(old, side, {block.out.get(), config_.out_dtype}, item->rows, config_.threads);
-      } catch (const NonFiniteRow& error) {
-        throw NonFiniteRow(error.array(), item->first_row + error.row());
-      }
-      times_.transform += seconds_since(start);
-      consumers_[static_cast<std::size_t>(item->block)] = stages_.index ? 2 : 1;
-      written_.push(*item);
-      if (stages_.index) indexed_.push(*item);
+      if (static_cast<int>(started.size()) == executable_.runs_in_flight()) finish_first(started);
+      start(*item, started);
+      // Nothing to prepare meanwhile: what has been started need not wait for the next block to be read.
+      while (!started.empty() && loaded_.is_empty()) finish_first(started);
     }
+    while (!started.empty()) finish_first(started);
     written_.finish();
     indexed_.finish();
+  }
+
+  void start(const Item& item, std::deque<Started>& started) {
+    const auto begin = Clock::now();
+    Block& block = blocks_[static_cast<std::size_t>(item.block)];
+    const InputRows old{block.old.get(), config_.old_dtype};
+    InputRows side{};
+    if (executable_.side_dim() > 0)
+      side = config_.side_is_old ? old : InputRows{block.side.get(), config_.side_dtype};
+    const OutputRows out{block.out.get(), config_.out_dtype};
+    auto run =
+        in_rows_of(item, [&] { return executable_.start(old, side, out, item.rows, config_.threads); });
+    started.push_back({item, std::move(run)});
+    times_.transform += seconds_since(begin);
+  }
+
+  void finish_first(std::deque<Started>& started) {
+    const auto begin = Clock::now();
+    const Item item = started.front().item;
+    in_rows_of(item, [&] { started.front().run->wait(); });
+    started.pop_front();
+    times_.transform += seconds_since(begin);
+    consumers_[static_cast<std::size_t>(item.block)] = stages_.index ? 2 : 1;
+    written_.push(item);
+    if (stages_.index) indexed_.push(item);
   }
 
   void consume(Channel<Item>& channel, const std::function<void(int, std::int64_t)>& stage, double& seconds) {
@@ -159,13 +192,15 @@ PipelineTimes run_pipeline(const Executable& executable, const PipelineConfig& c
 
 std::vector<Block> allocate_blocks(const Executable& executable, const PipelineConfig& config) {
   const auto rows = static_cast<std::size_t>(config.block_rows);
-  auto bytes = [&](int dim, DType dtype) { return rows * static_cast<std::size_t>(dim) * size_of(dtype); };
-  std::vector<Block> blocks(static_cast<std::size_t>(config.blocks));
+  auto memory = [&](int dim, DType dtype) {
+    return executable.allocate_host(rows * static_cast<std::size_t>(dim) * size_of(dtype));
+  };
+  std::vector<Block> blocks(static_cast<std::size_t>(config.blocks + executable.runs_in_flight() - 1));
   for (Block& block : blocks) {
-    block.old = std::make_unique_for_overwrite<char[]>(bytes(executable.old_dim(), config.old_dtype));
+    block.old = memory(executable.old_dim(), config.old_dtype);
     if (executable.side_dim() > 0 && !config.side_is_old)
-      block.side = std::make_unique_for_overwrite<char[]>(bytes(executable.side_dim(), config.side_dtype));
-    block.out = std::make_unique_for_overwrite<char[]>(bytes(executable.new_dim(), config.out_dtype));
+      block.side = memory(executable.side_dim(), config.side_dtype);
+    block.out = memory(executable.new_dim(), config.out_dtype);
   }
   return blocks;
 }

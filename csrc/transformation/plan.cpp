@@ -2,25 +2,12 @@
 
 #include <algorithm>
 #include <numeric>
+#include <set>
 
 namespace fct {
 namespace {
 
 std::size_t at(ValueId value) { return static_cast<std::size_t>(value); }
-
-std::vector<DType> storage_types(const Program& program, Precision precision) {
-  std::vector<DType> types(program.widths.size(), DType::kFloat32);
-  if (precision == Precision::kFp32) return types;
-  // Backwards, so that what a concat gathers is known to be bfloat16 before its inputs are looked at.
-  for (auto step = program.steps.rbegin(); step != program.steps.rend(); ++step) {
-    const bool is_linear = std::holds_alternative<Linear>(*step);
-    const bool is_low_concat =
-        std::holds_alternative<Concat>(*step) && types[at(output_of(*step))] == DType::kBFloat16;
-    if (is_linear || is_low_concat)
-      for (ValueId input : inputs_of(*step)) types[at(input)] = DType::kBFloat16;
-  }
-  return types;
-}
 
 class SlotAllocator {
  public:
@@ -54,36 +41,64 @@ class SlotAllocator {
 
 }  // namespace
 
+std::vector<DType> storage_types(const Program& program, Precision precision) {
+  std::vector<DType> types(program.widths.size(), DType::kFloat32);
+  const DType low = storage_of(precision);
+  if (low == DType::kFloat32) return types;
+  // Backwards, so that what a concat gathers is known to be short before its inputs are looked at.
+  for (auto step = program.steps.rbegin(); step != program.steps.rend(); ++step) {
+    const bool is_linear = std::holds_alternative<Linear>(*step);
+    const bool is_low_concat = std::holds_alternative<Concat>(*step) && types[at(output_of(*step))] == low;
+    if (is_linear || is_low_concat)
+      for (ValueId input : inputs_of(*step)) types[at(input)] = low;
+  }
+  return types;
+}
+
+Slots assign_slots(const Program& program, const std::vector<std::size_t>& bytes,
+                   const std::vector<ValueId>& owner) {
+  std::vector<std::size_t> last_read(program.widths.size(), 0);
+  for (std::size_t index = 0; index < program.steps.size(); ++index)
+    for (ValueId input : inputs_of(program.steps[index])) last_read[at(owner[at(input)])] = index;
+  last_read[at(owner[at(program.output)])] = program.steps.size();
+
+  Slots slots{std::vector<int>(program.widths.size(), -1), {}};
+  SlotAllocator allocator;
+  auto place = [&](ValueId value) {
+    int& taken = slots.slot[at(owner[at(value)])];
+    if (taken < 0) taken = allocator.take(bytes[at(owner[at(value)])]);
+    slots.slot[at(value)] = taken;
+  };
+  place(program.old);
+  if (program.has_side()) place(program.side);
+  for (std::size_t index = 0; index < program.steps.size(); ++index) {
+    place(output_of(program.steps[index]));  // before the inputs are released: no step works in place
+    std::set<ValueId> inputs;
+    for (ValueId input : inputs_of(program.steps[index])) inputs.insert(owner[at(input)]);
+    for (ValueId input : inputs)
+      if (last_read[at(input)] == index) allocator.release(slots.slot[at(input)]);
+  }
+  slots.bytes = allocator.bytes();
+  return slots;
+}
+
 std::size_t Plan::bytes_per_row() const {
   return std::accumulate(slot_bytes.begin(), slot_bytes.end(), std::size_t{0});
 }
 
 Plan make_plan(const Program& program, Precision precision) {
   const auto types = storage_types(program, precision);
-  std::vector<std::size_t> last_read(program.widths.size(), 0);
-  for (std::size_t index = 0; index < program.steps.size(); ++index)
-    for (ValueId input : inputs_of(program.steps[index])) last_read[at(input)] = index;
-  last_read[at(program.output)] = program.steps.size();
+  std::vector<std::size_t> bytes;
+  for (std::size_t value = 0; value < types.size(); ++value)
+    bytes.push_back(static_cast<std::size_t>(program.widths[value]) * size_of(types[value]));
+  std::vector<ValueId> owner(types.size());
+  std::iota(owner.begin(), owner.end(), 0);
+  Slots slots = assign_slots(program, bytes, owner);
 
   Plan plan;
-  plan.values.resize(program.widths.size());
-  SlotAllocator slots;
-  auto place = [&](ValueId value) {
-    auto& placed = plan.values[at(value)];
-    placed.dtype = types[at(value)];
-    placed.slot = slots.take(static_cast<std::size_t>(program.width(value)) * size_of(placed.dtype));
-  };
-  place(program.old);
-  if (program.has_side()) place(program.side);
-  for (std::size_t index = 0; index < program.steps.size(); ++index) {
-    place(output_of(program.steps[index]));  // before the inputs are released: no step works in place
-    std::vector<ValueId> inputs = inputs_of(program.steps[index]);
-    std::sort(inputs.begin(), inputs.end());
-    inputs.erase(std::unique(inputs.begin(), inputs.end()), inputs.end());
-    for (ValueId input : inputs)
-      if (last_read[at(input)] == index) slots.release(plan.values[at(input)].slot);
-  }
-  plan.slot_bytes = slots.bytes();
+  for (std::size_t value = 0; value < types.size(); ++value)
+    plan.values.push_back({types[value], slots.slot[value]});
+  plan.slot_bytes = std::move(slots.bytes);
   return plan;
 }
 

@@ -8,6 +8,21 @@
 
 namespace fct {
 
+// How each value is stored. With a precision whose storage is short, every value that a linear layer reads,
+// directly or gathered by a concat, is kept short (its sums are float32); norms, sums that no layer reads and
+// the output stay in float32.
+std::vector<DType> storage_types(const Program& program, Precision precision);
+
+// Slots of memory for values of the given bytes per row, reused once their value has been read for the last
+// time. A value lives in the slot of its owner: itself, or a value that it is a part of.
+struct Slots {
+  std::vector<int> slot;           // by ValueId; -1: no owner, never used
+  std::vector<std::size_t> bytes;  // bytes per row of each slot
+};
+
+Slots assign_slots(const Program& program, const std::vector<std::size_t>& bytes,
+                   const std::vector<ValueId>& owner);
+
 struct Plan {
   struct Value {
     DType dtype = DType::kFloat32;
@@ -19,9 +34,6 @@ struct Plan {
   std::size_t bytes_per_row() const;
 };
 
-// With precision bf16, every value that a linear layer reads is kept in bfloat16 (its sums are float32);
-// norms, sums that no layer reads and the output stay in float32. Slots are reused once their value has been
-// read for the last time.
 Plan make_plan(const Program& program, Precision precision);
 
 }  // namespace fct

@@ -1,6 +1,7 @@
 #include "fct/program.h"
 
 #include <cmath>
+#include <set>
 #include <string>
 
 #include "fct/error.h"
@@ -44,6 +45,13 @@ std::vector<ValueId> inputs_of(const Step& step) {
 
 ValueId output_of(const Step& step) {
   return std::visit([](const auto& typed) { return typed.output; }, step);
+}
+
+std::vector<ValueId> linear_inputs(const Program& program) {
+  std::set<ValueId> inputs;
+  for (const Step& step : program.steps)
+    if (const auto* linear = std::get_if<Linear>(&step)) inputs.insert(linear->input);
+  return {inputs.begin(), inputs.end()};
 }
 
 void validate(const Program& program) {

@@ -28,3 +28,4 @@ LIMITS = {
 }
 PRECISIONS = tuple(LIMITS)
 CALIBRATED = ("int8", "fp8")  # their scales come from rows of a real gallery
+CALIBRATION_ROWS = 4096  # of them, by default

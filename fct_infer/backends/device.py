@@ -1,9 +1,8 @@
-"""Names of devices, the same for every backend."""
+"""Names of devices for the runtimes that use one, the same for every backend."""
 
 from __future__ import annotations
 
-import re
-
+from fct_infer.cuda import card_numbers
 from fct_infer.errors import UsageError
 
 
@@ -13,9 +12,7 @@ def cuda_index(device: str) -> int | None:
     Raises:
         UsageError: anything else.
     """
-    if device == "cpu":
-        return None
-    found = re.fullmatch(r"cuda(?::(\d{1,3}))?", device)
-    if not found:
-        raise UsageError(f"device {device!r} does not exist; there is auto, cpu, cuda, cuda:0, cuda:1 ...")
-    return int(found[1] or 0)
+    cards = card_numbers(device)
+    if len(cards) > 1:
+        raise UsageError(f"device {device!r}: several cards at once are for the core only")
+    return cards[0] if cards else None

@@ -17,6 +17,7 @@ from fct_infer.backends.embedder import Embedder
 from fct_infer.backends.onnx_runtime import OnnxRuntimeRunner
 from fct_infer.backends.runner import BACKENDS, Interface, Runner, Shapes
 from fct_infer.backends.runner_transformation import RunnerTransformation
+from fct_infer.cuda import first_device, missing_for
 from fct_infer.errors import ArtifactError, NotAProgramError, UnsupportedError, UsageError
 from fct_infer.transformation import INPUTS, Program, Transformation
 
@@ -40,18 +41,22 @@ def load_transformation(
     backend: str = "auto",
     *,
     device: str = "auto",
+    device_memory: int = 0,
     trust: bool = False,
 ) -> Transformation:
     """Load a transformation h and make it ready to run.
 
     Args:
         path: bundle folder, ``.onnx`` file, TorchScript or torch.export archive.
-        precision: of the arithmetic. The core has ``fp32`` and, where the CPU has it natively, ``bf16``; other backends
-            run a file of the bundle that was exported in it. ``auto`` takes the core's fastest, or the most exact file.
+        precision: of the arithmetic. What the core has depends on the device, see
+            :class:`~fct_infer.transformation.Transformation`; other backends run a file of the bundle that was exported
+            in it. ``auto`` takes the core's fastest that needs no ranges, or the most exact file.
         threads: CPU threads a call may use; by default all this process may run on.
-        backend: ``auto`` takes the core if a program can hold the transformation and the device is not a card, else
+        backend: ``auto`` takes the core if a program can hold the transformation and the core runs on the device, else
             ONNX Runtime, else (if ``trust``) whatever there is.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; never another one than asked for.
+        device: ``cpu``; ``cuda``, ``cuda:N``, or for the core several: ``cuda:0,cuda:1``; never another one than asked
+            for. ``auto`` is the first card if the backend can use one, else the CPU; ``device`` of the result says so.
+        device_memory: most bytes of each card's memory that the core may use; 0 leaves it to the core.
         trust: TorchScript, torch.export archives and TensorRT engines are code; they are refused unless this is set.
 
     Raises:
@@ -68,12 +73,23 @@ def load_transformation(
     except NotAProgramError:
         if backend == "core":
             raise
-    if backend == "core" or (backend == "auto" and program is not None and device in ("auto", "cpu")):
-        if cuda_index("cpu" if device == "auto" else device) is not None:
-            raise UnsupportedError(f"device {device}: this core was built without CUDA; use cpu or another backend")
+    missing = None  # what the core would need to run on the device
+    if backend == "core" or (backend == "auto" and program is not None):
         assert program is not None
-        return Transformation(program, precision, threads)
-    opened = _open(path, bundle, backend, precision, device, threads, trust)
+        place = first_device() if device == "auto" else device
+        missing = missing_for(place)
+        if missing is None:
+            return Transformation(program, precision, threads, place, device_memory)
+        if backend == "core":
+            raise UnsupportedError(f"device {device}: {missing}")
+    try:
+        opened = _open(path, bundle, backend, precision, device, threads, trust)
+    except UnsupportedError as error:
+        if missing is None:
+            raise
+        raise UnsupportedError(f"device {device}: {missing}; {error}") from error
+    if device_memory:
+        raise UsageError(f"device_memory bounds the core; backend {opened.runner.backend} has no such limit")
     return RunnerTransformation(
         opened.runner, digest=opened.digest, precision=opened.precision, program=program, threads=threads
     )
@@ -151,7 +167,7 @@ def _open(
     if backend == "auto":
         names = [name for name, targets in _TARGETS.items() if any(map(bundle.has, targets))]
         if not names:
-            raise UnsupportedError(f"{path}: has a file for the core only, which has no CUDA here; use device cpu")
+            raise UnsupportedError(f"{path}: has a file for the core only")
         backend = next((name for name in names if trust or name == "onnxruntime"), names[0])
     target = next((target for target in _TARGETS[backend] if bundle.has(target)), _TARGETS[backend][0])
     file = bundle.file(target, precision)

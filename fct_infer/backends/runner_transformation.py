@@ -45,11 +45,13 @@ class RunnerTransformation(Transformation):
         self.program, self.precision, self.threads = program, precision, thread_count(threads)
         self.digest = f"{digest}+normalize" if normalize else digest
         self.backend, self.device = runner.backend, runner.device
-        self.executable = _core.Executable.from_function(
+        self.old_dim, self.side_dim = inputs["old"][0], inputs["side"][0] if "side" in inputs else 0
+        self.new_dim = runner.interface.output_dim
+        self._executable = _core.Executable.from_function(
             partial(_compute, runner),  # not a method: C++ would keep self alive for ever
-            old_dim=inputs["old"][0],
-            side_dim=inputs["side"][0] if "side" in inputs else 0,
-            new_dim=runner.interface.output_dim,
+            old_dim=self.old_dim,
+            side_dim=self.side_dim,
+            new_dim=self.new_dim,
             normalize=normalize,
             description=runner.runtime,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -16,6 +17,22 @@ from fct_infer.errors import FctError, ResourceError, StoppedError
 
 class Terminated(BaseException):
     """SIGTERM arrived; not an Exception, so that no handler swallows it on its way out."""
+
+
+_BYTES = {
+    "": 1,
+    "B": 1,
+    **{f"{letter}iB": 1 << 10 * power for power, letter in enumerate("KMGT", 1)},
+    **{f"{letter}B": 1000**power for power, letter in enumerate("KMGT", 1)},
+}
+
+
+def byte_size(text: str) -> int:
+    """Return the bytes that ``8GiB``, ``512MB`` or ``1000000`` mean; the type of options that take a size."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]*)", text)
+    if not found or found[2] not in _BYTES:
+        raise click.BadParameter(f"{text!r} is no size; wanted for instance 8GiB or 512MiB")
+    return int(float(found[1]) * _BYTES[found[2]])
 
 
 def run_cli(command: click.Command, *, resumes: bool = False) -> NoReturn:

@@ -10,7 +10,7 @@ import click
 
 from fct_infer.artifacts.precisions import PRECISIONS
 from fct_infer.backends.runner import BACKENDS
-from fct_infer.cli._common import json_option, run_cli, say_files_are_code, show_rows
+from fct_infer.cli._common import byte_size, json_option, run_cli, say_files_are_code, show_rows
 from fct_infer.cli._progress import progress_on_stderr
 
 
@@ -26,9 +26,22 @@ from fct_infer.cli._progress import progress_on_stderr
 )
 @click.option("--precision", default="auto", show_default=True, type=click.Choice(["auto", *PRECISIONS]))
 @click.option("--backend", default="auto", show_default=True, type=click.Choice(BACKENDS))
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N; several: cuda:0,cuda:1.")
+@click.option(
+    "--device-memory",
+    type=byte_size,
+    default="0",
+    help="Most of each card's memory to use, 8GiB [default: what it has].",
+)
+@click.option(
+    "--index-device", default="auto", show_default=True, help="Where FAISS builds: cpu, cuda:N; auto: as --device."
+)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads [default: all].")
-@click.option("--block-rows", type=click.IntRange(min=1), help="Rows processed at once [default: about 16 MiB].")
+@click.option(
+    "--block-rows",
+    type=click.IntRange(min=1),
+    help="Rows processed at once [default: about 16 MiB, on a card 128 MiB].",
+)
 @click.option("--restart", is_flag=True, help="Drop unfinished work and begin again.")
 @click.option("--force", is_flag=True, help="Replace a finished output once the new one is complete.")
 @click.option("--dry-run", is_flag=True, help="Check the inputs, show the plan and the estimates, write nothing.")
@@ -43,6 +56,7 @@ def command(
     precision: str,
     backend: str,
     device: str,
+    device_memory: int,
     threads: int | None,
     restart: bool,
     force: bool,
@@ -62,7 +76,9 @@ def command(
         say_files_are_code(transformation)
     # A file that is code was named by the user; of a bundle, code runs only if its backend was asked for.
     trust = is_code(transformation) or backend != "auto"
-    h = load_transformation(transformation, precision, threads, backend, device=device, trust=trust)
+    h = load_transformation(
+        transformation, precision, threads, backend, device=device, device_memory=device_memory, trust=trust
+    )
     chosen = Settings(**settings)
     if dry_run:
         plan = make_plan(gallery, h, dest, chosen)
@@ -88,6 +104,7 @@ def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
         + f" -> {dims['new']}",
         "result": f"{settings['dtype']}, precision {settings['precision']}"
         + (", L2-normalised" if settings["normalize"] else ""),
+        "device": estimate["device"],
         "index": "none"
         if index is None
         else f"{index['factory']} ({settings['metric']}), about {size_text(index['estimated_bytes'])}, "
@@ -111,8 +128,11 @@ def show_report(report: dict[str, Any], as_json: bool) -> None:
         "speed": f"{report['rows_per_second']:,.0f} rows/s; "
         f"{report['overlap']:.0%} of the stages' work hidden behind another stage",
         "seconds": ", ".join(f"{stage.replace('_', ' ')} {seconds:.2f}" for stage, seconds in timings.items()),
+        "computed": f"on {report['device']} in {report['settings']['precision']}",
         "checked": f"{checks['rows']:,} rows against {checks['recomputed_by']}: cosine >= {checks['min_cosine']:.6f}",
     }
+    if report["settings"]["device"] == "cuda":
+        rows["computed"] += "; a CPU's results differ in the last bits"
     if report["resumed_rows"]:
         rows["resumed"] = f"{report['resumed_rows']:,} rows were done already"
     if report["settings"]["side_information"] == "old":

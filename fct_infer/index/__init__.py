@@ -3,11 +3,14 @@
 from fct_infer.index.builder import IndexBuilder, load_index_file
 from fct_infer.index.factory import IndexPlan, default_factory, describe_index
 from fct_infer.index.gallery_index import GalleryIndex, index_infos, load_index
+from fct_infer.index.gpu_builder import GpuIndexBuilder, make_builder
+from fct_infer.index.gpu_faiss import require_gpu
 from fct_infer.index.recall import ExactNeighbours, exact_neighbours, measure_recall, tune_nprobe
 
 __all__ = [
     "ExactNeighbours",
     "GalleryIndex",
+    "GpuIndexBuilder",
     "IndexBuilder",
     "IndexPlan",
     "default_factory",
@@ -16,6 +19,8 @@ __all__ = [
     "index_infos",
     "load_index",
     "load_index_file",
+    "make_builder",
     "measure_recall",
+    "require_gpu",
     "tune_nprobe",
 ]

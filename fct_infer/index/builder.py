@@ -30,6 +30,8 @@ class IndexBuilder:
         factory, dim, metric: as described by :func:`fct_infer.index.describe_index`.
         threads: for all work, whichever thread calls.
         index: the FAISS index.
+        placement: on which device it is trained (``train``) and rows are added (``add``), ``cpu`` or ``cuda:0``, and
+            why not on a card (``reason``), where one was thought of.
 
     Raises:
         UsageError: FAISS refuses the factory string.
@@ -38,6 +40,7 @@ class IndexBuilder:
     def __init__(self, factory: str, dim: int, metric: str, threads: int) -> None:
         self.factory, self.dim, self.metric, self.threads = factory, dim, metric, threads
         self.index = _with_ids(make_index(factory, dim, metric))
+        self.placement = {"train": "cpu", "add": "cpu"}
 
     @property
     def needs_training(self) -> bool:
@@ -57,11 +60,14 @@ class IndexBuilder:
         """
         with faiss_threads(self.threads), _accepting_small_samples(self.index):
             try:
-                self.index.train(sample)
+                self._train(sample)
             except RuntimeError as error:
                 raise UsageError(
                     f"index {self.factory!r} cannot be trained on {len(sample)} rows: {condensed(error)}"
                 ) from error
+
+    def _train(self, sample: Float32Array) -> None:
+        self.index.train(sample)
 
     def add(self, rows: Float32Array, ids: Ids) -> None:
         """Add rows (n, dim) float32 under their ids (n,) int64; the GIL is released."""
@@ -112,6 +118,10 @@ class IndexBuilder:
             ArtifactError: the file is missing or damaged.
         """
         self.index = load_index_file(path, sha256)
+        self.placement["train"] = "an earlier run"
+
+    def close(self) -> None:
+        """Give back a card's memory, if any is held; no row may be added afterwards."""
 
 
 def load_index_file(path: str | Path, sha256: str | None = None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -37,9 +38,9 @@ def faiss_threads(threads: int) -> Iterator[Any]:
 
 
 def condensed(error: Exception) -> str:
-    """Return FAISS's words without its C++ location: ``Error in <function> at <file:line>: <words>``."""
+    """Return FAISS's words out of its C++: ``Error in <function> at <file:line>: Error: '<check>' failed: <words>``."""
     words = str(error).partition(" at /")[2].partition(": ")[2] or str(error)
-    return words.removeprefix("Error: ").replace("\n", " ").strip()
+    return re.sub(r"^(Error: )?('.*?' failed: )?", "", words).replace("\n", " ").strip()
 
 
 def inner_indexes(index: Any) -> list[Any]:

@@ -17,6 +17,25 @@ from fct_infer.storage import append_line, truncate_file
 Record = dict[str, Any]
 
 
+def work_folder(dest: Path) -> Path:
+    """Return the folder in which ``dest`` is made."""
+    return dest.with_name(dest.name + ".partial")
+
+
+def journal_file(dest: Path) -> Path:
+    """Return where the journal of ``dest``'s unfinished upgrade is."""
+    return work_folder(dest) / "journal.jsonl"
+
+
+def first_record(path: Path) -> Record | None:
+    """Return how a journal begins, which another process may be writing; None if there is none, or no whole line."""
+    try:
+        with path.open("rb") as file:
+            return _parse(file.readline().removesuffix(b"\n"))
+    except OSError:
+        return None
+
+
 class Journal:
     """Append-only list of records ``{"kind": ..., ...}``.
 

@@ -10,15 +10,19 @@ from typing import Any
 
 import numpy as np
 
-from fct_infer.artifacts.precisions import LIMITS
+from fct_infer.artifacts.precisions import CALIBRATION_ROWS, LIMITS
+from fct_infer.cuda import card_numbers, device_text
 from fct_infer.errors import ArrayError, GalleryError, ResourceError, UsageError
-from fct_infer.gallery import Gallery
-from fct_infer.index import IndexPlan, default_factory, describe_index
+from fct_infer.gallery import Gallery, sample_rows
+from fct_infer.index import IndexPlan, default_factory, describe_index, require_gpu
 from fct_infer.transformation import Transformation
+from fct_infer.upgrade.calibration import calibrate
+from fct_infer.upgrade.journal import work_folder
 
 METRICS = ("l2", "ip", "cosine")
 DTYPES = ("float32", "float16")
-BLOCK_BYTES = 16 << 20
+BLOCK_BYTES = {"cpu": 16 << 20, "cuda": 128 << 20}  # a card is done with less before the next block is read
+MOST_BLOCK_ROWS = {"cpu": 1 << 16, "cuda": 1 << 18}  # that are taken unasked
 BLOCKS_IN_FLIGHT = 4
 MAX_BLOCK_ROWS = 1 << 20
 SEED = 20211202  # samples for training and verification: any fixed number makes runs repeatable
@@ -37,7 +41,9 @@ class Settings:
         min_cosine: lowest cosine allowed between those and the published rows; None takes that of
             :data:`fct_infer.artifacts.precisions.LIMITS`.
         min_recall: lowest recall@10 allowed for the index; None reports it and allows any.
-        block_rows: rows processed at once; None takes about 16 MiB a block.
+        block_rows: rows processed at once; None takes about 16 MiB a block, 128 MiB on a card.
+        index_device: where the index is built: ``cpu``, ``cuda:N``, or ``auto``: on the transformation's card if FAISS
+            can use it, else on the CPU.
     """
 
     index: str = "auto"
@@ -48,6 +54,7 @@ class Settings:
     min_cosine: float | None = None
     min_recall: float | None = None
     block_rows: int | None = None
+    index_device: str = "auto"
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
@@ -83,6 +90,21 @@ class Plan:
         return self.transformation.new_dim
 
     @property
+    def index_device(self) -> str:
+        """Where the index is built, if FAISS can."""
+        return self.transformation.device if self.settings.index_device == "auto" else self.settings.index_device
+
+    @property
+    def device_kind(self) -> str:
+        """``cpu`` or ``cuda``: between the two, results differ in the last bits."""
+        return _device_kind(self.transformation)
+
+    @property
+    def device(self) -> str:
+        """Where the transformation runs, for people: ``cuda:0 (NVIDIA H200)``."""
+        return device_text(self.transformation.device)
+
+    @property
     def min_cosine(self) -> float:
         """The gate in force."""
         if self.settings.min_cosine is not None:
@@ -108,6 +130,7 @@ class Plan:
         """Return the choices that decide the bytes of the result."""
         return {
             "backend": self.transformation.backend,
+            "device": self.device_kind,
             "precision": self.transformation.precision,
             "dtype": self.dtype.name,
             "normalize": self.settings.normalize,
@@ -121,16 +144,17 @@ class Plan:
         settings = self.result_settings()
         if self.index and "HNSW" in self.index.factory:
             settings["block_rows"] = self.block_rows  # a graph depends on how its rows were cut into blocks
-        return {
+        identity = {
             "transformation": self.transformation.digest,
             "settings": settings,
             "gallery": self.gallery.fingerprint(),
         }
+        return identity | ({"ranges": self.transformation.ranges} if self.transformation.ranges else {})
 
     def check_resources(self) -> None:
         """Raise ResourceError if the output cannot fit on the disk or the index in memory."""
         parent = next(folder for folder in self.dest.absolute().parents if folder.exists())
-        partial = self.dest.with_name(self.dest.name + ".partial")
+        partial = work_folder(self.dest)
         written = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file()) if partial.exists() else 0
         free = shutil.disk_usage(parent).free + written
         if free < self.output_bytes:
@@ -156,6 +180,7 @@ class Plan:
                 "new": self.new_dim,
             },
             "settings": self.result_settings(),
+            "device": self.device,
             "block_rows": self.block_rows,
             "bytes_read": sum(
                 path.stat().st_size
@@ -208,10 +233,13 @@ def make_plan(gallery_path: str | Path, h: Transformation, dest: str | Path, set
         )
     if settings.normalize:
         h = h.normalized()
+    if not h.is_calibrated:
+        h = calibrate(h, gallery, Path(dest), sample_rows(gallery.rows, CALIBRATION_ROWS, SEED + 3))
     index = None
     if settings.index != "none":
         factory = default_factory(gallery.rows, h.new_dim) if settings.index == "auto" else settings.index
         index = describe_index(factory, h.new_dim, gallery.rows, settings.metric)
+        require_gpu(settings.index_device)
     return Plan(
         gallery=gallery,
         transformation=h,
@@ -225,9 +253,14 @@ def make_plan(gallery_path: str | Path, h: Transformation, dest: str | Path, set
 
 
 def default_block_rows(h: Transformation) -> int:
-    """Return the power of two from 1,024 to 65,536 that makes a block of float32 rows about 16 MiB."""
-    rows = BLOCK_BYTES // (4 * (h.old_dim + h.side_dim + h.new_dim))
-    return int(min(65536, max(1024, 1 << max(rows, 1).bit_length() - 1)))
+    """Return the power of two from 1,024 on that makes a block of float32 rows as large as suits the device."""
+    kind = _device_kind(h)
+    rows = BLOCK_BYTES[kind] // (4 * (h.old_dim + h.side_dim + h.new_dim))
+    return int(min(MOST_BLOCK_ROWS[kind], max(1024, 1 << max(rows, 1).bit_length() - 1)))
+
+
+def _device_kind(h: Transformation) -> str:
+    return "cuda" if card_numbers(h.device) else "cpu"
 
 
 def available_memory() -> int:

@@ -39,10 +39,12 @@ class UpgradeReport:
         dest: the published folder.
         rows, shards: size of the gallery.
         resumed_rows: rows that an earlier, unfinished run had done already.
-        settings: everything that decides the result (precision, dtype, index, metric ...).
+        settings: everything that decides the result (precision, kind of device, dtype, index, metric ...).
         timings: seconds by stage; ``read``, ``transform``, ``write`` and ``index`` ran at the same time
             within ``stream``.
         verification: what was checked before publishing.
+        index: what ``index_infos.json`` says; None without an index.
+        device: where the transformation ran: ``cpu``, ``cuda:0 (NVIDIA H200)``.
     """
 
     dest: Path
@@ -53,12 +55,13 @@ class UpgradeReport:
     timings: dict[str, float]
     verification: Verification
     index: dict[str, Any] | None = field(default=None)
+    device: str = "cpu"
 
     @classmethod
     def load(cls, path: Path) -> UpgradeReport:
         """Read the report back from an ``upgrade_infos.json``."""
         infos = json.loads(path.read_text())
-        values = {each.name: infos[each.name] for each in fields(cls)}
+        values = {each.name: infos[each.name] for each in fields(cls) if each.name in infos}
         values |= {"dest": Path(infos["dest"]), "verification": Verification(**infos["verification"])}
         return cls(**values)
 

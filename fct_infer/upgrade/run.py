@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer import __version__, _core
+from fct_infer.cuda import cuda_status
 from fct_infer.errors import GalleryError, GateError
 from fct_infer.gallery import Gallery, Shard, sample_rows
-from fct_infer.index import IndexBuilder, exact_neighbours, index_infos, tune_nprobe
+from fct_infer.index import IndexBuilder, exact_neighbours, index_infos, make_builder, tune_nprobe
 from fct_infer.storage import write_json
 from fct_infer.transformation import Float32Array, Transformation
 from fct_infer.upgrade.plan import SEED, Plan, Settings, make_plan
@@ -37,6 +38,10 @@ from fct_infer.upgrade.work import Work
 
 RECALL_QUERIES = 100
 RECALL_K = 10
+SAME_BYTES_ON = {  # elsewhere results differ in the last bits
+    "cpu": "CPUs with the same instruction set",
+    "cuda": "cards of the same model, with the same cuBLASLt; not on a CPU",
+}
 
 
 def upgrade_gallery(
@@ -56,7 +61,7 @@ def upgrade_gallery(
 
     Args:
         gallery: folder with ``embeddings/``, and ``side_information/`` and ``ids/`` if there are any.
-        h: transformation (arXiv 2112.02805, section 3.2) whose dims fit the gallery.
+        h: transformation (arXiv 2112.02805) whose dims fit the gallery.
         dest: folder to create.
         settings: see :class:`Settings`; the defaults suit most galleries.
         restart: drop unfinished work instead of resuming it.
@@ -82,6 +87,7 @@ def upgrade_gallery(
         work.discard()  # the input has to change, so this work could never be resumed
         raise
     finally:
+        run.at_the_end.close()
         work.close()
     return report
 
@@ -92,6 +98,7 @@ class _Run:
     def __init__(self, plan: Plan, progress: Progress | None) -> None:
         self.plan, self.progress = plan, progress
         self.timings: dict[str, float] = {}
+        self.at_the_end = ExitStack()  # what is to be given back whatever happens
         self.queries: Float32Array = np.empty((0, plan.new_dim), np.float32)  # rows of the gallery that try the index
 
     def to_the_end(self, work: Work) -> UpgradeReport:
@@ -121,7 +128,9 @@ class _Run:
         """Return the empty index, trained on a random sample of transformed rows; trained once per upgrade."""
         plan, index = self.plan, self.plan.index
         assert index is not None
-        builder = IndexBuilder(index.factory, index.dim, index.metric, plan.transformation.threads)
+        h, asked = plan.transformation, plan.settings.index_device
+        builder = make_builder(index, h.threads, plan.index_device, h.device_memory, required=asked != "auto")
+        self.at_the_end.callback(builder.close)
         if not builder.needs_training:
             return builder
         trained = work.journal.all("trained")
@@ -198,6 +207,7 @@ class _Run:
             timings=self.timings,
             verification=verification,
             index=index,
+            device=plan.device,
         )
         infos = {
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -207,9 +217,12 @@ class _Run:
                 "threads": plan.transformation.threads,
                 "block_rows": plan.block_rows,
                 "kernels": plan.transformation.executable.description,
+                "device_memory": plan.transformation.device_memory,
+                "same_bytes_on": SAME_BYTES_ON[plan.device_kind],
+                "index": builder.placement if builder else None,
             },
             "inputs": plan.identity(),
-            "versions": _versions(),
+            "versions": _versions(plan.device_kind),
         }
         files["upgrade_infos.json"] = vars(write_json(work.gallery / "upgrade_infos.json", infos))
         manifest = {
@@ -236,9 +249,12 @@ class _Run:
             self.progress(stage, done, self.plan.gallery.rows)
 
 
-def _versions() -> dict[str, Any]:
+def _versions(device_kind: str) -> dict[str, Any]:
     found: dict[str, Any] = {"fct_infer": __version__, "onednn": _core.onednn_version, "cpus": os.cpu_count()}
-    for package in ("numpy", "faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs"):
+    if device_kind == "cuda":
+        status = cuda_status()
+        found |= {"driver": status.driver, "cublaslt": status.cublaslt}
+    for package in ("numpy", "faiss-cpu", "faiss-gpu", "faiss-gpu-cuvs", "nvidia-cublas"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -12,7 +12,7 @@ from typing import Any
 
 from fct_infer.errors import OutputError
 from fct_infer.storage import FileLock, publish_directory, remove_tree, sha256_of_file
-from fct_infer.upgrade.journal import Journal
+from fct_infer.upgrade.journal import Journal, journal_file, work_folder
 from fct_infer.upgrade.plan import Plan
 
 
@@ -26,7 +26,7 @@ class Work:
 
     def __init__(self, plan: Plan, *, restart: bool = False, force: bool = False) -> None:
         self.plan, self.force = plan, force
-        self.root = plan.dest.with_name(plan.dest.name + ".partial")
+        self.root = work_folder(plan.dest)
         self.gallery = self.root / "gallery"
         self.trained_index = self.root / "trained.faiss"
         self._refuse_foreign_folder()
@@ -36,7 +36,7 @@ class Work:
             self._refuse_existing_dest()  # it may have been published while we waited for the disk
             if restart:
                 self.clear()
-            self.journal = Journal(self.root / "journal.jsonl")
+            self.journal = Journal(journal_file(self.plan.dest))
             if self._was_published():
                 self.clear()
             self._begin_or_resume()
@@ -63,9 +63,9 @@ class Work:
 
     def clear(self) -> None:
         """Drop all unfinished work, keeping the lock."""
-        for path in (self.gallery, self.trained_index, self.root / "journal.jsonl"):
+        for path in (self.gallery, self.trained_index, journal_file(self.plan.dest)):
             remove_tree(path)
-        self.journal = Journal(self.root / "journal.jsonl")
+        self.journal = Journal(journal_file(self.plan.dest))
 
     def discard(self) -> None:
         """Drop everything, the folder included: a retry then starts from nothing."""
@@ -105,7 +105,7 @@ class Work:
         if different:
             raise OutputError(
                 f"{self.root} holds unfinished work of another upgrade; different: {'; '.join(different)}. "
-                "--restart drops it and begins again"
+                f"{_other_device(begun[0]['identity'], identity)}--restart drops it and begins again"
             )
         self._drop_unjournalled_files()
 
@@ -116,6 +116,12 @@ class Work:
         for path in self.gallery.rglob("*"):
             if path.is_file() and path.relative_to(self.gallery).as_posix() not in kept:
                 remove_tree(path)
+
+
+def _other_device(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Say how to go on if it is the device that changed, for with ``--device auto`` nobody asked for another one."""
+    was, new = (each["settings"].get("device") for each in (before, now))
+    return "" if was == new else f"A CPU and a card differ in the last bits: --device {was} goes on, "
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], where: str = "") -> list[str]:

@@ -8,17 +8,47 @@
 namespace fct::testing {
 namespace {
 
-constexpr double kFloatUlp = 0x1p-24, kBfloatUlp = 0x1p-8,
-                 kHalfUlp = 0x1p-11;   // relative error of one rounding
-constexpr double kHalfStep = 0x1p-25;  // likewise, of a subnormal half
-constexpr double kGeluError = 2e-6;    // matrix libraries approximate erf
+constexpr double kFloatUlp = 0x1p-24, kTf32Ulp = 0x1p-11, kHalfUlp = 0x1p-11, kBfloatUlp = 0x1p-8,
+                 kFloat8Ulp = 0x1p-4;          // relative error of one rounding
+constexpr double kHalfStep = 0x1p-25;          // absolute error of rounding a subnormal half
+constexpr double kFloat8Step = 0x1p-10 / 112;  // likewise of a float8, by the range that sets its scale
+constexpr double kGeluError = 2e-6;            // matrix libraries approximate erf
 
-Bounded stored(Bounded element, double ulp) {
-  return {element.value, element.error + ulp * (std::abs(element.value) + element.error)};
+// How storing a number can change it.
+struct Rounding {
+  double ulp = 0, step = 0;
+
+  Bounded of(Bounded element) const {
+    return {element.value, element.error + ulp * (std::abs(element.value) + element.error) + step};
+  }
+};
+
+double ulp_of(Precision precision) {
+  switch (precision) {
+    case Precision::kFp32:
+      return 0;
+    case Precision::kTf32:
+      return kTf32Ulp;
+    case Precision::kFp16:
+      return kHalfUlp;
+    case Precision::kBf16:
+      return kBfloatUlp;
+    default:
+      return kFloat8Ulp;
+  }
+}
+
+// Any value may be kept in the short format, also on its way into a sum or a norm.
+Rounding storing(Precision precision, const Ranges& ranges) {
+  Rounding rounding{std::max(ulp_of(precision), kFloatUlp), precision == Precision::kFp16 ? kHalfStep : 0};
+  if (precision == Precision::kFp8)
+    for (const auto& [value, range] : ranges)  // parts of a concat take the largest range among them
+      rounding.step = std::max(rounding.step, kFloat8Step * static_cast<double>(range));
+  return rounding;
 }
 
 BoundedRow linear(const Linear& layer, const BoundedRow& input, Precision precision) {
-  const double ulp = precision == Precision::kBf16 ? kBfloatUlp : 0;
+  const Rounding weights{ulp_of(precision)};
   const double summing = (4 + std::sqrt(static_cast<double>(input.size()))) * kFloatUlp;
   BoundedRow output;
   for (std::size_t o = 0; o < layer.bias.size(); ++o) {
@@ -27,7 +57,7 @@ BoundedRow linear(const Linear& layer, const BoundedRow& input, Precision precis
       const double weight = layer.weight[o * input.size() + i];
       sum += weight * input[i].value;
       size += std::abs(weight * input[i].value);
-      error += std::abs(weight) * stored(input[i], ulp).error;  // the weight is rounded as well
+      error += std::abs(weight) * weights.of(input[i]).error;  // the weight is rounded as well
     }
     error += summing * (size + error);
     if (layer.activation == Activation::kRelu) sum = std::max(sum, 0.0);
@@ -56,17 +86,14 @@ BoundedRow normalized(const BoundedRow& input) {
   return output;
 }
 
-}  // namespace
-
-BoundedRow evaluate(const Program& program, Precision precision, const Rows& old, const Rows& side,
-                    std::int64_t row) {
-  // Any value may be kept in the short format, also on its way into a sum or a norm.
-  const double ulp = precision == Precision::kBf16 ? kBfloatUlp : kFloatUlp;
+std::vector<BoundedRow> evaluate_all(const Program& program, Precision precision, const Rows& old,
+                                     const Rows& side, std::int64_t row, const Ranges& ranges) {
+  const Rounding rounding = storing(precision, ranges);
   std::vector<BoundedRow> values(program.widths.size());
   auto at = [&](ValueId value) -> BoundedRow& { return values[static_cast<std::size_t>(value)]; };
   auto load = [&](ValueId value, const Rows& rows) {
     for (int column = 0; column < rows.width(); ++column)
-      at(value).push_back(stored({rows.at(row, column)}, ulp));
+      at(value).push_back(rounding.of({rows.at(row, column)}));
   };
   load(program.old, old);
   if (program.has_side()) load(program.side, side);
@@ -84,10 +111,30 @@ BoundedRow evaluate(const Program& program, Precision precision, const Rows& old
     } else {
       output = normalized(at(std::get<Normalize>(step).input));
     }
-    for (Bounded& element : output) element = stored(element, ulp);
+    for (Bounded& element : output) element = rounding.of(element);
     at(output_of(step)) = std::move(output);
   }
-  return at(program.output);
+  return values;
+}
+
+}  // namespace
+
+BoundedRow evaluate(const Program& program, Precision precision, const Rows& old, const Rows& side,
+                    std::int64_t row, const Ranges& ranges) {
+  return evaluate_all(program, precision, old, side, row, ranges)[static_cast<std::size_t>(program.output)];
+}
+
+Ranges measured_ranges(const Program& program, const Rows& old, const Rows& side, std::int64_t rows) {
+  Ranges ranges;
+  for (std::int64_t row = 0; row < rows; ++row) {
+    const auto values = evaluate_all(program, Precision::kFp32, old, side, row, {});
+    for (std::size_t value = 0; value < values.size(); ++value)
+      for (const Bounded& element : values[value]) {
+        float& range = ranges[static_cast<ValueId>(value)];
+        range = std::max(range, static_cast<float>(std::abs(element.value)));
+      }
+  }
+  return ranges;
 }
 
 void check_row(const BoundedRow& expected, const Rows& out, std::int64_t row, const Program& program) {

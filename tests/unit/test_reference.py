@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from support.programs import examples, linear_map, paper_h, random_rows
 
 from fct_infer.errors import ArrayError
-from fct_infer.reference import apply_float64
+from fct_infer.reference import apply_float64, largest_values
 from fct_infer.transformation import Add, Concat, Linear, Normalize, Program
 
 
@@ -77,3 +77,26 @@ def test_float16_rows_are_taken_as_they_are():
 def test_refuses_arrays_that_do_not_fit(old, side, message):
     with pytest.raises(ArrayError, match=message):
         apply_float64(paper_h(24, 8, 16, inner=32), old, side)
+
+
+@pytest.mark.parametrize("name", examples())
+@pytest.mark.parametrize("rows", [1, 700])
+def test_largest_values_are_those_that_linear_layers_read(name, rows):
+    program = examples()[name]
+    inputs = [random_rows(rows, dim, seed) for seed, dim in enumerate(program.dims.values())]
+    found = largest_values(program, *inputs)
+    assert list(found) == list(program.linear_inputs)
+    for value, largest in found.items():
+        if value in program.dims:
+            wanted = inputs[list(program.dims).index(value)]
+        else:
+            end = next(place for place, step in enumerate(program.steps) if step.output == value) + 1
+            wanted = apply_float64(Program(program.dims, program.steps[:end], value), *inputs)
+        assert largest == pytest.approx(np.abs(wanted).max(), rel=1e-12)
+
+
+def test_a_value_that_is_always_zero_has_range_one():
+    program, old = linear_map(6, 4), np.zeros((3, 6), np.float32)
+    assert largest_values(program, old) == {"old": 1.0}
+    with pytest.raises(ArrayError, match="old has no rows"):
+        largest_values(program, old[:0])

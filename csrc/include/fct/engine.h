@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -23,6 +24,16 @@ struct OutputRows {
   DType dtype = DType::kFloat32;
 };
 
+// A run on its way. `wait` returns once the output is complete, or throws what Executable::run throws; it is
+// called once. Until it has returned, or the object is gone, the run's rows must stay where they are.
+class PendingRun {
+ public:
+  virtual ~PendingRun() = default;
+  virtual void wait() = 0;
+};
+
+using HostMemory = std::shared_ptr<char[]>;
+
 class Executable {
  public:
   virtual ~Executable() = default;
@@ -33,18 +44,44 @@ class Executable {
   // finite; the output is then unspecified.
   virtual void run(InputRows old, InputRows side, OutputRows out, std::int64_t rows, int threads) const = 0;
 
+  // Starts a run and may return before it has ended, so that the next one can be prepared meanwhile; here it
+  // has ended. Where `runs_in_flight` runs overlap, more in flight gain nothing.
+  virtual std::unique_ptr<PendingRun> start(InputRows old, InputRows side, OutputRows out, std::int64_t rows,
+                                            int threads) const;
+  virtual int runs_in_flight() const { return 1; }
+
+  // Memory that this executable reads and writes fastest. May outlive the executable.
+  virtual HostMemory allocate_host(std::size_t bytes) const;
+
   virtual int old_dim() const = 0;
   virtual int side_dim() const = 0;  // 0: the program has one input
   virtual int new_dim() const = 0;
   virtual Precision precision() const = 0;
-  virtual std::string description() const = 0;  // kernels and tile sizes, for people
+  virtual std::string device() const { return "cpu"; }  // as it is named on the way in
+  virtual std::string description() const = 0;          // kernels and tile sizes, for people
 };
+
+// An executable that also takes rows in the memory of its device.
+class DeviceExecutable : public Executable {
+ public:
+  // Enqueues the transformation of rows in device memory on `stream`, a stream of that device as an opaque
+  // handle, and returns without waiting for it; nothing is copied. Calls from several threads and streams may
+  // overlap; the device works on one at a time. Nobody is there to throw NonFiniteRow to: a row whose input
+  // or result is not finite comes out as a row of NaN, and no other row is touched.
+  virtual void run_on_device(InputRows old, InputRows side, OutputRows out, std::int64_t rows,
+                             void* stream) const = 0;
+};
+
+// The largest absolute value of each value that a linear layer reads, measured on typical rows.
+using Ranges = std::map<ValueId, float>;
 
 class Engine {
  public:
   virtual ~Engine() = default;
   virtual std::vector<Precision> precisions() const = 0;  // native ones, slowest first
-  virtual std::unique_ptr<Executable> compile(const Program& program, Precision precision) const = 0;
+  // Only fp8 looks at `ranges`: they set the scale of each value.
+  virtual std::unique_ptr<Executable> compile(const Program& program, Precision precision,
+                                              const Ranges& ranges = {}) const = 0;
 };
 
 std::unique_ptr<Engine> make_cpu_engine();

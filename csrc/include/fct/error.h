@@ -11,6 +11,7 @@ enum class ErrorKind {
   kArray,        // an argument has the wrong dtype, layout, shape or content
   kArtifact,     // a program is malformed
   kUnsupported,  // this machine or build cannot do what was asked
+  kResource,     // a device ran out of memory or failed
 };
 
 class Error : public std::runtime_error {

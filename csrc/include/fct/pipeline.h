@@ -13,12 +13,12 @@ namespace fct {
 
 // Buffers for one block of rows; they travel through the stages and come back.
 struct Block {
-  std::unique_ptr<char[]> old, side, out;
+  HostMemory old, side, out;
 };
 
 struct PipelineConfig {
   std::int64_t block_rows = 0;
-  int blocks = 4;  // one per stage at work
+  int blocks = 4;  // one per stage at work; and one for each further run in flight
   int threads = 1;
   DType old_dtype = DType::kFloat32;
   DType side_dtype = DType::kFloat32;

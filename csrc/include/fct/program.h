@@ -53,6 +53,9 @@ struct Program {
 std::vector<ValueId> inputs_of(const Step& step);
 ValueId output_of(const Step& step);
 
+// The values that linear layers read, each once.
+std::vector<ValueId> linear_inputs(const Program& program);
+
 // Throws Error(kArtifact) unless every step reads values produced before it, writes a new one, and widths
 // fit.
 void validate(const Program& program);

@@ -17,3 +17,8 @@ def test_a_device_has_one_name(device, index):
 def test_other_names_do_not_exist(device):
     with pytest.raises(UsageError, match="does not exist; there is auto, cpu, cuda, cuda:0, cuda:1"):
         cuda_index(device)
+
+
+def test_other_runtimes_take_one_card():
+    with pytest.raises(UsageError, match="'cuda:0,cuda:1': several cards at once are for the core only"):
+        cuda_index("cuda:0,cuda:1")

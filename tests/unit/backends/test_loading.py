@@ -100,11 +100,6 @@ def test_auto_takes_the_core_then_data_then_code(folder, modules, name, trust, b
     assert_within(h(*ROWS.values()), wanted, h.precision)
 
 
-def test_auto_of_a_card_leaves_the_core(folder):
-    with pytest.raises(UnsupportedError, match="device cuda"):
-        load_transformation(folder / "onnx", device="cuda")
-
-
 @pytest.mark.parametrize("name", ["torch", "gated.pt", "gated.pt2"])
 def test_code_is_not_run_unless_trusted(folder, name):
     with pytest.raises(UsageError, match=r"holds code that runs when it is loaded; pass trust=True"):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gc
-import os
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 
 import numpy as np
 import onnx
 import pytest
+from support.cuda import no_card
 from support.tensorrt_models import (
     BACKBONE,
     BFLOAT16,
@@ -38,10 +38,7 @@ FIRST_WITH_FP8 = 8.9
 
 @pytest.fixture(scope="module")
 def gpu() -> Gpu:
-    found = current_gpu()
-    if found is None and os.environ.get("FCT_REQUIRE_CUDA") == "1":
-        pytest.fail("FCT_REQUIRE_CUDA is set, but there is no CUDA device, driver or cuda-bindings")
-    return found or pytest.skip("no CUDA device")
+    return current_gpu() or no_card("no CUDA device, driver or cuda-bindings")
 
 
 @pytest.fixture(scope="module", params=["tensorrt", "tensorrt-rtx"])

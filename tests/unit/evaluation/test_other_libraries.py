@@ -1,4 +1,4 @@
-"""The figures are those of torchmetrics, given our ranks as scores: it orders ties arbitrarily, and zero is irrelevant."""
+"""The figures are those of torchmetrics, given our ranks as scores: it orders ties at will, and zero is irrelevant."""
 
 import numpy as np
 import pytest

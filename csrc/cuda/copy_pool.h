@@ -1,0 +1,36 @@
+// Copies between ordinary and pinned memory by several threads: one alone is slower than the bus to the card.
+#pragma once
+
+#include <condition_variable>
+#include <cstddef>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace fct::cuda {
+
+class CopyPool {
+ public:
+  CopyPool() = default;
+  ~CopyPool();
+  CopyPool(const CopyPool&) = delete;
+  CopyPool& operator=(const CopyPool&) = delete;
+
+  // Uses up to `threads` threads, this one included. One copy at a time.
+  void copy(void* to, const void* from, std::size_t bytes, int threads);
+
+ private:
+  void work(std::size_t helper);
+  void copy_share(std::size_t share) const;
+
+  std::mutex mutex_;
+  std::condition_variable started_, ended_;
+  std::vector<std::thread> helpers_;  // started when first needed, kept
+  char* to_ = nullptr;
+  const char* from_ = nullptr;
+  std::size_t bytes_ = 0, shares_ = 0;
+  std::size_t generation_ = 0, running_ = 0;
+  bool stopping_ = false;
+};
+
+}  // namespace fct::cuda

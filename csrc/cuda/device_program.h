@@ -1,0 +1,72 @@
+// A program on one device: weights resident, buffers for one block of rows, a graph per block size.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "device_handles.h"
+#include "fct/engine.h"
+#include "layout.h"
+
+namespace fct::cuda {
+
+// One block's rows in device memory, dense.
+struct BlockRows {
+  InputRows old, side;
+  OutputRows out;
+  std::int64_t rows = 0;
+  std::int64_t* first_bad = nullptr;  // one each for old, side and result; null: nobody asks
+};
+
+class DeviceProgram {
+ public:
+  // `blocks`: rows of a block, largest first. Throws OutOfDeviceMemory if the buffers do not fit.
+  DeviceProgram(SharedDevice device, const Program& program, Precision precision, const Layout& layout,
+                std::vector<std::int64_t> blocks);
+  ~DeviceProgram();
+  DeviceProgram(const DeviceProgram&) = delete;
+  DeviceProgram& operator=(const DeviceProgram&) = delete;
+
+  // Enqueues one block of size `size` (an index) that holds block.rows rows. The buffers between are shared:
+  // blocks follow each other on the device whatever their streams are.
+  void enqueue(std::size_t size, const BlockRows& block, Stream stream);
+
+  const std::vector<std::int64_t>& blocks() const { return blocks_; }
+  std::string kernels() const;
+
+  // Device memory it takes: for any block, and for each row of the largest one.
+  static std::size_t fixed_bytes(const Program& program, const Layout& layout);
+  static std::size_t bytes_per_row(const Program& program, const Layout& layout);
+
+ private:
+  // A linear layer, and what it leaves to be done where no kernel does all of it at once.
+  struct LinearStep {
+    std::unique_ptr<PreparedLinear> layer;
+    bool is_fused = true;
+    Matrix result;  // not fused: of the bare sums, to be activated and cast
+  };
+
+  Matrix matrix(ValueId value) const;
+  Extent extent(ValueId value, std::int64_t rows) const;
+  LinearStep prepare(const Linear& linear);
+  void capture_graphs();
+  void enqueue_step(std::size_t index, std::size_t size, Stream stream);
+  void enqueue_concat(const Concat& concat, std::int64_t rows, Stream stream);
+
+  SharedDevice device_;
+  Program program_;  // without the weights: those live on the device
+  Precision precision_;
+  Layout layout_;
+  std::vector<std::int64_t> blocks_;
+  std::vector<DeviceBuffer> slots_;
+  DeviceBuffer sums_, workspace_, flags_;
+  std::vector<LinearStep> linears_;  // by step; empty where the step is not linear
+  std::vector<OwnedGraph> graphs_;   // by block size
+  std::mutex mutex_;
+  OwnedEvent last_use_;  // of the buffers
+};
+
+}  // namespace fct::cuda

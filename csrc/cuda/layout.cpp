@@ -1,0 +1,119 @@
+#include "layout.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <utility>
+
+#include "device.h"
+#include "plan.h"
+
+namespace fct::cuda {
+namespace {
+
+constexpr float kLargestFloat8 = 448;
+
+std::size_t at(ValueId value) { return static_cast<std::size_t>(value); }
+
+// See Note [Gathered concat]. What such a concat reads is stored as the concat is.
+std::vector<bool> gathered_concats(const Program& program) {
+  std::vector<bool> gathered(program.widths.size(), false);
+  for (ValueId value : linear_inputs(program)) gathered[at(value)] = true;
+  for (ValueId input : {program.old, program.side, program.output})
+    if (input >= 0) gathered[at(input)] = false;
+  for (const Step& step : program.steps) {
+    if (!std::holds_alternative<Concat>(step)) gathered[at(output_of(step))] = false;
+    if (std::holds_alternative<Linear>(step)) continue;
+    for (ValueId input : inputs_of(step)) gathered[at(input)] = false;
+  }
+  return gathered;
+}
+
+// All parts of a short concat share its scale, because a layer that reads it has one scale for its input.
+std::vector<float> scales_of(const Program& program, const std::vector<DType>& types, const Ranges& ranges) {
+  std::vector<float> range(program.widths.size(), 0);
+  for (ValueId value : linear_inputs(program)) {
+    const auto found = ranges.find(value);
+    if (found == ranges.end() || !(found->second >= 0) || !std::isfinite(found->second))
+      throw Error(ErrorKind::kArray, "fp8 needs the range of every value that a linear layer reads; value " +
+                                         std::to_string(value) + " has none that is finite");
+    range[at(value)] = found->second;
+  }
+  for (bool changed = true; changed;) {
+    changed = false;
+    for (const Step& step : program.steps) {
+      if (!std::holds_alternative<Concat>(step) || types[at(output_of(step))] != DType::kFloat8) continue;
+      auto related = inputs_of(step);
+      related.push_back(output_of(step));
+      float largest = 0;
+      for (ValueId value : related) largest = std::max(largest, range[at(value)]);
+      for (ValueId value : related) changed |= std::exchange(range[at(value)], largest) != largest;
+    }
+  }
+  std::vector<float> scales;
+  for (std::size_t value = 0; value < range.size(); ++value)
+    scales.push_back(types[value] == DType::kFloat8 ? float8_scale(range[value]) : 1);
+  return scales;
+}
+
+}  // namespace
+
+std::int64_t padded_width(std::int64_t width) { return (width + kPadding - 1) / kPadding * kPadding; }
+
+float float8_scale(float range) {
+  if (range == 0) return 1;
+  return std::exp2(std::clamp(std::floor(std::log2(kLargestFloat8 / 2 / range)), -64.f, 64.f));
+}
+
+std::int64_t Layout::Value::padded() const {
+  return std::accumulate(parts.begin(), parts.end(), std::int64_t{0},
+                         [](std::int64_t sum, int part) { return sum + padded_width(part); });
+}
+
+std::size_t Layout::bytes_per_row() const {
+  return std::accumulate(slot_bytes.begin(), slot_bytes.end(), std::size_t{0});
+}
+
+Layout make_layout(const Program& program, Precision precision, const Ranges& ranges) {
+  const auto types = storage_types(program, precision);
+  const auto gathered = gathered_concats(program);
+  std::vector<float> scales(types.size(), 1);
+  if (precision == Precision::kFp8) scales = scales_of(program, types, ranges);
+
+  Layout layout;
+  for (std::size_t value = 0; value < types.size(); ++value) {
+    Layout::Value placed;
+    placed.dtype = types[value];
+    placed.scale = scales[value];
+    placed.owner = static_cast<ValueId>(value);
+    placed.parts = {program.widths[value]};
+    layout.values.push_back(std::move(placed));
+  }
+  // See Note [Gathered concat]. What a concat reads is never gathered itself.
+  for (const Step& step : program.steps) {
+    const ValueId whole = output_of(step);
+    if (!gathered[at(whole)]) continue;
+    layout.values[at(whole)].parts.clear();
+    for (ValueId input : inputs_of(step)) {
+      Layout::Value& part = layout.values[at(input)];
+      if (part.owner == input) {  // else it lies in another concat, or in this one already
+        part.owner = whole;
+        part.column = layout.values[at(whole)].padded();
+      }
+      layout.values[at(whole)].parts.push_back(program.width(input));
+    }
+  }
+  std::vector<std::size_t> bytes;
+  std::vector<ValueId> owner;
+  for (std::size_t value = 0; value < types.size(); ++value) {
+    owner.push_back(layout.values[value].owner);
+    layout.values[value].stride = layout.values[at(owner[value])].padded();
+    bytes.push_back(static_cast<std::size_t>(layout.values[value].stride) * size_of(types[value]));
+  }
+  Slots slots = assign_slots(program, bytes, owner);
+  for (std::size_t value = 0; value < types.size(); ++value) layout.values[value].slot = slots.slot[value];
+  layout.slot_bytes = std::move(slots.bytes);
+  return layout;
+}
+
+}  // namespace fct::cuda

@@ -1,0 +1,19 @@
+// The operations on rows that no library has; see Device for what each does. All widths are in elements.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "cuda/device.h"
+
+namespace fct::cuda::kernels {
+
+cudaError_t load(const Matrix& from, const Matrix& to, Extent extent, std::int64_t block_rows,
+                 RowChecks checks, cudaStream_t stream);
+cudaError_t store(const Matrix& from, const Matrix& to, Extent extent, RowChecks checks, cudaStream_t stream);
+cudaError_t convert(const Matrix& from, const Matrix& to, Extent extent, Activation activation,
+                    cudaStream_t stream);
+cudaError_t add(const Matrix& left, const Matrix& right, const Matrix& to, Extent extent,
+                cudaStream_t stream);
+cudaError_t normalize(const Matrix& from, const Matrix& to, Extent extent, cudaStream_t stream);
+
+}  // namespace fct::cuda::kernels

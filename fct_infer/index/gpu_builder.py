@@ -1,0 +1,193 @@
+"""Building an index with a card: k-means there, lists filled there, the finished index on the CPU as ever."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fct_infer.errors import ArrayError, ResourceError
+from fct_infer.index.builder import Ids, IndexBuilder
+from fct_infer.index.card_lists import CardLists, gpu_part
+from fct_infer.index.factory import IndexPlan
+from fct_infer.index.faiss_module import condensed, faiss, faiss_threads, inner_indexes, ivf_of, transforms_of
+from fct_infer.index.gpu_faiss import CardFullError, CardRefusesError, GpuFaiss, find_gpu, is_out_of_memory, why_no_gpu
+from fct_infer.storage import DigestedFile
+from fct_infer.transformation import Float32Array
+
+
+def make_builder(
+    plan: IndexPlan, threads: int, device: str = "cpu", device_memory: int = 0, *, required: bool = True
+) -> IndexBuilder:
+    """Return the builder of an index; its ``placement`` says where the work is done, and why not on a card.
+
+    Args:
+        plan: which index.
+        threads: CPU threads.
+        device: ``cpu``, ``cuda``, ``cuda:N`` (of several the first is taken); ``auto``: a card if FAISS can use one.
+        device_memory: bytes of the card's memory to use at most; 0: half of what is free.
+        required: whether a card that FAISS cannot use is an error, or the CPU takes its place.
+
+    Raises:
+        UnsupportedError: a card is required that FAISS cannot use.
+        UsageError: FAISS refuses the factory string, or there is no such kind of device.
+    """
+    gpu = find_gpu(device, device_memory, required=required)
+    if gpu is not None:
+        return GpuIndexBuilder(plan.factory, plan.dim, plan.metric, threads, gpu)
+    builder = IndexBuilder(plan.factory, plan.dim, plan.metric, threads)
+    reason = why_no_gpu(device)
+    if reason:
+        builder.placement["reason"] = reason
+    return builder
+
+
+class GpuIndexBuilder(IndexBuilder):
+    """An index built with a card, for search on the CPU; the same calls as its base.
+
+    On the card runs what is most of the work: the k-means of coarse and product quantizers, and, for inverted files
+    of whole, product-quantized or scalar-quantized rows, finding each row's list and code. Where a graph finds the
+    lists, the card takes the nearest of all centroids instead. Vector transforms (OPQ, PCA) stay on the CPU. Any other
+    index trains on the card what it can and adds on the CPU.
+
+    From the same seed and sample the index has the recall of one built on the CPU, not its bytes: sums are rounded
+    elsewhere. Rows keep the order they are added in, however often the card was emptied. A run resumed from the
+    trained index on the same card ends with the same bytes as long as cuBLAS, which computes the distances, repeats
+    its own. With several streams, as FAISS has them, cuBLAS promises that only (for one version, on one model of card)
+    where the environment variable CUBLAS_WORKSPACE_CONFIG is ``:4096:8``.
+
+    Args:
+        gpu: the card.
+        factory, dim, metric, threads: as for the base.
+    """
+
+    def __init__(self, factory: str, dim: int, metric: str, threads: int, gpu: GpuFaiss) -> None:
+        super().__init__(factory, dim, metric, threads)
+        self._gpu: GpuFaiss | None = gpu
+        self._lists: CardLists | None = None
+        if self.needs_training:
+            self.placement["train"] = gpu.name
+        try:
+            gpu_part(self.index)
+            self.placement["add"] = gpu.name
+        except CardRefusesError as reason:
+            self.placement["reason"] = str(reason)
+
+    @property
+    def takes_device_rows(self) -> bool:
+        """Whether :meth:`add` takes rows that lie on the card: not if the CPU has to do something to them."""
+        return self.placement["add"] != "cpu" and not transforms_of(self.index)
+
+    @property
+    def rows(self) -> int:
+        """Rows added so far."""
+        return super().rows + (self._lists.rows if self._lists else 0)
+
+    def add(self, rows: Any, ids: Ids) -> None:
+        """Add rows (n, dim) float32 under their ids (n,) int64.
+
+        Rows may also be an array on the card, with ``__dlpack__`` or ``__cuda_array_interface__``, if
+        :attr:`takes_device_rows`: nothing is copied to the CPU, and the work is ordered with their library's stream.
+
+        Raises:
+            ArrayError: rows on a card are not as wanted.
+            ResourceError: rows on a card do not fit there.
+        """
+        on_host = isinstance(rows, np.ndarray)
+        if not on_host and not self.takes_device_rows:
+            why = self.placement.get("reason", "it applies vector transforms to them")
+            raise ArrayError(f"rows lie on a card, but index {self.factory!r} takes them on the CPU: {why}")
+        try:
+            added = self._add_on_card(rows, ids)
+        except ArrayError:
+            raise  # before anything was done
+        except BaseException:
+            self.close()
+            raise
+        if added < len(ids):
+            if not on_host:
+                raise ResourceError(f"{self.placement['reason']}; pass rows in the CPU's memory")
+            super().add(rows[added:], ids[added:])
+
+    def search(self, queries: Float32Array, k: int) -> tuple[Float32Array, Ids]:  # noqa: D102
+        self._collect()
+        return super().search(queries, k)
+
+    def save(self, path: Path) -> DigestedFile:  # noqa: D102
+        self._collect()
+        return super().save(path)
+
+    def load_trained(self, path: Path, sha256: str) -> None:  # noqa: D102
+        self._lists = None
+        super().load_trained(path, sha256)
+
+    def close(self) -> None:
+        """Drop all that is on the card; rows there that were not saved or searched are lost."""
+        self._lists = self._gpu = None
+
+    def _train(self, sample: Float32Array) -> None:
+        assert self._gpu is not None
+        try:
+            with _clustering_on(self._gpu, self.index):
+                return super()._train(sample)
+        except (CardFullError, CardRefusesError) as reason:
+            self.placement |= {"train": "cpu", "reason": str(reason)}
+        except RuntimeError as error:  # of FAISS's own training, which called the card
+            if not is_out_of_memory(error):
+                raise
+            self.placement |= {"train": "cpu", "reason": f"{self._gpu.name} is full: {condensed(error)}"}
+        return super()._train(sample)  # goes on where it stopped
+
+    def _add_on_card(self, rows: Any, ids: Ids) -> int:
+        """Return how many rows the card took."""
+        if self.placement["add"] == "cpu":
+            return 0
+        assert self._gpu is not None
+        try:
+            self._lists = self._lists or CardLists(self._gpu, self.index)
+        except (CardFullError, CardRefusesError) as reason:
+            self._add_on_cpu(str(reason))
+            return 0
+        with faiss_threads(self.threads):
+            for transform in transforms_of(self.index):
+                rows = transform.apply(rows)
+            added = self._lists.add(rows, ids)
+        if added < len(ids):
+            self._add_on_cpu(f"{self._gpu.name} is too full for {len(ids) - added:,} rows")
+        return added
+
+    def _add_on_cpu(self, reason: str) -> None:
+        """From here on; what the card had is in the index by now."""
+        self.placement |= {"add": "cpu", "reason": reason}
+        self.close()
+
+    def _collect(self) -> None:
+        if self._lists:
+            self._lists.move_to_host()
+
+
+@contextmanager
+def _clustering_on(gpu: GpuFaiss, index: Any) -> Iterator[None]:
+    """Let every k-means of an index's training ask the card for the nearest centroids inside the block."""
+    module, parts = faiss(), inner_indexes(index)
+    opq = [each for part in parts for each in transforms_of(part) if isinstance(each, module.OPQMatrix)]
+    users = [
+        (each.pq, "assign_index", module.IndexFlatL2(each.pq.dsub)) for each in [*opq, *parts] if hasattr(each, "pq")
+    ]
+    ivf = ivf_of(index)
+    if ivf is not None:
+        # As FAISS chooses itself: a coarse quantizer that cannot serve k-means is replaced by a flat one for l2.
+        metric = ivf.quantizer.metric_type if ord(ivf.quantizer_trains_alone) == 0 else module.METRIC_L2
+        users.append((ivf, "clustering_index", module.IndexFlat(ivf.d, metric)))
+    lent = [gpu.to_card(flat) for _, _, flat in users]
+    for (user, place, _), on_card in zip(users, lent, strict=True):
+        setattr(user, place, on_card)
+    try:
+        yield
+    finally:
+        for (user, place, _), on_card in zip(users, lent, strict=True):
+            setattr(user, place, None)
+            on_card.this.acquire()  # FAISS's setters make Python forget that it owns what they are given

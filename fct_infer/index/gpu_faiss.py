@@ -1,0 +1,175 @@
+"""FAISS's GPU part: which card to use, and the few calls this room makes there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from fct_infer.cuda import card_numbers, cuda_status
+from fct_infer.device_arrays import device_rows, stream_of
+from fct_infer.errors import ArrayError, ResourceError, UnsupportedError
+from fct_infer.index.builder import Ids
+from fct_infer.index.faiss_module import condensed, faiss
+
+_MAX_TEMPORARY = 1536 << 20  # what FAISS itself reserves at most for work in progress
+_TEMPORARY_SHARE = 4  # of the memory allowed: one part in so many
+# cudaMalloc's words, and those of builds that allocate through RMM.
+_OUT_OF_MEMORY = ("out of memory", "CUDA memory allocation error")
+
+
+class CardFullError(Exception):
+    """The card has no memory left for what was asked; whoever called may move what is there and try again."""
+
+
+class CardRefusesError(Exception):
+    """FAISS has no GPU form of an index; the message is its reason."""
+
+
+class GpuFaiss:
+    """FAISS on one card. What it makes there lives until it is dropped.
+
+    Args:
+        card: number of the card.
+        memory: bytes of it to use at most; 0: half of what is free.
+    """
+
+    def __init__(self, card: int, memory: int = 0) -> None:
+        self.card = card
+        self._resources = faiss().StandardGpuResources()
+        self.temporary_bytes = min(_MAX_TEMPORARY, memory // _TEMPORARY_SHARE) if memory else _MAX_TEMPORARY
+        self._resources.setTempMemory(self.temporary_bytes)
+        self._memory = memory
+
+    @property
+    def name(self) -> str:
+        """As devices are named: ``cuda:0``."""
+        return f"cuda:{self.card}"
+
+    def room(self) -> int | None:
+        """Return the bytes an index may take; None if nobody knows how much is free."""
+        if self._memory:
+            return self._memory - self.temporary_bytes
+        free = {card.index: card.free_bytes for card in cuda_status().cards}.get(self.card)
+        return None if free is None else (free - self.temporary_bytes) // 2
+
+    def to_card(self, index: Any) -> Any:
+        """Return an index of the same content on the card.
+
+        Raises:
+            CardFullError: it does not fit.
+            CardRefusesError: FAISS has no GPU form of it.
+        """
+        module = faiss()
+        options = module.GpuClonerOptions()
+        options.use_cuvs = False  # its lists differ from the CPU's, and its k-means is another one
+        # Of searches only, and we never search there; in float32 the tables of 64 codes exceed a card's shared memory.
+        options.useFloat16 = isinstance(index, module.IndexIVFPQ)
+        try:
+            return module.index_cpu_to_gpu(self._resources, self.card, index, options)
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise CardFullError(f"{self.name} is full: {condensed(error)}") from error
+            raise CardRefusesError(condensed(error)) from error
+
+    def to_host(self, index: Any) -> Any:
+        """Return a CPU index of the same content as an index on the card."""
+        with self._errors():
+            return faiss().index_gpu_to_cpu(index)
+
+    def add(self, index: Any, rows: Any, ids: Ids) -> None:
+        """Add rows (n, dim) float32, NumPy's or on the card, to an index there.
+
+        Raises:
+            ArrayError: rows on a card have the wrong dtype, layout or shape, or are on another card.
+            CardFullError: there is no memory left, and the lists that were to grow may be torn: see CardLists.
+        """
+        with self._errors():
+            if isinstance(rows, np.ndarray):
+                index.add_with_ids(rows, ids)
+            else:
+                self._add_from_card(index, rows, ids)
+
+    def _add_from_card(self, index: Any, rows: Any, ids: Ids) -> None:
+        module, stream = faiss(), stream_of(rows)
+        found = device_rows("rows", rows, index.d, stream)
+        if found.dtype != "float32" or found.card not in (None, self.card):
+            place = "" if found.card is None else f" on cuda:{found.card}"
+            raise ArrayError(f"rows are {found.dtype}{place}, wanted float32 on {self.name}")
+        # On the producer's own stream, so that reading comes after its writing, and its next writing after our reading.
+        self._resources.setDefaultStream(self.card, module.cast_integer_to_cudastream_t(stream))
+        try:
+            pointer = module.cast_integer_to_float_ptr(found.address)
+            index.add_with_ids_c(found.rows, pointer, module.swig_ptr(ids))
+        finally:
+            self._resources.revertDefaultStream(self.card)
+
+    def reset(self, index: Any) -> None:
+        """Drop the rows of an index on the card and give their memory back."""
+        with self._errors():
+            index.reset()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Tell a full card from everything else that FAISS reports with one class."""
+        try:
+            yield
+        except (RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise CardFullError(f"{self.name} is full: {condensed(error)}") from error
+            raise ResourceError(f"{self.name}: {condensed(error)}") from error
+
+
+def find_gpu(device: str, memory: int = 0, *, required: bool = True) -> GpuFaiss | None:
+    """Return the card to build an index on; None: the CPU.
+
+    Args:
+        device: ``cpu``; ``cuda``, ``cuda:N`` (of several the first is taken); ``auto``: the first card, if FAISS can
+            use it.
+        memory: as for :class:`GpuFaiss`.
+        required: whether a card that FAISS cannot use is an error; ``auto`` requires none.
+
+    Raises:
+        UnsupportedError: a card is required, and FAISS cannot use it; says what to install.
+        UsageError: there is no such kind of device.
+    """
+    if required:
+        require_gpu(device)
+    cards = _cards(device)
+    return None if not cards or why_no_gpu(device) else GpuFaiss(cards[0], memory)
+
+
+def require_gpu(device: str) -> None:
+    """Check that FAISS can use the card that ``device`` names; ``cpu`` and ``auto`` name none.
+
+    Raises:
+        UnsupportedError: it cannot; says what to install.
+        UsageError: there is no such kind of device.
+    """
+    missing = why_no_gpu(device)
+    if missing and device != "auto":
+        raise UnsupportedError(f"an index on {device}: {missing}")
+
+
+def why_no_gpu(device: str) -> str | None:
+    """Return why FAISS cannot use the card that ``device`` stands for; None if it can, or none is asked for."""
+    cards, module = _cards(device), faiss()
+    if not cards:
+        return None
+    if not hasattr(module, "StandardGpuResources"):
+        return "this FAISS is built without CUDA: install faiss-gpu-cuvs or faiss-gpu in place of faiss-cpu"
+    count = int(module.get_num_gpus())
+    if cards[0] >= count:
+        return f"FAISS finds {count or 'no'} CUDA device{'s' * (count > 1)} on this machine"
+    return None
+
+
+def _cards(device: str) -> tuple[int, ...]:
+    return (0,) if device == "auto" else card_numbers(device)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Say whether an error of FAISS is that of a card without free memory."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY)

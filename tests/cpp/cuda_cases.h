@@ -1,0 +1,40 @@
+// What the tests of csrc/cuda share.
+#pragma once
+
+#include "check.h"
+#include "cuda/cuda_executable.h"
+#include "cuda/layout.h"
+#include "fake_device.h"
+
+namespace fct::testing {
+
+inline Ranges all_ranges(const Program& program, float range) {
+  Ranges ranges;
+  for (ValueId value = 0; value < static_cast<ValueId>(program.widths.size()); ++value) ranges[value] = range;
+  return ranges;
+}
+
+// The device memory that blocks of so many rows take.
+inline std::size_t memory_for(std::int64_t rows, const Program& program, Precision precision) {
+  const auto layout = cuda::make_layout(program, precision, all_ranges(program, 1));
+  const int side_dim = program.has_side() ? program.width(program.side) : 0;
+  return cuda::DeviceProgram::fixed_bytes(program, layout) +
+         static_cast<std::size_t>(rows) *
+             (cuda::DeviceProgram::bytes_per_row(program, layout) +
+              cuda::Ring::bytes_per_row(program.width(program.old), side_dim, program.width(program.output)));
+}
+
+inline std::unique_ptr<Executable> with_blocks_of(std::int64_t rows, cuda::SharedDevice device,
+                                                  const Program& program, Precision precision,
+                                                  const Ranges& ranges = {}) {
+  return std::make_unique<cuda::CudaExecutable>(std::move(device), program, precision, ranges,
+                                                memory_for(rows, program, precision));
+}
+
+inline void check_all_freed(FakeDevice& device) {
+  CHECK(device.violations().empty(), device.violations());
+  CHECK(device.allocated() == 0, std::to_string(device.allocated()) + " bytes are left");
+  CHECK(device.live_handles() == 0, std::to_string(device.live_handles()) + " handles are left");
+}
+
+}  // namespace fct::testing

@@ -1,0 +1,55 @@
+"""What compute-sanitizer watches: every precision, odd row counts, callers at once, rows on the card, errors.
+
+Small, for the sanitizer slows a card down by orders of magnitude. Run with ``tests`` on PYTHONPATH.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from support.card_memory import CardArray
+from support.compiled import PROGRAMS, cosines, float64, inputs, largest_block, ready
+
+from fct_infer import _core
+from fct_infer.backends.cuda_memory import CudaMemory
+from fct_infer.errors import NonFiniteError
+
+CARD = "cuda:0"
+MEMORY = 48 << 20  # makes blocks small: their number is what matters
+
+
+def try_out(name: str, precision: str) -> None:
+    h = ready(PROGRAMS[name](), CARD, precision, device_memory=MEMORY)
+    rows = largest_block(h) + 129
+    arrays = inputs(h, rows)
+    expected = h(*arrays)
+    assert cosines(expected, float64(h, arrays)).min() > 0.98
+    counts = (1, 7, 128, 131)
+    with ThreadPoolExecutor(3) as pool:
+        for count, found in zip(counts, pool.map(lambda rows: h(*first(arrays, rows)), counts), strict=True):
+            assert found.tobytes() == expected[:count].tobytes()
+    memory = CudaMemory(0)
+    with memory.current():
+        stream = memory.create_stream()
+    out = CardArray(memory, np.zeros((rows, h.new_dim), np.float16), stream)
+    h.apply_on_device(*(CardArray(memory, each, stream) for each in arrays), out=out)
+    assert out.numpy().tobytes() == expected.astype(np.float16).tobytes()
+    arrays[0][rows - 2, 0] = np.nan
+    try:
+        h(*arrays)
+    except NonFiniteError as error:
+        assert error.row == rows - 2
+    else:
+        raise AssertionError("a row of NaN went through")
+
+
+def first(arrays: tuple[np.ndarray, ...], rows: int) -> tuple[np.ndarray, ...]:
+    return tuple(array[:rows].copy() for array in arrays)
+
+
+if __name__ == "__main__":
+    for precision in _core.precisions(CARD):
+        for name in ("paper_h normalized", "gelu_mlp", "residual_mlp"):
+            try_out(name, precision)
+            print(precision, name, flush=True)

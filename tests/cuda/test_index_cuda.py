@@ -1,0 +1,196 @@
+"""Indexes built with a real card: the recall of those built on the CPU, every id once, and nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+
+import faiss
+import numpy as np
+import pytest
+from support.cuda import no_card, require_card
+
+from fct_infer.cuda import cuda_status
+from fct_infer.index import IndexBuilder, describe_index, exact_neighbours, make_builder, measure_recall
+from fct_infer.index.faiss_module import ivf_of
+from fct_infer.index.gpu_faiss import why_no_gpu
+
+ROWS, DIM, LISTS, QUERIES = 60_000, 64, 64, 200
+BLOCK = 7_001
+FACTORIES = [
+    f"IVF{LISTS},Flat",
+    f"IVF{LISTS},PQ16np",
+    f"IVF{LISTS},PQ64np",
+    f"IVF{LISTS},SQ8",
+    f"IVF{LISTS}_HNSW16,PQ16np",
+    f"OPQ16_64,IVF{LISTS},PQ16np",
+    f"PCA48,IVF{LISTS},SQ8",
+]
+ON_CPU = ["Flat", "HNSW16", f"IVF{LISTS},PQ16x4np", f"IVF{LISTS},PQ16np,RFlat"]
+MOST_DIFFERENCE = 0.02  # of recall, between a card and the CPU
+
+
+def latent_rows() -> np.ndarray:
+    """Near a surface of few dimensions, as embeddings are."""
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((ROWS, 12), np.float32) @ rng.standard_normal((12, DIM), np.float32)
+    return rows + 0.1 * rng.standard_normal((ROWS, DIM), np.float32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def faiss_card():
+    missing = why_no_gpu("cuda:0")
+    if missing:
+        no_card(missing)
+
+
+@pytest.fixture(scope="module")
+def data():
+    rows = latent_rows()
+    ids = np.random.default_rng(1).permutation(ROWS).astype(np.int64) * 3
+    exact = exact_neighbours(rows[:QUERIES], [(rows, ids)], 11, "l2", 8)
+    return rows, ids, exact
+
+
+def fill(builder, rows, ids):
+    if builder.needs_training:
+        builder.train(rows)
+    for start in range(0, len(rows), BLOCK):
+        builder.add(rows[start : start + BLOCK], ids[start : start + BLOCK])
+    return builder
+
+
+def on_card(factory, memory=0):
+    return make_builder(describe_index(factory, DIM, ROWS, "l2"), 8, "cuda:0", memory)
+
+
+def recall(builder, data):
+    rows, ids, exact = data
+    if builder.nprobe is not None:
+        builder.nprobe = 8
+    return measure_recall(builder, rows[:QUERIES], ids[:QUERIES], exact)
+
+
+def ids_in(index):
+    lists = ivf_of(index).invlists
+    return np.concatenate(
+        [
+            faiss.rev_swig_ptr(lists.get_ids(n), lists.list_size(n)).copy()
+            for n in range(lists.nlist)
+            if lists.list_size(n)
+        ]
+    )
+
+
+def saved(builder, path):
+    builder.save(path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("factory", [*FACTORIES, *ON_CPU])
+def test_recall_is_that_of_the_cpu(data, factory):
+    rows, ids, _ = data
+    builder = fill(on_card(factory), rows, ids)
+    assert builder.placement["add"] == ("cpu" if factory in ON_CPU else "cuda:0"), builder.placement
+    plain = fill(IndexBuilder(factory, DIM, "l2", 8), rows, ids)
+    assert recall(builder, data) == pytest.approx(recall(plain, data), abs=MOST_DIFFERENCE)
+    assert builder.rows == ROWS
+    if factory in FACTORIES:
+        assert sorted(ids_in(builder.index)) == sorted(ids)
+
+
+@pytest.mark.parametrize("factory", FACTORIES[:4])
+def test_the_card_gives_the_lists_and_codes_of_the_cpu(data, factory, tmp_path):
+    """From one trained index on, all but what lies on a border between two lists or codes is the same."""
+    rows, ids, _ = data
+    plain = IndexBuilder(factory, DIM, "l2", 8)
+    plain.train(rows)
+    trained = plain.save(tmp_path / "trained")
+    builder = on_card(factory)
+    builder.load_trained(tmp_path / "trained", trained.sha256)
+    fill(builder, rows, ids)
+    fill(plain, rows, ids)
+    own, theirs = saved(builder, tmp_path / "own"), saved(plain, tmp_path / "theirs")
+    sizes = [[ivf_of(each.index).invlists.list_size(n) for n in range(LISTS)] for each in (builder, plain)]
+    assert np.abs(np.subtract(*sizes)).sum() < ROWS * 1e-3
+    assert abs(len(own) - len(theirs)) < 1024
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_a_card_filled_in_parts_gives_the_same_file(data, factory, tmp_path):
+    rows, ids, _ = data
+    builder = on_card(factory)
+    builder.train(rows)
+    trained = builder.save(tmp_path / "trained")
+    whole = saved(fill(builder, rows, ids), tmp_path / "whole")
+    row_bytes = 2 * (ivf_of(builder.index).code_size + 8)
+    room = LISTS * (1024 + 8 * DIM) + row_bytes * 25_000
+    small = on_card(factory, memory=-(-4 * room // 3))
+    small.load_trained(tmp_path / "trained", trained.sha256)
+    assert saved(fill(small, rows, ids), tmp_path / "parts") == whole
+
+
+def test_the_same_run_twice_gives_the_same_file(data, tmp_path):
+    rows, ids, _ = data
+    files = [saved(fill(on_card(f"IVF{LISTS},PQ16np"), rows, ids), tmp_path / str(number)) for number in range(2)]
+    assert files[0] == files[1]
+
+
+def test_memory_that_runs_out_costs_no_row(data):
+    """Another library takes nearly all of the card while lists grow, and gives it back."""
+    torch = pytest.importorskip("torch")
+    require_card()
+    rows, ids, _ = data
+    factory = f"IVF{LISTS},Flat"
+    builder = on_card(factory)
+    builder.train(rows)
+    builder.add(rows[:10_000], ids[:10_000])
+    taken = []
+    for size in (1 << 30, 1 << 26, 1 << 21):
+        with contextlib.suppress(torch.OutOfMemoryError):
+            while True:
+                taken.append(torch.empty(size, dtype=torch.uint8, device="cuda:0"))
+    for start in range(10_000, ROWS, 10_000):
+        builder.add(rows[start : start + 10_000], ids[start : start + 10_000])
+    del taken
+    torch.cuda.empty_cache()
+    assert recall(builder, data) > 0.9
+    assert sorted(ids_in(builder.index)) == sorted(ids)
+
+
+def test_rows_of_torch_are_added_where_they_lie(data, tmp_path):
+    torch = pytest.importorskip("torch")
+    rows, ids, _ = data
+    factory = f"IVF{LISTS},PQ16np"
+    builder = on_card(factory)
+    builder.train(rows)
+    trained = builder.save(tmp_path / "trained")
+    fill(builder, rows, ids)
+    other = on_card(factory)
+    other.load_trained(tmp_path / "trained", trained.sha256)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        buffer = torch.empty((BLOCK, DIM), device="cuda:0")
+        for start in range(0, ROWS, BLOCK):
+            part = buffer[: len(rows[start : start + BLOCK])]
+            part.copy_(torch.from_numpy(rows[start : start + BLOCK]))  # over rows that FAISS may still be reading
+            other.add(part, ids[start : start + BLOCK])
+    assert saved(other, tmp_path / "device") == saved(builder, tmp_path / "host")
+
+
+def test_nothing_stays_on_the_card(data):
+    rows, ids, _ = data
+
+    def free() -> int:
+        gc.collect()
+        return cuda_status().cards[0].free_bytes
+
+    def come_and_go() -> None:
+        fill(on_card(f"OPQ16_64,IVF{LISTS},PQ16np", 1 << 30), rows, ids).close()
+
+    require_card()
+    come_and_go()
+    before = free()
+    for _ in range(3):
+        come_and_go()
+    assert before - free() < 8 << 20

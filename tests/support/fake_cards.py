@@ -1,0 +1,110 @@
+"""Cards that are not there: the core's CPU engine behind its interface for cards, and arrays said to be on one."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from fct_infer import _core, cuda
+from fct_infer.device_arrays import _capsule_pointer, _DlTensor
+
+GIBIBYTE = 1 << 30
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "fp8")
+
+
+class Executable(_core.Executable):
+    """Computes in fp32 on the CPU, says it is on a card, and remembers how it was made and called."""
+
+    made: ClassVar[list[Executable]] = []
+
+    def __init__(self, program, precision, *, device="cpu", device_memory=0, ranges=None) -> None:
+        super().__init__(program, "fp32" if device != "cpu" else precision)
+        self.arguments = {"precision": precision, "device": device, "memory": device_memory, "ranges": ranges}
+        self.streams: list[int] = []
+        Executable.made.append(self)
+
+    def run_on_device(self, old, old_dtype, side, side_dtype, out, out_dtype, rows, stream) -> None:
+        self.streams.append(stream)
+        inputs = _host_rows(old, old_dtype, rows, self.old_dim), _host_rows(side, side_dtype, rows, self.side_dim)
+        self.run(inputs[0], inputs[1] if side else None, _host_rows(out, out_dtype, rows, self.new_dim), 1)
+
+
+def _host_rows(address: int, dtype: str, rows: int, width: int) -> np.ndarray:
+    size = rows * width * np.dtype(dtype).itemsize
+    return np.frombuffer((ctypes.c_char * size).from_address(address or 1), dtype).reshape(rows, width)
+
+
+def install(patch: pytest.MonkeyPatch, names: tuple[str, ...] = ("NVIDIA H200",), missing: str | None = None) -> None:
+    """Put cards of these names, or the reason why there are none, in the place of this machine's."""
+    cards = [
+        {
+            "index": index,
+            "name": name,
+            "compute_capability": "9.0",
+            "memory_bytes": 141 * GIBIBYTE,
+            "free_bytes": 140 * GIBIBYTE,
+        }
+        for index, name in enumerate(names)
+    ]
+    status = {
+        "built": True,
+        "missing": missing,
+        "devices": [] if missing else cards,
+        "driver": "13.0",
+        "cublaslt": "13.1",
+    }
+    on_cpu = _core.precisions()
+    Executable.made = []
+    patch.setattr(_core, "cuda_status", lambda: status, raising=False)
+    patch.setattr(_core, "precisions", lambda device="cpu": list(on_cpu if device == "cpu" else PRECISIONS))
+    patch.setattr(_core, "Executable", Executable)
+    patch.setattr(cuda, "_load_cublaslt", lambda: None)
+
+
+class InterfaceArray:
+    """Host memory that says, by the CUDA array interface, it is a card's."""
+
+    def __init__(self, array: np.ndarray, stream: int | None = None, read_only: bool = False, **more: Any) -> None:
+        self.array = array
+        self.__cuda_array_interface__ = {
+            "shape": array.shape,
+            "typestr": array.dtype.str,
+            "data": (array.ctypes.data if array.size else 0, read_only),
+            "strides": None if array.flags.c_contiguous else array.strides,
+            "version": 3,
+            "stream": stream,
+            **more,
+        }
+
+
+class DlpackArray:
+    """Host memory that says, by DLPack, it is a card's; remembers the streams it was asked to be ready on."""
+
+    def __init__(self, array: np.ndarray, card: int = 0, memory: int = 2) -> None:
+        self.array, self.card, self.memory, self.streams = array, card, memory, []
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.memory, self.card
+
+    def __dlpack__(self, stream: int | None = None) -> Any:
+        self.streams.append(stream)
+        capsule = self.array.__dlpack__()
+        tensor = _DlTensor.from_address(_capsule_pointer(capsule, b"dltensor"))
+        tensor.device_type, tensor.device_id = self.memory, self.card
+        return capsule
+
+
+class NamespaceArray(DlpackArray):
+    """One whose library can make new ones in the way of the array API standard."""
+
+    float32 = np.float32
+
+    def __array_namespace__(self) -> type[NamespaceArray]:
+        return NamespaceArray
+
+    @staticmethod
+    def empty(shape: tuple[int, ...], dtype: Any) -> NamespaceArray:
+        return NamespaceArray(np.empty(shape, dtype))

@@ -1,0 +1,100 @@
+"""Which device a transformation is loaded for; cards are stood in for by the CPU."""
+
+from __future__ import annotations
+
+import onnxruntime
+import pytest
+import torch
+from support import fake_cards
+from support.bundles import core_bundle
+from support.outputs import rows_for
+from support.programs import plain_mlp
+
+from fct_infer import load_transformation
+from fct_infer.errors import UnsupportedError, UsageError
+from fct_infer.export import Options, export_transformation, probe
+
+PROGRAM = plain_mlp(24, 8, 32, hidden=(40,))
+DIMS = {"old": 24, "side": 8}
+MISSING = "no driver: libcuda.so.1 was not found"
+NO_CARD = pytest.mark.skipif(
+    torch.cuda.is_available() or "CUDAExecutionProvider" in onnxruntime.get_available_providers(),
+    reason="there is a card",
+)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundles") / "h"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probe, "LARGE_BATCH", 64)
+        export_transformation(PROGRAM, folder, Options(("core", "onnx"), ("fp32",), rows_for(DIMS, 100)))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("device", "found"),
+    [("auto", "cuda:0"), ("cuda", "cuda:0"), ("cuda:1", "cuda:1"), ("cuda:0,cuda:1", "cuda:0,cuda:1"), ("cpu", "cpu")],
+)
+@pytest.mark.parametrize("backend", ["auto", "core"])
+@pytest.mark.parametrize("name", ["", "model.onnx"])
+def test_where_there_are_cards_the_core_runs_on_them(monkeypatch, bundle, backend, device, found, name):
+    fake_cards.install(monkeypatch, ("NVIDIA H200", "NVIDIA H200"))
+    h = load_transformation(bundle / name, "fp32", 1, backend, device=device, device_memory=1 << 30)
+    assert (h.backend, h.device, h.precision, h.device_memory) == ("core", found, "fp32", 1 << 30)
+
+
+def test_precisions_of_a_card(monkeypatch, bundle):
+    fake_cards.install(monkeypatch)
+    assert load_transformation(bundle).precision == "bf16"
+    assert load_transformation(bundle, "tf32").precision == "tf32"
+    assert not load_transformation(bundle, "fp8").is_calibrated
+
+
+def test_without_a_card_auto_is_the_cpu(monkeypatch, bundle):
+    fake_cards.install(monkeypatch, (), MISSING)
+    h = load_transformation(bundle, device_memory=1 << 30)
+    assert (h.backend, h.device) == ("core", "cpu")
+
+
+@NO_CARD
+@pytest.mark.parametrize("backend", ["auto", "core"])
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_a_card_that_was_asked_for_and_is_missing(monkeypatch, bundle, tmp_path, backend, device):
+    fake_cards.install(monkeypatch, (), MISSING)
+    for path in (bundle, core_bundle(PROGRAM, tmp_path / "core")):
+        with pytest.raises(UnsupportedError, match=f"device {device}: {MISSING}"):
+            load_transformation(path, "fp32", backend=backend, device=device)
+
+
+def test_a_card_too_many(monkeypatch, bundle):
+    fake_cards.install(monkeypatch)
+    with pytest.raises(UnsupportedError, match=r"device cuda:1: no card cuda:1; the core sees cuda:0 \(NVIDIA H200\)"):
+        load_transformation(bundle, device="cuda:1", backend="core")
+
+
+def test_several_cards_are_for_the_core(monkeypatch, bundle):
+    fake_cards.install(monkeypatch, ("NVIDIA H200", "NVIDIA H200"))
+    with pytest.raises((UsageError, UnsupportedError), match=r"cuda:0,cuda:1"):
+        load_transformation(bundle, backend="onnxruntime", device="cuda:0,cuda:1")
+
+
+def test_other_backends_have_no_limit_on_memory(bundle):
+    with pytest.raises(UsageError, match="device_memory bounds the core; backend onnxruntime has no such limit"):
+        load_transformation(bundle, backend="onnxruntime", device="cpu", device_memory=1 << 30)
+
+
+def test_the_core_without_a_card_leaves_it_to_others(monkeypatch, bundle):
+    """``auto`` takes another runtime's card before it gives up."""
+    fake_cards.install(monkeypatch, (), MISSING)
+    seen = []
+
+    class Runner:
+        def __init__(self, path, *, device, **_):
+            seen.append(device)
+            raise UnsupportedError(f"device {device}: this ONNX Runtime has no CUDA")
+
+    monkeypatch.setattr("fct_infer.backends.loading.OnnxRuntimeRunner", Runner)
+    with pytest.raises(UnsupportedError, match=f"device cuda: {MISSING}; device cuda: this ONNX Runtime has no CUDA"):
+        load_transformation(bundle, device="cuda")
+    assert seen == ["cuda"]

@@ -1,0 +1,214 @@
+"""Upgrades on a card that the CPU stands in for: what is decided, said, kept and refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from support import fake_cards
+from support.bundles import core_bundle
+from support.fake_cards import Executable
+from support.galleries import write_gallery
+from support.programs import linear_map, paper_h
+
+from fct_infer import Transformation, load_transformation, upgrade_gallery
+from fct_infer.cli.upgrade_gallery import command, main
+from fct_infer.errors import GalleryError, OutputError
+from fct_infer.gallery import Gallery, sample_rows
+from fct_infer.reference import largest_values
+from fct_infer.upgrade import calibration
+from fct_infer.upgrade.plan import SEED, Settings, default_block_rows, make_plan
+from fct_infer.upgrade.report import UpgradeReport
+
+PROGRAM = paper_h(12, 6, 10, inner=16)
+ROWS = (100, 41, 90)
+SETTINGS = Settings(index="Flat", block_rows=40)
+
+
+@pytest.fixture
+def cards(monkeypatch):
+    fake_cards.install(monkeypatch)
+
+
+@pytest.fixture
+def gallery(tmp_path):
+    return write_gallery(tmp_path / "g", ROWS, old_dim=12, side_dim=6, ids="int", seed=1)
+
+
+def stopped(*arguments, **options):
+    """Upgrade until the second block and stop there."""
+
+    def stop(stage, rows, total):
+        if stage == "transform" and rows > ROWS[0]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        upgrade_gallery(*arguments, settings=SETTINGS, progress=stop, **options)
+
+
+@pytest.mark.parametrize(("precision", "used"), [("auto", "bf16"), ("tf32", "tf32"), ("fp8", "fp8")])
+def test_the_command_says_device_and_precision(cards, gallery, tmp_path, precision, used):
+    arguments = [str(tmp_path / "g"), "--transformation", str(core_bundle(PROGRAM, tmp_path / "h")), "--index", "none"]
+    arguments += ["--precision", precision, "--device-memory", "1.5GiB", "-o", str(tmp_path / "new")]
+    planned = CliRunner().invoke(command, [*arguments, "--dry-run"], catch_exceptions=False)
+    assert "cuda:0 (NVIDIA H200)" in planned.output and f"precision {used}" in planned.output
+    done = CliRunner().invoke(command, [*arguments, "--json"], catch_exceptions=False)
+    report = json.loads(done.stdout)
+    assert report["device"] == "cuda:0 (NVIDIA H200)"
+    assert (report["settings"]["device"], report["settings"]["precision"]) == ("cuda", used)
+    infos = json.loads((tmp_path / "new" / "upgrade_infos.json").read_text())
+    assert infos["execution"]["device_memory"] == 3 << 29 == Executable.made[-1].arguments["memory"]
+    assert "not on a CPU" in infos["execution"]["same_bytes_on"]
+    assert (infos["versions"]["driver"], infos["versions"]["cublaslt"]) == ("13.0", "13.1")
+    assert infos["limits"]["min_cosine"] == {"bf16": 0.999, "tf32": 0.9999, "fp8": 0.98}[used]
+    assert UpgradeReport.load(tmp_path / "new" / "upgrade_infos.json").device == report["device"]
+    assert ("ranges" in infos["inputs"]) == (used == "fp8")
+
+
+def test_the_report_for_people(cards, gallery, tmp_path):
+    arguments = [str(tmp_path / "g"), "--transformation", str(core_bundle(PROGRAM, tmp_path / "h")), "--index", "none"]
+    for device, said in (
+        ("cuda", "on cuda:0 (NVIDIA H200) in fp32; a CPU's results differ in the last bits"),
+        ("cpu", "on cpu in fp32\n"),
+    ):
+        call = [*arguments, "--precision", "fp32", "--device", device, "-o", str(tmp_path / device)]
+        assert said in CliRunner().invoke(command, call, catch_exceptions=False).stdout
+
+
+@pytest.mark.parametrize("text", ["", "8 gigabytes", "-1", "GiB", "8Gib", "0x10"])
+def test_sizes_that_are_none(tmp_path, text):
+    arguments = [str(tmp_path), "--transformation", "h", "-o", "new", "--device-memory", text]
+    done = CliRunner().invoke(command, arguments)
+    assert done.exit_code == 2
+    assert "is no size; wanted for instance 8GiB or 512MiB" in done.output
+
+
+def test_what_is_missing_ends_with_one_line(gallery, tmp_path, monkeypatch, capsys):
+    fake_cards.install(monkeypatch, (), "no driver: libcuda.so.1 was not found")
+    bundle = core_bundle(PROGRAM, tmp_path / "h")
+    arguments = [tmp_path / "g", "--transformation", bundle, "-o", tmp_path / "new", "--device", "cuda"]
+    monkeypatch.setattr(sys, "argv", ["fct-upgrade-gallery", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    assert "device cuda: no driver: libcuda.so.1 was not found" in capsys.readouterr().err
+    assert not (tmp_path / "new.partial").exists()
+
+
+# -- the device is part of what a run is -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("first", "second"), [("cpu", "cuda"), ("cuda", "cpu")])
+def test_a_run_is_not_resumed_on_another_kind_of_device(cards, gallery, tmp_path, first, second):
+    paths = tmp_path / "g", tmp_path / "new"
+    stopped(paths[0], Transformation(PROGRAM, "fp32", device=first), paths[1])
+    with pytest.raises(
+        OutputError,
+        match=rf"settings device \(was {first}, is {second}\)\. A CPU and a card differ in the last bits: "
+        rf"--device {first} goes on, --restart drops",
+    ):
+        upgrade_gallery(paths[0], Transformation(PROGRAM, "fp32", device=second), paths[1], settings=SETTINGS)
+    report = upgrade_gallery(paths[0], Transformation(PROGRAM, "fp32", device=first), paths[1], settings=SETTINGS)
+    assert report.resumed_rows >= ROWS[0]
+
+
+def test_another_card_goes_on(monkeypatch, gallery, tmp_path):
+    fake_cards.install(monkeypatch, ("NVIDIA H200", "NVIDIA H200"))
+    stopped(tmp_path / "g", Transformation(PROGRAM, "fp32", device="cuda:1"), tmp_path / "new")
+    h = Transformation(PROGRAM, "fp32", device="cuda:0,cuda:1")
+    report = upgrade_gallery(tmp_path / "g", h, tmp_path / "new", settings=SETTINGS)
+    assert report.resumed_rows >= ROWS[0]
+
+
+# -- calibration -------------------------------------------------------------------------------------------------------
+
+
+def test_ranges_are_those_of_the_gallerys_own_rows(cards, gallery, tmp_path, monkeypatch):
+    h = Transformation(PROGRAM, "fp8", device="cuda")
+    plan = make_plan(tmp_path / "g", h, tmp_path / "new", Settings(index="none", normalize=True))
+    assert plan.transformation.ranges == largest_values(PROGRAM, gallery["old"], gallery["side"])
+    assert plan.identity()["ranges"] == Executable.made[-1].arguments["ranges"] == plan.transformation.ranges
+    monkeypatch.setattr("fct_infer.upgrade.plan.CALIBRATION_ROWS", 20)
+    plan = make_plan(tmp_path / "g", h, tmp_path / "new", Settings(index="none"))
+    rows = sample_rows(sum(ROWS), 20, SEED + 3)
+    assert plan.transformation.ranges == largest_values(PROGRAM, gallery["old"][rows], gallery["side"][rows])
+
+
+def test_ranges_given_are_kept(cards, gallery, tmp_path):
+    ranges = dict.fromkeys(PROGRAM.linear_inputs, 3.5)
+    h = Transformation(PROGRAM, "fp8", device="cuda", ranges=ranges)
+    assert make_plan(tmp_path / "g", h, tmp_path / "new", Settings(index="none")).identity()["ranges"] == ranges
+
+
+def test_a_resumed_run_uses_the_ranges_it_began_with(cards, gallery, tmp_path, monkeypatch):
+    """Measured again they may differ in the last bits; so would results."""
+    paths = tmp_path / "g", tmp_path / "new"
+    h = load_transformation(core_bundle(PROGRAM, tmp_path / "h"), "fp8")
+    stopped(paths[0], h, paths[1])
+    begun = Executable.made[-1].arguments["ranges"]
+
+    def differing(*inputs):
+        return {name: value * (1 + 2**-50) for name, value in largest_values(*inputs).items()}
+
+    monkeypatch.setattr(calibration, "largest_values", differing)
+    report = upgrade_gallery(*paths[:1], h, paths[1], settings=SETTINGS)
+    assert report.resumed_rows >= ROWS[0]
+    assert Executable.made[-1].arguments["ranges"] == begun
+    assert json.loads((paths[1] / "upgrade_infos.json").read_text())["inputs"]["ranges"] == begun
+
+
+@pytest.mark.parametrize("other", ["gallery", "transformation"])
+def test_ranges_of_another_run_are_not_taken(cards, gallery, tmp_path, other):
+    stopped(tmp_path / "g", Transformation(PROGRAM, "fp8", device="cuda"), tmp_path / "new")
+    begun = Executable.made[-1].arguments["ranges"]
+    program, path = PROGRAM, tmp_path / "g"
+    if other == "gallery":
+        path = tmp_path / "other"
+        write_gallery(path, ROWS, old_dim=12, side_dim=6, ids="int", seed=2)
+    else:
+        program = paper_h(12, 6, 10, inner=16, seed=2)
+    h = Transformation(program, "fp8", device="cuda")
+    assert make_plan(path, h, tmp_path / "new", SETTINGS).transformation.ranges != begun
+    with pytest.raises(OutputError, match=f"different: {other}"):
+        upgrade_gallery(path, h, tmp_path / "new", settings=SETTINGS)
+    upgrade_gallery(path, h, tmp_path / "new", settings=SETTINGS, restart=True)
+    assert Executable.made[-1].arguments["ranges"] != begun
+
+
+@pytest.mark.parametrize("folder", ["embeddings", "side_information"])
+def test_a_row_that_is_not_finite_is_named(cards, gallery, tmp_path, folder):
+    path = tmp_path / "g" / folder / "000001.npy"
+    rows = np.load(path)
+    rows[5, 2] = np.inf
+    np.save(path, rows)
+    with pytest.raises(GalleryError, match=rf"{folder}/000001\.npy: row 5 holds NaN or infinity"):
+        make_plan(tmp_path / "g", Transformation(PROGRAM, "fp8", device="cuda"), tmp_path / "new", SETTINGS)
+
+
+def test_without_side_information_the_old_embedding_takes_its_place(cards, tmp_path):
+    arrays = write_gallery(tmp_path / "g", ROWS, old_dim=12, side_dim=None)
+    program = paper_h(12, 12, 10, inner=16)
+    h = Transformation(program, "fp8", device="cuda")
+    plan = make_plan(tmp_path / "g", h, tmp_path / "new", SETTINGS)
+    assert plan.transformation.ranges == largest_values(program, arrays["old"], arrays["old"])
+
+
+def test_a_journal_cut_short_is_no_journal(cards, gallery, tmp_path):
+    path = tmp_path / "new.partial" / "journal.jsonl"
+    path.parent.mkdir()
+    path.write_bytes(b'12345678 {"kind": "beg')
+    h = Transformation(PROGRAM, "fp8", device="cuda")
+    found = calibration.calibrate(h, Gallery.open(tmp_path / "g"), tmp_path / "new", np.arange(sum(ROWS)))
+    assert found.ranges == largest_values(PROGRAM, gallery["old"], gallery["side"])
+
+
+# -- blocks ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_card_takes_larger_blocks(cards):
+    for program, on_cpu, on_card in ((paper_h(), 8192, 65536), (linear_map(4, 4), 1 << 16, 1 << 18)):
+        assert default_block_rows(Transformation(program, "fp32")) == on_cpu
+        assert default_block_rows(Transformation(program, "fp32", device="cuda")) == on_card
