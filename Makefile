@@ -18,7 +18,7 @@ CPP_SOURCES := $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h')
 CORE := $(CPP_SOURCES) $(wildcard csrc/cuda/nvidia/*.cu cmake/*.cmake) CMakeLists.txt pyproject.toml constraints.txt
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-cuda lint bench bench-cuda reproduce clean
+.PHONY: demo test cuda test-cuda lint bench bench-cuda reproduce clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -28,7 +28,7 @@ test: lint $(VENV)/.cpp-tests
 	@echo "== C++ tests"
 	@$(VENV)/cpp-tests/fct_core_tests
 	@echo "== Python tests"
-	@FCT_REQUIRE_TENSORRT=1 $(BIN)/python -m pytest -q -n $(CORES)
+	@CUDA_VISIBLE_DEVICES= FCT_REQUIRE_TENSORRT=1 $(BIN)/python -m pytest -q -n $(CORES)
 
 test-cuda: $(VENV)/.gpu
 	@echo "== tests on the card"
@@ -104,8 +104,10 @@ $(VENV)/.bench: $(VENV)/.demo
 # Both come built for CPUs or for cards, under one name to import. TensorRT is used where somebody installed it.
 $(VENV)/.gpu: $(VENV)/.test-cuda
 	@echo "== set-up: replacing FAISS and ONNX Runtime by those for cards"
-	@$(BIN)/pip uninstall --quiet --yes faiss-cpu onnxruntime
-	@$(EXTRA) gpu | grep -v tensorrt >$(VENV)/gpu.txt && $(INSTALL) --requirement $(VENV)/gpu.txt
+	@$(EXTRA) gpu | grep -v tensorrt >$(VENV)/gpu.txt && $(BIN)/pip download --quiet --dest $(VENV)/gpu \
+	  --constraint constraints.txt --requirement $(VENV)/gpu.txt
+	@$(BIN)/pip uninstall --quiet --yes faiss-cpu faiss-gpu-cuvs onnxruntime onnxruntime-gpu
+	@$(INSTALL) --find-links $(VENV)/gpu --requirement $(VENV)/gpu.txt
 	@touch $@
 
 $(VENV)/.cpp-tests: $(VENV)/.dev $(CORE)

@@ -31,7 +31,7 @@ from fct_infer.cli._progress import progress_on_stderr
     "--device-memory",
     type=byte_size,
     default="0",
-    help="Most of each card's memory to use, 8GiB [default: what it has].",
+    help="Most of a card's memory for h, and as much again for an index built there: 8GiB [default: what it has].",
 )
 @click.option(
     "--index-device", default="auto", show_default=True, help="Where FAISS builds: cpu, cuda:N; auto: as --device."

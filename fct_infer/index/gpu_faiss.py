@@ -148,8 +148,10 @@ def require_gpu(device: str) -> None:
         UnsupportedError: it cannot; says what to install.
         UsageError: there is no such kind of device.
     """
+    if device == "auto":
+        return
     missing = why_no_gpu(device)
-    if missing and device != "auto":
+    if missing:
         raise UnsupportedError(f"an index on {device}: {missing}")
 
 

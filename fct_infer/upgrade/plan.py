@@ -61,6 +61,8 @@ class Settings:
             raise UsageError(f"metric is {self.metric!r}, wanted one of {', '.join(METRICS)}")
         if self.dtype not in (None, *DTYPES):
             raise UsageError(f"dtype is {self.dtype!r}, wanted one of {', '.join(DTYPES)}")
+        if self.index_device != "auto":
+            card_numbers(self.index_device)
         for name in ("verify_rows", "block_rows"):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= MAX_BLOCK_ROWS:
