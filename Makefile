@@ -1,7 +1,7 @@
 # make demo    train two models, upgrade a gallery from one to the other, show what it was worth
 # make test    everything CI checks: lint, types, import rule, C++ tests, Python tests
 # make lint    the first three of those
-# make test-cuda   what needs an NVIDIA card: the core, the index and TensorRT on it; compute-sanitizer where it is found
+# make test-cuda   what needs an NVIDIA card: the core, the index and TensorRT on it; compute-sanitizer where it can watch it
 # make bench   speed of the transformation and of a whole upgrade, side by side with what else one would use
 # make bench-cuda  how close a card comes to what it can do: on the card, from host to host, in a whole upgrade
 # make reproduce  the papers' experiment in small, three seeds: writes docs/reproduction.md
@@ -33,12 +33,7 @@ test: lint $(VENV)/.cpp-tests
 test-cuda: $(VENV)/.gpu
 	@echo "== tests on the card"
 	@FCT_REQUIRE_CUDA=1 $(BIN)/python -m pytest -q tests/cuda tests/unit/backends/test_tensorrt_gpu.py
-	@sanitizer=$$(PATH="$$PATH:/usr/local/cuda/bin" command -v compute-sanitizer) || \
-	  { echo "== compute-sanitizer was not found: left out"; exit 0; }; \
-	for tool in memcheck racecheck; do \
-	  echo "== compute-sanitizer $$tool"; \
-	  PYTHONPATH=tests "$$sanitizer" --tool $$tool --error-exitcode 1 $(BIN)/python tests/cuda/sanitize.py || exit 1; \
-	done
+	@$(BIN)/python tests/cuda/run_sanitizer.py
 
 lint: $(VENV)/.dev
 	@echo "== ruff, clang-format, mypy, import rule"

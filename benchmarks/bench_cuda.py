@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,7 +33,7 @@ from benchmarks.programs import PROGRAMS
 from benchmarks.table import show
 from benchmarks.upgrade_runs import fused, run_once
 from fct_infer import _core
-from fct_infer.cuda import cuda_status
+from fct_infer.cuda import cuda_status, device_name, missing_for
 from fct_infer.errors import FctError
 from fct_infer.reference import apply_float64, largest_values
 from fct_infer.transformation import Program, Transformation
@@ -87,10 +86,16 @@ SLOW_TO_PREPARE = ("TensorRT", "torch.compile")
 
 
 class Bench:
-    """Collects a result, part by part; what fails is named with its reason and does not stop the rest."""
+    """Collects a result, part by part; what fails is named with its reason and does not stop the rest.
 
-    def __init__(self, effort: Effort, device: str) -> None:
-        self.effort, self.device = effort, device
+    Args:
+        effort: how much is measured.
+        device: ``cuda:N`` or ``cpu``.
+        keep: called after each part, so that what was measured by then survives whatever comes.
+    """
+
+    def __init__(self, effort: Effort, device: str, keep: Callable[[Bench], object] = lambda bench: None) -> None:
+        self.effort, self.device, self._keep = effort, device, keep
         self.clock = DeviceClock(device)
         self.program = PROGRAMS[effort.program]
         self.result: dict[str, Any] = {"matmul": {}, "copies": {}, "cases": [], "host": {}, "upgrade": {}}
@@ -108,7 +113,8 @@ class Bench:
             for rows in self.effort.rows:
                 self._part(f"device data, {precision}, {rows:,} rows", self.measure_on_device, precision, rows, quick)
         self._part(f"host to host, {first}", self.measure_host, first)
-        with tempfile.TemporaryDirectory(dir=STORAGE if STORAGE.is_dir() else None) as folder:
+        with tempfile.TemporaryDirectory(dir=storage_for(self.upgrade_bytes)) as folder:
+            print(f"galleries to upgrade are in {folder}", file=sys.stderr)
             for index in self.effort.indexes:
                 self._part(f"upgrade, index {index}", self.measure_upgrade, first, index, Path(folder))
         for rows in self.effort.opponent_rows:
@@ -141,8 +147,7 @@ class Bench:
             except NotMeasuredError as reason:
                 self.not_measured[f"{precision}: {reason}"] = None
             except Exception as error:  # each has its own; what stops one of them stops no other
-                what = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-                self.not_measured[f"{precision}, {rows:,} rows: {name}: {what}"] = None
+                self.not_measured[f"{precision}, {rows:,} rows: {name}: {reason_of(error)}"] = None
         if not contestants.keys() - self._measured(precision, rows):
             return
         seconds = self.clock.alternate(contestants, self.effort.rounds, self.effort.min_seconds)
@@ -179,17 +184,25 @@ class Bench:
             seconds.append(time.perf_counter() - start)
         self.result["host"][precision] = {"rows": rows, **timing(seconds, rows)}
 
+    @property
+    def upgrade_bytes(self) -> int:
+        """Storage that an upgrade takes, and as much again, for its index, ids and what it writes on the way."""
+        width = sum(self.program.dims.values()) + self.program.new_dim
+        return 2 * self.effort.upgrade_rows * width * np.dtype(np.float16).itemsize
+
     def measure_upgrade(self, precision: str, index: str, folder: Path) -> None:
-        """Time a whole upgrade, in a process of its own, of a gallery in memory-backed storage."""
-        gallery, dest, rows = folder / "gallery", folder / "dest", self.effort.upgrade_rows
+        """Time a whole upgrade, in a process of its own, of a gallery in a folder."""
+        gallery, unfinished, rows = folder / "gallery", folder / "unfinished", self.effort.upgrade_rows
         if not gallery.exists():
-            write_gallery(gallery, rows, self.program.dims, np.float16)
-        run = run_once([*fused(self.effort.program, precision, index), "--device", self.device], gallery, dest)
-        seconds = (
-            run["wall"] - run["seconds"]["load_model"]
-        )  # the driver's start, once per process, is not the upgrade's
-        self.result["upgrade"][index] = {"rows": rows, **timing([seconds], rows), "run": run}
-        shutil.rmtree(dest)
+            write_gallery(unfinished, rows, self.program.dims, np.float16)
+            unfinished.rename(gallery)
+        command = [*fused(self.effort.program, precision, index), "--device", self.device]
+        with tempfile.TemporaryDirectory(dir=folder) as place:  # of its own: a run that fails leaves unfinished work
+            run = run_once(command, gallery, Path(place) / "dest")
+        # The driver's start, once per process, is not the upgrade's.
+        seconds = run["wall"] - run["seconds"]["load_model"]
+        figures = {"rows": rows, **timing([seconds], rows), "storage": str(folder.parent), "run": run}
+        self.result["upgrade"][index] = figures
 
     def _part(self, what: str, measure: Callable[..., None], *arguments: Any) -> None:
         """Measure a part if there is time to begin it; name what is missing, and why."""
@@ -198,11 +211,25 @@ class Bench:
             return
         print(f"{what} ...", file=sys.stderr, flush=True)
         try:
+            if self.clock.on_card:
+                torch.cuda.empty_cache()  # of what the part before has left
             measure(*arguments)
-        except (NotMeasuredError, FctError, torch.OutOfMemoryError, subprocess.CalledProcessError) as reason:
-            self.not_measured[f"{what}: {str(reason).splitlines()[0]}"] = None
-        if self.clock.on_card:
-            torch.cuda.empty_cache()
+        except Exception as error:  # PyTorch, drivers and file systems each have their own
+            self.not_measured[f"{what}: {reason_of(error)}"] = None
+        self._keep(self)
+
+
+def reason_of(error: Exception) -> str:
+    """Return the first line of an error's message, after its class unless its messages are made to stand alone."""
+    first = next(iter(str(error).strip().splitlines()), "")
+    speaks = isinstance(error, (NotMeasuredError, FctError))
+    return first if speaks and first else f"{type(error).__name__}: {first}".removesuffix(": ")
+
+
+def storage_for(size: int) -> Path:
+    """Return memory-backed storage if it has room for ``size`` bytes, else where temporary files go."""
+    has_room = STORAGE.is_dir() and shutil.disk_usage(STORAGE).free >= size
+    return STORAGE if has_room else Path(tempfile.gettempdir())
 
 
 def ours(program: Program, precision: str, device: str) -> Transformation:
@@ -252,36 +279,59 @@ def describe_device(device: str) -> dict[str, Any]:
     }
 
 
-@click.command()
-@click.option("--device", default="cuda:0", show_default=True)
-@click.option("--dry", is_flag=True, help="Rehearse on the CPU with tiny sizes; nothing is written.")
-@click.option("--seconds", type=float, help="Begin nothing new after this long [default: 390].")
-def main(device: str, dry: bool, seconds: float | None) -> None:
-    """Compare the transformation on a card with what the card can do, and with what a user would pick instead."""
-    device, effort = ("cpu", REHEARSAL) if dry else (device, Effort())
-    if seconds is not None:
-        effort = Effort(**{**asdict(effort), "seconds": seconds})
-    if not dry and cuda_status().missing:
-        raise click.ClickException(f"{device}: {cuda_status().missing}; --dry rehearses on the CPU")
-    native = _core.precisions() if dry else _core.precisions(device)
-    header, bench = environment(), Bench(effort, device)
-    bench.run(tuple(name for name in PRECISIONS if name in native) or ("fp32",))
+def summary(bench: Bench, header: dict[str, Any]) -> dict[str, Any]:
+    """Return what was measured so far, as results files hold it."""
     result = {
         **header,
-        "device": describe_device(device),
         "parameters": {
-            **asdict(effort),
+            **asdict(bench.effort),
             "bytes_in_per_row": 2 * sum(bench.program.dims.values()),
             "bytes_out_per_row": 2 * bench.program.new_dim,
         },
         **bench.result,
         "not_measured": list(bench.not_measured),
     }
-    result["gates"] = gates(result)
+    return {**result, "gates": gates(result)}
+
+
+def usable_device(device: str) -> str:
+    """Return the full name of one card that both the core and PyTorch can use.
+
+    Raises:
+        ClickException: it is not one, or they cannot; says why.
+    """
+    try:
+        device = device_name(device)
+        missing = "one card is measured" if device == "cpu" or "," in device else missing_for(device)
+        if missing is None:
+            _core.precisions(device)  # of a card that is not too old
+    except FctError as error:
+        raise click.ClickException(str(error)) from error
+    if missing is None and not torch.cuda.is_available():
+        missing = "this PyTorch cannot use it"
+    if missing:
+        raise click.ClickException(f"{device}: {missing}; --dry rehearses on the CPU")
+    return device
+
+
+@click.command()
+@click.option("--device", default="cuda:0", show_default=True)
+@click.option("--dry", is_flag=True, help="Rehearse on the CPU with tiny sizes; nothing is written.")
+@click.option("--seconds", type=float, help="Begin nothing new after this long [default: 390].")
+def main(device: str, dry: bool, seconds: float | None) -> None:
+    """Compare the transformation on a card with what the card can do, and with what a user would pick instead."""
+    device, effort = ("cpu", REHEARSAL) if dry else (usable_device(device), Effort())
+    if seconds is not None:
+        effort = Effort(**{**asdict(effort), "seconds": seconds})
+    header = {**environment(), "device": describe_device(device)}
+    name = "cuda-" + re.sub(r"[^a-z0-9]+", "-", header["device"]["name"].lower()).strip("-")
+    bench = Bench(effort, device, lambda bench: None if dry else save(name, summary(bench, header)))
+    native = _core.precisions(device)
+    bench.run(tuple(precision for precision in PRECISIONS if precision in native) or ("fp32",))
+    result = summary(bench, header)
     show(result, tables(result))
     if not dry:
-        slug = re.sub(r"[^a-z0-9]+", "-", result["device"]["name"].lower()).strip("-")
-        print(f"written: {save(f'cuda-{slug}', result)}", file=sys.stderr)
+        print(f"written: {save(name, result)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ class RowSet:
 
 
 class DeviceClock:
-    """Times on one device; enqueued work is waited for.
+    """Times on one device; enqueued work is waited for. Makes a card PyTorch's current one: events are made there.
 
     Args:
         device: ``cuda:N`` or ``cpu``.
@@ -35,6 +35,8 @@ class DeviceClock:
 
     def __init__(self, device: str) -> None:
         self.device, self.on_card = torch.device(device), device != "cpu"
+        if self.on_card:
+            torch.cuda.set_device(self.device)
 
     @property
     def cache_bytes(self) -> int:

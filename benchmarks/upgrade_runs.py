@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks.galleries import warm_page_cache
 
 Run = dict[str, Any]
+LINES_OF_REASON = 3
 
 
 def fused(program: str, precision: str, index: str) -> list[str]:
@@ -27,12 +28,20 @@ def plain(program: str, precision: str, index: str, runtime: str, training_rows:
 
 
 def run_once(command: list[str], gallery: Path, dest: Path) -> Run:
-    """Run it to the end; when it starts, the disk is idle and the gallery in the page cache."""
+    """Run it to the end; when it starts, the disk is idle and the gallery in the page cache.
+
+    Raises:
+        RuntimeError: it failed; the message ends with the last lines it wrote on stderr.
+    """
     shutil.rmtree(dest, ignore_errors=True)
     os.sync()
     warm_page_cache(gallery)
     module, *options = command
     arguments = [sys.executable, "-m", module, str(gallery), str(dest), *options]
-    result: Run = json.loads(subprocess.run(arguments, stdout=subprocess.PIPE, check=True).stdout)
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    if done.returncode:
+        tail = " | ".join(done.stderr.strip().splitlines()[-LINES_OF_REASON:])
+        raise RuntimeError(f"{module} ended with {done.returncode}: {tail}")
+    result: Run = json.loads(done.stdout)
     index = dest / "index.faiss"
     return {**result, "index_bytes": index.stat().st_size if index.exists() else 0}

@@ -8,7 +8,9 @@ CUDA array interface, version 3: https://nvidia.github.io/numba-cuda/user/cuda_a
 from __future__ import annotations
 
 import ctypes
+import math
 import sys
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +18,7 @@ from fct_infer.errors import ArrayError, ResourceError
 
 LEGACY_STREAM = 1  # the default stream, in both protocols and as a cudaStream_t
 _CUDA, _CUDA_MANAGED = 2, 13  # kinds of memory in DLPack
+_DEVICE_ORDINAL = 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL of cuda.h
 _MEMORIES = {1: "CPU memory", 3: "pinned CPU memory", 10: "an AMD card's memory"}
 _KINDS = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 5: "complex", 6: "bool"}
 _DTYPES = {"float32": 4, "float16": 2}
@@ -24,7 +27,7 @@ _TYPESTRS = {"<f4": "float32", "<f2": "float16"}
 
 @dataclass(frozen=True)
 class DeviceRows:
-    """Rows (n, width), C-contiguous, float32 or float16.
+    """Rows (n, width), or (n, channels, height, width) if they are images, C-contiguous, float32 or float16.
 
     Attributes:
         name: of the argument they came as.
@@ -41,6 +44,15 @@ class DeviceRows:
     card: int | None
     owner: object
 
+    @property
+    def row_size(self) -> int:
+        """Bytes of a row; there must be one."""
+        return self.size // self.rows
+
+    def row_address(self, row: int) -> int:
+        """Return where a row begins."""
+        return self.address + row * self.row_size
+
     def overlaps(self, other: DeviceRows) -> bool:
         """Say whether two share memory."""
         return self.address < other.address + other.size and other.address < self.address + self.size
@@ -50,64 +62,90 @@ class DeviceRows:
 class DeviceCall:
     """Checked arguments of one call; ``result`` is the array that ``out`` is in."""
 
-    old: DeviceRows
-    side: DeviceRows | None
+    inputs: dict[str, DeviceRows]
     out: DeviceRows
     stream: int
     result: Any
 
     def arguments(self) -> tuple[int, str, int, str, int, str, int, int]:
-        """Return them as the core's ``run_on_device`` takes them."""
-        side = (self.side.address, self.side.dtype) if self.side else (0, self.old.dtype)
-        return self.old.address, self.old.dtype, *side, self.out.address, self.out.dtype, self.out.rows, self.stream
+        """Return those of a transformation as the core's ``run_on_device`` takes them."""
+        old, found = self.inputs["old"], self.inputs.get("side")
+        side = (found.address, found.dtype) if found else (0, old.dtype)
+        return old.address, old.dtype, *side, self.out.address, self.out.dtype, self.out.rows, self.stream
 
 
-def device_call(old: Any, side: Any, out: Any, stream: Any, *, dims: tuple[int, int, int], card: int) -> DeviceCall:
-    """Check the arguments of :meth:`fct_infer.transformation.Transformation.apply_on_device`.
+def device_call(
+    inputs: Mapping[str, Any],
+    out: Any,
+    stream: Any,
+    *,
+    shapes: Mapping[str, tuple[int, ...]],
+    width: int,
+    card: int,
+    dtypes: Collection[str] = tuple(_DTYPES),
+) -> DeviceCall:
+    """Check the arguments of one call of a model.
 
     Args:
-        old: old embeddings.
-        side: side-information or None.
+        inputs: arrays by name; None is the same as no array.
         out: what will be filled; None makes it.
-        stream: of the caller; None takes that of ``old``'s library.
-        dims: widths of the three, 0 for no side-information.
-        card: number of the one that the transformation runs on.
+        stream: of the caller; None takes that of the first input's library.
+        shapes: of one row of each input that the model has.
+        width: of a row of ``out``.
+        card: number of the one that the model runs on.
+        dtypes: that it takes and makes.
 
     Raises:
         ArrayError: one of them is not as wanted, or they do not go together.
         ResourceError: the driver fails.
     """
-    if (side is not None) != (dims[1] > 0):
-        missing = "side is missing: this transformation has two inputs"
-        raise ArrayError(missing if side is None else "side was given, but this transformation has no second input")
-    handle = stream_of(old) if stream is None else stream_handle(stream)
-    old_rows = device_rows("old", old, dims[0], handle)
-    side_rows = None if side is None else device_rows("side", side, dims[1], handle)
-    result = _empty_rows(old, old_rows.rows, dims[2]) if out is None else out
-    out_rows = device_rows("out", result, dims[2], handle, written=True)
-    _check_together([old_rows, *([side_rows] if side_rows else [])], out_rows, card)
-    return DeviceCall(old_rows, side_rows, out_rows, handle, result)
+    first = next(iter(inputs))
+    for name, array in inputs.items():
+        if array is None and name in shapes and name != first:
+            raise ArrayError(f"{name} is missing: this transformation has two inputs")
+        if array is not None and name not in shapes:
+            raise ArrayError(f"{name} was given, but this transformation has no second input")
+    handle = stream_of(inputs[first]) if stream is None else stream_handle(stream)
+    rows = {
+        name: device_rows(name, array, shapes[name], handle, dtypes=dtypes)
+        for name, array in inputs.items()
+        if name in shapes
+    }
+    result = _empty_rows(inputs[first], rows[first].rows, width) if out is None else out
+    out_rows = device_rows("out", result, width, handle, dtypes=dtypes, written=True)
+    _check_together(list(rows.values()), out_rows, card)
+    return DeviceCall(rows, out_rows, handle, result)
 
 
 def _check_together(inputs: list[DeviceRows], out: DeviceRows, card: int) -> None:
+    first = inputs[0]
     for rows in (*inputs, out):
         if rows.card not in (None, card):
-            raise ArrayError(f"{rows.name} is on cuda:{rows.card}, the transformation on cuda:{card}")
-        if rows.rows != inputs[0].rows:
-            raise ArrayError(f"{rows.name} has {rows.rows} rows, old has {inputs[0].rows}")
+            raise ArrayError(f"{rows.name} is on cuda:{rows.card}, the model on cuda:{card}")
+        if rows.rows != first.rows:
+            raise ArrayError(f"{rows.name} has {rows.rows} rows, {first.name} has {first.rows}")
     for rows in inputs:
         if out.overlaps(rows):
             raise ArrayError(f"out shares memory with {rows.name}")
 
 
-def device_rows(name: str, array: Any, width: int, stream: int, *, written: bool = False) -> DeviceRows:
+def device_rows(
+    name: str,
+    array: Any,
+    row: int | tuple[int, ...],
+    stream: int,
+    *,
+    dtypes: Collection[str] = tuple(_DTYPES),
+    written: bool = False,
+) -> DeviceRows:
     """Read an array's protocol and see to it that work on ``stream`` comes after the work that fills the array.
 
     Args:
         name: of the argument, for errors.
         array: with ``__dlpack__`` or ``__cuda_array_interface__``; DLPack is asked first, for it orders streams itself.
-        width: its rows must have.
+        row: width, or shape, that its rows must have.
         stream: ``cudaStream_t`` that the rows will be used on.
+        dtypes: one of which it must have, ``float32`` or ``float16``.
         written: whether they will be written to.
 
     Raises:
@@ -123,7 +161,7 @@ def device_rows(name: str, array: Any, width: int, stream: int, *, written: bool
             f"{name} is a {_type_name(array)}, wanted an array in a card's memory, with __dlpack__ or "
             "__cuda_array_interface__, as those of PyTorch and CuPy"
         )
-    return _checked(name, found, width)
+    return _checked(name, found, (row,) if isinstance(row, int) else row, dtypes)
 
 
 def stream_of(array: Any) -> int:
@@ -162,9 +200,13 @@ def _empty_rows(like: Any, rows: int, width: int) -> Any:
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(like, torch.Tensor):
         return like.new_empty((rows, width), dtype=torch.float32)
+    cupy = sys.modules.get("cupy")
+    if cupy is not None and isinstance(like, cupy.ndarray):
+        with like.device:  # it has no argument for the device, and its arrays do not name their namespace
+            return cupy.empty((rows, width), dtype=cupy.float32)
     if hasattr(like, "__array_namespace__"):
         namespace = like.__array_namespace__()
-        return namespace.empty((rows, width), dtype=namespace.float32)
+        return namespace.empty((rows, width), dtype=namespace.float32, device=like.device)
     raise ArrayError(f"out is missing: no way is known to make a new {_type_name(like)}; pass one to be filled")
 
 
@@ -240,36 +282,55 @@ def _from_cuda_array_interface(name: str, interface: dict[str, Any], stream: int
     if written and read_only:
         raise ArrayError(f"{name} is read-only")
     producer = interface.get("stream")
-    if producer is not None and producer != stream:
-        _wait_for(name, producer)
+    if address and producer is not None and producer != stream:
+        _wait_for(name, address, producer)
     dtype = _TYPESTRS.get(typestr, typestr)
     size = _DTYPES.get(dtype, 1)
     strides = None if strides is None else tuple(stride / size for stride in strides)
     return _Found(address or 0, shape, strides, dtype, None, interface)
 
 
-def _wait_for(name: str, stream: int) -> None:
-    """Wait until a producer's stream has done its work: the interface names the stream, but orders nothing itself."""
+def _wait_for(name: str, address: int, stream: int) -> None:
+    """Wait until a producer's stream has done its work: the interface names the stream, but orders nothing itself.
+
+    The default streams are those of the current context, and a thread that has not used the card has none: that of the
+    card whose memory the address is in is made current meanwhile.
+    """
+    device, context = ctypes.c_int(), ctypes.c_void_p()
     try:
-        result = ctypes.CDLL("libcuda.so.1").cuStreamSynchronize(ctypes.c_void_p(stream))
+        driver = ctypes.CDLL("libcuda.so.1")
     except OSError as error:
         raise ResourceError(f"{name}: cannot wait for its stream: {error}") from error
-    if result:
-        raise ResourceError(f"{name}: cannot wait for its stream: CUDA driver error {result}")
+
+    def call(function: str, *arguments: Any) -> None:
+        result = getattr(driver, function)(*arguments)
+        if result:
+            raise ResourceError(f"{name}: cannot wait for its stream: CUDA driver error {result} of {function}")
+
+    call("cuPointerGetAttribute", ctypes.byref(device), _DEVICE_ORDINAL, ctypes.c_uint64(address))
+    call("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
+    try:
+        call("cuCtxPushCurrent_v2", context)
+        try:
+            call("cuStreamSynchronize", ctypes.c_void_p(stream))
+        finally:
+            call("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
+    finally:
+        call("cuDevicePrimaryCtxRelease_v2", device)
 
 
-def _checked(name: str, found: _Found, width: int) -> DeviceRows:
-    wanted = f"wanted a C-contiguous float32 or float16 array of shape (n, {width})"
+def _checked(name: str, found: _Found, row: tuple[int, ...], dtypes: Collection[str]) -> DeviceRows:
+    shape = ", ".join(map(str, ("n", *row)))
+    wanted = f"wanted a C-contiguous {' or '.join(dtypes)} array of shape ({shape})"
     text = f"{name} is a {found.dtype} array of shape {found.shape}"
-    size = _DTYPES.get(found.dtype)
-    if size is None or len(found.shape) != 2 or found.shape[1] != width:
+    if found.dtype not in dtypes or not found.shape or found.shape[1:] != row:
         raise ArrayError(f"{text}, {wanted}")
     if not _is_contiguous(found.shape, found.strides):
         raise ArrayError(f"{text} that is not C-contiguous, {wanted}")
-    if found.address % size:
+    if found.address % _DTYPES[found.dtype]:
         raise ArrayError(f"{text} at an address that does not suit its dtype, {wanted}")
-    rows = found.shape[0]
-    return DeviceRows(name, found.address, rows, found.dtype, rows * width * size, found.card, found.owner)
+    size = math.prod(found.shape) * _DTYPES[found.dtype]
+    return DeviceRows(name, found.address, found.shape[0], found.dtype, size, found.card, found.owner)
 
 
 def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...] | None) -> bool:

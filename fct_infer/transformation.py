@@ -198,15 +198,17 @@ class Transformation:
 
         Raises:
             ArrayError: wrong dtype, layout, shape or device, naming the argument.
-            UnsupportedError: the transformation does not run in the core on one card.
+            UnsupportedError: the transformation does not run on one card, or the stream is being captured into a CUDA
+                graph.
         """
-        cards = card_numbers(self.device) if self.backend == "core" else ()
+        cards = card_numbers(self.device)
         if len(cards) != 1:
             raise UnsupportedError(
-                f"arrays on a card are transformed by the core on that card; this one runs in {self.backend} on "
-                f"{self.device}"
+                f"arrays on a card are transformed on that card; this one runs in {self.backend} on {self.device}"
             )
-        call = device_call(old, side, out, stream, dims=(self.old_dim, self.side_dim, self.new_dim), card=cards[0])
+        shapes = {"old": (self.old_dim,)} | ({"side": (self.side_dim,)} if self.side_dim else {})
+        inputs = {"old": old, "side": side}
+        call = device_call(inputs, out, stream, shapes=shapes, width=self.new_dim, card=cards[0])
         if call.out.rows:
             self.executable.run_on_device(*call.arguments())
         return call.result

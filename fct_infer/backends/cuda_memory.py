@@ -66,6 +66,10 @@ class DeviceMemory(ABC):
     def synchronize(self, stream: int) -> None:
         """Wait for all work of a stream; its errors surface here."""
 
+    @abstractmethod
+    def follow(self, stream: int, other: int) -> None:
+        """Let what is enqueued on ``stream`` from now on wait for what ``other`` was given until now; do not wait."""
+
 
 class CudaMemory(DeviceMemory):
     """A CUDA device.
@@ -124,6 +128,14 @@ class CudaMemory(DeviceMemory):
 
     def synchronize(self, stream: int) -> None:  # noqa: D102
         self._call("finish the work", "cudaStreamSynchronize", stream)
+
+    def follow(self, stream: int, other: int) -> None:  # noqa: D102
+        event = self._call("make an event", "cudaEventCreateWithFlags", self._cuda.cudaEventDisableTiming)
+        try:
+            self._call("record an event", "cudaEventRecord", event, other)
+            self._call("wait for an event", "cudaStreamWaitEvent", stream, event, 0)
+        finally:
+            self._call("destroy an event", "cudaEventDestroy", event)  # which the device does once nobody waits for it
 
     def _call(self, what: str, function: str, *arguments: Any) -> Any:
         error, *values = getattr(self._cuda, function)(*arguments)

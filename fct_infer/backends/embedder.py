@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.artifacts.manifest import Kind, Preprocessing
-from fct_infer.backends.runner import Runner
+from fct_infer.backends.runner import Runner, call_on_device
 from fct_infer.errors import ArrayError, NonFiniteError
 from fct_infer.transformation import Float32Array
 
@@ -72,6 +72,30 @@ class Embedder:
         _check_finite(images, "images")
         _check_finite(embeddings, "result")
         return embeddings
+
+    def embed_on_device(self, images: Any, out: Any = None, stream: Any = None) -> Any:
+        """Embed images that are in a card's memory into its memory, without a copy.
+
+        Nothing looks for images that are not finite: what comes of one is up to the runtime. ONNX Runtime waits for the
+        stream before it starts and for the result before it returns; PyTorch and TensorRT wait for neither. TensorRT
+        wants addresses that are multiples of 256 bytes, as those of whole tensors are.
+
+        Args:
+            images: (n, \\*image_shape) float32, C-contiguous, preprocessed, with ``__dlpack__`` or
+                ``__cuda_array_interface__``, as those of PyTorch and CuPy, on the card that the model runs on.
+            out: likewise, (n, embedding_dim), what to fill; without it one of the library that ``images`` came from.
+            stream: a ``cudaStream_t`` as an integer, or an object with ``__cuda_stream__``, with which the work is
+                ordered; by default the one that ``images``' library is using now. Memory must live until it has passed.
+
+        Returns:
+            ``out``, filled once the stream has passed.
+
+        Raises:
+            ArrayError: wrong dtype, layout, shape, address or device, naming the argument.
+            ResourceError: the runtime fails, for instance for want of memory.
+            UnsupportedError: the model runs on the CPU.
+        """
+        return call_on_device(self._runner, {"image": images}, out, stream)
 
     def __repr__(self) -> str:
         return (

@@ -8,18 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fct_infer.artifacts.files import GIBIBYTE, read_file
 from fct_infer.artifacts.manifest import is_image
 from fct_infer.artifacts.onnx_graph import MAX_ONNX_BYTES, parse_onnx_bytes
 from fct_infer.artifacts.onnx_signature import read_signature
 from fct_infer.artifacts.torch_files import last_line
+from fct_infer.backends.cuda_memory import CudaMemory, DeviceMemory
 from fct_infer.backends.device import cuda_index
-from fct_infer.backends.runner import Batch, Interface, Runner
+from fct_infer.backends.runner import Batch, DeviceBatch, Interface, Runner
+from fct_infer.device_arrays import DeviceRows
 from fct_infer.errors import ArtifactError, MissingExtraError, ResourceError, UnsupportedError
 from fct_infer.transformation import Float32Array
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+_DEVICE_TYPE = "cuda"  # of memory on a card
 _TRIED_ROWS = 2
 TRIAL_BYTES = GIBIBYTE  # for what a model computes of two rows, beside its weights
 TRIAL_SECONDS = 15.0
@@ -61,7 +65,7 @@ class OnnxRuntimeRunner(Runner):
         if precision == "fp8":  # its optimizer fuses Q/DQ into a product that it has for int8 only
             options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
         zeros = {each.name: np.zeros((_TRIED_ROWS, *each.shape), np.float32) for each in inputs.values()}
-        output_dim = _try_out(runtime, path, data, zeros, index, threads)
+        tried = _try_out(runtime, path, data, zeros, index, threads)
         session = _open(runtime, path, data, options, index)
         if index is not None and session.get_providers()[0] != _CUDA:
             if device != "auto":
@@ -70,10 +74,11 @@ class OnnxRuntimeRunner(Runner):
                 )
             index = None
         self._session, self._inputs = session, inputs
+        self._output_row, self._output_dtype = tried.shape[1:], tried.dtype
         self.device = "cpu" if index is None else f"cuda:{index}"
         self.runtime = f"onnxruntime {runtime.__version__} {self.device}"
         outer = {name: each.shape if is_image(each.shape) else each.shape[:1] for name, each in inputs.items()}
-        self.interface = Interface(outer, output_dim)
+        self.interface = Interface(outer, tried.size // _TRIED_ROWS)
 
     def run(self, batch: Batch) -> Float32Array:
         """Compute one batch; see :meth:`Runner.run`."""
@@ -84,11 +89,37 @@ class OnnxRuntimeRunner(Runner):
             raise ResourceError(f"{self.runtime}: {last_line(error)}") from error
         return np.ascontiguousarray(output.reshape(len(output), -1), np.float32)
 
+    def run_on_device(self, batch: DeviceBatch, out: DeviceRows, stream: int) -> None:
+        """Compute one batch on the card; see :meth:`Runner.run_on_device`. The result is there when it returns.
+
+        A session computes on streams of its own, and a call ends by waiting for them unless it is told not to. So all
+        that is left to do is to wait for the caller's stream.
+        """
+        card = self.card
+        if self._output_dtype != np.float32:
+            raise UnsupportedError(f"this model makes {self._output_dtype}; on a card ONNX Runtime fills float32 only")
+        binding = self._session.io_binding()
+        for name, each in self._inputs.items():
+            shape = (out.rows, *each.shape)
+            binding.bind_input(each.name, _DEVICE_TYPE, card, np.float32, shape, batch[name].address)
+        (output,) = self._session.get_outputs()
+        binding.bind_output(output.name, _DEVICE_TYPE, card, np.float32, (out.rows, *self._output_row), out.address)
+        with self._memory.current():
+            self._memory.synchronize(stream)
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # as above
+            raise ResourceError(f"{self.runtime}: {last_line(error)}") from error
+
+    @functools.cached_property
+    def _memory(self) -> DeviceMemory:
+        return CudaMemory(self.card)
+
 
 def _try_out(
     runtime: Any, path: Path, data: bytes, zeros: dict[str, Any], index: int | None, threads: int | None
-) -> int:
-    """Run rows of zeros with bounded memory and time, and return the width of the output, which no graph need state.
+) -> NDArray[Any]:
+    """Run rows of zeros with bounded memory and time, and return the output, whose shape no graph need state.
 
     A few nodes in a small file can ask for terabytes, or for hours. The optimizer, which would run whatever does not
     depend on the inputs without any bounds, is left out here and gets the graph only once all its nodes have run.
@@ -116,7 +147,7 @@ def _try_out(
     dim = output.size // _TRIED_ROWS
     if output.dtype.kind != "f" or output.shape[:1] != (_TRIED_ROWS,) or not 1 <= dim <= MAX_OUTPUT_DIM:
         raise ArtifactError(f"{path}: makes {output.dtype} {output.shape} of {_TRIED_ROWS} rows, wanted float (n, d)")
-    return dim
+    return output
 
 
 @functools.cache

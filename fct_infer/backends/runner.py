@@ -5,13 +5,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+from fct_infer.backends.device import cuda_index
+from fct_infer.device_arrays import DeviceRows, device_call
+from fct_infer.errors import UnsupportedError
 from fct_infer.transformation import Float32Array
 
 Batch: TypeAlias = Mapping[str, Float32Array]
 BACKENDS = ("auto", "core", "onnxruntime", "torch", "tensorrt", "tensorrt-rtx")
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+DeviceBatch: TypeAlias = Mapping[str, DeviceRows]
 
 
 def split_batch(batch: Batch, rows: int) -> Iterator[dict[str, Float32Array]]:
@@ -63,3 +67,61 @@ class Runner(ABC):
         Raises:
             ResourceError: the runtime fails, for instance for want of memory.
         """
+
+    @property
+    def card(self) -> int:
+        """Number of the card that it computes on.
+
+        Raises:
+            UnsupportedError: it computes on the CPU.
+        """
+        card = cuda_index(self.device)
+        if card is None:
+            raise UnsupportedError(
+                f"arrays on a card are taken by models that run on it; this one runs in {self.backend} on {self.device}"
+            )
+        return card
+
+    def run_on_device(self, batch: DeviceBatch, out: DeviceRows, stream: int) -> None:
+        """Compute one batch in the memory of its card, without a copy, safe to call from many threads at once.
+
+        The work comes after all that was enqueued on ``stream``, and what is enqueued there later comes after the work.
+
+        Args:
+            batch: the inputs by name, (n, \\*shape) float32, the same n >= 1 for all.
+            out: what to fill, (n, output_dim) float32.
+            stream: ``cudaStream_t`` of the caller.
+
+        Raises:
+            ArrayError: the runtime asks more of an address than that it suits float32.
+            ResourceError: the runtime fails, for instance for want of memory.
+            UnsupportedError: the runtime, or the model in it, takes no arrays on a card.
+        """
+        raise UnsupportedError(
+            f"{self.backend} takes no arrays on a card; the core, ONNX Runtime, PyTorch and TensorRT do"
+        )
+
+
+def call_on_device(runner: Runner, inputs: Mapping[str, Any], out: Any, stream: Any) -> Any:
+    """Check arrays on a card and have a runner compute them.
+
+    Args:
+        runner: on that card.
+        inputs: arrays with ``__dlpack__`` or ``__cuda_array_interface__`` by name, float32; None is no array.
+        out: what to fill; None makes a float32 array of the library that the first input came from.
+        stream: of the caller; None takes the one that the first input's library is using now.
+
+    Returns:
+        ``out``, filled once the stream has passed.
+
+    Raises:
+        ArrayError: wrong dtype, layout, shape or device, naming the argument; nothing is cast or copied.
+        FctError: as :meth:`Runner.run_on_device`.
+    """
+    card, interface = runner.card, runner.interface
+    call = device_call(
+        inputs, out, stream, shapes=interface.inputs, width=interface.output_dim, card=card, dtypes=("float32",)
+    )
+    if call.out.rows:
+        runner.run_on_device(call.inputs, call.out, call.stream)
+    return call.result

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
-from fct_infer.backends.runner import Runner
-from fct_infer.errors import ArtifactError
+from fct_infer.backends.runner import Runner, call_on_device
+from fct_infer.errors import ArtifactError, UnsupportedError
 from fct_infer.transformation import Float32Array, Program, Transformation, thread_count
 
 
@@ -68,6 +69,27 @@ class RunnerTransformation(Transformation):
             threads=self.threads,
             normalize=True,
         )
+
+    def apply_on_device(self, old: Any, side: Any = None, out: Any = None, stream: Any = None) -> Any:
+        """Like :meth:`Transformation.apply_on_device`, with these differences.
+
+        All arrays are float32, as the model's own inputs and output are: nothing is cast. Nothing looks for rows that
+        are not finite: what comes of one is up to the runtime. ONNX Runtime waits for the stream before it starts and
+        for the result before it returns; PyTorch and TensorRT wait for neither. TensorRT wants addresses that are
+        multiples of 256 bytes, as those of whole tensors are.
+
+        Raises:
+            ArrayError: wrong dtype, layout, shape, address or device, naming the argument.
+            ResourceError: the runtime fails, for instance for want of memory.
+            UnsupportedError: the runtime computes on the CPU, or results are to be normalised, which the core does on
+                the CPU.
+        """
+        if self._normalize:
+            raise UnsupportedError(
+                f"rows on a card that {self.backend} makes are not normalised there: export the transformation with "
+                "normalisation, or normalise the result"
+            )
+        return call_on_device(self._runner, {"old": old, "side": side}, out, stream)
 
 
 def _compute(runner: Runner, old: Float32Array, side: Float32Array | None, out: Float32Array) -> None:

@@ -26,8 +26,10 @@ import numpy as np
 from fct_infer.artifacts.files import MEBIBYTE, read_file
 from fct_infer.artifacts.manifest import Engine
 from fct_infer.backends.cuda_memory import CudaMemory, DeviceMemory
-from fct_infer.backends.runner import Batch, Interface, Runner
-from fct_infer.backends.tensorrt_log import TensorRTLog, log_of
+from fct_infer.backends.runner import Batch, DeviceBatch, Interface, Runner
+from fct_infer.backends.tensorrt_lane import Lane, aligned_rows, close_all
+from fct_infer.backends.tensorrt_log import log_of
+from fct_infer.device_arrays import DeviceRows
 from fct_infer.errors import ArtifactError, MissingExtraError, ResourceError, UnsupportedError, UsageError
 from fct_infer.storage import write_bytes
 from fct_infer.transformation import Float32Array
@@ -223,7 +225,7 @@ def _attach_timing_cache(config: Any, path: Path) -> Any:
 
 
 class TensorRTRunner(Runner):
-    """An engine on a GPU, called with NumPy arrays: copied in, computed, copied out.
+    """An engine on a GPU, called with NumPy arrays (copied in, computed, copied out) or with arrays on the GPU.
 
     Calls of more rows than the engine takes are cut. Callers at the same time compute at the same time, each with an
     execution context, a stream and buffers of its own; more than ``contexts`` wait for each other.
@@ -264,13 +266,13 @@ class TensorRTRunner(Runner):
         with self._memory.current():
             self._engine = self._deserialize(trt, data, engine)
             self._output, self._most_rows = _check_engine(trt, self._engine, interface)
-            first = _Lane(self._engine, self._memory, self._log)
+            first = Lane(self._engine, self._memory, self._log)
         # The last one put back is the first one taken: lanes beyond the first are made when a caller needs one.
-        self._idle: LifoQueue[_Lane | None] = LifoQueue()
+        self._idle: LifoQueue[Lane | None] = LifoQueue()
         for lane in (*[None] * (contexts - 1), first):
             self._idle.put(lane)
         self._making = threading.Lock()
-        weakref.finalize(self, _close_all, self._idle)
+        weakref.finalize(self, close_all, self._idle)
 
     def run(self, batch: Batch) -> Float32Array:  # noqa: D102
         count = len(next(iter(batch.values())))
@@ -280,6 +282,19 @@ class TensorRTRunner(Runner):
                 piece = slice(start, start + self._most_rows)
                 lane.run({name: array[piece] for name, array in batch.items()}, self._output, result[piece])
         return result
+
+    def run_on_device(self, batch: DeviceBatch, out: DeviceRows, stream: int) -> None:
+        """Compute one batch on the card, in order with the caller's stream; see :meth:`Runner.run_on_device`."""
+        size = aligned_rows([*batch.values(), out], self._most_rows)
+        shapes = self.interface.inputs
+        with self._memory.current(), self._lane() as lane:
+            self._memory.follow(lane.stream, stream)
+            for start in range(0, out.rows, size):
+                rows = min(size, out.rows - start)
+                addresses = {name: each.row_address(start) for name, each in (*batch.items(), (self._output, out))}
+                inputs = {name: (rows, *shapes[name]) for name in batch}
+                lane.enqueue(inputs, addresses, self._output, (rows, self.interface.output_dim))
+            self._memory.follow(stream, lane.stream)
 
     def _deserialize(self, trt: ModuleType, data: bytes, engine: Engine | None) -> Any:
         runtime = self._log.made("runtime", trt.Runtime, self._log.logger)
@@ -291,13 +306,13 @@ class TensorRTRunner(Runner):
         raise self._log.failure(f"{self.backend} cannot load this engine; {made or ''}here is {here}")
 
     @contextmanager
-    def _lane(self) -> Iterator[_Lane]:
+    def _lane(self) -> Iterator[Lane]:
         """Lend a lane to one caller; one that failed is given up, for nobody knows what it still does."""
         lane = self._idle.get()
         try:
             if lane is None:
                 with self._making:
-                    lane = _Lane(self._engine, self._memory, self._log)
+                    lane = Lane(self._engine, self._memory, self._log)
             yield lane
         except BaseException:
             if lane is not None:
@@ -329,60 +344,3 @@ def _check_engine(trt: ModuleType, engine: Any, interface: Interface) -> tuple[s
             f"the engine maps {found} to {dict(outputs)}, wanted {dict(interface.inputs)} to one output {wanted}"
         )
     return outputs[0][0], min(most)
-
-
-class _Lane:
-    """An execution context with a stream and buffers of its own: what one caller at a time may use."""
-
-    def __init__(self, engine: Any, memory: DeviceMemory, log: TensorRTLog) -> None:
-        self._memory, self._log = memory, log
-        self._context = log.made("execution context", engine.create_execution_context)
-        self._stream = memory.create_stream()
-        self._buffers: dict[str, tuple[int, int]] = {}  # of a tensor: address and size in bytes
-
-    def run(self, batch: Batch, output: str, result: Float32Array) -> None:
-        """Fill ``result`` with the output for ``batch``; at most the most rows of the engine."""
-        for name, array in batch.items():
-            self._check(self._context.set_input_shape(name, array.shape), f"take {array.shape} as {name!r}")
-        shape = tuple(self._context.get_tensor_shape(output))
-        if shape != result.shape:
-            raise ArtifactError(f"the engine makes {output!r} {shape}, wanted {result.shape}")
-        addresses = {name: self._bind(name, array.nbytes) for name, array in {**batch, output: result}.items()}
-        for name, array in batch.items():
-            self._memory.copy_in(addresses[name], array, self._stream)
-        self._check(self._context.execute_async_v3(self._stream), "execute")
-        self._memory.copy_out(result, addresses[output], self._stream)
-        self._memory.synchronize(self._stream)
-
-    def close(self) -> None:
-        """Give back what it holds, after the work in flight; of a device that has failed, as much as it takes."""
-        with suppress(ResourceError):
-            self._memory.synchronize(self._stream)
-        self._context = None
-        for address, _ in self._buffers.values():
-            with suppress(ResourceError):
-                self._memory.free(address)
-        self._buffers.clear()
-        with suppress(ResourceError):
-            self._memory.destroy_stream(self._stream)
-
-    def _bind(self, name: str, size: int) -> int:
-        """Return a buffer of at least ``size`` bytes that the context knows as tensor ``name``."""
-        address, held = self._buffers.get(name, (0, 0))
-        if held < size:
-            if self._buffers.pop(name, None):
-                self._memory.free(address)
-            address = self._memory.allocate(size)
-            self._buffers[name] = (address, size)
-            self._check(self._context.set_tensor_address(name, address), f"bind {name!r}")
-        return address
-
-    def _check(self, done: bool, what: str) -> None:
-        if not done:
-            raise ResourceError(f"TensorRT cannot {what}: {self._log.reason()}")
-
-
-def _close_all(lanes: LifoQueue[_Lane | None]) -> None:
-    while not lanes.empty():
-        if lane := lanes.get_nowait():
-            lane.close()

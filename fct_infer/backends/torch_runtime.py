@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,8 @@ import numpy as np
 from fct_infer.artifacts.manifest import is_image
 from fct_infer.artifacts.torch_files import TorchModel, last_line
 from fct_infer.backends.device import cuda_index
-from fct_infer.backends.runner import Batch, Interface, Runner
+from fct_infer.backends.runner import Batch, DeviceBatch, Interface, Runner
+from fct_infer.device_arrays import LEGACY_STREAM, DeviceRows
 from fct_infer.errors import ArtifactError, ResourceError, UnsupportedError
 from fct_infer.transformation import Float32Array
 
@@ -67,6 +69,20 @@ class TorchRunner(Runner):
             raise ResourceError(f"{self.runtime}: {last_line(error)}") from error
         return np.array(output.flatten(1).float().cpu().numpy(), order="C")  # a copy: it may be a view of the input
 
+    def run_on_device(self, batch: DeviceBatch, out: DeviceRows, stream: int) -> None:
+        """Compute one batch on the card, on the caller's stream; see :meth:`Runner.run_on_device`."""
+        torch, card = self._torch, self.card
+        try:
+            with _on_stream(torch, stream, card), torch.inference_mode():
+                tensors = [_tensor_at(torch, batch[name], (out.rows, *shape)) for name, shape in self._inputs.items()]
+                output = self._module(*tensors).flatten(1)
+                result = _tensor_at(torch, out, (out.rows, self.interface.output_dim))
+                if output.shape != result.shape:  # which a copy would repeat until it fits
+                    raise ResourceError(f"{self.runtime}: made {tuple(output.shape)}, wanted {tuple(result.shape)}")
+                result.copy_(output)
+        except (RuntimeError, AssertionError, torch.jit.Error) as error:
+            raise ResourceError(f"{self.runtime}: {last_line(error)}") from error
+
     def _forward(self, arrays: list[Float32Array]) -> Any:
         torch = self._torch
         with torch.inference_mode():
@@ -86,3 +102,28 @@ class TorchRunner(Runner):
         if found[:1] != (_TRIED_ROWS,) or (len(found) != 2 and (len(found) != 4 or found[2:] != (1, 1))):
             raise ArtifactError(f"{model.name}: makes {found} of {_TRIED_ROWS} rows, wanted (n, d) or (n, d, 1, 1)")
         return int(found[1])
+
+
+def _on_stream(torch: Any, stream: int, card: int) -> AbstractContextManager[None]:
+    """Make a stream the current one; what the default stream is called elsewhere, 1, is no stream to PyTorch."""
+    if stream == LEGACY_STREAM:
+        return torch.cuda.stream(torch.cuda.default_stream(card))  # type: ignore[no-any-return]
+    return torch.cuda.stream(torch.cuda.ExternalStream(stream, device=card))  # type: ignore[no-any-return]
+
+
+class _CudaArray:
+    """Rows under the protocol that PyTorch reads without a copy."""
+
+    def __init__(self, rows: DeviceRows, shape: tuple[int, ...]) -> None:
+        self.owner = rows.owner
+        self.__cuda_array_interface__ = {
+            "shape": shape,
+            "typestr": "<f4",
+            "data": (rows.address, False),
+            "strides": None,
+            "version": 3,
+        }
+
+
+def _tensor_at(torch: Any, rows: DeviceRows, shape: tuple[int, ...]) -> Any:
+    return torch.as_tensor(_CudaArray(rows, shape), device="cuda")

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from support.cuda import require_card
+from support.cuda import CARD, card_precisions, require_card, require_module
 
 from fct_infer import _core
 
-CARD = "cuda:0"
-PLACES = [("cpu", name) for name in _core.precisions()] + [
-    (CARD, name) for name in ("fp32", "tf32", "fp16", "bf16", "fp8")
-]
+PLACES = [("cpu", name) for name in _core.precisions()] + [(CARD, name) for name in card_precisions()]
 
 
 @pytest.fixture(params=["cpu", CARD])
@@ -34,3 +31,9 @@ def card() -> str:
     """A card; the CPU has none of what is tried with it."""
     require_card()
     return CARD
+
+
+@pytest.fixture
+def with_faiss() -> None:
+    """FAISS, for tests in which an index is built."""
+    require_module("faiss")

@@ -9,13 +9,13 @@ import pytest
 import torch
 from support.card_memory import CardArray
 from support.compiled import PROGRAMS, compiled, inputs, largest_block, ready
-from support.cuda import no_card
+from support.cuda import card_precisions, no_card
 
 from fct_infer.backends.cuda_memory import CudaMemory
 from fct_infer.errors import ArrayError
 from fct_infer.transformation import Transformation
 
-PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "fp8")
+PRECISIONS = card_precisions()
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def result_of(dest: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("normalize", [False, True])
-def test_the_command_gives_what_float64_gives(place, tmp_path, dtype, normalize):
+def test_the_command_gives_what_float64_gives(place, tmp_path, with_faiss, dtype, normalize):
     device, precision = place
     arrays = write_gallery(tmp_path / "g", ROWS, old_dim=48, side_dim=32, dtype=dtype, ids="int", seed=50)
     arguments = [tmp_path / "g", "--transformation", core_bundle(PROGRAM, tmp_path / "h"), "-o", tmp_path / "new"]
@@ -79,7 +79,7 @@ def test_without_side_information_and_at_any_block_size(device, tmp_path):
     assert len(set(results)) == 1
 
 
-def test_all_cards_together_publish_the_same_bytes(card, tmp_path):
+def test_all_cards_together_publish_the_same_bytes(card, tmp_path, with_faiss):
     from fct_infer.cuda import cuda_status
 
     cards = cuda_status().cards
@@ -130,7 +130,7 @@ def die_at(call: int, *arguments: object) -> int:
     return int(done.stdout) if call == NEVER else call
 
 
-def test_killed_and_resumed_it_ends_with_the_same_bytes(place, tmp_path):
+def test_killed_and_resumed_it_ends_with_the_same_bytes(place, tmp_path, with_faiss):
     device, precision = place
     write_gallery(tmp_path / "g", (700, 41, 500), old_dim=48, side_dim=32, ids="int", seed=50)
     bundle, settings = core_bundle(PROGRAM, tmp_path / "h"), Settings(index="IVF4,PQ8x4", block_rows=200)
@@ -171,7 +171,7 @@ def test_a_row_that_is_not_finite_is_named_and_nothing_is_published(device, tmp_
     assert sorted(each.name for each in tmp_path.iterdir()) == ["g", "h"]
 
 
-def test_too_little_memory_is_said_and_nothing_is_left(card, tmp_path):
+def test_too_little_memory_is_said_and_nothing_is_left(card, tmp_path, with_faiss):
     write_gallery(tmp_path / "g", ROWS, old_dim=48, side_dim=32, seed=50)
     call = [tmp_path / "g", "--transformation", core_bundle(PROGRAM, tmp_path / "h"), "-o", tmp_path / "new"]
     done = command(*call, "--device", card, "--device-memory", "1MiB", exit_code=5)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+from types import ModuleType
 from typing import NoReturn
 
 import pytest
 
+from fct_infer import _core
 from fct_infer.cuda import cuda_status
+
+CARD = "cuda:0"
 
 
 def no_card(reason: str) -> NoReturn:
@@ -22,3 +27,16 @@ def require_card() -> None:
     missing = cuda_status().missing
     if missing:
         no_card(missing)
+
+
+def require_module(name: str) -> ModuleType:
+    """Import what only the tests of a card need; go on only if it is there."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        no_card(f"{name} cannot be imported: {error}")
+
+
+def card_precisions() -> list[str]:
+    """Return the precisions of the card; one, for tests that will be skipped, where there is none."""
+    return ["fp32"] if cuda_status().missing else _core.precisions(CARD)

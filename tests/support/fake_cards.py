@@ -105,6 +105,10 @@ class NamespaceArray(DlpackArray):
     def __array_namespace__(self) -> type[NamespaceArray]:
         return NamespaceArray
 
+    @property
+    def device(self) -> int:
+        return self.card
+
     @staticmethod
-    def empty(shape: tuple[int, ...], dtype: Any) -> NamespaceArray:
-        return NamespaceArray(np.empty(shape, dtype))
+    def empty(shape: tuple[int, ...], dtype: Any, device: int) -> NamespaceArray:
+        return NamespaceArray(np.empty(shape, dtype), device)

@@ -1,15 +1,16 @@
 """TensorRT's runtime and a CUDA device in NumPy memory, stricter than the real ones.
 
 What the real ones would answer with a wrong result or a crash is an AssertionError here: work on memory that was given
-back, on buffers too small, on tensors without an address; a context used by two threads, or changed while it works; a
-call while another device is current. Streams are as late as they may be: nothing happens before ``synchronize``.
+back, on buffers too small, on tensors without an address or at one that is not aligned; a context used by two threads,
+or whose executions overtake each other; a call while another device is current. Streams are as late as they may be:
+nothing happens before ``synchronize``, of the stream itself or of one that follows it.
 """
 
 from __future__ import annotations
 
 import json
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import IntEnum
@@ -57,14 +58,16 @@ class FakeMemory(DeviceMemory):
         self._called("allocate")
         assert size > 0
         with self._lock:
-            address, self._next = self._next, self._next + size + 0x1000
+            address, self._next = self._next, self._next + -(-size // 0x1000) * 0x1000
             self.live[address] = np.full(size, 0xFF, np.uint8)  # NaN, if it is read before it is written
         return address
 
     def free(self, address: int) -> None:
         self._called("free", anywhere=True)
         in_flight = {each for work in list(self.streams.values()) for _, used in list(work) for each in used}
-        assert address not in in_flight, "memory given back while work on it is in flight"
+        assert not any(address <= each < address + len(self.live[address]) for each in in_flight), (
+            "memory given back while work on it is in flight"
+        )
         del self.live[address]
 
     def create_stream(self) -> int:
@@ -97,19 +100,29 @@ class FakeMemory(DeviceMemory):
         self.enqueue(stream, copy, {address})
 
     def synchronize(self, stream: int) -> None:
-        work = self.streams[stream]
         try:
             self._called("synchronize", anywhere=True)
-            for step, _ in work:
-                step()
+            self._work_off(stream)
         finally:
-            work.clear()
+            self.streams[stream].clear()
+
+    def follow(self, stream: int, other: int) -> None:
+        self._called("follow")
+        passed = threading.Event()
+        self.enqueue(other, passed.set, set())
+        self.enqueue(stream, lambda: self._work_off(other, passed.is_set), set())
+
+    def _work_off(self, stream: int, until: Callable[[], bool] = lambda: False) -> None:
+        while not until() and (work := self.streams[stream]):
+            work[0][0]()
+            work.pop(0)
 
     def enqueue(self, stream: int, step: Callable[[], None], addresses: set[int]) -> None:
         self.streams[stream].append((step, addresses))
 
     def bytes_at(self, address: int, size: int) -> np.ndarray:
-        memory = self.live[address]
+        start = max(each for each in list(self.live) if each <= address)
+        memory = self.live[start][address - start :]
         assert size <= len(memory), f"{size} bytes of a buffer of {len(memory)}"
         return memory[:size]
 
@@ -222,13 +235,13 @@ class _Context:
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
         self._in_use = threading.Lock()
-        self._working = False
+        self._enqueued: deque[int] = deque()
+        self._executions = 0
 
     @contextmanager
     def _exclusively(self) -> Iterator[None]:
         assert self._in_use.acquire(blocking=False), "one context, two threads"
         try:
-            assert not self._working, "a context changed while it works"
             yield
         finally:
             self._in_use.release()
@@ -251,7 +264,7 @@ class _Context:
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         with self._exclusively():
-            assert isinstance(address, int) and name in self._engine.names
+            assert isinstance(address, int) and address % 256 == 0 and name in self._engine.names
             self._addresses[name] = address
             return not self._engine.refused("set_tensor_address")
 
@@ -262,17 +275,19 @@ class _Context:
             assert len({shape[0] for shape in self._shapes.values()}) == 1
             if self._engine.refused("execute_async_v3"):
                 return False
-            self._working = True
-        self._memory.enqueue(stream, self._compute, set(self._addresses.values()))
+            self._executions += 1
+            number, shapes, addresses = self._executions, dict(self._shapes), dict(self._addresses)
+            self._enqueued.append(number)
+        self._memory.enqueue(stream, lambda: self._compute(number, shapes, addresses), set(addresses.values()))
         return True
 
-    def _compute(self) -> None:
+    def _compute(self, number: int, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]) -> None:
         self._engine.trt.while_executing()
-        batch = {name: self._tensor(name, shape) for name, shape in self._shapes.items()}
-        rows = next(iter(self._shapes.values()))[0]
-        self._tensor("embedding", (rows, self._engine.output_dim))[:] = expected(batch, self._engine.output_dim)
-        self._working = False
+        batch = {name: self._tensor(addresses[name], shape) for name, shape in shapes.items()}
+        shape = (next(iter(shapes.values()))[0], self._engine.output_dim)
+        self._tensor(addresses["embedding"], shape)[:] = expected(batch, self._engine.output_dim)
+        assert self._enqueued.popleft() == number, "executions of one context overtake each other"
 
-    def _tensor(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    def _tensor(self, address: int, shape: tuple[int, ...]) -> np.ndarray:
         size = int(np.prod(shape)) * 4
-        return self._memory.bytes_at(self._addresses[name], size).view(np.float32).reshape(shape)
+        return self._memory.bytes_at(address, size).view(np.float32).reshape(shape)

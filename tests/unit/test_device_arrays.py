@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -55,8 +56,39 @@ def test_the_result_is_made_by_the_library_of_old(h):
     out = h.apply_on_device(NamespaceArray(old), DlpackArray(side))
     assert isinstance(out, NamespaceArray)
     np.testing.assert_array_equal(out.array, h(old, side))
+    assert device_arrays._empty_rows(NamespaceArray(old, card=1), 3, 5).card == 1
     with pytest.raises(ArrayError, match=r"out is missing: no way is known to make a new .*DlpackArray; pass one"):
         h.apply_on_device(DlpackArray(old), NamespaceArray(side))
+
+
+def test_cupys_result_is_made_on_the_card_that_old_is_on(monkeypatch):
+    """CuPy has no argument for the card: it takes the current one."""
+    current = [0]
+
+    class Device:
+        def __init__(self, number):
+            self.number = number
+
+        def __enter__(self):
+            current.append(self.number)
+
+        def __exit__(self, *_):
+            current.pop()
+
+    class Array(DlpackArray):
+        @property
+        def device(self):
+            return Device(self.card)
+
+    module = SimpleNamespace(
+        ndarray=Array, float32=np.float32, empty=lambda shape, dtype: Array(np.empty(shape, dtype), current[-1])
+    )
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    h = Transformation(linear_map(6, 5), "fp32", device="cuda:1")
+    old = random_rows(3, 6)
+    out = h.apply_on_device(Array(old, card=1))
+    assert (out.card, current) == (1, [0])
+    np.testing.assert_array_equal(out.array, h(old))
 
 
 def changed(**changes):
@@ -89,9 +121,9 @@ WRONG = [
     *(("side", each, "side has 10 rows, old has 9") for each in as_both(random_rows(10, 4))),
     ("out", InterfaceArray(random_rows(9, 5), read_only=True), "out is read-only"),
     ("old", InterfaceArray(random_rows(9, 6), mask=object()), "old is a masked array"),
-    ("old", DlpackArray(random_rows(9, 6), card=1), "old is on cuda:1, the transformation on cuda:0"),
-    ("side", DlpackArray(random_rows(9, 4), card=1), "side is on cuda:1, the transformation on cuda:0"),
-    ("out", DlpackArray(random_rows(9, 5), card=1), "out is on cuda:1, the transformation on cuda:0"),
+    ("old", DlpackArray(random_rows(9, 6), card=1), "old is on cuda:1, the model on cuda:0"),
+    ("side", DlpackArray(random_rows(9, 4), card=1), "side is on cuda:1, the model on cuda:0"),
+    ("out", DlpackArray(random_rows(9, 5), card=1), "out is on cuda:1, the model on cuda:0"),
     ("old", DlpackArray(random_rows(9, 6), memory=3), r"old is a .*DlpackArray in pinned CPU memory, wanted one in a"),
     ("old", DlpackArray(random_rows(9, 6), memory=10), "in an AMD card's memory"),
     ("old", DlpackArray(random_rows(9, 6), memory=99), "in memory that is no NVIDIA card's"),
@@ -190,7 +222,7 @@ def test_what_is_no_stream_is_refused(h, stream):
 
 def test_unasked_the_stream_of_old_is_used(h, monkeypatch):
     waited = []
-    monkeypatch.setattr(device_arrays, "_wait_for", lambda name, stream: waited.append((name, stream)))
+    monkeypatch.setattr(device_arrays, "_wait_for", lambda name, address, stream: waited.append((name, stream)))
     side, out = InterfaceArray(random_rows(9, 4), 55), InterfaceArray(np.empty((9, 5), np.float32), 44)
     h.apply_on_device(InterfaceArray(random_rows(9, 6), 44), side, out)
     assert h.executable.streams == [44]
@@ -226,15 +258,54 @@ def test_waiting_without_a_driver_is_an_error(monkeypatch):
     with pytest.raises(ResourceError, match=r"old: cannot wait for its stream: libcuda\.so\.1"):
         device_arrays.device_rows("old", InterfaceArray(random_rows(2, 3), 9), 3, 1)
 
-    class Driver:
-        @staticmethod
-        def cuStreamSynchronize(stream):  # noqa: N802
-            return 400 if stream.value == 9 else 0
 
-    monkeypatch.setattr(device_arrays.ctypes, "CDLL", lambda name: Driver)
-    with pytest.raises(ResourceError, match="CUDA driver error 400"):
+class Driver:
+    """NVIDIA's, on a thread without a context; memory is on card 1, stream 9 has failed."""
+
+    def __init__(self):
+        self.contexts, self.retained = [], 0
+
+    def cuPointerGetAttribute(self, device, attribute, address):  # noqa: N802
+        assert (attribute, address.value > 0) == (device_arrays._DEVICE_ORDINAL, True)
+        device._obj.value = 1
+        return 0
+
+    def cuDevicePrimaryCtxRetain(self, context, device):  # noqa: N802
+        context._obj.value = 100 + device.value
+        self.retained += 1
+        return 0
+
+    def cuDevicePrimaryCtxRelease_v2(self, device):  # noqa: N802
+        self.retained -= 1
+        return 0 if device.value == 1 else 101
+
+    def cuCtxPushCurrent_v2(self, context):  # noqa: N802
+        self.contexts.append(context.value)
+        return 0
+
+    def cuCtxPopCurrent_v2(self, context):  # noqa: N802
+        context._obj.value = self.contexts.pop()
+        return 0
+
+    def cuStreamSynchronize(self, stream):  # noqa: N802
+        if self.contexts != [101]:
+            return 201
+        return 400 if stream.value == 9 else 0
+
+
+@pytest.mark.parametrize("stream", [2, 8])
+def test_a_producers_stream_is_waited_for_on_the_card_that_its_memory_is_on(monkeypatch, stream):
+    driver = Driver()
+    monkeypatch.setattr(device_arrays.ctypes, "CDLL", lambda name: driver)
+    assert device_arrays.device_rows("old", InterfaceArray(random_rows(2, 3), stream), 3, 1).rows == 2
+    with pytest.raises(ResourceError, match=r"old: .* CUDA driver error 400 of cuStreamSynchronize"):
         device_arrays.device_rows("old", InterfaceArray(random_rows(2, 3), 9), 3, 1)
-    assert device_arrays.device_rows("old", InterfaceArray(random_rows(2, 3), 8), 3, 1).rows == 2
+    assert (driver.contexts, driver.retained) == ([], 0)
+
+
+def test_for_no_rows_nothing_is_waited_for(monkeypatch):
+    monkeypatch.setattr(device_arrays, "_wait_for", None)
+    assert device_arrays.device_rows("old", InterfaceArray(random_rows(0, 3), 9), 3, 1).rows == 0
 
 
 # -- life and place ----------------------------------------------------------------------------------------------------

@@ -29,12 +29,13 @@ class Kind(IntEnum):
 class Runtime(ModuleType):
     """``cuda.bindings.runtime`` of a machine with two cards of 1 MiB."""
 
-    cudaError_t, cudaMemcpyKind, cudaStreamNonBlocking = Error, Kind, 1  # noqa: N815
-    error = Error.cudaSuccess
+    cudaError_t, cudaMemcpyKind, cudaStreamNonBlocking, cudaEventDisableTiming = Error, Kind, 1, 2  # noqa: N815
+    error = event_error = Error.cudaSuccess
 
     def __init__(self) -> None:
         super().__init__("cuda.bindings.runtime")
         self.device, self.last_error, self.live = 1, Error.cudaSuccess, {}
+        self.events: list[tuple[Any, ...]] = []
 
     def __getattr__(self, name: str) -> Any:
         def call(*arguments: Any) -> tuple[Any, ...]:
@@ -88,6 +89,22 @@ class Runtime(ModuleType):
 
     answer_cudaStreamDestroy = answer_cudaStreamSynchronize  # noqa: N815
 
+    def answer_cudaEventCreateWithFlags(self, flags: int) -> Any:  # noqa: N802
+        assert flags == self.cudaEventDisableTiming
+        return "event"
+
+    def answer_cudaEventRecord(self, event: str, stream: int) -> tuple[Error]:  # noqa: N802
+        self.events.append(("record", event, stream))
+        return (self.event_error,)
+
+    def answer_cudaStreamWaitEvent(self, stream: int, event: str, flags: int) -> tuple[Error]:  # noqa: N802
+        self.events.append(("wait", event, stream, flags))
+        return (Error.cudaSuccess,)
+
+    def answer_cudaEventDestroy(self, event: str) -> tuple[Error]:  # noqa: N802
+        self.events.append(("destroy", event))
+        return (Error.cudaSuccess,)
+
     def answer_cudaMemcpyAsync(self, to: int, source: int, size: int, kind: Kind, stream: int) -> tuple[Error]:  # noqa: N802
         assert (to in self.live, source in self.live) == (kind == 1, kind == 2) and stream == 77
         ctypes.memmove(to, source, size)
@@ -115,6 +132,16 @@ def test_bytes_survive_the_way_there_and_back(runtime):
     memory.free(address)
     memory.destroy_stream(stream)
     assert not runtime.live
+
+
+def test_a_stream_follows_another_by_an_event_that_is_given_back(runtime):
+    CudaMemory(0).follow(88, 77)
+    assert runtime.events == [("record", "event", 77), ("wait", "event", 88, 0), ("destroy", "event")]
+    runtime.events.clear()
+    runtime.event_error = Error.cudaErrorMemoryAllocation
+    with pytest.raises(ResourceError, match="cannot record an event"):
+        CudaMemory(0).follow(88, 77)
+    assert runtime.events == [("record", "event", 77), ("destroy", "event")]
 
 
 def test_the_device_of_before_is_put_back(runtime):
@@ -147,6 +174,7 @@ def test_no_room_says_how_much_and_leaves_no_error_behind(runtime):
         lambda memory: memory.copy_in(1, np.zeros(1, np.float32), 77),
         lambda memory: memory.copy_out(np.zeros(1, np.float32), 1, 77),
         lambda memory: memory.synchronize(77),
+        lambda memory: memory.follow(88, 77),
     ],
 )
 def test_every_refusal_is_an_error(runtime, call):

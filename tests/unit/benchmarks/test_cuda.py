@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import tempfile
 from functools import partial
+from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 import torch
+from support import fake_cards
 from support.programs import paper_h
 
-from benchmarks.bench_cuda import REHEARSAL, Bench, check_parity, ours_on_device
+from benchmarks import bench_cuda
+from benchmarks.bench_cuda import (
+    REHEARSAL,
+    Bench,
+    check_parity,
+    ours_on_device,
+    reason_of,
+    storage_for,
+    summary,
+    usable_device,
+)
 from benchmarks.device_ceilings import copy_ceilings, matmul_ceiling
 from benchmarks.device_clock import MOST_SETS, REHEARSAL_CACHE_BYTES, DeviceClock, timing
 from benchmarks.device_summary import OURS, best_speed, by_rows, fastest_opponent, gates, host_limit, tables
 from benchmarks.opponents import NotMeasuredError
 from benchmarks.opponents.on_device import ON_DEVICE
+from benchmarks.upgrade_runs import fused, run_once
 from fct_infer.errors import ResourceError
 
 PROGRAM = paper_h(old_dim=16, side_dim=8, new_dim=12, inner=32)
@@ -145,17 +160,76 @@ def test_ceilings_are_of_all_products_together():
     assert min(copies.values()) > 0
 
 
-def test_a_part_that_fails_or_comes_too_late_is_named(capsys):
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ResourceError("out of it\nsecond line"), "out of it"),
+        (RuntimeError("CUDA error: an illegal address\nmore"), "RuntimeError: CUDA error: an illegal address"),
+        (OSError(28, "No space left on device"), "OSError: [Errno 28] No space left on device"),
+        (NotMeasuredError(), "NotMeasuredError"),
+        (AssertionError(), "AssertionError"),
+    ],
+)
+def test_a_part_that_fails_is_named_and_what_was_measured_is_kept(error, reason):
+    kept = []
+    bench = Bench(REHEARSAL, "cpu", lambda bench: kept.append(summary(bench, {})))
+
+    def fail():
+        raise error
+
+    bench._part("a", bench.measure_host, "fp32")
+    bench._part("b", fail)
+    assert [list(result["host"]) for result in kept] == [["fp32"]] * 2
+    assert [result["not_measured"] for result in kept] == [[], [f"b: {reason}"]]
+    assert reason_of(error) == reason
+
+
+def test_a_part_that_comes_too_late_is_named(capsys):
     bench = Bench(REHEARSAL, "cpu")
-
-    def fail(reason):
-        raise ResourceError(reason)
-
-    bench._part("a", fail, "out of it\nsecond line")
     bench._deadline = 0
-    bench._part("b", fail, "never begun")
-    assert list(bench.not_measured) == ["a: out of it", "b: no time left"]
+    bench._part("b", bench.measure_copies)
+    assert list(bench.not_measured) == ["b: no time left"]
     assert "b" not in capsys.readouterr().err.split()
+
+
+def test_memory_backed_storage_is_taken_if_it_has_room(monkeypatch, tmp_path):
+    monkeypatch.setattr(bench_cuda, "STORAGE", tmp_path)
+    assert storage_for(1) == tmp_path
+    assert storage_for(1 << 62) == Path(tempfile.gettempdir())
+    monkeypatch.setattr(bench_cuda, "STORAGE", tmp_path / "absent")
+    assert storage_for(1) == Path(tempfile.gettempdir())
+
+
+def test_an_upgrade_that_fails_says_why_and_spoils_no_other(tmp_path):
+    bench = Bench(REHEARSAL, "cpu")
+    bench._part("c", bench.measure_upgrade, "fp32", "no such index", tmp_path)
+    assert "benchmarks.fused_upgrade ended with 1: " in next(iter(bench.not_measured))
+    bench._part("d", bench.measure_upgrade, "fp32", "none", tmp_path)
+    assert len(bench.not_measured) == 1
+    assert bench.result["upgrade"]["none"]["storage"] == str(tmp_path.parent)
+    assert [path.name for path in tmp_path.iterdir()] == ["gallery"]
+
+
+def test_the_last_words_of_a_child_are_in_the_reason(tmp_path):
+    with pytest.raises(RuntimeError, match=r"benchmarks\.fused_upgrade ended with 1: .*GalleryError: "):
+        run_once(fused("small", "fp32", "none"), tmp_path / "absent", tmp_path / "dest")
+
+
+def test_a_device_is_one_card_by_its_full_name(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    fake_cards.install(monkeypatch, ("NVIDIA H200", "NVIDIA L4"))
+    assert [usable_device(device) for device in ("cuda", "cuda:1")] == ["cuda:0", "cuda:1"]
+    for device, words in (
+        ("gpu", "'gpu' does not exist"),
+        ("cpu", "one card is measured"),
+        ("cuda:0,cuda:1", "one card is measured"),
+        ("cuda:2", "no card cuda:2; the core sees cuda:0"),
+    ):
+        with pytest.raises(click.ClickException, match=words):
+            usable_device(device)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(click.ClickException, match="cuda:0: this PyTorch cannot use it"):
+        usable_device("cuda")
 
 
 def test_nothing_is_timed_twice_for_an_opponent_that_cannot_run():
