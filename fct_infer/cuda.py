@@ -23,14 +23,16 @@ class Card:
         index: its number, N of ``cuda:N``.
         name: ``NVIDIA H200``.
         compute_capability: ``9.0``.
-        memory_bytes, free_bytes: its memory, and how much of it nobody uses now.
+        memory_bytes: its memory.
+        free_bytes: how much of it nobody uses now; None if this process has not used the card yet, as asking would
+            take some of it.
     """
 
     index: int
     name: str
     compute_capability: str
     memory_bytes: int
-    free_bytes: int
+    free_bytes: int | None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@
 namespace fct::cuda {
 namespace {
 
-constexpr std::size_t kLeastShare = std::size_t{1} << 20;  // bytes that are worth waking a thread
+constexpr std::size_t kLeastShare = std::size_t{1} << 18;  // bytes that are worth waking a thread
 constexpr std::size_t kPage = 4096;
 
 }  // namespace
@@ -20,12 +20,12 @@ CopyPool::~CopyPool() {
   for (std::thread& helper : helpers_) helper.join();
 }
 
-void CopyPool::copy(void* to, const void* from, std::size_t bytes, int threads) {
+void CopyPool::copy(std::span<const Copy> copies, int threads) {
   std::unique_lock lock(mutex_);
-  to_ = static_cast<char*>(to);
-  from_ = static_cast<const char*>(from);
-  bytes_ = bytes;
-  shares_ = std::clamp<std::size_t>(bytes / kLeastShare, 1, static_cast<std::size_t>(threads));
+  copies_ = copies;
+  bytes_ = 0;
+  for (const Copy& each : copies) bytes_ += each.bytes;
+  shares_ = std::clamp<std::size_t>(bytes_ / kLeastShare, 1, static_cast<std::size_t>(threads));
   while (helpers_.size() + 1 < shares_)
     helpers_.emplace_back([this, number = helpers_.size()] { work(number); });
   running_ = shares_ - 1;
@@ -50,11 +50,19 @@ void CopyPool::work(std::size_t helper) {
   }
 }
 
+// A share is a stretch of all copies laid end to end.
 void CopyPool::copy_share(std::size_t share) const {
   const std::size_t length = (bytes_ / shares_ + kPage - 1) / kPage * kPage;
   const std::size_t first = std::min(bytes_, share * length);
   const std::size_t last = share + 1 == shares_ ? bytes_ : std::min(bytes_, first + length);
-  std::memcpy(to_ + first, from_ + first, last - first);
+  std::size_t begin = 0;  // of a copy
+  for (const Copy& each : copies_) {
+    const std::size_t from = std::clamp(first, begin, begin + each.bytes) - begin;
+    const std::size_t to = std::clamp(last, begin, begin + each.bytes) - begin;
+    if (from < to)
+      std::memcpy(static_cast<char*>(each.to) + from, static_cast<const char*>(each.from) + from, to - from);
+    begin += each.bytes;
+  }
 }
 
 }  // namespace fct::cuda

@@ -4,10 +4,17 @@
 #include <condition_variable>
 #include <cstddef>
 #include <mutex>
+#include <span>
 #include <thread>
 #include <vector>
 
 namespace fct::cuda {
+
+struct Copy {
+  void* to = nullptr;
+  const void* from = nullptr;
+  std::size_t bytes = 0;
+};
 
 class CopyPool {
  public:
@@ -16,8 +23,8 @@ class CopyPool {
   CopyPool(const CopyPool&) = delete;
   CopyPool& operator=(const CopyPool&) = delete;
 
-  // Uses up to `threads` threads, this one included. One copy at a time.
-  void copy(void* to, const void* from, std::size_t bytes, int threads);
+  // Uses up to `threads` threads, this one included. One call at a time.
+  void copy(std::span<const Copy> copies, int threads);
 
  private:
   void work(std::size_t helper);
@@ -26,9 +33,8 @@ class CopyPool {
   std::mutex mutex_;
   std::condition_variable started_, ended_;
   std::vector<std::thread> helpers_;  // started when first needed, kept
-  char* to_ = nullptr;
-  const char* from_ = nullptr;
-  std::size_t bytes_ = 0, shares_ = 0;
+  std::span<const Copy> copies_;
+  std::size_t bytes_ = 0, shares_ = 0;  // of all of them together
   std::size_t generation_ = 0, running_ = 0;
   bool stopping_ = false;
 };

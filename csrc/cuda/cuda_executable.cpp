@@ -3,8 +3,8 @@
 // with zeros. Matrix kernels may sum in another order in another block or at another place within one. So the
 // kernel of a layer is chosen for one fixed number of rows and used for every block size that it can do, and
 // random rows are run through each size when a program is compiled: a size is kept only if it gives each row
-// the same bytes wherever the row lies, and the bytes that the largest such size gives. What is promised
-// holds for one model of card and one version of the libraries.
+// the same bytes wherever the row lies, and the bytes that the largest such size gives. If no size does, the
+// next best kernels are tried. What is promised holds for one model of card and one version of the libraries.
 #include "cuda_executable.h"
 
 #include <algorithm>
@@ -17,8 +17,10 @@ namespace {
 
 constexpr std::int64_t kLargestBlock = 32768;  // rows; more gain nothing: every kernel fills the card
 constexpr std::int64_t kSmallestBlock = 128;
-constexpr std::int64_t kBlockStep = 4;     // from one size to the next
+constexpr std::int64_t kBlockStep = 2;     // from one size to the next
 constexpr std::int64_t kProbeRows = 1000;  // of different content; no divisor of any block
+constexpr float kSmallestProbe = 1e-6f;    // largest value of such rows
+constexpr int kChoices = 8;                // of kernels for each layer, until one gives equal bytes
 constexpr double kShareOfFree = 0.9;       // the rest is for the libraries and for graphs
 
 // `start` of a job that begins and ends with this object.
@@ -52,8 +54,8 @@ std::vector<std::int64_t> ladder(std::int64_t largest) {
 
 std::string mebibytes(std::size_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
 
-std::vector<float> random_rows(std::minstd_rand& random, std::int64_t rows, int width) {
-  std::uniform_real_distribution<float> uniform(-1.f, 1.f);
+std::vector<float> random_rows(std::minstd_rand& random, std::int64_t rows, int width, float range) {
+  std::uniform_real_distribution<float> uniform(-range, range);
   std::vector<float> values(static_cast<std::size_t>(rows * width));
   for (float& value : values) value = uniform(random);
   return values;
@@ -78,7 +80,7 @@ CudaExecutable::CudaExecutable(SharedDevice device, const Program& program, Prec
   const std::size_t fixed = DeviceProgram::fixed_bytes(program, layout);
   const std::size_t per_row =
       DeviceProgram::bytes_per_row(program, layout) + Ring::bytes_per_row(old_dim_, side_dim_, new_dim_);
-  const std::size_t free = device_->info().free_bytes;
+  const std::size_t free = device_->info().free_bytes.value();
   const auto most = static_cast<std::size_t>(static_cast<double>(free) * kShareOfFree);
   const std::size_t limit = device_memory > 0 ? device_memory : most;
   auto needed = [&](std::int64_t rows) { return fixed + per_row * static_cast<std::size_t>(rows); };
@@ -88,22 +90,32 @@ CudaExecutable::CudaExecutable(SharedDevice device, const Program& program, Prec
     throw Error(ErrorKind::kResource, "this transformation needs " + mebibytes(needed(block)) + " on " +
                                           device_->label() + ", at hand are " + mebibytes(limit));
   if (block < kLargestBlock) shrunk_ = " (to stay within " + mebibytes(limit) + " of device memory)";
-  for (;; block /= 2) {
+  for (int choice = 0; choice < kChoices && usable_sizes_.empty(); ++choice) {
+    build_what_fits(program, layout, block, choice);
+    keep_equal_blocks();
+  }
+  if (usable_sizes_.empty())
+    throw Error(ErrorKind::kUnsupported, device_->label() + " gives a row other bytes at another place");
+}
+
+void CudaExecutable::build_what_fits(const Program& program, const Layout& layout, std::int64_t largest_block,
+                                     int choice) {
+  for (std::int64_t block = largest_block;; block /= 2) {
     try {
-      build(program, layout, block);
-      break;
+      return build(program, layout, block, choice);
     } catch (const OutOfDeviceMemory&) {
       if (block == kSmallestBlock) throw;
       shrunk_ = " (halved: " + device_->label() + " ran out of memory)";
     }
   }
-  keep_equal_blocks();
 }
 
-void CudaExecutable::build(const Program& program, const Layout& layout, std::int64_t largest_block) {
+void CudaExecutable::build(const Program& program, const Layout& layout, std::int64_t largest_block,
+                           int choice) {
   ring_.reset();
   program_.reset();
-  program_ = std::make_shared<DeviceProgram>(device_, program, precision_, layout, ladder(largest_block));
+  program_ =
+      std::make_shared<DeviceProgram>(device_, program, precision_, layout, ladder(largest_block), choice);
   ring_ = std::make_unique<Ring>(device_, program_, old_dim_, side_dim_, new_dim_);
 }
 
@@ -130,6 +142,10 @@ HostMemory CudaExecutable::allocate_host(std::size_t bytes) const {
 
 void CudaExecutable::run_on_device(InputRows old, InputRows side, OutputRows out, std::int64_t rows,
                                    void* stream) const {
+  if (device_->is_capturing(stream))
+    throw Error(
+        ErrorKind::kUnsupported,
+        "rows on " + device_->label() + " cannot be transformed while their stream is captured into a graph");
   auto row = [](auto array, std::int64_t index, int width) {
     using Byte =
         std::conditional_t<std::is_const_v<std::remove_pointer_t<decltype(array.data)>>, const char, char>;
@@ -157,11 +173,24 @@ std::string CudaExecutable::description() const {
   return text.str();
 }
 
-// See Note [Same bytes]. The same few rows again and again, so that each lies at many places of a block.
+// See Note [Same bytes]. Rows that overflow on their way say nothing: then smaller ones are taken.
 void CudaExecutable::keep_equal_blocks() {
+  for (float range = 1; range >= kSmallestProbe; range /= 16) {
+    try {
+      return keep_equal_blocks(range);
+    } catch (const NonFiniteRow&) {
+      usable_sizes_.clear();
+    }
+  }
+  throw Error(ErrorKind::kUnsupported, std::string("this transformation overflows in ") +
+                                           name_of(precision_) + ", however small its input");
+}
+
+// The same few rows again and again, so that each lies at many places of a block.
+void CudaExecutable::keep_equal_blocks(float range) {
   std::minstd_rand random(1);
-  const auto old = random_rows(random, kProbeRows, old_dim_);
-  const auto side = random_rows(random, kProbeRows, side_dim_);
+  const auto old = random_rows(random, kProbeRows, old_dim_, range);
+  const auto side = random_rows(random, kProbeRows, side_dim_, range);
   std::vector<char> expected;
   for (std::size_t size = 0; size < program_->blocks().size(); ++size) {
     const auto got = probe(size, old, side);
@@ -175,8 +204,6 @@ void CudaExecutable::keep_equal_blocks() {
     else if (usable_sizes_.empty())
       expected.clear();
   }
-  if (usable_sizes_.empty())
-    throw Error(ErrorKind::kUnsupported, device_->label() + " gives a row other bytes at another place");
 }
 
 std::vector<char> CudaExecutable::probe(std::size_t size, const std::vector<float>& old,

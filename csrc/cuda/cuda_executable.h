@@ -34,8 +34,10 @@ class CudaExecutable : public DeviceExecutable {
   std::string description() const override;
 
  private:
-  void build(const Program& program, const Layout& layout, std::int64_t largest_block);
+  void build(const Program& program, const Layout& layout, std::int64_t largest_block, int choice);
+  void build_what_fits(const Program& program, const Layout& layout, std::int64_t largest_block, int choice);
   void keep_equal_blocks();
+  void keep_equal_blocks(float range);
   std::vector<char> probe(std::size_t size, const std::vector<float>& old,
                           const std::vector<float>& side) const;
 

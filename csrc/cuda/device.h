@@ -48,7 +48,7 @@ struct Extent {
 
 // What loading and storing rows finds out about them.
 struct RowChecks {
-  std::uint8_t* flags = nullptr;      // by row of the block: not 0 if an input is not finite as stored
+  std::uint8_t* flags = nullptr;      // by row of the block: not 0 if a value is not finite as stored
   std::int64_t* first_bad = nullptr;  // lowest bad row so far, kNoBadRow if none; may be null
 };
 
@@ -70,6 +70,7 @@ struct LinearSpec {
   Activation activation = Activation::kNone;
   Precision precision = Precision::kFp32;
   Matrix input, output;            // where the rows always lie
+  int choice = 0;                  // which of the kernels, best first; the last one if there are fewer
   std::vector<std::int64_t> rows;  // row counts, largest first
 };
 
@@ -86,8 +87,8 @@ class FCT_SHARED PreparedLinear {
 class FCT_SHARED Device {
  public:
   virtual ~Device() = default;
-  virtual CudaDeviceInfo info() const = 0;
-  virtual std::string label() const = 0;  // "cuda:0", for messages
+  virtual CudaDeviceInfo info() const = 0;  // its free memory is known
+  virtual std::string label() const = 0;    // "cuda:0", for messages
 
   virtual void* allocate(std::size_t bytes) = 0;  // throws OutOfDeviceMemory
   virtual void release(void* memory) noexcept = 0;
@@ -98,6 +99,7 @@ class FCT_SHARED Device {
   virtual Stream create_stream() = 0;
   virtual void destroy_stream(Stream stream) noexcept = 0;
   virtual void synchronize_stream(Stream stream) = 0;
+  virtual bool is_capturing(Stream stream) = 0;  // into a graph of the caller
   virtual Event create_event() = 0;
   virtual void destroy_event(Event event) noexcept = 0;
   virtual void record(Event event, Stream stream) = 0;
@@ -126,6 +128,8 @@ class FCT_SHARED Device {
   // to = activation(from); may work in place.
   virtual void convert(const Matrix& from, const Matrix& to, Extent extent, Activation activation,
                        Stream stream) = 0;
+  // Flags rows that are not finite.
+  virtual void flag(const Matrix& from, Extent extent, std::uint8_t* flags, Stream stream) = 0;
   // Sums in float32.
   virtual void add(const Matrix& left, const Matrix& right, const Matrix& to, Extent extent,
                    Stream stream) = 0;
@@ -138,7 +142,7 @@ class FCT_SHARED Platform {
  public:
   virtual ~Platform() = default;
   virtual int count() = 0;
-  virtual std::vector<CudaDeviceInfo> devices() = 0;  // sets each of them up
+  virtual std::vector<CudaDeviceInfo> devices() = 0;  // sets none of them up
   virtual std::string driver_version() = 0;
   virtual std::string cublaslt_version() = 0;
   virtual std::unique_ptr<Device> open(int index) = 0;

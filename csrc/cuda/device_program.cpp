@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <sstream>
+#include <utility>
 
 namespace fct::cuda {
 namespace {
@@ -36,7 +37,7 @@ void pad_weights(const Linear& linear, const Layout::Value& input, LinearSpec& s
 }  // namespace
 
 DeviceProgram::DeviceProgram(SharedDevice device, const Program& program, Precision precision,
-                             const Layout& layout, std::vector<std::int64_t> blocks)
+                             const Layout& layout, std::vector<std::int64_t> blocks, int choice)
     : device_(std::move(device)),
       program_(program),
       precision_(precision),
@@ -50,7 +51,7 @@ DeviceProgram::DeviceProgram(SharedDevice device, const Program& program, Precis
   last_use_ = make_event(device_);
   for (Step& step : program_.steps) {
     auto* linear = std::get_if<Linear>(&step);
-    linears_.push_back(linear == nullptr ? LinearStep{} : prepare(*linear));
+    linears_.push_back(linear == nullptr ? LinearStep{} : prepare(*linear, choice));
     if (linear != nullptr) linear->weight = linear->bias = {};
   }
   capture_graphs();
@@ -105,8 +106,10 @@ Extent DeviceProgram::extent(ValueId value, std::int64_t rows) const {
   return {rows, width, padded_width(width)};
 }
 
-// One operation if the device has it; else the bare sums, in float32 or in what the device has, and a cast.
-DeviceProgram::LinearStep DeviceProgram::prepare(const Linear& linear) {
+// One operation if the device has it; else a result in what the device has, and what is left to be done to
+// it. Bfloat16 holds what is then rounded to float8; other types wait for their activation in float32, if
+// they can.
+DeviceProgram::LinearStep DeviceProgram::prepare(const Linear& linear, int choice) {
   LinearSpec spec;
   spec.d_in = layout_.values[at(linear.input)].padded();
   spec.d_out = padded_width(program_.width(linear.output));
@@ -115,12 +118,18 @@ DeviceProgram::LinearStep DeviceProgram::prepare(const Linear& linear) {
   spec.input = matrix(linear.input);
   spec.output = matrix(linear.output);
   spec.rows = blocks_;
+  spec.choice = choice;
   pad_weights(linear, layout_.values[at(linear.input)], spec);
-  if (auto layer = device_->prepare(spec)) return {std::move(layer), true, {}};
-  spec.activation = Activation::kNone;
-  for (DType dtype : {DType::kFloat32, DType::kBFloat16}) {
+  if (auto layer = device_->prepare(spec)) return {std::move(layer), {}, {}};
+  std::vector<std::pair<Activation, DType>> others{{Activation::kNone, DType::kFloat32},
+                                                   {Activation::kNone, DType::kBFloat16}};
+  if (spec.output.dtype == DType::kFloat8) others.insert(others.begin(), {spec.activation, DType::kBFloat16});
+  for (auto [activation, dtype] : others) {
+    spec.activation = activation;
     spec.output = {sums_.get(), dtype, spec.d_out, 1};
-    if (auto layer = device_->prepare(spec)) return {std::move(layer), false, spec.output};
+    if (auto layer = device_->prepare(spec))
+      return {std::move(layer), spec.output,
+              activation == linear.activation ? Activation::kNone : linear.activation};
   }
   throw Error(ErrorKind::kUnsupported, device_->label() + " has no kernel for a linear layer " +
                                            std::to_string(spec.d_in) + " to " + std::to_string(spec.d_out) +
@@ -161,16 +170,24 @@ void DeviceProgram::enqueue_step(std::size_t index, std::size_t size, Stream str
   if (std::holds_alternative<Linear>(step)) {
     const LinearStep& linear = linears_[index];
     linear.layer->enqueue(size, workspace_.get(), stream);
-    if (!linear.is_fused)
-      device_->convert(linear.result, matrix(output), extent(output, rows), std::get<Linear>(step).activation,
-                       stream);
+    if (linear.result.data != nullptr)
+      device_->convert(linear.result, matrix(output), extent(output, rows), linear.activation, stream);
   } else if (const auto* concat = std::get_if<Concat>(&step)) {
     enqueue_concat(*concat, rows, stream);
+    return;  // its parts were looked at
   } else if (const auto* sum = std::get_if<Add>(&step)) {
     device_->add(matrix(sum->left), matrix(sum->right), matrix(output), extent(output, rows), stream);
   } else {
     device_->normalize(matrix(std::get<Normalize>(step).input), matrix(output), extent(output, rows), stream);
   }
+  flag_overflow(output, rows, stream);
+}
+
+// Float16 ends at 65504. What overflows has to be noticed where it lies: the next layer may make NaN of it,
+// and its ReLU a harmless 0 (cuBLASLt's does so to NaN, any does so to -infinity).
+void DeviceProgram::flag_overflow(ValueId value, std::int64_t rows, Stream stream) {
+  if (layout_.values[at(value)].dtype != DType::kFloat16) return;
+  device_->flag(matrix(value), extent(value, rows), flags_.as<std::uint8_t>(), stream);
 }
 
 // See Note [Gathered concat].
@@ -199,7 +216,7 @@ std::string DeviceProgram::kernels() const {
   for (std::size_t index = 0; index < linears_.size(); ++index)
     if (linears_[index].layer)
       text << "; step " << index << ' ' << linears_[index].layer->kernel()
-           << (linears_[index].is_fused ? "" : " + cast");
+           << (linears_[index].result.data == nullptr ? "" : " + cast");
   return text.str();
 }
 

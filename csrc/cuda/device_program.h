@@ -23,9 +23,10 @@ struct BlockRows {
 
 class DeviceProgram {
  public:
-  // `blocks`: rows of a block, largest first. Throws OutOfDeviceMemory if the buffers do not fit.
+  // `blocks`: rows of a block, largest first; `choice`: see LinearSpec. Throws OutOfDeviceMemory if the
+  // buffers do not fit.
   DeviceProgram(SharedDevice device, const Program& program, Precision precision, const Layout& layout,
-                std::vector<std::int64_t> blocks);
+                std::vector<std::int64_t> blocks, int choice);
   ~DeviceProgram();
   DeviceProgram(const DeviceProgram&) = delete;
   DeviceProgram& operator=(const DeviceProgram&) = delete;
@@ -45,15 +46,16 @@ class DeviceProgram {
   // A linear layer, and what it leaves to be done where no kernel does all of it at once.
   struct LinearStep {
     std::unique_ptr<PreparedLinear> layer;
-    bool is_fused = true;
-    Matrix result;  // not fused: of the bare sums, to be activated and cast
+    Matrix result;  // of the layer; nothing is left to be done if it is null
+    Activation activation = Activation::kNone;
   };
 
   Matrix matrix(ValueId value) const;
   Extent extent(ValueId value, std::int64_t rows) const;
-  LinearStep prepare(const Linear& linear);
+  LinearStep prepare(const Linear& linear, int choice);
   void capture_graphs();
   void enqueue_step(std::size_t index, std::size_t size, Stream stream);
+  void flag_overflow(ValueId value, std::int64_t rows, Stream stream);
   void enqueue_concat(const Concat& concat, std::int64_t rows, Stream stream);
 
   SharedDevice device_;

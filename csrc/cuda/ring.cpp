@@ -85,13 +85,13 @@ void Ring::start_block(Job& job, std::int64_t first_row, std::int64_t rows, std:
   BlockRows block;
   block.rows = rows;
   block.first_bad = lane.first_bad.as<std::int64_t>();
-  device_->fill(block.first_bad, kNoBadRowByte, kCounterBytes, in_.get());
-  block.old = copy_in(job, job.old, lane.old, first_row, rows);
-  if (job.side.data != nullptr) block.side = copy_in(job, job.side, lane.side, first_row, rows);
+  copy_in(job, lane, first_row, block);
   block.out = {lane.out.device.get(), job.out.dtype};
   device_->record(lane.copied_in.get(), in_.get());
 
   device_->wait(compute_.get(), lane.copied_in.get());
+  // Not before the copies: a fill is a kernel, and may have to wait for one that takes the whole card.
+  device_->fill(block.first_bad, kNoBadRowByte, kCounterBytes, compute_.get());
   program_->enqueue(size, block, compute_.get());
   device_->record(lane.computed.get(), compute_.get());
 
@@ -116,19 +116,30 @@ void Ring::start_block(Job& job, std::int64_t first_row, std::int64_t rows, std:
   next_lane_ = (next_lane_ + 1) % kLanes;
 }
 
-InputRows Ring::copy_in(const Job& job, InputRows from, Channel& channel, std::int64_t first_row,
-                        std::int64_t rows) {
-  const std::size_t bytes = bytes_of(rows, channel.dim, from.dtype);
-  const void* source = static_cast<const char*>(from.data) + bytes_of(first_row, channel.dim, from.dtype);
-  if (!device_->is_pinned(source, bytes)) {
-    if (!channel.staging)
-      channel.staging =
-          pinned_buffer(device_, bytes_of(program_->blocks().front(), channel.dim, DType::kFloat32));
-    pool_.copy(channel.staging.get(), source, bytes, job.threads);
-    source = channel.staging.get();
-  }
-  device_->copy_in(channel.device.get(), source, bytes, in_.get());
-  return {channel.device.get(), from.dtype};
+void Ring::copy_in(const Job& job, Lane& lane, std::int64_t first_row, BlockRows& block) {
+  std::vector<Copy> staged, copies;
+  auto add = [&](InputRows from, Channel& channel) -> InputRows {
+    const std::size_t bytes = bytes_of(block.rows, channel.dim, from.dtype);
+    const void* source = static_cast<const char*>(from.data) + bytes_of(first_row, channel.dim, from.dtype);
+    if (!device_->is_pinned(source, bytes)) {
+      if (!channel.staging)
+        channel.staging =
+            pinned_buffer(device_, bytes_of(program_->blocks().front(), channel.dim, DType::kFloat32));
+      staged.push_back({channel.staging.get(), source, bytes});
+      source = channel.staging.get();
+    }
+    copies.push_back({channel.device.get(), source, bytes});
+    return {channel.device.get(), from.dtype};
+  };
+  block.old = add(job.old, lane.old);
+  const bool side_is_old =
+      job.side.data == job.old.data && job.side.dtype == job.old.dtype && lane.side.dim == lane.old.dim;
+  if (side_is_old)
+    block.side = block.old;
+  else if (job.side.data != nullptr)
+    block.side = add(job.side, lane.side);
+  if (!staged.empty()) pool_.copy(staged, job.threads);
+  for (const Copy& copy : copies) device_->copy_in(copy.to, copy.from, copy.bytes, in_.get());
 }
 
 void Ring::retire(Lane& lane) {
@@ -142,7 +153,8 @@ void Ring::retire(Lane& lane) {
     }
   if (lane.out_is_staged) {
     void* target = static_cast<char*>(job.out.data) + bytes_of(lane.first_row, lane.out.dim, job.out.dtype);
-    pool_.copy(target, lane.out.staging.get(), bytes_of(lane.rows, lane.out.dim, job.out.dtype), job.threads);
+    const Copy copy{target, lane.out.staging.get(), bytes_of(lane.rows, lane.out.dim, job.out.dtype)};
+    pool_.copy({&copy, 1}, job.threads);
   }
   --job.lanes;
   lane.job = nullptr;

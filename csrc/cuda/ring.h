@@ -62,8 +62,7 @@ class Ring {
   };
 
   void start_block(Job& job, std::int64_t first_row, std::int64_t rows, std::size_t size);
-  InputRows copy_in(const Job& job, InputRows from, Channel& channel, std::int64_t first_row,
-                    std::int64_t rows);
+  void copy_in(const Job& job, Lane& lane, std::int64_t first_row, BlockRows& block);
   void retire(Lane& lane);
   void fail(std::exception_ptr error);
   void drain_streams() noexcept;

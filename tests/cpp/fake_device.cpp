@@ -32,12 +32,17 @@ class FakeLinear : public cuda::PreparedLinear {
                       for (std::int64_t row = 0; row < rows; ++row) run_row(row, rows);
                     });
   }
-  std::string kernel() const override { return "fake"; }
+  std::string kernel() const override {
+    constexpr const char* kNames[] = {"fp32", "fp16", "bf16", "fp8"};
+    return std::string("fake ") + kNames[static_cast<int>(spec_.output.dtype)] +
+           (spec_.activation == Activation::kRelu ? " relu" : "");
+  }
 
  private:
   void run_row(std::int64_t row, std::int64_t rows) const {
     const auto& options = device_.options();
-    const bool backwards = rows < options.backwards_below || (rows >= options.uneven_from && row >= rows / 2);
+    const bool is_uneven = rows >= options.uneven_from && spec_.choice < options.uneven_choices;
+    const bool backwards = rows < options.backwards_below || (is_uneven && row >= rows / 2);
     std::vector<float> input(static_cast<std::size_t>(spec_.d_in));
     for (std::int64_t i = 0; i < spec_.d_in; ++i)
       input[static_cast<std::size_t>(i)] = load_element(spec_.input, row, i);
@@ -48,8 +53,9 @@ class FakeLinear : public cuda::PreparedLinear {
         const std::int64_t k = backwards ? spec_.d_in - 1 - i : i;
         sum += weight[k] * input[static_cast<std::size_t>(k)];
       }
-      store_element(spec_.output, row, o,
-                    activated(sum + spec_.bias[static_cast<std::size_t>(o)], spec_.activation));
+      sum += spec_.bias[static_cast<std::size_t>(o)];
+      if (spec_.activation == Activation::kRelu) sum = sum > 0 ? sum : 0;  // of NaN too, as cuBLASLt's
+      store_element(spec_.output, row, o, sum);
     }
   }
 
@@ -181,6 +187,12 @@ void FakeDevice::synchronize_stream(Stream stream) {
   fallible("synchronize_stream");
 }
 
+bool FakeDevice::is_capturing(Stream stream) {
+  const std::lock_guard lock(mutex_);
+  fallible("is_capturing");
+  return static_cast<StreamState*>(stream)->captured != nullptr;
+}
+
 Event FakeDevice::create_event() {
   const std::lock_guard lock(mutex_);
   fallible("create_event");
@@ -309,7 +321,10 @@ bool FakeDevice::is_pinned(const void* memory, std::size_t bytes) {
 }
 
 void FakeDevice::copy_in(void* to, const void* from, std::size_t bytes, Stream stream) {
-  enqueue("copy_in", stream, {to, from}, [=] { std::memcpy(to, from, bytes); });
+  enqueue("copy_in", stream, {to, from}, [=, this] {
+    ++copies_in_;
+    std::memcpy(to, from, bytes);
+  });
 }
 
 void FakeDevice::copy_out(void* to, const void* from, std::size_t bytes, Stream stream) {
@@ -331,6 +346,7 @@ std::unique_ptr<cuda::PreparedLinear> FakeDevice::prepare(const LinearSpec& spec
   fallible("prepare");
   if (spec.activation == Activation::kGelu) return nullptr;
   if (options_.no_fused_output.contains(spec.output.dtype)) return nullptr;
+  if (options_.bare_sums_only && spec.activation != Activation::kNone) return nullptr;
   return std::make_unique<FakeLinear>(*this, spec);
 }
 
@@ -351,6 +367,10 @@ void FakeDevice::convert(const Matrix& from, const Matrix& to, Extent extent, Ac
     ++converts_;
     convert_rows(from, to, extent, activation);
   });
+}
+
+void FakeDevice::flag(const Matrix& from, Extent extent, std::uint8_t* flags, Stream stream) {
+  enqueue("flag", stream, {from.data, flags}, [=] { flag_rows(from, extent, flags); });
 }
 
 void FakeDevice::add(const Matrix& left, const Matrix& right, const Matrix& to, Extent extent,

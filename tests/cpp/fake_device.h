@@ -24,8 +24,10 @@ struct FakeOptions {
   std::string name = "Fake";
   int major = 9, minor = 0;
   std::set<DType> no_fused_output{};  // linear layers cannot write these
-  int backwards_below = 0;    // blocks of fewer rows sum in the opposite order, as matrix libraries may
-  int uneven_from = 1 << 30;  // blocks of so many rows sum their second half in the opposite order
+  bool bare_sums_only = false;        // nor can they activate
+  int backwards_below = 0;       // blocks of fewer rows sum in the opposite order, as matrix libraries may
+  int uneven_from = 1 << 30;     // blocks of so many rows sum their second half in the opposite order
+  int uneven_choices = 1 << 30;  // only kernels before this choice do so
 };
 
 class FakeDevice : public cuda::Device {
@@ -45,6 +47,7 @@ class FakeDevice : public cuda::Device {
   std::size_t peak() const { return peak_; }
   int live_handles() const { return live_handles_; }
   int converts() const { return converts_; }
+  int copies_in() const { return copies_in_; }
 
   CudaDeviceInfo info() const override;
   std::string label() const override { return "cuda:" + std::to_string(index_); }
@@ -56,6 +59,7 @@ class FakeDevice : public cuda::Device {
   cuda::Stream create_stream() override;
   void destroy_stream(cuda::Stream stream) noexcept override;
   void synchronize_stream(cuda::Stream stream) override;
+  bool is_capturing(cuda::Stream stream) override;
   cuda::Event create_event() override;
   void destroy_event(cuda::Event event) noexcept override;
   void record(cuda::Event event, cuda::Stream stream) override;
@@ -74,6 +78,7 @@ class FakeDevice : public cuda::Device {
              cuda::Stream stream) override;
   void convert(const cuda::Matrix& from, const cuda::Matrix& to, cuda::Extent extent, Activation activation,
                cuda::Stream stream) override;
+  void flag(const cuda::Matrix& from, cuda::Extent extent, std::uint8_t* flags, cuda::Stream stream) override;
   void add(const cuda::Matrix& left, const cuda::Matrix& right, const cuda::Matrix& to, cuda::Extent extent,
            cuda::Stream stream) override;
   void normalize(const cuda::Matrix& from, const cuda::Matrix& to, cuda::Extent extent,
@@ -119,7 +124,7 @@ class FakeDevice : public cuda::Device {
   std::vector<StreamState*> streams_;
   std::map<const char*, std::size_t> device_memory_, pinned_memory_;
   std::size_t allocated_ = 0, peak_ = 0;
-  int live_handles_ = 0, converts_ = 0;
+  int live_handles_ = 0, converts_ = 0, copies_in_ = 0;
   int calls_ = 0, fail_at_ = -1;
   Failure failure_ = Failure::kOnce;
   bool is_lost_ = false;

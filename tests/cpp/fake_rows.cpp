@@ -107,6 +107,12 @@ void convert_rows(const Matrix& from, const Matrix& to, Extent extent, Activatio
   }
 }
 
+void flag_rows(const Matrix& from, Extent extent, std::uint8_t* flags) {
+  for (std::int64_t row = 0; row < extent.rows; ++row)
+    for (std::int64_t column = 0; column < extent.columns; ++column)
+      if (!std::isfinite(load_element(from, row, column))) flags[row] = 1;
+}
+
 void add_rows(const Matrix& left, const Matrix& right, const Matrix& to, Extent extent) {
   for (std::int64_t row = 0; row < extent.rows; ++row) {
     for (std::int64_t column = 0; column < extent.columns; ++column)

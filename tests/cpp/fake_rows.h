@@ -15,6 +15,7 @@ void store_rows(const cuda::Matrix& from, const cuda::Matrix& to, cuda::Extent e
                 cuda::RowChecks checks);
 void convert_rows(const cuda::Matrix& from, const cuda::Matrix& to, cuda::Extent extent,
                   Activation activation);
+void flag_rows(const cuda::Matrix& from, cuda::Extent extent, std::uint8_t* flags);
 void add_rows(const cuda::Matrix& left, const cuda::Matrix& right, const cuda::Matrix& to,
               cuda::Extent extent);
 void normalize_rows(const cuda::Matrix& from, const cuda::Matrix& to, cuda::Extent extent);

@@ -78,7 +78,8 @@ TEST(cuda_out_of_memory_anywhere_halves_the_block) {
     {
       const auto executable = with_blocks_of(512, device, one.program, Precision::kFp16);
       failed = device->has_failed();
-      const std::string wanted = failed ? "blocks 256 (halved: cuda:0 ran out" : "blocks 512 128 (to stay";
+      const std::string wanted =
+          failed ? "blocks 256 128 (halved: cuda:0 ran out" : "blocks 512 256 128 (to stay";
       CHECK(executable->description().find(wanted) != std::string::npos, executable->description());
       Rows out(DType::kFloat32, kRows, kNewDim);
       one.run(*executable, out);

@@ -4,9 +4,9 @@
 #include "cublaslt_linear.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
-#include <optional>
 #include <sstream>
 
 #include "check.h"
@@ -18,6 +18,7 @@ namespace {
 
 constexpr std::uint32_t kPointerAlignment = 16;  // every value begins at a multiple of 16 elements
 constexpr std::int64_t kReferenceRows = 32768;   // kernels are chosen for; see Note [Same bytes]
+constexpr int kKernels = 8;                      // asked for
 constexpr float kLargestFloat8 = 448;
 
 template <typename Handle, cublasStatus_t (*kDestroy)(Handle)>
@@ -87,7 +88,7 @@ DeviceMemory uploaded(const std::vector<float>& values, std::int64_t width, DTyp
 }
 
 // The layouts of one row count. `added` is what cuBLASLt could add to the product; we never do, but it must
-// be of a type that goes with the output's.
+// be of a type that goes with the output's, and only if it is the output's may it be at the output's place.
 struct Shape {
   MatrixLayout input, added, output;
 
@@ -111,11 +112,15 @@ class CublasltLinear : public PreparedLinear {
 
   // False if there is no kernel.
   bool choose_kernels() {
-    const auto reference = best_kernel(Shape(spec_, kReferenceRows));
+    auto kernels = best_kernels(Shape(spec_, kReferenceRows));
+    std::erase_if(kernels, [&](const auto& kernel) {
+      return !std::all_of(shapes_.begin(), shapes_.end(),
+                          [&](const Shape& shape) { return can_do(kernel, shape); });
+    });
     for (const Shape& shape : shapes_) {
-      const auto chosen = reference && can_do(*reference, shape) ? reference : best_kernel(shape);
-      if (!chosen) return false;
-      kernels_.push_back(*chosen);
+      const auto those = kernels.empty() ? best_kernels(shape) : kernels;
+      if (those.empty()) return false;
+      kernels_.push_back(those[std::min(static_cast<std::size_t>(spec_.choice), those.size() - 1)]);
     }
     return true;
   }
@@ -141,8 +146,9 @@ class CublasltLinear : public PreparedLinear {
   void enqueue(std::size_t size, void* workspace, Stream stream) override {
     const float one = 1, zero = 0;
     const Shape& shape = shapes_[size];
+    const void* added = spec_.output.dtype == DType::kFloat8 ? nullptr : spec_.output.data;
     FCT_CHECK(cublasLtMatmul(handle_, description_.get(), &one, weight_.get(), weight_layout_.get(),
-                             spec_.input.data, shape.input.get(), &zero, spec_.output.data, shape.added.get(),
+                             spec_.input.data, shape.input.get(), &zero, added, shape.added.get(),
                              spec_.output.data, shape.output.get(), &kernels_[size], workspace,
                              kLinearWorkspace, static_cast<cudaStream_t>(stream)));
   }
@@ -177,8 +183,8 @@ class CublasltLinear : public PreparedLinear {
       set(description_, CUBLASLT_MATMUL_DESC_FAST_ACCUM, std::int8_t{1});
   }
 
-  // The heuristics' first choice; none if there is no kernel. No sums in pieces, for the same bytes.
-  std::optional<cublasLtMatmulAlgo_t> best_kernel(const Shape& shape) const {
+  // The heuristics' choices, best first; none if there is no kernel. No sums in pieces, for the same bytes.
+  std::vector<cublasLtMatmulAlgo_t> best_kernels(const Shape& shape) const {
     cublasLtMatmulPreference_t created = nullptr;
     FCT_CHECK(cublasLtMatmulPreferenceCreate(&created));
     const Preference preference(created);
@@ -189,16 +195,20 @@ class CublasltLinear : public PreparedLinear {
          {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
           CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES})
       set(preference, attribute, kPointerAlignment);
-    cublasLtMatmulHeuristicResult_t result{};
+    std::array<cublasLtMatmulHeuristicResult_t, kKernels> results{};
     int found = 0;
     const auto status = cublasLtMatmulAlgoGetHeuristic(
         handle_, description_.get(), weight_layout_.get(), shape.input.get(), shape.added.get(),
-        shape.output.get(), preference.get(), 1, &result, &found);
+        shape.output.get(), preference.get(), kKernels, results.data(), &found);
     if (status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE ||
         (status == CUBLAS_STATUS_SUCCESS && found == 0))
-      return std::nullopt;
+      return {};
     check(status, "cublasLtMatmulAlgoGetHeuristic");
-    return result.algo;
+    std::vector<cublasLtMatmulAlgo_t> kernels;
+    for (int index = 0; index < found; ++index)
+      if (results[static_cast<std::size_t>(index)].state == CUBLAS_STATUS_SUCCESS)
+        kernels.push_back(results[static_cast<std::size_t>(index)].algo);
+    return kernels;
   }
 
   bool can_do(const cublasLtMatmulAlgo_t& kernel, const Shape& shape) const {

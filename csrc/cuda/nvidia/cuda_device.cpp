@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include "check.h"
+#include "context.h"
 #include "cublaslt_linear.h"
 #include "kernels.h"
 
@@ -12,28 +13,14 @@ namespace {
 cudaStream_t stream_of(Stream stream) { return static_cast<cudaStream_t>(stream); }
 cudaEvent_t event_of(Event event) { return static_cast<cudaEvent_t>(event); }
 
-// Which device calls go to is a setting of each thread, and the thread is the caller's: put back as it was.
-class OnDevice {
- public:
-  explicit OnDevice(int index) {
-    FCT_CHECK(cudaGetDevice(&before_));
-    FCT_CHECK(cudaSetDevice(index));
+// Gives something back in a context. An error says that the device is lost, and with it what was on it.
+template <typename Work>
+void free_in(CUcontext context, const Work& work) noexcept {
+  try {
+    const InContext guard(context);
+    work();
+  } catch (const Error&) {
   }
-  ~OnDevice() { (void)cudaSetDevice(before_); }
-  OnDevice(const OnDevice&) = delete;
-  OnDevice& operator=(const OnDevice&) = delete;
-
- private:
-  int before_ = 0;
-};
-
-CudaDeviceInfo describe(int index) {
-  const OnDevice guard(index);
-  cudaDeviceProp properties{};
-  FCT_CHECK(cudaGetDeviceProperties(&properties, index));
-  CudaDeviceInfo info{index, properties.name, properties.major, properties.minor, 0, 0};
-  FCT_CHECK(cudaMemGetInfo(&info.free_bytes, &info.memory_bytes));
-  return info;
 }
 
 std::string version_text(std::size_t version, std::size_t major_unit, std::size_t minor_unit) {
@@ -43,46 +30,46 @@ std::string version_text(std::size_t version, std::size_t major_unit, std::size_
 // A layer frees its memory on its device, whatever thread lets it go.
 class LinearOnDevice : public PreparedLinear {
  public:
-  LinearOnDevice(int index, std::unique_ptr<PreparedLinear> layer)
-      : index_(index), layer_(std::move(layer)) {}
+  LinearOnDevice(CUcontext context, std::unique_ptr<PreparedLinear> layer)
+      : context_(context), layer_(std::move(layer)) {}
   ~LinearOnDevice() override {
-    try {
-      const OnDevice guard(index_);
-      layer_.reset();
-    } catch (const Error&) {  // the device is lost, and with it the memory
-    }
+    free_in(context_, [&] { layer_.reset(); });
   }
   void enqueue(std::size_t size, void* workspace, Stream stream) override {
-    const OnDevice guard(index_);
+    const InContext guard(context_);
     layer_->enqueue(size, workspace, stream);
   }
   std::string kernel() const override { return layer_->kernel(); }
 
  private:
-  int index_;
+  CUcontext context_;
   std::unique_ptr<PreparedLinear> layer_;
 };
 
 class CudaDevice : public Device {
  public:
-  explicit CudaDevice(int index) : index_(index) {
-    const OnDevice guard(index_);
+  explicit CudaDevice(int index) : index_(index), context_(primary_context(index)) {
+    const InContext guard(context_);
     FCT_CHECK(cublasLtCreate(&cublaslt_));
   }
-  ~CudaDevice() override { (void)cublasLtDestroy(cublaslt_); }
+  ~CudaDevice() override {
+    free_in(context_, [&] { (void)cublasLtDestroy(cublaslt_); });
+  }
 
   CudaDeviceInfo info() const override { return describe(index_); }
   std::string label() const override { return "cuda:" + std::to_string(index_); }
 
   void* allocate(std::size_t bytes) override {
-    const OnDevice guard(index_);
+    const InContext guard(context_);
     void* memory = nullptr;
     FCT_CHECK(cudaMalloc(&memory, bytes));
     return memory;
   }
-  void release(void* memory) noexcept override { (void)cudaFree(memory); }
+  void release(void* memory) noexcept override {
+    free_in(context_, [&] { (void)cudaFree(memory); });
+  }
   void* allocate_pinned(std::size_t bytes) override {
-    const OnDevice guard(index_);
+    const InContext guard(context_);
     void* memory = nullptr;
     if (cudaHostAlloc(&memory, bytes, cudaHostAllocPortable) != cudaSuccess) {
       (void)cudaGetLastError();
@@ -91,9 +78,11 @@ class CudaDevice : public Device {
     }
     return memory;
   }
-  void release_pinned(void* memory) noexcept override { (void)cudaFreeHost(memory); }
+  void release_pinned(void* memory) noexcept override {
+    free_in(context_, [&] { (void)cudaFreeHost(memory); });
+  }
   bool is_pinned(const void* memory, std::size_t bytes) override {
-    const OnDevice guard(index_);
+    const InContext guard(context_);
     auto is_pinned_at = [](const void* address) {
       cudaPointerAttributes attributes{};
       FCT_CHECK(cudaPointerGetAttributes(&attributes, address));
@@ -103,38 +92,53 @@ class CudaDevice : public Device {
   }
 
   Stream create_stream() override {
-    const OnDevice guard(index_);
+    const InContext guard(context_);
     cudaStream_t stream = nullptr;
     FCT_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
     return stream;
   }
-  void destroy_stream(Stream stream) noexcept override { (void)cudaStreamDestroy(stream_of(stream)); }
+  void destroy_stream(Stream stream) noexcept override {
+    free_in(context_, [&] { (void)cudaStreamDestroy(stream_of(stream)); });
+  }
   void synchronize_stream(Stream stream) override {
-    const OnDevice guard(index_);
+    const InContext guard(context_);
     FCT_CHECK(cudaStreamSynchronize(stream_of(stream)));
   }
+  bool is_capturing(Stream stream) override {
+    const InContext guard(context_);
+    auto state = cudaStreamCaptureStatusNone;
+    const cudaError_t status = cudaStreamIsCapturing(stream_of(stream), &state);
+    if (status == cudaErrorStreamCaptureImplicit) {  // the default one, which would wait for one that is
+      (void)cudaGetLastError();
+      return true;
+    }
+    check(status, "cudaStreamIsCapturing");
+    return state != cudaStreamCaptureStatusNone;
+  }
   Event create_event() override {
-    const OnDevice guard(index_);
+    const InContext guard(context_);
     cudaEvent_t event = nullptr;
     FCT_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming | cudaEventBlockingSync));
     return event;
   }
-  void destroy_event(Event event) noexcept override { (void)cudaEventDestroy(event_of(event)); }
+  void destroy_event(Event event) noexcept override {
+    free_in(context_, [&] { (void)cudaEventDestroy(event_of(event)); });
+  }
   void record(Event event, Stream stream) override {
-    const OnDevice guard(index_);
+    const InContext guard(context_);
     FCT_CHECK(cudaEventRecord(event_of(event), stream_of(stream)));
   }
   void wait(Stream stream, Event event) override {
-    const OnDevice guard(index_);
+    const InContext guard(context_);
     FCT_CHECK(cudaStreamWaitEvent(stream_of(stream), event_of(event), 0));
   }
   void synchronize_event(Event event) override {
-    const OnDevice guard(index_);
+    const InContext guard(context_);
     FCT_CHECK(cudaEventSynchronize(event_of(event)));
   }
 
   Graph capture(Stream stream, const std::function<void()>& enqueue) override {
-    const OnDevice guard(index_);
+    const InContext guard(context_);
     // Only this thread's calls count: others may use the device meanwhile.
     FCT_CHECK(cudaStreamBeginCapture(stream_of(stream), cudaStreamCaptureModeThreadLocal));
     cudaGraph_t graph = nullptr;
@@ -154,10 +158,10 @@ class CudaDevice : public Device {
     return executable;
   }
   void destroy_graph(Graph graph) noexcept override {
-    (void)cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph));
+    free_in(context_, [&] { (void)cudaGraphExecDestroy(static_cast<cudaGraphExec_t>(graph)); });
   }
   void launch(Graph graph, Stream stream) override {
-    const OnDevice guard(index_);
+    const InContext guard(context_);
     FCT_CHECK(cudaGraphLaunch(static_cast<cudaGraphExec_t>(graph), stream_of(stream)));
   }
 
@@ -168,47 +172,52 @@ class CudaDevice : public Device {
     copy(to, from, bytes, cudaMemcpyDeviceToHost, stream);
   }
   void fill(void* memory, int byte, std::size_t bytes, Stream stream) override {
-    const OnDevice guard(index_);
+    const InContext guard(context_);
     FCT_CHECK(cudaMemsetAsync(memory, byte, bytes, stream_of(stream)));
   }
 
   std::unique_ptr<PreparedLinear> prepare(const LinearSpec& spec) override {
-    const OnDevice guard(index_);
+    const InContext guard(context_);
     auto layer = make_cublaslt_linear(cublaslt_, spec);
     if (!layer) return nullptr;
-    return std::make_unique<LinearOnDevice>(index_, std::move(layer));
+    return std::make_unique<LinearOnDevice>(context_, std::move(layer));
   }
 
   void load(const Matrix& from, const Matrix& to, Extent extent, std::int64_t block_rows, RowChecks checks,
             Stream stream) override {
-    const OnDevice guard(index_);
+    const InContext guard(context_);
     FCT_CHECK(kernels::load(from, to, extent, block_rows, checks, stream_of(stream)));
   }
   void store(const Matrix& from, const Matrix& to, Extent extent, RowChecks checks, Stream stream) override {
-    const OnDevice guard(index_);
+    const InContext guard(context_);
     FCT_CHECK(kernels::store(from, to, extent, checks, stream_of(stream)));
   }
   void convert(const Matrix& from, const Matrix& to, Extent extent, Activation activation,
                Stream stream) override {
-    const OnDevice guard(index_);
+    const InContext guard(context_);
     FCT_CHECK(kernels::convert(from, to, extent, activation, stream_of(stream)));
   }
+  void flag(const Matrix& from, Extent extent, std::uint8_t* flags, Stream stream) override {
+    const InContext guard(context_);
+    FCT_CHECK(kernels::flag(from, extent, flags, stream_of(stream)));
+  }
   void add(const Matrix& left, const Matrix& right, const Matrix& to, Extent extent, Stream stream) override {
-    const OnDevice guard(index_);
+    const InContext guard(context_);
     FCT_CHECK(kernels::add(left, right, to, extent, stream_of(stream)));
   }
   void normalize(const Matrix& from, const Matrix& to, Extent extent, Stream stream) override {
-    const OnDevice guard(index_);
+    const InContext guard(context_);
     FCT_CHECK(kernels::normalize(from, to, extent, stream_of(stream)));
   }
 
  private:
   void copy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, Stream stream) {
-    const OnDevice guard(index_);
+    const InContext guard(context_);
     FCT_CHECK(cudaMemcpyAsync(to, from, bytes, kind, stream_of(stream)));
   }
 
   int index_;
+  CUcontext context_;
   cublasLtHandle_t cublaslt_ = nullptr;
 };
 

@@ -12,6 +12,7 @@ cudaError_t load(const Matrix& from, const Matrix& to, Extent extent, std::int64
 cudaError_t store(const Matrix& from, const Matrix& to, Extent extent, RowChecks checks, cudaStream_t stream);
 cudaError_t convert(const Matrix& from, const Matrix& to, Extent extent, Activation activation,
                     cudaStream_t stream);
+cudaError_t flag(const Matrix& from, Extent extent, std::uint8_t* flags, cudaStream_t stream);
 cudaError_t add(const Matrix& left, const Matrix& right, const Matrix& to, Extent extent,
                 cudaStream_t stream);
 cudaError_t normalize(const Matrix& from, const Matrix& to, Extent extent, cudaStream_t stream);

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,7 +24,9 @@ struct CudaDeviceInfo {
   int index = 0;
   std::string name;
   int major = 0, minor = 0;  // compute capability
-  std::size_t memory_bytes = 0, free_bytes = 0;
+  std::size_t memory_bytes = 0;
+  std::optional<std::size_t>
+      free_bytes{};  // known where this process uses the card: asking takes memory there
 };
 
 struct CudaStatus {

@@ -67,7 +67,9 @@ class DeviceExecutable : public Executable {
   // Enqueues the transformation of rows in device memory on `stream`, a stream of that device as an opaque
   // handle, and returns without waiting for it; nothing is copied. Calls from several threads and streams may
   // overlap; the device works on one at a time. Nobody is there to throw NonFiniteRow to: a row whose input
-  // or result is not finite comes out as a row of NaN, and no other row is touched.
+  // or result is not finite comes out as a row of NaN, and no other row is touched. Throws
+  // Error(kUnsupported) while the stream is captured into a graph: a replay would not wait for other calls,
+  // which use the same buffers.
   virtual void run_on_device(InputRows old, InputRows side, OutputRows out, std::int64_t rows,
                              void* stream) const = 0;
 };
