@@ -85,13 +85,24 @@ MODELS: dict[str, Model] = {
     "old-arcface": Model(
         run_backbone,
         "old",
-        ("classifier.kind=arcface", "classifier.scale=16", "classifier.margin=0.2", "embeddings=unit"),
+        (
+            "classifier.kind=arcface",
+            "classifier.scale=16",
+            "classifier.margin=0.2",
+            "embeddings=unit",
+            "training.learning_rate=0.05",
+            "training.warmup_epochs=4",
+        ),
     ),
     "old-elsewhere": Model(run_backbone, "old", ("data.classes=last 20 %",)),
     "new-mobilenet": Model(
         run_backbone,
         "new",
-        ("model={name: mobilenet_v2, arguments: {embedding_dim: 128, width: 0.35}}", "training.epochs=8"),
+        (
+            "model={name: mobilenet_v2, arguments: {embedding_dim: 128, width: 0.25, stem: small}}",
+            "training.epochs=6",
+            "training.learning_rate=0.1",
+        ),
     ),
     "middle": Model(run_backbone, "old", ("data.classes=first 50 %", "training.epochs=12", "training.seed=6")),
 }
