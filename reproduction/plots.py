@@ -26,10 +26,12 @@ def draw_pairs(path: Path, merits: Mapping[str, NDArray[np.float64]]) -> None:
 def draw_sizes(path: Path, sizes: Mapping[str, Any], old: NDArray[np.float64], new: NDArray[np.float64]) -> None:
     """Draw the mAP after each h over its arithmetic, between the mAP of old/old and new/new."""
     figure, axes = _figure(3.6)
-    for size, figures in sizes.items():
+    by_arithmetic = sorted(sizes.items(), key=lambda item: -item[1]["mflop"].mean())
+    for index, (size, figures) in enumerate(by_arithmetic):
         x, shares = figures["mflop"].mean(), 100 * figures["mAP"]
         axes.errorbar(x, shares.mean(), yerr=shares.std(), fmt="o", color=_BLUE, capsize=3)
-        axes.annotate(size, (x, shares.mean()), xytext=(7, -12), textcoords="offset points", fontsize=9)
+        below = index % 2 == 0  # neighbours on different sides
+        axes.annotate(size, (x, shares.mean()), xytext=(7, -14 if below else 7), textcoords="offset points", fontsize=9)
     for name, level in (("old/old", old), ("new/new", new)):
         axes.axhline(100 * level.mean(), color=_GREY, linestyle="--", linewidth=1)
         axes.annotate(
