@@ -140,6 +140,8 @@ def show_report(report: dict[str, Any], as_json: bool) -> None:
     if report["index"]:
         rows["index"] = f"{report['settings']['index']} ({report['settings']['metric']}), "
         rows["index"] += f"recall@10 {checks['recall_at_10']:.3f} on {checks['queries']} queries"
+        if reason := report["index_placement"].get("reason"):
+            rows["index"] += f"; built on {report['index_placement']['add']}: {reason}"
     show_rows(rows)
     click.echo(f"\nnext: python -c \"import fct_infer; index = fct_infer.load_index('{report['dest']}')\"")
 

@@ -7,6 +7,7 @@ GALLERY/  embeddings/*.npy         (n_i, old_dim) float32 | float16; shards are 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +86,11 @@ class Gallery:
             shards.append(Shard(Path(name).stem, header.shape[0], first_row, file, *companions))
             first_row += header.shape[0]
         return cls(root, tuple(shards), first_row, old_dim, side_dim, embedding_dtype, side_dtype, id_dtype)
+
+    def locate(self, row: int) -> tuple[Shard, int]:
+        """Return the shard that holds a row, a number over all shards, and the row's number inside it."""
+        shard = self.shards[bisect_right(self.shards, row, key=lambda each: each.first_row) - 1]
+        return shard, row - shard.first_row
 
     def read_rows(self, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any] | None]:
         """See :func:`fct_infer.gallery.reader.read_rows`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +54,5 @@ def _check_finite(array: NDArray[Any], folder: str, gallery: Gallery, rows: NDAr
     finite = np.isfinite(array).all(axis=1)
     if finite.all():
         return
-    row = int(rows[np.argmin(finite)])
-    shard = gallery.shards[bisect_right([each.first_row for each in gallery.shards], row) - 1]
-    name = shard.embeddings.name
-    raise GalleryError(f"{gallery.path / folder / name}: row {row - shard.first_row} holds NaN or infinity")
+    shard, row = gallery.locate(int(rows[np.argmin(finite)]))
+    raise GalleryError(f"{gallery.path / folder / shard.embeddings.name}: row {row} holds NaN or infinity")

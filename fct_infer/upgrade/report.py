@@ -45,6 +45,8 @@ class UpgradeReport:
         verification: what was checked before publishing.
         index: what ``index_infos.json`` says; None without an index.
         device: where the transformation ran: ``cpu``, ``cuda:0 (NVIDIA H200)``.
+        index_placement: where the index was trained and filled, and why not on a card, if it was not; None without
+            an index.
     """
 
     dest: Path
@@ -56,6 +58,7 @@ class UpgradeReport:
     verification: Verification
     index: dict[str, Any] | None = field(default=None)
     device: str = "cpu"
+    index_placement: dict[str, str] | None = None
 
     @classmethod
     def load(cls, path: Path) -> UpgradeReport:

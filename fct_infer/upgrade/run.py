@@ -208,6 +208,7 @@ class _Run:
             verification=verification,
             index=index,
             device=plan.device,
+            index_placement=builder.placement if builder else None,
         )
         infos = {
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -219,7 +220,6 @@ class _Run:
                 "kernels": plan.transformation.executable.description,
                 "device_memory": plan.transformation.device_memory,
                 "same_bytes_on": SAME_BYTES_ON[plan.device_kind],
-                "index": builder.placement if builder else None,
             },
             "inputs": plan.identity(),
             "versions": _versions(plan.device_kind),

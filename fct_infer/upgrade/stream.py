@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -136,12 +135,8 @@ def index_ids(gallery: Gallery, shard: Shard, start: int, stop: int) -> NDArray[
 
 def ids_of_rows(gallery: Gallery, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the ids under which the index holds some rows (numbers over all shards)."""
-    starts = [shard.first_row for shard in gallery.shards]
-    ids = []
-    for row in rows.tolist():
-        shard = gallery.shards[bisect_right(starts, row) - 1]
-        ids.append(index_ids(gallery, shard, row - shard.first_row, row - shard.first_row + 1))
-    return np.concatenate(ids)
+    places = map(gallery.locate, rows.tolist())
+    return np.concatenate([index_ids(gallery, shard, row, row + 1) for shard, row in places])
 
 
 def run_stream(
@@ -203,9 +198,7 @@ def read_inputs(plan: Plan, rows: NDArray[np.int64]) -> tuple[Rows, Rows | None]
 
 def non_finite_row(plan: Plan, error: NonFiniteError, row: int) -> FctError:
     """Return the error that names shard and row instead of a place in a block."""
-    shards = plan.gallery.shards
-    shard = shards[bisect_right([shard.first_row for shard in shards], row) - 1]
-    number = row - shard.first_row
+    shard, number = plan.gallery.locate(row)
     if error.array == "result":
         return GalleryError(
             f"{shard.embeddings}: row {number}: its transformed value does not fit {plan.dtype.name}; "

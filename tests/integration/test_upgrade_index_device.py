@@ -49,7 +49,7 @@ def test_the_same_gallery_index_and_text_ids(cards, gallery):
     card, cpu = (gallery.with_name(name) for name in ("card", "cpu"))
     assert cards.moves > 2
     assert (card / "index.faiss").read_bytes() == (cpu / "index.faiss").read_bytes()
-    placements = [json.loads((each / "upgrade_infos.json").read_text())["execution"]["index"] for each in (card, cpu)]
+    placements = [json.loads((each / "upgrade_infos.json").read_text())["index_placement"] for each in (card, cpu)]
     assert placements == [{"train": "cuda:0", "add": "cuda:0"}, {"train": "cpu", "add": "cpu"}]
     index = load_index(card)
     faiss.extract_index_ivf(index.index).nprobe = 8
@@ -96,7 +96,7 @@ def test_a_card_that_faiss_cannot_use_is_an_error_before_anything_is_written(gal
     assert sorted(path.name for path in gallery.parent.iterdir()) == ["gallery"]
 
 
-def test_the_command_names_the_package_too(gallery):
+def run_command(gallery, index, device):
     from fct_infer.cli.upgrade_gallery import command
 
     bundle = gallery.with_name("h.onnx")
@@ -105,6 +105,16 @@ def test_the_command_names_the_package_too(gallery):
 
     bundle.write_bytes(program_graph(linear_map(DIM, DIM)).SerializeToString())
     arguments = [str(gallery), "--transformation", str(bundle), "-o", str(gallery.with_name("dest"))]
-    result = CliRunner().invoke(command, [*arguments, "--device", "cpu", "--index", INDEX, "--index-device", "cuda:7"])
+    return CliRunner().invoke(command, [*arguments, "--device", "cpu", "--index", index, "--index-device", device])
+
+
+def test_the_command_says_what_was_not_built_on_the_card(cards, gallery):
+    result = run_command(gallery, "Flat", "cuda:0")
+    assert result.exit_code == 0, result.output
+    assert "; built on cpu: IndexFlat" in result.output.replace("\n", " ")
+
+
+def test_the_command_names_the_package_too(gallery):
+    result = run_command(gallery, INDEX, "cuda:7")
     assert isinstance(result.exception, UnsupportedError)
     assert "an index on cuda:7" in str(result.exception)

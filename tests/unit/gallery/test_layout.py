@@ -191,3 +191,9 @@ def test_the_fingerprint_is_json_and_notices_an_edit(path):
     np.save(path / "ids" / "000001.npy", array)
     after = Gallery.open(path).fingerprint()
     assert [name for name in before if before[name]["sha256"] != after[name]["sha256"]] == ["ids/000001.npy"]
+
+
+def test_a_row_is_located_in_its_shard(path):
+    gallery = Gallery.open(path)
+    found = [(gallery.shards.index(shard), row) for shard, row in map(gallery.locate, range(gallery.rows))]
+    assert found == [(number, row) for number, rows in enumerate(ROWS) for row in range(rows)]
