@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from threading import Lock
 from typing import Any
 from zlib import crc32
 
@@ -37,7 +38,7 @@ def first_record(path: Path) -> Record | None:
 
 
 class Journal:
-    """Append-only list of records ``{"kind": ..., ...}``.
+    """Append-only list of records ``{"kind": ..., ...}``, from any thread.
 
     Raises:
         OutputError: an existing journal is damaged before its last line.
@@ -46,6 +47,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.records: list[Record] = []
+        self._lock = Lock()
         if path.exists():
             self._load()
 
@@ -53,8 +55,9 @@ class Journal:
         """Add a record; it is durable when this returns."""
         record = {"kind": kind, **fields}
         text = json.dumps(record, allow_nan=False)
-        append_line(self.path, f"{crc32(text.encode()):08x} {text}")
-        self.records.append(record)
+        with self._lock:
+            append_line(self.path, f"{crc32(text.encode()):08x} {text}")
+            self.records.append(record)
 
     def all(self, kind: str) -> list[Record]:
         """Return the records of one kind, in order."""

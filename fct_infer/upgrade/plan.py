@@ -25,6 +25,8 @@ BLOCK_BYTES = {"cpu": 16 << 20, "cuda": 128 << 20}  # a card is done with less b
 MOST_BLOCK_ROWS = {"cpu": 1 << 16, "cuda": 1 << 18}  # that are taken unasked
 BLOCKS_IN_FLIGHT = 4
 MAX_BLOCK_ROWS = 1 << 20
+MOST_SHARDS_AT_ONCE = 8  # that are taken unasked
+THREADS_PER_SHARD = 2  # while one is upgraded: one reads, one hashes and writes
 SEED = 20211202  # samples for training and verification: any fixed number makes runs repeatable
 
 
@@ -42,6 +44,9 @@ class Settings:
             :data:`fct_infer.artifacts.precisions.LIMITS`.
         min_recall: lowest recall@10 allowed for the index; None reports it and allows any.
         block_rows: rows processed at once; None takes about 16 MiB a block, 128 MiB on a card.
+        shards_at_once: shards upgraded at the same time, each read, hashed and written by threads of its own; None
+            takes one, or, where a card would outrun those, as many as there are threads for. With an index, which
+            takes rows in order, one.
         index_device: where the index is built: ``cpu``, ``cuda:N``, or ``auto``: on the transformation's card if FAISS
             can use it, else on the CPU.
     """
@@ -54,6 +59,7 @@ class Settings:
     min_cosine: float | None = None
     min_recall: float | None = None
     block_rows: int | None = None
+    shards_at_once: int | None = None
     index_device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -63,10 +69,14 @@ class Settings:
             raise UsageError(f"dtype is {self.dtype!r}, wanted one of {', '.join(DTYPES)}")
         if self.index_device != "auto":
             card_numbers(self.index_device)
-        for name in ("verify_rows", "block_rows"):
+        for name, most in (("verify_rows", MAX_BLOCK_ROWS), ("block_rows", MAX_BLOCK_ROWS), ("shards_at_once", 64)):
             value = getattr(self, name)
-            if value is not None and not 1 <= value <= MAX_BLOCK_ROWS:
-                raise UsageError(f"{name} is {value}, wanted 1 to {MAX_BLOCK_ROWS:,}")
+            if value is not None and not 1 <= value <= most:
+                raise UsageError(f"{name} is {value}, wanted 1 to {most:,}")
+        if self.index != "none" and (self.shards_at_once or 1) > 1:
+            raise UsageError(
+                f"shards_at_once is {self.shards_at_once}, but an index takes rows in order: wanted 1, or index none"
+            )
         for name in ("min_cosine", "min_recall"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
@@ -84,6 +94,7 @@ class Plan:
     index: IndexPlan | None
     dtype: np.dtype[Any]
     block_rows: int
+    shards_at_once: int
     side_is_old: bool
 
     @property
@@ -125,7 +136,7 @@ class Plan:
         """Estimated peak of this process: blocks in flight, training sample, index."""
         row = (self.transformation.old_dim + self.transformation.side_dim + 2 * self.new_dim) * 4
         sample = self.index.training_rows * (row + 4 * self.new_dim) if self.index else 0
-        blocks = BLOCKS_IN_FLIGHT * self.block_rows * row
+        blocks = self.shards_at_once * BLOCKS_IN_FLIGHT * self.block_rows * row
         return max(blocks, sample) + 2 * (self.index.estimated_bytes if self.index else 0) + (200 << 20)
 
     def result_settings(self) -> dict[str, Any]:
@@ -184,6 +195,7 @@ class Plan:
             "settings": self.result_settings(),
             "device": self.device,
             "block_rows": self.block_rows,
+            "shards_at_once": self.shards_at_once,
             "bytes_read": sum(
                 path.stat().st_size
                 for shard in self.gallery.shards
@@ -242,6 +254,8 @@ def make_plan(gallery_path: str | Path, h: Transformation, dest: str | Path, set
         factory = default_factory(gallery.rows, h.new_dim) if settings.index == "auto" else settings.index
         index = describe_index(factory, h.new_dim, gallery.rows, settings.metric)
         require_gpu(settings.index_device)
+    shards_at_once = settings.shards_at_once or default_shards_at_once(h, index)
+    shards_at_once = min(shards_at_once, len(gallery.shards))
     return Plan(
         gallery=gallery,
         transformation=h,
@@ -249,15 +263,23 @@ def make_plan(gallery_path: str | Path, h: Transformation, dest: str | Path, set
         settings=settings,
         index=index,
         dtype=np.dtype(settings.dtype or gallery.embedding_dtype),
-        block_rows=settings.block_rows or default_block_rows(h),
+        block_rows=settings.block_rows or default_block_rows(h, shards_at_once),
+        shards_at_once=shards_at_once,
         side_is_old=side_is_old,
     )
 
 
-def default_block_rows(h: Transformation) -> int:
+def default_shards_at_once(h: Transformation, index: IndexPlan | None) -> int:
+    """Return one, or on a card, without an index, as many shards as the threads suffice for."""
+    if index is not None or _device_kind(h) == "cpu":
+        return 1
+    return max(1, min(MOST_SHARDS_AT_ONCE, h.threads // THREADS_PER_SHARD))
+
+
+def default_block_rows(h: Transformation, shards_at_once: int = 1) -> int:
     """Return the power of two from 1,024 on that makes a block of float32 rows as large as suits the device."""
     kind = _device_kind(h)
-    rows = BLOCK_BYTES[kind] // (4 * (h.old_dim + h.side_dim + h.new_dim))
+    rows = BLOCK_BYTES[kind] // shards_at_once // (4 * (h.old_dim + h.side_dim + h.new_dim))
     return int(min(MOST_BLOCK_ROWS[kind], max(1024, 1 << max(rows, 1).bit_length() - 1)))
 
 

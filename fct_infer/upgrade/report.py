@@ -41,7 +41,7 @@ class UpgradeReport:
         resumed_rows: rows that an earlier, unfinished run had done already.
         settings: everything that decides the result (precision, kind of device, dtype, index, metric ...).
         timings: seconds by stage; ``read``, ``transform``, ``write`` and ``index`` ran at the same time
-            within ``stream``.
+            within ``stream``, each summed over the shards in work.
         verification: what was checked before publishing.
         index: what ``index_infos.json`` says; None without an index.
         device: where the transformation ran: ``cpu``, ``cuda:0 (NVIDIA H200)``.

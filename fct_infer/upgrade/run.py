@@ -30,7 +30,7 @@ from fct_infer.upgrade.stream import (
     blocks_of,
     ids_of_rows,
     index_rows,
-    run_stream,
+    run_streams,
     transform_rows,
 )
 from fct_infer.upgrade.verify import corpus_blocks, open_written, read_block, verify_cosine
@@ -107,16 +107,17 @@ class _Run:
             report = UpgradeReport.load(work.gallery / "upgrade_infos.json")
             work.publish()
             return report
-        done = len(work.finished)
-        shards = plan.gallery.shards
-        resumed_rows = sum(shard.rows for shard in shards[:done])
+        done = work.finished
+        finished = tuple(shard for shard in plan.gallery.shards if shard.name in done)
+        unfinished = tuple(shard for shard in plan.gallery.shards if shard.name not in done)
+        resumed_rows = sum(shard.rows for shard in finished)
         builder = None
         if plan.index:
             with self._timed("train_index"):
                 builder = self._trained_builder(work)
             with self._timed("replay"):
-                self._replay(work, builder, shards[:done])
-        self._stream(work, builder, shards[done:])
+                self._replay(work, builder, finished)
+        self._stream(work, builder, unfinished)
         with self._timed("verify"):
             verification = self._verify(work, builder)
         with self._timed("finish"):
@@ -154,12 +155,11 @@ class _Run:
             self._report("index finished shards", shard.first_row + stop)
 
     def _stream(self, work: Work, builder: IndexBuilder | None, shards: tuple[Shard, ...]) -> None:
-        times = dict.fromkeys(("wall", "read", "transform", "write", "index"), 0.0)
-        if shards:
-            times = run_stream(self.plan, shards, work.gallery, work.journal, builder, self.progress)
-        self.timings["stream"] = times["wall"]
-        for stage in ("read", "transform", "write", "index"):
-            self.timings[stage] = times[stage]
+        stages = dict.fromkeys(("read", "transform", "write", "index"), 0.0)
+        with self._timed("stream"):
+            if shards:
+                stages |= run_streams(self.plan, shards, work.gallery, work.journal, builder, self.progress)
+        self.timings |= stages
 
     def _verify(self, work: Work, builder: IndexBuilder | None) -> Verification:
         plan = self.plan
@@ -190,7 +190,8 @@ class _Run:
     ) -> UpgradeReport:
         """Write index, infos and manifest; after this only the rename is missing."""
         plan = self.plan
-        files = {name: digest for record in work.finished for name, digest in record["files"].items()}
+        done = work.finished
+        files = {name: digest for shard in plan.gallery.shards for name, digest in done[shard.name]["files"].items()}
         index = None
         if builder is not None:
             self._report("save index", 0)
@@ -217,6 +218,7 @@ class _Run:
             "execution": {
                 "threads": plan.transformation.threads,
                 "block_rows": plan.block_rows,
+                "shards_at_once": plan.shards_at_once,
                 "kernels": plan.transformation.executable.description,
                 "device_memory": plan.transformation.device_memory,
                 "same_bytes_on": SAME_BYTES_ON[plan.device_kind],

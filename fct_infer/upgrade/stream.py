@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
+from threading import Event, Lock
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -30,16 +32,17 @@ def blocks_of(shards: Sequence[Shard], block_rows: int) -> Iterator[tuple[Shard,
 
 
 class BlockReader:
-    """Fills the pipeline's input buffers, one block a call; returns the rows read, 0 at the end."""
+    """Fills the pipeline's input buffers, one block a call; returns the rows read, 0 at the end or if asked to stop."""
 
-    def __init__(self, plan: Plan, shards: Sequence[Shard]) -> None:
+    def __init__(self, plan: Plan, shards: Sequence[Shard], stop: Event) -> None:
+        self._stop = stop
         self._blocks = blocks_of(shards, plan.block_rows)
         self._reader: ShardReader | None = None
 
     def __call__(self, old: Rows, side: Rows | None) -> int:
         """Read the next block."""
         shard, start, stop = next(self._blocks, (None, 0, 0))
-        if shard is None:
+        if shard is None or self._stop.is_set():
             return 0
         if self._reader is None:
             self._reader = ShardReader(shard)
@@ -60,9 +63,9 @@ class ShardWriter:
     """Writes blocks to new shards; a shard is journalled once it and its ids are durable."""
 
     def __init__(
-        self, plan: Plan, shards: Sequence[Shard], folder: Path, journal: Journal, progress: Progress | None
+        self, plan: Plan, shards: Sequence[Shard], folder: Path, journal: Journal, wrote: Callable[[int], None]
     ) -> None:
-        self._plan, self._folder, self._journal, self._progress = plan, folder, journal, progress
+        self._plan, self._folder, self._journal, self._wrote = plan, folder, journal, wrote
         self._blocks = blocks_of(shards, plan.block_rows)
         self._writer: NpyShardWriter | None = None
 
@@ -77,8 +80,7 @@ class ShardWriter:
         if stop == shard.rows:
             self._finish(shard, self._writer.commit())
             self._writer = None
-        if self._progress:
-            self._progress("transform", shard.first_row + stop, self._plan.gallery.rows)
+        self._wrote(stop - start)
 
     def _finish(self, shard: Shard, embeddings: DigestedFile) -> None:
         files = {f"embeddings/{shard.embeddings.name}": vars(embeddings)}
@@ -139,7 +141,20 @@ def ids_of_rows(gallery: Gallery, rows: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.concatenate([index_ids(gallery, shard, row, row + 1) for shard, row in places])
 
 
-def run_stream(
+class _RowCount:
+    """Rows written so far, by whichever thread, for the progress line."""
+
+    def __init__(self, plan: Plan, done: int, progress: Progress | None) -> None:
+        self._rows, self._done, self._progress, self._lock = plan.gallery.rows, done, progress, Lock()
+
+    def __call__(self, rows: int) -> None:
+        with self._lock:
+            self._done += rows
+            if self._progress:
+                self._progress("transform", self._done, self._rows)
+
+
+def run_streams(
     plan: Plan,
     shards: Sequence[Shard],
     folder: Path,
@@ -147,33 +162,71 @@ def run_stream(
     builder: IndexBuilder | None,
     progress: Progress | None,
 ) -> dict[str, float]:
-    """Upgrade ``shards`` into ``folder``, journalling each; return seconds at work by stage.
+    """Upgrade ``shards`` into ``folder``, so many at once as planned, journalling each.
+
+    Returns:
+        Seconds at work by stage, summed over the shards in work.
 
     Raises:
         GalleryError: an input cannot be read, or a row of it (or its result) is not finite.
         ResourceError: the disk is full or fails.
     """
+    stop = Event()
+    count = _RowCount(plan, plan.gallery.rows - sum(shard.rows for shard in shards), progress)
+    parts = [shards[first :: plan.shards_at_once] for first in range(min(plan.shards_at_once, len(shards)))]
+    if len(parts) == 1:
+        return _run_stream(plan, shards, folder, journal, builder, count, stop)
+    with ThreadPoolExecutor(len(parts)) as pool:
+        futures = [pool.submit(_run_stream, plan, part, folder, journal, builder, count, stop) for part in parts]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+        finally:  # all have ended, or one has failed, or we were interrupted: the others end early
+            stop.set()
+    times = [future.result() for future in futures]
+    return {stage: sum(each[stage] for each in times) for stage in times[0]}
+
+
+def _run_stream(
+    plan: Plan,
+    shards: Sequence[Shard],
+    folder: Path,
+    journal: Journal,
+    builder: IndexBuilder | None,
+    wrote: Callable[[int], None],
+    stop: Event,
+) -> dict[str, float]:
+    """Upgrade shards one after the other; once asked to stop, leave the one in work."""
     h = plan.transformation
-    reader = BlockReader(plan, shards)
-    writer = ShardWriter(plan, shards, folder, journal, progress)
+    reader = BlockReader(plan, shards, stop)
+    writer = ShardWriter(plan, shards, folder, journal, wrote)
     try:
-        return _core.run_pipeline(
+        times = _core.run_pipeline(
             h.executable,
             read=reader,
             write=writer,
             index=IndexFeeder(plan, shards, builder) if builder else None,
             block_rows=min(plan.block_rows, max(shard.rows for shard in shards)),
-            threads=h.threads,
+            threads=max(1, h.threads // plan.shards_at_once),
             old_dtype=plan.gallery.embedding_dtype.name,
             side_dtype=(plan.gallery.side_dtype or plan.gallery.embedding_dtype).name,
             out_dtype=plan.dtype.name,
             side_is_old=plan.side_is_old,
         )
     except NonFiniteError as error:
-        raise non_finite_row(plan, error, shards[0].first_row + error.row) from error
+        raise non_finite_row(plan, error, _row_in_gallery(shards, error.row)) from error
     finally:
         reader.close()
         writer.close()
+    return {stage: times[stage] for stage in ("read", "transform", "write", "index")}
+
+
+def _row_in_gallery(shards: Sequence[Shard], row: int) -> int:
+    """Return the number over all shards of the gallery of a row counted over some of them."""
+    for shard in shards:
+        if row < shard.rows:
+            return shard.first_row + row
+        row -= shard.rows
+    raise IndexError(f"row {row} is behind the last of {len(shards)} shards")
 
 
 def transform_rows(plan: Plan, rows: NDArray[np.int64]) -> Rows:

@@ -45,9 +45,9 @@ class Work:
             raise
 
     @property
-    def finished(self) -> list[dict[str, Any]]:
-        """Journal records of the shards that are done: the first ones, in order."""
-        return self.journal.all("shard")
+    def finished(self) -> dict[str, dict[str, Any]]:
+        """Journal records of the shards that are done, by shard; where there is an index, they are the first ones."""
+        return {record["name"]: record for record in self.journal.all("shard")}
 
     @property
     def is_ready(self) -> bool:
@@ -112,7 +112,7 @@ class Work:
     def _drop_unjournalled_files(self) -> None:
         if self.is_ready:
             return
-        kept = {name for record in self.finished for name in record["files"]}
+        kept = {name for record in self.finished.values() for name in record["files"]}
         for path in self.gallery.rglob("*"):
             if path.is_file() and path.relative_to(self.gallery).as_posix() not in kept:
                 remove_tree(path)

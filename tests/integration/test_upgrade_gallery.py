@@ -99,6 +99,51 @@ def test_block_rows_and_threads_change_no_byte(tmp_path, program, block_rows):
         assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
 
 
+@pytest.mark.parametrize("at_once", [2, 3, 8])
+def test_shards_at_once_change_no_byte(tmp_path, program, at_once):
+    write_gallery(tmp_path / "g", rows_per_shard=(97, 1, 64, 200, 5), old_dim=96, side_dim=32, ids="str", seed=5)
+    for name, shards in (("a", 1), ("b", at_once)):
+        settings, seen = Settings(block_rows=16, index="none", shards_at_once=shards), []
+        report = upgrade_gallery(
+            tmp_path / "g",
+            Transformation(program, threads=2),
+            tmp_path / name,
+            settings=settings,
+            progress=lambda stage, rows, _, seen=seen: seen.append(rows) if stage == "transform" else None,
+        )
+    assert report.timings["stream"] > 0
+    assert (report.timings["read"], report.timings["write"]) > (0, 0)
+    assert seen == sorted(seen)  # whoever wrote
+    assert seen[-1] == 367
+    for path in [*(tmp_path / "a").glob("*/*.npy")]:
+        assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
+    manifests = [json.loads((tmp_path / name / "manifest.json").read_text())["files"] for name in "ab"]
+    assert list(manifests[0]) == list(manifests[1])
+    assert json.loads((tmp_path / "b" / "upgrade_infos.json").read_text())["execution"]["shards_at_once"] == min(
+        at_once, 5
+    )
+
+
+@pytest.mark.parametrize("bad", [0, 97, 250])
+def test_a_row_that_is_not_finite_is_named_with_shards_at_once(tmp_path, program, bad):
+    arrays = write_gallery(tmp_path / "g", rows_per_shard=(97, 100, 64), old_dim=96, side_dim=32, seed=5)
+    shard, row = next((s, bad - first) for s, first in ((2, 197), (1, 97), (0, 0)) if bad >= first)
+    path = tmp_path / "g" / "embeddings" / f"{shard:06d}.npy"
+    rows = np.load(path)
+    rows[row, 3] = np.inf
+    np.save(path, rows)
+    assert len(arrays["old"]) == 261
+    settings = Settings(index="none", block_rows=16, shards_at_once=2)
+    with pytest.raises(GalleryError, match=rf"{path.name}: row {row} holds NaN or infinity"):
+        upgrade_gallery(tmp_path / "g", Transformation(program), tmp_path / "new", settings=settings)
+    assert not list(tmp_path.glob("new*"))
+
+
+def test_an_index_takes_one_shard_at_once(tmp_path):
+    with pytest.raises(UsageError, match="rows in order"):
+        Settings(index="Flat", shards_at_once=2)
+
+
 def test_without_side_information_the_old_embedding_takes_its_place(tmp_path):
     program = paper_h(old_dim=24, side_dim=24, new_dim=16, inner=32, seed=6)
     arrays = write_gallery(tmp_path / "g", rows_per_shard=(60,), old_dim=24, side_dim=None, seed=6)
@@ -184,7 +229,14 @@ def test_gates_publish_nothing_and_keep_the_work(tmp_path, program):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"index": "NoSuchIndex"}, {"metric": "hamming"}, {"dtype": "int8"}, {"block_rows": 0}, {"min_cosine": 1.5}],
+    [
+        {"index": "NoSuchIndex"},
+        {"metric": "hamming"},
+        {"dtype": "int8"},
+        {"block_rows": 0},
+        {"shards_at_once": 0},
+        {"min_cosine": 1.5},
+    ],
 )
 def test_settings_that_make_no_sense(tmp_path, program, settings):
     write_gallery(tmp_path / "g", rows_per_shard=(30,), old_dim=96, side_dim=32, seed=12)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from fct_infer.storage import use_filesystem
 from fct_infer.upgrade.plan import Settings
 
 SETTINGS = Settings(index="Flat", block_rows=40)
+AT_ONCE = Settings(index="none", block_rows=40, shards_at_once=3)
 
 
 @pytest.fixture
@@ -34,29 +36,34 @@ def running_threads():
 
 
 def bytes_of(dest):
-    return {path.name: path.read_bytes() for path in [*dest.glob("embeddings/*"), dest / "index.faiss"]}
+    return {path.name: path.read_bytes() for path in [*dest.glob("embeddings/*"), *dest.glob("index.faiss")]}
 
 
 FAULTS = [
-    *(FullDisk(size) for size in (0, 700, 5_000, 12_000, 25_000)),
-    *(FailNth("fsync", n) for n in (0, 3, 7)),
-    *(FailNth("rename", n) for n in (0, 2, 5)),
-    FailNth("write", 6),
+    *(partial(FullDisk, size) for size in (0, 700, 5_000)),
+    *(partial(FailNth, "fsync", n) for n in (0, 3, 7)),
+    *(partial(FailNth, "rename", n) for n in (0, 2, 5)),
+    partial(FailNth, "write", 6),
+]
+WHILE_THE_INDEX_IS_SAVED = [partial(FullDisk, size) for size in (12_000, 25_000)]
+CASES = [
+    *((fault, SETTINGS) for fault in FAULTS + WHILE_THE_INDEX_IS_SAVED),
+    *((fault, AT_ONCE) for fault in FAULTS),
 ]
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{type(fault).__name__}{fault.__dict__}")
-def test_a_fault_is_a_typed_error_and_a_retry_succeeds(tmp_path, gallery, h, fault):
-    upgrade_gallery(gallery, h, tmp_path / "calm", settings=SETTINGS)
+@pytest.mark.parametrize(("fault", "settings"), CASES, ids=lambda each: getattr(each, "index", None) or str(each))
+def test_a_fault_is_a_typed_error_and_a_retry_succeeds(tmp_path, gallery, h, fault, settings):
+    upgrade_gallery(gallery, h, tmp_path / "calm", settings=settings)
     threads = running_threads()
-    with use_filesystem(fault), pytest.raises(ResourceError):
-        upgrade_gallery(gallery, h, tmp_path / "new", settings=SETTINGS)
+    with use_filesystem(fault()), pytest.raises(ResourceError):
+        upgrade_gallery(gallery, h, tmp_path / "new", settings=settings)
     assert not (tmp_path / "new").exists()
     deadline = time.monotonic() + 5
     while running_threads() > threads and time.monotonic() < deadline:
         time.sleep(0.01)  # the kernel lists a joined thread for a moment
     assert running_threads() <= threads
-    upgrade_gallery(gallery, h, tmp_path / "new", settings=SETTINGS)
+    upgrade_gallery(gallery, h, tmp_path / "new", settings=settings)
     assert bytes_of(tmp_path / "new") == bytes_of(tmp_path / "calm")
     assert not (tmp_path / "new.partial").exists()
 

@@ -48,10 +48,12 @@ DYING = textwrap.dedent("""
             super().exchange(first, second)
             self._count()
 
+    AT_ONCE = {"none": 2}.get(sys.argv[5], 1)
     program = paper_h(old_dim=12, side_dim=6, new_dim=10, inner=16, seed=1)
     with use_filesystem(Dying()):
         upgrade_gallery(sys.argv[2], Transformation(program), sys.argv[3],
-                        settings=Settings(index=sys.argv[5], block_rows=40), force=len(sys.argv) > 6)
+                        settings=Settings(index=sys.argv[5], block_rows=40, shards_at_once=AT_ONCE),
+                        force=len(sys.argv) > 6)
     print(Dying.calls)
 """)
 TESTS = Path(__file__).parent.parent
@@ -74,10 +76,10 @@ def die_at(call: int, gallery: Path, dest: Path, index: str, *more: str) -> int:
     return int(done.stdout) if call == NEVER else call
 
 
-@pytest.mark.parametrize("index", ["Flat", "IVF4,PQ2x4"])
+@pytest.mark.parametrize("index", ["Flat", "IVF4,PQ2x4", "none"])  # without one, two shards are in work at once
 def test_killed_at_every_kind_of_moment(tmp_path, index):
     write_gallery(tmp_path / "g", rows_per_shard=(100, 41, 90), old_dim=12, side_dim=6, ids="int", seed=1)
-    settings = Settings(index=index, block_rows=40)
+    settings = Settings(index=index, block_rows=40, shards_at_once=2 if index == "none" else 1)
     h = Transformation(paper_h(old_dim=12, side_dim=6, new_dim=10, inner=16, seed=1))
     calls = die_at(NEVER, tmp_path / "g", tmp_path / "calm", index)
     expected = result_of(tmp_path / "calm")
