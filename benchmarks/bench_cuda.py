@@ -21,8 +21,9 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from benchmarks.device_ceilings import copy_ceilings, matmul_ceiling
+from benchmarks.device_ceilings import FAST_SUMS, copy_ceilings, matmul_ceiling
 from benchmarks.device_clock import Call, DeviceClock, RowSet, timing
 from benchmarks.device_summary import OURS, gates, tables
 from benchmarks.galleries import write_gallery
@@ -40,7 +41,7 @@ from fct_infer.transformation import Program, Transformation
 from tests.support.programs import random_rows
 
 STORAGE = Path("/dev/shm")
-PARITY_ROWS = 64
+PARITY_ROWS, ACCURACY_ROWS = 64, 1024
 MIN_COSINE = {"fp32": 0.99999, "tf32": 0.99999, "fp16": 0.999, "bf16": 0.999, "fp8": 0.99}
 PRECISIONS = ("bf16", "fp8", "fp16", "tf32")  # in the order of their worth, should time run out
 
@@ -98,7 +99,8 @@ class Bench:
         self.effort, self.device, self._keep = effort, device, keep
         self.clock = DeviceClock(device)
         self.program = PROGRAMS[effort.program]
-        self.result: dict[str, Any] = {"matmul": {}, "copies": {}, "cases": [], "host": {}, "upgrade": {}}
+        self.result: dict[str, Any] = {"ours": {}, "matmul": {}, "copies": {}, "cases": [], "host": {}, "upgrade": {}}
+        self._compiled: dict[str, Transformation] = {}
         self.not_measured: dict[str, None] = {}
         self._deadline = time.monotonic() + effort.seconds
 
@@ -107,6 +109,8 @@ class Bench:
         quick = [name for name in ON_DEVICE if name not in SLOW_TO_PREPARE]
         first = precisions[0]
         for precision in precisions:
+            self._part(f"fct_infer, {precision}", self.describe_ours, precision)
+        for precision in (*precisions, FAST_SUMS) if "fp8" in precisions else precisions:
             self._part(f"matrix products, {precision}", self.measure_matmul, precision)
         self._part("copies", self.measure_copies)
         for precision in precisions:
@@ -120,6 +124,30 @@ class Bench:
         for rows in self.effort.opponent_rows:
             for name in SLOW_TO_PREPARE:
                 self._part(f"{name}, {first}, {rows:,} rows", self.measure_on_device, first, rows, [name])
+
+    def ours(self, precision: str) -> Transformation:
+        """Return our transformation, compiled once; where a precision needs ranges, with those of some rows."""
+        if precision not in self._compiled:
+            h = Transformation(self.program, precision, device=self.device)
+            if not h.is_calibrated:
+                rows = (random_rows(ACCURACY_ROWS, dim, 9) for dim in self.program.dims.values())
+                h = h.calibrated(largest_values(self.program, *rows))
+            self._compiled[precision] = h
+        return self._compiled[precision]
+
+    def describe_ours(self, precision: str) -> None:
+        """Keep what we run in a precision (kernels, blocks and their speeds), and how far it is from float64."""
+        h = self.ours(precision)
+        rows = [random_rows(ACCURACY_ROWS, dim, 10 + seed) for seed, dim in enumerate(self.program.dims.values())]
+        expected = apply_float64(self.program, *rows)
+        found = h(*rows).astype(np.float64)
+        self.result["ours"][precision] = {
+            "description": h.executable.description,
+            "min_cosine": lowest_cosine(found, expected),
+            "max_relative_error": float(
+                np.max(np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1))
+            ),
+        }
 
     def measure_matmul(self, precision: str) -> None:
         """Time the products of the program alone."""
@@ -137,7 +165,7 @@ class Bench:
         """Time ourselves and some opponents in turn on rows that lie on the device."""
         dims = self.program.dims
         sets = self.clock.row_sets(rows, dims["old"], dims["side"], self.program.new_dim)
-        contestants = {OURS: ours_on_device(self.program, precision, sets)}
+        contestants = {OURS: ours_on_device(self.ours(precision), sets)}
         check_parity(OURS, self.program, precision, sets[0], contestants[OURS][0], self.clock)
         for name in opponents:
             try:
@@ -171,7 +199,7 @@ class Bench:
     def measure_host(self, precision: str) -> None:
         """Time rows that start and end in the host's memory, float16 both, as NumPy arrays like any other."""
         rows = self.effort.host_rows
-        h = ours(self.program, precision, self.device)
+        h = self.ours(precision)
         old, side = (
             random_rows(rows, dim, seed).astype(np.float16) for seed, dim in enumerate(self.program.dims.values())
         )
@@ -232,21 +260,17 @@ def storage_for(size: int) -> Path:
     return STORAGE if has_room else Path(tempfile.gettempdir())
 
 
-def ours(program: Program, precision: str, device: str) -> Transformation:
-    """Return our transformation; where a precision needs ranges, those of some rows."""
-    h = Transformation(program, precision, device=device)
-    if h.is_calibrated:
-        return h
-    return h.calibrated(largest_values(program, *(random_rows(4096, dim, 9) for dim in program.dims.values())))
-
-
-def ours_on_device(program: Program, precision: str, sets: list[RowSet]) -> list[Call]:
+def ours_on_device(h: Transformation, sets: list[RowSet]) -> list[Call]:
     """On rows that lie on a card; in a rehearsal, on rows of the CPU."""
-    device = sets[0].old.device
-    h = ours(program, precision, str(device))
-    if device.type == "cpu":
+    if h.device == "cpu":
         return [partial(h.apply_into, rows.old.numpy(), rows.side.numpy(), rows.out.numpy()) for rows in sets]
     return [partial(h.apply_on_device, rows.old, rows.side, rows.out) for rows in sets]
+
+
+def lowest_cosine(found: NDArray[np.float64], expected: NDArray[np.float64]) -> float:
+    """Return the lowest cosine of two rows (n, dim) with the same number; NaN if a row holds one."""
+    norms = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+    return float(np.min(np.einsum("ij,ij->i", found, expected) / norms))
 
 
 def check_parity(name: str, program: Program, precision: str, rows: RowSet, call: Call, clock: DeviceClock) -> None:
@@ -258,8 +282,7 @@ def check_parity(name: str, program: Program, precision: str, rows: RowSet, call
     result = returned if isinstance(returned, torch.Tensor) else rows.out
     found = result[:PARITY_ROWS].double().cpu().numpy()
     expected = apply_float64(program, *(part[:PARITY_ROWS].cpu().numpy() for part in (rows.old, rows.side)))
-    norms = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
-    cosine = float(np.min(np.einsum("ij,ij->i", found, expected) / norms))
+    cosine = lowest_cosine(found, expected)
     if not cosine >= MIN_COSINE[precision]:
         raise NotMeasuredError(f"{name}: cosine {cosine:.5f} with float64, wanted >= {MIN_COSINE[precision]}")
 

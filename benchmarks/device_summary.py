@@ -70,8 +70,8 @@ def gates(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def tables(result: dict[str, Any]) -> list[Table]:
-    """Return ceilings, speeds on device data by precision, and what is left of them on the host."""
-    found = [_ceiling_table(result)]
+    """Return ceilings, what we run, speeds on device data by precision, and what is left of them on the host."""
+    found = [_ceiling_table(result), _own_table(result)]
     for precision in dict.fromkeys(case["precision"] for case in result["cases"]):
         found.append(_device_table(result, precision))
     if result["host"] or result["upgrade"]:
@@ -86,6 +86,15 @@ def _ceiling_table(result: dict[str, Any]) -> Table:
     ]
     rows += [[name.replace("_", " "), f"{speed / 1e9:.1f} GB/s", ""] for name, speed in result["copies"].items()]
     return Table("What the device can do at most", ["", "", ""], rows)
+
+
+def _own_table(result: dict[str, Any]) -> Table:
+    rows = []
+    for precision, ours in result["ours"].items():
+        where, *layers = ours["description"].split("; step ")
+        casts = f", {sum('+ cast' in layer for layer in layers)} of {len(layers)} layers cast apart" if layers else ""
+        rows.append([precision, f"{ours['max_relative_error']:.1e}", f"{ours['min_cosine']:.6f}", where + casts])
+    return Table("fct_infer", ["", "largest error of a row", "lowest cosine", "runs"], rows)
 
 
 def _device_table(result: dict[str, Any], precision: str) -> Table:

@@ -56,6 +56,8 @@ class Executable:
     @property
     def device(self) -> str: ...
     @property
+    def device_bytes(self) -> int: ...
+    @property
     def description(self) -> str: ...
 
 def run_pipeline(
@@ -63,11 +65,12 @@ def run_pipeline(
     *,
     read: Callable[[NDArray[Any], NDArray[Any] | None], int],
     write: Callable[[NDArray[Any]], None],
-    index: Callable[[NDArray[Any]], None] | None,
+    index: Callable[[NDArray[Any], int], None] | None,
     block_rows: int,
     threads: int,
     old_dtype: str,
     side_dtype: str,
     out_dtype: str,
     side_is_old: bool,
+    keep_on_device: str = "none",
 ) -> dict[str, float]: ...

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, files
 from typing import Any
 
-from fct_infer.errors import UnsupportedError, UsageError
+from fct_infer.errors import DeviceMemoryError, UnsupportedError, UsageError
 
 _CUBLASLT = "libcublasLt.so.13"
 
@@ -89,9 +89,11 @@ def first_device() -> str:
     from fct_infer import _core
 
     for card in cuda_status().cards:
+        device = f"cuda:{card.index}"
         with suppress(UnsupportedError):
-            if _core.precisions(f"cuda:{card.index}"):
-                return f"cuda:{card.index}"
+            with suppress(DeviceMemoryError):  # a full card is still the first one; whoever uses it meets this again
+                _core.precisions(device)
+            return device
     return "cpu"
 
 

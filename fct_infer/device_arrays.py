@@ -59,6 +59,30 @@ class DeviceRows:
 
 
 @dataclass(frozen=True)
+class CardRows:
+    """A view of float32 rows (rows, width) that lie complete in a card's memory, as an array others can read."""
+
+    address: int
+    rows: int
+    width: int
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        return {
+            "shape": (self.rows, self.width),
+            "typestr": "<f4",
+            "data": (self.address, True),
+            "strides": None,
+            "version": 3,
+            "stream": None,  # nothing has to be waited for
+        }
+
+    def __getitem__(self, part: slice) -> CardRows:
+        start, stop, _ = part.indices(self.rows)
+        return CardRows(self.address + start * self.width * _DTYPES["float32"], stop - start, self.width)
+
+
+@dataclass(frozen=True)
 class DeviceCall:
     """Checked arguments of one call; ``result`` is the array that ``out`` is in."""
 

@@ -92,6 +92,10 @@ class ResourceError(FctError):
     exit_code = 5
 
 
+class DeviceMemoryError(ResourceError):
+    """A card has too little free memory."""
+
+
 class OutputError(FctError):
     """The output exists already, is in use by another process, or holds unfinished work that does not match."""
 

@@ -79,6 +79,7 @@ class Transformation:
         backend: what computes: ``core``, ``onnxruntime``, ``torch``, ``tensorrt`` or ``tensorrt-rtx``.
         device: where it does: ``cpu``, ``cuda:0``, ``cuda:0,cuda:1``.
         device_memory: as above.
+        no_card: why it runs on the CPU although ``auto`` found a card; None if that is not so.
         old_dim, side_dim, new_dim: width of the old embedding, of the side-information (0 if it takes none) and of the
             new embedding.
 
@@ -86,12 +87,14 @@ class Transformation:
         UnsupportedError: the precision is unknown or not native on the device, or there is no such device; then the
             message says what is missing: a card, its driver, a library.
         UsageError: the device is no device, or ranges are missing or no positive numbers.
+        DeviceMemoryError: a card has too little free memory, or ``device_memory`` is too little.
     """
 
     backend = "core"
     program: Program | None
     ranges: dict[str, float] | None = None
     device_memory = 0
+    no_card: str | None = None
 
     def __init__(
         self,
@@ -153,10 +156,14 @@ class Transformation:
         return Transformation(self.program, self.precision, self.threads, self.device, self.device_memory, ranges)
 
     def normalized(self) -> Transformation:
-        """Return the same transformation with its results L2-normalised."""
+        """Return the same transformation with its results L2-normalised: itself if they are."""
         assert self.program is not None
         program = self.program.with_normalization()
-        return Transformation(program, self.precision, self.threads, self.device, self.device_memory, self.ranges)
+        if program is self.program:
+            return self
+        h = Transformation(program, self.precision, self.threads, self.device, self.device_memory, self.ranges)
+        h.no_card = self.no_card
+        return h
 
     def __call__(self, old: NDArray[Any], side: NDArray[Any] | None = None) -> Float32Array:
         """Transform ``old`` (n, old_dim) and ``side`` (n, side_dim), float32 or float16, to float32 (n, new_dim).

@@ -16,6 +16,8 @@ const char* class_of(ErrorKind kind) {
       return "UnsupportedError";
     case ErrorKind::kResource:
       return "ResourceError";
+    case ErrorKind::kDeviceMemory:
+      return "DeviceMemoryError";
   }
   return "FctError";
 }

@@ -148,6 +148,7 @@ void register_executable(py::module_& m) {
       .def_property_readonly("new_dim", &Executable::new_dim)
       .def_property_readonly("precision", [](const Executable& self) { return name_of(self.precision()); })
       .def_property_readonly("device", &Executable::device)
+      .def_property_readonly("device_bytes", &Executable::device_bytes)
       .def_property_readonly("description", &Executable::description);
 }
 

@@ -10,6 +10,13 @@ namespace {
 
 constexpr std::int64_t kMaxBlockRows = std::int64_t{1} << 20;
 
+Keep keep_from_name(const std::string& name) {
+  if (name == "none") return Keep::kNothing;
+  if (name == "rows") return Keep::kRows;
+  if (name == "normalized") return Keep::kNormalizedRows;
+  throw Error(ErrorKind::kArray, "keep_on_device is " + name + ", wanted none, rows or normalized");
+}
+
 // NumPy sees the blocks' buffers; whoever keeps a view keeps the buffers alive.
 using SharedBlocks = std::shared_ptr<std::vector<Block>>;
 
@@ -23,11 +30,8 @@ PipelineStages stages_from(const Executable& executable, const PipelineConfig& c
                            const SharedBlocks& blocks, const py::function& read, const py::function& write,
                            const py::object& index) {
   auto block_at = [blocks](int number) -> Block& { return (*blocks)[static_cast<std::size_t>(number)]; };
-  auto results = [=, &executable](const py::object& call) {
-    return [=, &executable](int number, std::int64_t rows) {
-      const py::gil_scoped_acquire gil;
-      call(view(blocks, block_at(number).out.get(), config.out_dtype, rows, executable.new_dim()));
-    };
+  auto results = [=, &executable](int number, std::int64_t rows) {
+    return view(blocks, block_at(number).out.get(), config.out_dtype, rows, executable.new_dim());
   };
   PipelineStages stages;
   stages.read = [=, &executable](int number) {
@@ -43,8 +47,15 @@ PipelineStages stages_from(const Executable& executable, const PipelineConfig& c
       throw Error(ErrorKind::kArray, "read returned an impossible row count");
     return rows;
   };
-  stages.write = results(write);
-  if (!index.is_none()) stages.index = results(index);
+  stages.write = [=](int number, std::int64_t rows) {
+    const py::gil_scoped_acquire gil;
+    write(results(number, rows));
+  };
+  if (!index.is_none())
+    stages.index = [=](int number, std::int64_t rows) {
+      const py::gil_scoped_acquire gil;
+      index(results(number, rows), reinterpret_cast<std::uintptr_t>(block_at(number).kept.get()));
+    };
   stages.poll = [] {
     const py::gil_scoped_acquire gil;
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
@@ -54,7 +65,8 @@ PipelineStages stages_from(const Executable& executable, const PipelineConfig& c
 
 py::dict run(const Executable& executable, const py::function& read, const py::function& write,
              const py::object& index, std::int64_t block_rows, int threads, const std::string& old_dtype,
-             const std::string& side_dtype, const std::string& out_dtype, bool side_is_old) {
+             const std::string& side_dtype, const std::string& out_dtype, bool side_is_old,
+             const std::string& keep_on_device) {
   PipelineConfig config;
   config.block_rows = block_rows;
   config.threads = threads;
@@ -62,6 +74,7 @@ py::dict run(const Executable& executable, const py::function& read, const py::f
   config.side_dtype = dtype_from_name(side_dtype);
   config.out_dtype = dtype_from_name(out_dtype);
   config.side_is_old = side_is_old;
+  config.keep = keep_from_name(keep_on_device);
   if (block_rows < 1 || block_rows > kMaxBlockRows || threads < 1)
     throw Error(ErrorKind::kArray,
                 "block_rows must be from 1 to " + std::to_string(kMaxBlockRows) + " and threads at least 1");
@@ -82,10 +95,13 @@ py::dict run(const Executable& executable, const py::function& read, const py::f
 }  // namespace
 
 void register_pipeline(py::module_& m) {
-  m.def("run_pipeline", &run, py::arg("executable"), py::kw_only(), py::arg("read"), py::arg("write"),
-        py::arg("index").none(true), py::arg("block_rows"), py::arg("threads"), py::arg("old_dtype"),
-        py::arg("side_dtype"), py::arg("out_dtype"), py::arg("side_is_old"),
-        "Stream blocks through read -> transform -> write + index; returns seconds at work by stage.");
+  m.def(
+      "run_pipeline", &run, py::arg("executable"), py::kw_only(), py::arg("read"), py::arg("write"),
+      py::arg("index").none(true), py::arg("block_rows"), py::arg("threads"), py::arg("old_dtype"),
+      py::arg("side_dtype"), py::arg("out_dtype"), py::arg("side_is_old"), py::arg("keep_on_device") = "none",
+      "Stream blocks through read -> transform -> write + index; returns seconds at work by stage. index is "
+      "also told where on the card the block's results lie, as float32, if keep_on_device is rows or "
+      "normalized and the card has memory for them, else 0.");
 }
 
 }  // namespace fct::bindings

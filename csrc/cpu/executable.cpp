@@ -12,7 +12,7 @@ class FinishedRun : public PendingRun {
 }  // namespace
 
 std::unique_ptr<PendingRun> Executable::start(InputRows old, InputRows side, OutputRows out,
-                                              std::int64_t rows, int threads) const {
+                                              std::int64_t rows, int threads, KeptRows) const {
   run(old, side, out, rows, threads);
   return std::make_unique<FinishedRun>();
 }
@@ -20,5 +20,7 @@ std::unique_ptr<PendingRun> Executable::start(InputRows old, InputRows side, Out
 HostMemory Executable::allocate_host(std::size_t bytes) const {
   return std::make_shared_for_overwrite<char[]>(bytes);
 }
+
+DeviceAllocation Executable::allocate_device(std::size_t) const { return nullptr; }
 
 }  // namespace fct

@@ -5,23 +5,28 @@
 // random rows are run through each size when a program is compiled: a size is kept only if it gives each row
 // the same bytes wherever the row lies, and the bytes that the largest such size gives. If no size does, the
 // next best kernels are tried. What is promised holds for one model of card and one version of the libraries.
+//
+// Note [Block size]
+// Which block is fastest depends on the card's cache and the program's widths: a small one's rows stay in the
+// cache from layer to layer, a large one fills the card. So sizes that may be the largest are timed when a
+// program is compiled. A stopwatch may choose differently the next time: all of them give the same bytes.
 #include "cuda_executable.h"
 
 #include <algorithm>
-#include <cstring>
-#include <random>
+#include <iomanip>
+#include <optional>
 #include <sstream>
 
 namespace fct::cuda {
 namespace {
 
 constexpr std::int64_t kLargestBlock = 32768;  // rows; more gain nothing: every kernel fills the card
+constexpr std::int64_t kSmallestTimed = 4096;  // fewer rows do not fill a card
 constexpr std::int64_t kSmallestBlock = 128;
-constexpr std::int64_t kBlockStep = 2;     // from one size to the next
-constexpr std::int64_t kProbeRows = 1000;  // of different content; no divisor of any block
-constexpr float kSmallestProbe = 1e-6f;    // largest value of such rows
-constexpr int kChoices = 8;                // of kernels for each layer, until one gives equal bytes
-constexpr double kShareOfFree = 0.9;       // the rest is for the libraries and for graphs
+constexpr std::int64_t kBlockStep = 2;  // from one size to the next
+constexpr double kAsFast = 0.97;        // of the fastest block's speed; the larger one needs fewer launches
+constexpr int kChoices = 8;             // of kernels for each layer, until one gives equal bytes
+constexpr double kShareOfFree = 0.9;    // the rest is for the libraries and for graphs
 
 // `start` of a job that begins and ends with this object.
 class RingRun : public PendingRun {
@@ -46,31 +51,18 @@ class RingRun : public PendingRun {
   bool is_waited_ = false;
 };
 
-std::vector<std::int64_t> ladder(std::int64_t largest) {
-  std::vector<std::int64_t> blocks;
-  for (std::int64_t rows = largest; rows >= kSmallestBlock; rows /= kBlockStep) blocks.push_back(rows);
-  return blocks;
+std::vector<std::int64_t> block_sizes() {
+  std::vector<std::int64_t> sizes;
+  for (std::int64_t rows = kLargestBlock; rows >= kSmallestBlock; rows /= kBlockStep) sizes.push_back(rows);
+  return sizes;
 }
 
 std::string mebibytes(std::size_t bytes) { return std::to_string(bytes >> 20) + " MiB"; }
 
-std::vector<float> random_rows(std::minstd_rand& random, std::int64_t rows, int width, float range) {
-  std::uniform_real_distribution<float> uniform(-range, range);
-  std::vector<float> values(static_cast<std::size_t>(rows * width));
-  for (float& value : values) value = uniform(random);
-  return values;
-}
-
-std::vector<float> repeated(const std::vector<float>& rows, std::int64_t count, int width) {
-  std::vector<float> result(static_cast<std::size_t>(count * width));
-  for (std::size_t i = 0; i < result.size(); ++i) result[i] = rows[i % rows.size()];
-  return result;
-}
-
 }  // namespace
 
 CudaExecutable::CudaExecutable(SharedDevice device, const Program& program, Precision precision,
-                               const Ranges& ranges, std::size_t device_memory)
+                               const Ranges& ranges, std::size_t device_memory, const Clock& clock)
     : device_(std::move(device)),
       precision_(precision),
       old_dim_(program.width(program.old)),
@@ -85,24 +77,21 @@ CudaExecutable::CudaExecutable(SharedDevice device, const Program& program, Prec
   const std::size_t limit = device_memory > 0 ? device_memory : most;
   auto needed = [&](std::int64_t rows) { return fixed + per_row * static_cast<std::size_t>(rows); };
   std::int64_t block = kLargestBlock;
-  while (block > kSmallestBlock && needed(block) > limit) block /= 2;
+  while (block > kSmallestBlock && needed(block) > limit) block /= kBlockStep;
   if (needed(block) > limit)
-    throw Error(ErrorKind::kResource, "this transformation needs " + mebibytes(needed(block)) + " on " +
-                                          device_->label() + ", at hand are " + mebibytes(limit));
+    throw OutOfDeviceMemory("this transformation needs " + mebibytes(needed(block)) + " on " +
+                            device_->label() + ", at hand are " + mebibytes(limit));
   if (block < kLargestBlock) shrunk_ = " (to stay within " + mebibytes(limit) + " of device memory)";
-  for (int choice = 0; choice < kChoices && usable_sizes_.empty(); ++choice) {
-    build_what_fits(program, layout, block, choice);
-    keep_equal_blocks();
-  }
-  if (usable_sizes_.empty())
-    throw Error(ErrorKind::kUnsupported, device_->label() + " gives a row other bytes at another place");
+  build_what_fits(program, layout, block, clock);
+  device_bytes_ = needed(program_->blocks().front());
+  spare_memory_ = limit - device_bytes_;
 }
 
 void CudaExecutable::build_what_fits(const Program& program, const Layout& layout, std::int64_t largest_block,
-                                     int choice) {
-  for (std::int64_t block = largest_block;; block /= 2) {
+                                     const Clock& clock) {
+  for (std::int64_t block = largest_block;; block /= kBlockStep) {
     try {
-      return build(program, layout, block, choice);
+      return build(program, layout, block, clock);
     } catch (const OutOfDeviceMemory&) {
       if (block == kSmallestBlock) throw;
       shrunk_ = " (halved: " + device_->label() + " ran out of memory)";
@@ -111,25 +100,64 @@ void CudaExecutable::build_what_fits(const Program& program, const Layout& layou
 }
 
 void CudaExecutable::build(const Program& program, const Layout& layout, std::int64_t largest_block,
-                           int choice) {
-  ring_.reset();
-  program_.reset();
-  program_ =
-      std::make_shared<DeviceProgram>(device_, program, precision_, layout, ladder(largest_block), choice);
+                           const Clock& clock) {
+  usable_sizes_.clear();
+  for (int choice = 0; choice < kChoices && usable_sizes_.empty(); ++choice) {
+    std::optional<BlockTrial> trial = load(program, layout, largest_block, choice);
+    if (usable_sizes_.empty()) continue;
+    const std::int64_t fastest = fastest_block(*trial, clock);
+    trial.reset();
+    if (fastest < program_->blocks().front()) load(program, layout, fastest, choice);
+  }
+  if (usable_sizes_.empty())
+    throw Error(ErrorKind::kUnsupported, device_->label() + " gives a row other bytes at another place");
   ring_ = std::make_unique<Ring>(device_, program_, old_dim_, side_dim_, new_dim_);
+}
+
+// Puts the program on the device, with memory for blocks of so many rows, and finds the sizes that can be
+// used.
+BlockTrial CudaExecutable::load(const Program& program, const Layout& layout, std::int64_t largest_block,
+                                int choice) {
+  program_.reset();
+  program_ = std::make_shared<DeviceProgram>(device_, program, precision_, layout, block_sizes(),
+                                             largest_block, choice);
+  BlockTrial trial(device_, program_, old_dim_, side_dim_, new_dim_);
+  usable_sizes_ = trial.equal_sizes();
+  return trial;
+}
+
+// See Note [Block size].
+std::int64_t CudaExecutable::fastest_block(BlockTrial& trial, const Clock& clock) {
+  speeds_.clear();
+  const auto& blocks = program_->blocks();
+  std::vector<std::size_t> sizes;
+  for (std::size_t size : usable_sizes_)
+    if (blocks[size] >= kSmallestTimed) sizes.push_back(size);
+  if (sizes.size() < 2) return blocks[usable_sizes_.front()];
+  const auto speeds = trial.speeds(sizes, clock);
+  std::ostringstream text;
+  text << std::setprecision(3);
+  for (std::size_t i = 0; i < sizes.size(); ++i)
+    text << (i == 0 ? "; M rows/s by block: " : ", ") << blocks[sizes[i]] << ' ' << 1e-6 * speeds[i];
+  speeds_ = text.str();
+  const double enough = kAsFast * *std::max_element(speeds.begin(), speeds.end());
+  const auto first =
+      std::find_if(speeds.begin(), speeds.end(), [&](double speed) { return speed >= enough; });
+  return blocks[sizes[static_cast<std::size_t>(first - speeds.begin())]];
 }
 
 void CudaExecutable::run(InputRows old, InputRows side, OutputRows out, std::int64_t rows,
                          int threads) const {
-  start(old, side, out, rows, threads)->wait();
+  start(old, side, out, rows, threads, {})->wait();
 }
 
 std::unique_ptr<PendingRun> CudaExecutable::start(InputRows old, InputRows side, OutputRows out,
-                                                  std::int64_t rows, int threads) const {
+                                                  std::int64_t rows, int threads, KeptRows kept) const {
   Job job;
   job.old = old;
   job.side = side;
   job.out = out;
+  job.kept = kept;
   job.rows = rows;
   job.threads = threads;
   return std::make_unique<RingRun>(*ring_, job, usable_sizes_);
@@ -138,6 +166,16 @@ std::unique_ptr<PendingRun> CudaExecutable::start(InputRows old, InputRows side,
 HostMemory CudaExecutable::allocate_host(std::size_t bytes) const {
   auto owner = std::make_shared<PinnedBuffer>(pinned_buffer(device_, std::max(bytes, std::size_t{1})));
   return {owner, owner->as<char>()};
+}
+
+DeviceAllocation CudaExecutable::allocate_device(std::size_t bytes) const {
+  if (bytes > spare_memory_) return nullptr;
+  try {
+    auto owner = std::make_shared<DeviceBuffer>(device_buffer(device_, bytes));
+    return {owner, owner->get()};
+  } catch (const OutOfDeviceMemory&) {
+    return nullptr;
+  }
 }
 
 void CudaExecutable::run_on_device(InputRows old, InputRows side, OutputRows out, std::int64_t rows,
@@ -169,56 +207,8 @@ std::string CudaExecutable::description() const {
   std::ostringstream text;
   text << device_->info().name << ", blocks";
   for (std::size_t size : usable_sizes_) text << ' ' << program_->blocks()[size];
-  text << shrunk_ << program_->kernels();
+  text << shrunk_ << speeds_ << program_->kernels();
   return text.str();
-}
-
-// See Note [Same bytes]. Rows that overflow on their way say nothing: then smaller ones are taken.
-void CudaExecutable::keep_equal_blocks() {
-  for (float range = 1; range >= kSmallestProbe; range /= 16) {
-    try {
-      return keep_equal_blocks(range);
-    } catch (const NonFiniteRow&) {
-      usable_sizes_.clear();
-    }
-  }
-  throw Error(ErrorKind::kUnsupported, std::string("this transformation overflows in ") +
-                                           name_of(precision_) + ", however small its input");
-}
-
-// The same few rows again and again, so that each lies at many places of a block.
-void CudaExecutable::keep_equal_blocks(float range) {
-  std::minstd_rand random(1);
-  const auto old = random_rows(random, kProbeRows, old_dim_, range);
-  const auto side = random_rows(random, kProbeRows, side_dim_, range);
-  std::vector<char> expected;
-  for (std::size_t size = 0; size < program_->blocks().size(); ++size) {
-    const auto got = probe(size, old, side);
-    const std::size_t once = static_cast<std::size_t>(kProbeRows * new_dim_) * sizeof(float);
-    if (expected.empty()) expected.assign(got.begin(), got.begin() + static_cast<std::ptrdiff_t>(once));
-    bool equal = true;
-    for (std::size_t first = 0; first < got.size(); first += once)
-      equal &= std::memcmp(got.data() + first, expected.data(), std::min(once, got.size() - first)) == 0;
-    if (equal)
-      usable_sizes_.push_back(size);
-    else if (usable_sizes_.empty())
-      expected.clear();
-  }
-}
-
-std::vector<char> CudaExecutable::probe(std::size_t size, const std::vector<float>& old,
-                                        const std::vector<float>& side) const {
-  const std::int64_t rows = std::max(program_->blocks()[size], 2 * kProbeRows);
-  const auto all_old = repeated(old, rows, old_dim_);
-  const auto all_side = repeated(side, rows, side_dim_);
-  std::vector<char> out(static_cast<std::size_t>(rows * new_dim_) * sizeof(float));
-  Job job;
-  job.old = {all_old.data()};
-  if (side_dim_ > 0) job.side = {all_side.data()};
-  job.out = {out.data()};
-  job.rows = rows;
-  RingRun(*ring_, job, {size}).wait();
-  return out;
 }
 
 }  // namespace fct::cuda

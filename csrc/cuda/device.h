@@ -23,7 +23,7 @@ namespace fct::cuda {
 // Not enough memory on the device; a smaller block may fit.
 class FCT_SHARED OutOfDeviceMemory : public Error {
  public:
-  explicit OutOfDeviceMemory(const std::string& message) : Error(ErrorKind::kResource, message) {}
+  explicit OutOfDeviceMemory(const std::string& message) : Error(ErrorKind::kDeviceMemory, message) {}
 };
 
 using Stream = void*;  // handles of the device, opaque here

@@ -37,12 +37,14 @@ void pad_weights(const Linear& linear, const Layout::Value& input, LinearSpec& s
 }  // namespace
 
 DeviceProgram::DeviceProgram(SharedDevice device, const Program& program, Precision precision,
-                             const Layout& layout, std::vector<std::int64_t> blocks, int choice)
+                             const Layout& layout, const std::vector<std::int64_t>& sizes,
+                             std::int64_t largest_block, int choice)
     : device_(std::move(device)),
       program_(program),
       precision_(precision),
       layout_(layout),
-      blocks_(std::move(blocks)) {
+      blocks_(std::find(sizes.begin(), sizes.end(), largest_block), sizes.end()),
+      dropped_sizes_(sizes.size() - blocks_.size()) {
   const std::size_t rows = at(blocks_.front());
   for (std::size_t bytes : layout_.slot_bytes) slots_.push_back(device_buffer(device_, bytes * rows));
   sums_ = device_buffer(device_, at(widest_linear(program_)) * sizeof(float) * rows);
@@ -51,7 +53,7 @@ DeviceProgram::DeviceProgram(SharedDevice device, const Program& program, Precis
   last_use_ = make_event(device_);
   for (Step& step : program_.steps) {
     auto* linear = std::get_if<Linear>(&step);
-    linears_.push_back(linear == nullptr ? LinearStep{} : prepare(*linear, choice));
+    linears_.push_back(linear == nullptr ? LinearStep{} : prepare(*linear, sizes, choice));
     if (linear != nullptr) linear->weight = linear->bias = {};
   }
   capture_graphs();
@@ -109,7 +111,8 @@ Extent DeviceProgram::extent(ValueId value, std::int64_t rows) const {
 // One operation if the device has it; else a result in what the device has, and what is left to be done to
 // it. Bfloat16 holds what is then rounded to float8; other types wait for their activation in float32, if
 // they can.
-DeviceProgram::LinearStep DeviceProgram::prepare(const Linear& linear, int choice) {
+DeviceProgram::LinearStep DeviceProgram::prepare(const Linear& linear, const std::vector<std::int64_t>& sizes,
+                                                 int choice) {
   LinearSpec spec;
   spec.d_in = layout_.values[at(linear.input)].padded();
   spec.d_out = padded_width(program_.width(linear.output));
@@ -117,7 +120,7 @@ DeviceProgram::LinearStep DeviceProgram::prepare(const Linear& linear, int choic
   spec.precision = precision_;
   spec.input = matrix(linear.input);
   spec.output = matrix(linear.output);
-  spec.rows = blocks_;
+  spec.rows = sizes;
   spec.choice = choice;
   pad_weights(linear, layout_.values[at(linear.input)], spec);
   if (auto layer = device_->prepare(spec)) return {std::move(layer), {}, {}};
@@ -169,7 +172,7 @@ void DeviceProgram::enqueue_step(std::size_t index, std::size_t size, Stream str
   const ValueId output = output_of(step);
   if (std::holds_alternative<Linear>(step)) {
     const LinearStep& linear = linears_[index];
-    linear.layer->enqueue(size, workspace_.get(), stream);
+    linear.layer->enqueue(dropped_sizes_ + size, workspace_.get(), stream);
     if (linear.result.data != nullptr)
       device_->convert(linear.result, matrix(output), extent(output, rows), linear.activation, stream);
   } else if (const auto* concat = std::get_if<Concat>(&step)) {

@@ -23,10 +23,11 @@ struct BlockRows {
 
 class DeviceProgram {
  public:
-  // `blocks`: rows of a block, largest first; `choice`: see LinearSpec. Throws OutOfDeviceMemory if the
-  // buffers do not fit.
+  // `sizes`: rows of a block, largest first; kernels are chosen that can do them all, so that the choice does
+  // not depend on `largest_block`, the first of them that is kept. `choice`: see LinearSpec. Throws
+  // OutOfDeviceMemory if the buffers do not fit.
   DeviceProgram(SharedDevice device, const Program& program, Precision precision, const Layout& layout,
-                std::vector<std::int64_t> blocks, int choice);
+                const std::vector<std::int64_t>& sizes, std::int64_t largest_block, int choice);
   ~DeviceProgram();
   DeviceProgram(const DeviceProgram&) = delete;
   DeviceProgram& operator=(const DeviceProgram&) = delete;
@@ -35,7 +36,8 @@ class DeviceProgram {
   // blocks follow each other on the device whatever their streams are.
   void enqueue(std::size_t size, const BlockRows& block, Stream stream);
 
-  const std::vector<std::int64_t>& blocks() const { return blocks_; }
+  const std::vector<std::int64_t>& blocks() const { return blocks_; }  // kept sizes
+  Precision precision() const { return precision_; }
   std::string kernels() const;
 
   // Device memory it takes: for any block, and for each row of the largest one.
@@ -52,7 +54,7 @@ class DeviceProgram {
 
   Matrix matrix(ValueId value) const;
   Extent extent(ValueId value, std::int64_t rows) const;
-  LinearStep prepare(const Linear& linear, int choice);
+  LinearStep prepare(const Linear& linear, const std::vector<std::int64_t>& sizes, int choice);
   void capture_graphs();
   void enqueue_step(std::size_t index, std::size_t size, Stream stream);
   void flag_overflow(ValueId value, std::int64_t rows, Stream stream);
@@ -63,6 +65,7 @@ class DeviceProgram {
   Precision precision_;
   Layout layout_;
   std::vector<std::int64_t> blocks_;
+  std::size_t dropped_sizes_;  // larger than these; kernels count them in
   std::vector<DeviceBuffer> slots_;
   DeviceBuffer sums_, workspace_, flags_;
   std::vector<LinearStep> linears_;  // by step; empty where the step is not linear

@@ -56,11 +56,11 @@ MultiExecutable::MultiExecutable(std::vector<std::unique_ptr<Executable>> execut
 
 void MultiExecutable::run(InputRows old, InputRows side, OutputRows out, std::int64_t rows,
                           int threads) const {
-  start(old, side, out, rows, threads)->wait();
+  start(old, side, out, rows, threads, {})->wait();
 }
 
 std::unique_ptr<PendingRun> MultiExecutable::start(InputRows old, InputRows side, OutputRows out,
-                                                   std::int64_t rows, int threads) const {
+                                                   std::int64_t rows, int threads, KeptRows) const {
   const auto count = static_cast<std::int64_t>(executables_.size());
   const int threads_each = std::max(1, threads / static_cast<int>(count));
   std::vector<Share> shares;
@@ -72,9 +72,9 @@ std::unique_ptr<PendingRun> MultiExecutable::start(InputRows old, InputRows side
   auto start_share = [&](std::size_t i) {
     Share& share = shares[i];
     try {
-      share.run = executables_[i]->start(from_row(old, share.first_row, old_dim()),
-                                         from_row(side, share.first_row, side_dim()),
-                                         from_row(out, share.first_row, new_dim()), share.rows, threads_each);
+      share.run = executables_[i]->start(
+          from_row(old, share.first_row, old_dim()), from_row(side, share.first_row, side_dim()),
+          from_row(out, share.first_row, new_dim()), share.rows, threads_each, {});
     } catch (...) {
       share.error = std::current_exception();
     }
@@ -94,6 +94,12 @@ std::string MultiExecutable::device() const {
     names += executable->device();
   }
   return names;
+}
+
+std::size_t MultiExecutable::device_bytes() const {
+  std::size_t most = 0;
+  for (const auto& executable : executables_) most = std::max(most, executable->device_bytes());
+  return most;
 }
 
 std::string MultiExecutable::description() const {

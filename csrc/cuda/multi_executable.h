@@ -15,7 +15,7 @@ class MultiExecutable : public Executable {
 
   void run(InputRows old, InputRows side, OutputRows out, std::int64_t rows, int threads) const override;
   std::unique_ptr<PendingRun> start(InputRows old, InputRows side, OutputRows out, std::int64_t rows,
-                                    int threads) const override;
+                                    int threads, KeptRows kept) const override;
   int runs_in_flight() const override { return first().runs_in_flight(); }
   HostMemory allocate_host(std::size_t bytes) const override { return first().allocate_host(bytes); }
   int old_dim() const override { return first().old_dim(); }
@@ -23,6 +23,7 @@ class MultiExecutable : public Executable {
   int new_dim() const override { return first().new_dim(); }
   Precision precision() const override { return first().precision(); }
   std::string device() const override;
+  std::size_t device_bytes() const override;
   std::string description() const override;
 
  private:

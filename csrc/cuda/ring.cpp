@@ -93,6 +93,7 @@ void Ring::start_block(Job& job, std::int64_t first_row, std::int64_t rows, std:
   // Not before the copies: a fill is a kernel, and may have to wait for one that takes the whole card.
   device_->fill(block.first_bad, kNoBadRowByte, kCounterBytes, compute_.get());
   program_->enqueue(size, block, compute_.get());
+  if (job.kept.data != nullptr) keep(job, lane, first_row, rows);
   device_->record(lane.computed.get(), compute_.get());
 
   const std::size_t bytes = bytes_of(rows, lane.out.dim, job.out.dtype);
@@ -140,6 +141,18 @@ void Ring::copy_in(const Job& job, Lane& lane, std::int64_t first_row, BlockRows
     block.side = add(job.side, lane.side);
   if (!staged.empty()) pool_.copy(staged, job.threads);
   for (const Copy& copy : copies) device_->copy_in(copy.to, copy.from, copy.bytes, in_.get());
+}
+
+// From the output, not from what was rounded to it: an index holds the values that are published.
+void Ring::keep(const Job& job, const Lane& lane, std::int64_t first_row, std::int64_t rows) {
+  const int dim = lane.out.dim;
+  const Matrix from{lane.out.device.get(), job.out.dtype, dim, 1};
+  const Matrix to{job.kept.data + first_row * dim, DType::kFloat32, dim, 1};
+  const Extent extent{rows, dim, dim};
+  if (job.kept.normalize)
+    device_->normalize(from, to, extent, compute_.get());
+  else
+    device_->convert(from, to, extent, Activation::kNone, compute_.get());
 }
 
 void Ring::retire(Lane& lane) {

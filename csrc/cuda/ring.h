@@ -18,6 +18,7 @@ namespace fct::cuda {
 struct Job {
   InputRows old, side;
   OutputRows out;
+  KeptRows kept;
   std::int64_t rows = 0;
   int threads = 1;
   int lanes = 0;  // that still work for it
@@ -63,6 +64,7 @@ class Ring {
 
   void start_block(Job& job, std::int64_t first_row, std::int64_t rows, std::size_t size);
   void copy_in(const Job& job, Lane& lane, std::int64_t first_row, BlockRows& block);
+  void keep(const Job& job, const Lane& lane, std::int64_t first_row, std::int64_t rows);
   void retire(Lane& lane);
   void fail(std::exception_ptr error);
   void drain_streams() noexcept;

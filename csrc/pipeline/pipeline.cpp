@@ -111,8 +111,9 @@ class Pipeline {
     if (executable_.side_dim() > 0)
       side = config_.side_is_old ? old : InputRows{block.side.get(), config_.side_dtype};
     const OutputRows out{block.out.get(), config_.out_dtype};
+    const KeptRows kept{static_cast<float*>(block.kept.get()), config_.keep == Keep::kNormalizedRows};
     auto run =
-        in_rows_of(item, [&] { return executable_.start(old, side, out, item.rows, config_.threads); });
+        in_rows_of(item, [&] { return executable_.start(old, side, out, item.rows, config_.threads, kept); });
     started.push_back({item, std::move(run)});
     times_.transform += seconds_since(begin);
   }
@@ -196,7 +197,13 @@ std::vector<Block> allocate_blocks(const Executable& executable, const PipelineC
     return executable.allocate_host(rows * static_cast<std::size_t>(dim) * size_of(dtype));
   };
   std::vector<Block> blocks(static_cast<std::size_t>(config.blocks + executable.runs_in_flight() - 1));
-  for (Block& block : blocks) {
+  // All or none.
+  const std::size_t kept_bytes = rows * static_cast<std::size_t>(executable.new_dim()) * sizeof(float);
+  DeviceAllocation kept;
+  if (config.keep != Keep::kNothing) kept = executable.allocate_device(blocks.size() * kept_bytes);
+  for (std::size_t number = 0; number < blocks.size(); ++number) {
+    Block& block = blocks[number];
+    if (kept) block.kept = {kept, static_cast<char*>(kept.get()) + number * kept_bytes};
     block.old = memory(executable.old_dim(), config.old_dtype);
     if (executable.side_dim() > 0 && !config.side_is_old)
       block.side = memory(executable.side_dim(), config.side_dtype);

@@ -18,7 +18,7 @@ from fct_infer.backends.onnx_runtime import OnnxRuntimeRunner
 from fct_infer.backends.runner import BACKENDS, Interface, Runner, Shapes
 from fct_infer.backends.runner_transformation import RunnerTransformation
 from fct_infer.cuda import first_device, missing_for
-from fct_infer.errors import ArtifactError, NotAProgramError, UnsupportedError, UsageError
+from fct_infer.errors import ArtifactError, DeviceMemoryError, NotAProgramError, UnsupportedError, UsageError
 from fct_infer.transformation import INPUTS, Program, Transformation
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def load_transformation(
     *,
     device: str = "auto",
     device_memory: int = 0,
+    normalize: bool = False,
     trust: bool = False,
 ) -> Transformation:
     """Load a transformation h and make it ready to run.
@@ -55,14 +56,18 @@ def load_transformation(
         backend: ``auto`` takes the core if a program can hold the transformation and the core runs on the device, else
             ONNX Runtime, else (if ``trust``) whatever there is.
         device: ``cpu``; ``cuda``, ``cuda:N``, or for the core several: ``cuda:0,cuda:1``; never another one than asked
-            for. ``auto`` is the first card if the backend can use one, else the CPU; ``device`` of the result says so.
+            for. ``auto`` is the first card if the backend can use one and it has the memory, else the CPU; ``device``
+            and ``no_card`` of the result say so.
         device_memory: most bytes of each card's memory that the core may use; 0 leaves it to the core.
+        normalize: L2-normalise the results. On a card that takes half the memory of doing so afterwards, with
+            :meth:`~fct_infer.transformation.Transformation.normalized`.
         trust: TorchScript, torch.export archives and TensorRT engines are code; they are refused unless this is set.
 
     Raises:
         ArtifactError: the file is malformed, damaged, or holds something else than a transformation.
         UnsupportedError: the backend, the device or the precision does not exist here.
         UsageError: it is code and ``trust`` is not set.
+        DeviceMemoryError: a card that was asked for has too little free memory, or ``device_memory`` is too little.
     """
     _check_choices(backend, precision)
     path = Path(path)
@@ -79,7 +84,8 @@ def load_transformation(
         place = first_device() if device == "auto" else device
         missing = missing_for(place)
         if missing is None:
-            return Transformation(program, precision, threads, place, device_memory)
+            program = program.with_normalization() if normalize else program
+            return _on_core(program, precision, threads, place, device_memory, is_asked_for=device != "auto")
         if backend == "core":
             raise UnsupportedError(f"device {device}: {missing}")
     try:
@@ -90,9 +96,27 @@ def load_transformation(
         raise UnsupportedError(f"device {device}: {missing}; {error}") from error
     if device_memory:
         raise UsageError(f"device_memory bounds the core; backend {opened.runner.backend} has no such limit")
-    return RunnerTransformation(
+    h = RunnerTransformation(
         opened.runner, digest=opened.digest, precision=opened.precision, program=program, threads=threads
     )
+    return h.normalized() if normalize else h
+
+
+def _on_core(
+    program: Program, precision: str, threads: int | None, device: str, device_memory: int, *, is_asked_for: bool
+) -> Transformation:
+    """Compile for the device, or for the CPU if that is a card without enough memory that nobody asked for."""
+    try:
+        return Transformation(program, precision, threads, device, device_memory)
+    except DeviceMemoryError as full:
+        if is_asked_for:
+            raise
+        try:
+            h = Transformation(program, precision, threads)
+        except UnsupportedError:  # a precision that only the card has
+            raise full from None
+        h.no_card = f"{device} has too little memory: {full}"
+        return h
 
 
 def load_embedder(

@@ -26,12 +26,17 @@ from fct_infer.cli._progress import progress_on_stderr
 )
 @click.option("--precision", default="auto", show_default=True, type=click.Choice(["auto", *PRECISIONS]))
 @click.option("--backend", default="auto", show_default=True, type=click.Choice(BACKENDS))
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N; several: cuda:0,cuda:1.")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="auto: a card, if one can; cpu, cuda, cuda:N; several: cuda:0,cuda:1.",
+)
 @click.option(
     "--device-memory",
     type=byte_size,
     default="0",
-    help="Most of a card's memory for h, and as much again for an index built there: 8GiB [default: what it has].",
+    help="Most of each card's memory for h and an index built there, together: 8GiB [default: what it has].",
 )
 @click.option(
     "--index-device", default="auto", show_default=True, help="Where FAISS builds: cpu, cuda:N; auto: as --device."
@@ -81,10 +86,19 @@ def command(
         say_files_are_code(transformation)
     # A file that is code was named by the user; of a bundle, code runs only if its backend was asked for.
     trust = is_code(transformation) or backend != "auto"
-    h = load_transformation(
-        transformation, precision, threads, backend, device=device, device_memory=device_memory, trust=trust
-    )
     chosen = Settings(**settings)
+    h = load_transformation(
+        transformation,
+        precision,
+        threads,
+        backend,
+        device=device,
+        device_memory=device_memory,
+        normalize=chosen.normalize,
+        trust=trust,
+    )
+    if h.no_card:
+        click.echo(f"{h.no_card}; the CPU computes in its place", err=True)
     if dry_run:
         plan = make_plan(gallery, h, dest, chosen)
         show_estimate(plan.estimate() | {"index": vars(plan.index) if plan.index else None}, as_json)

@@ -31,7 +31,7 @@ class IndexBuilder:
         threads: for all work, whichever thread calls.
         index: the FAISS index.
         placement: on which device it is trained (``train``) and rows are added (``add``), ``cpu`` or ``cuda:0``, and
-            why not on a card (``reason``), where one was thought of.
+            why not on a card (``reason``), where one was thought of; on which card rows lay (``rows``), if any did.
 
     Raises:
         UsageError: FAISS refuses the factory string.
@@ -73,6 +73,29 @@ class IndexBuilder:
         """Add rows (n, dim) float32 under their ids (n,) int64; the GIL is released."""
         with faiss_threads(self.threads):
             self.index.add_with_ids(rows, ids)
+
+    @property
+    def takes_device_rows(self) -> bool:
+        """Whether :meth:`add_device_rows` takes any: the rows go to the card as they are."""
+        return False
+
+    def add_device_rows(self, rows: Any, ids: Ids) -> int:
+        """Add rows (n, dim) float32 that lie on the card the index is filled on, under their ids (n,) int64.
+
+        Nothing is copied to the CPU, and the rows have been read when this returns.
+
+        Args:
+            rows: an array with ``__dlpack__`` or ``__cuda_array_interface__`` that can be sliced.
+            ids: of the rows.
+
+        Returns:
+            How many, from the first on, were added. The others, which the card has no room for or the CPU has to do
+            something to, are to be passed to :meth:`add`.
+
+        Raises:
+            ArrayError: rows have the wrong dtype, layout or shape, or are on another card.
+        """
+        return 0
 
     def search(self, queries: Float32Array, k: int) -> tuple[Float32Array, Ids]:
         """Return (distances, ids), each (m, k); id -1 where there are fewer than k rows."""

@@ -47,7 +47,7 @@ class CardLists:
         self.rows = 0
 
     def add(self, rows: Any, ids: Ids) -> int:
-        """Add rows (n, dim) float32 under ids (n,); NumPy's, or an array on the card.
+        """Add rows (n, dim) float32 under ids (n,); NumPy's, or an array on the card, that can be sliced.
 
         Returns:
             How many, from the first on, were added: fewer than n when not even the emptied card takes the next ones.

@@ -7,9 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from fct_infer.errors import ArrayError, ResourceError
+from fct_infer.errors import ArrayError
 from fct_infer.index.builder import Ids, IndexBuilder
 from fct_infer.index.card_lists import CardLists, gpu_part
 from fct_infer.index.factory import IndexPlan
@@ -77,8 +75,7 @@ class GpuIndexBuilder(IndexBuilder):
             self.placement["reason"] = str(reason)
 
     @property
-    def takes_device_rows(self) -> bool:
-        """Whether :meth:`add` takes rows that lie on the card: not if the CPU has to do something to them."""
+    def takes_device_rows(self) -> bool:  # noqa: D102
         return self.placement["add"] != "cpu" and not transforms_of(self.index)
 
     @property
@@ -86,31 +83,19 @@ class GpuIndexBuilder(IndexBuilder):
         """Rows added so far."""
         return super().rows + (self._lists.rows if self._lists else 0)
 
-    def add(self, rows: Any, ids: Ids) -> None:
-        """Add rows (n, dim) float32 under their ids (n,) int64.
-
-        Rows may also be an array on the card, with ``__dlpack__`` or ``__cuda_array_interface__``, if
-        :attr:`takes_device_rows`: nothing is copied to the CPU, and the work is ordered with their library's stream.
-
-        Raises:
-            ArrayError: rows on a card are not as wanted.
-            ResourceError: rows on a card do not fit there.
-        """
-        on_host = isinstance(rows, np.ndarray)
-        if not on_host and not self.takes_device_rows:
-            why = self.placement.get("reason", "it applies vector transforms to them")
-            raise ArrayError(f"rows lie on a card, but index {self.factory!r} takes them on the CPU: {why}")
-        try:
-            added = self._add_on_card(rows, ids)
-        except ArrayError:
-            raise  # before anything was done
-        except BaseException:
-            self.close()
-            raise
+    def add(self, rows: Float32Array, ids: Ids) -> None:  # noqa: D102
+        added = self._add_on_card(rows, ids)
         if added < len(ids):
-            if not on_host:
-                raise ResourceError(f"{self.placement['reason']}; pass rows in the CPU's memory")
             super().add(rows[added:], ids[added:])
+
+    def add_device_rows(self, rows: Any, ids: Ids) -> int:  # noqa: D102
+        if not self.takes_device_rows:
+            return 0
+        name = self.placement["add"]
+        added = self._add_on_card(rows, ids)
+        if added:
+            self.placement["rows"] = name
+        return added
 
     def search(self, queries: Float32Array, k: int) -> tuple[Float32Array, Ids]:  # noqa: D102
         self._collect()
@@ -145,6 +130,15 @@ class GpuIndexBuilder(IndexBuilder):
         """Return how many rows the card took."""
         if self.placement["add"] == "cpu":
             return 0
+        try:
+            return self._add_to_lists(rows, ids)
+        except ArrayError:
+            raise  # before anything was done
+        except BaseException:
+            self.close()
+            raise
+
+    def _add_to_lists(self, rows: Any, ids: Ids) -> int:
         assert self._gpu is not None
         try:
             self._lists = self._lists or CardLists(self._gpu, self.index)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fct_infer.cuda import card_numbers, cuda_status
-from fct_infer.device_arrays import device_rows, stream_of
+from fct_infer.device_arrays import device_rows
 from fct_infer.errors import ArrayError, ResourceError, UnsupportedError
 from fct_infer.index.builder import Ids
 from fct_infer.index.faiss_module import condensed, faiss
@@ -80,7 +80,7 @@ class GpuFaiss:
             return faiss().index_gpu_to_cpu(index)
 
     def add(self, index: Any, rows: Any, ids: Ids) -> None:
-        """Add rows (n, dim) float32, NumPy's or on the card, to an index there.
+        """Add rows (n, dim) float32, NumPy's or on the card, to an index there; they have been read when this returns.
 
         Raises:
             ArrayError: rows on a card have the wrong dtype, layout or shape, or are on another card.
@@ -93,18 +93,19 @@ class GpuFaiss:
                 self._add_from_card(index, rows, ids)
 
     def _add_from_card(self, index: Any, rows: Any, ids: Ids) -> None:
-        module, stream = faiss(), stream_of(rows)
+        module = faiss()
+        # FAISS's own: by the arrays' protocols, what fills them comes before what is enqueued here.
+        stream = module.cast_cudastream_t_to_integer(self._resources.getDefaultStream(self.card))
         found = device_rows("rows", rows, index.d, stream)
         if found.dtype != "float32" or found.card not in (None, self.card):
             place = "" if found.card is None else f" on cuda:{found.card}"
             raise ArrayError(f"rows are {found.dtype}{place}, wanted float32 on {self.name}")
-        # On the producer's own stream, so that reading comes after its writing, and its next writing after our reading.
-        self._resources.setDefaultStream(self.card, module.cast_integer_to_cudastream_t(stream))
         try:
             pointer = module.cast_integer_to_float_ptr(found.address)
             index.add_with_ids_c(found.rows, pointer, module.swig_ptr(ids))
         finally:
-            self._resources.revertDefaultStream(self.card)
+            # FAISS returns, or fails, while the card still reads; the caller is about to put other rows there.
+            self._resources.getResources().syncDefaultStream(self.card)
 
     def reset(self, index: Any) -> None:
         """Drop the rows of an index on the card and give their memory back."""
@@ -161,7 +162,7 @@ def why_no_gpu(device: str) -> str | None:
     if not cards:
         return None
     if not hasattr(module, "StandardGpuResources"):
-        return "this FAISS is built without CUDA: install faiss-gpu-cuvs or faiss-gpu in place of faiss-cpu"
+        return "this FAISS is built without CUDA: install faiss-gpu or faiss-gpu-cuvs in place of faiss-cpu"
     count = int(module.get_num_gpus())
     if cards[0] >= count:
         return f"FAISS finds {count or 'no'} CUDA device{'s' * (count > 1)} on this machine"

@@ -37,7 +37,8 @@ class Settings:
     Attributes:
         index: FAISS factory string, ``auto`` or ``none``.
         metric: ``l2``, ``ip``, or ``cosine`` (rows are L2-normalised on their way into the index).
-        normalize: L2-normalise the new embeddings themselves.
+        normalize: L2-normalise the new embeddings themselves; see also
+            :func:`~fct_infer.backends.loading.load_transformation`.
         dtype: ``float32`` or ``float16`` of the new embeddings; None keeps the gallery's.
         verify_rows: rows recomputed in float64 before publishing.
         min_cosine: lowest cosine allowed between those and the published rows; None takes that of
@@ -108,14 +109,30 @@ class Plan:
         return self.transformation.device if self.settings.index_device == "auto" else self.settings.index_device
 
     @property
+    def index_memory(self) -> int:
+        """Most bytes of its card that the index may take; 0 leaves it to FAISS.
+
+        ``device_memory`` is one budget for both. Of a card that both use the index gets what the transformation leaves,
+        with the new rows that wait there for the index.
+        """
+        h = self.transformation
+        is_shared = set(card_numbers(self.index_device)[:1]) & set(card_numbers(h.device))
+        if not h.device_memory or not is_shared:
+            return h.device_memory
+        left = h.device_memory - h.executable.device_bytes
+        waiting = (BLOCKS_IN_FLIGHT + 1) * self.block_rows * self.new_dim * 4
+        return max(1, left - waiting if left > waiting else left)  # without room for them they are not kept there
+
+    @property
     def device_kind(self) -> str:
         """``cpu`` or ``cuda``: between the two, results differ in the last bits."""
         return _device_kind(self.transformation)
 
     @property
     def device(self) -> str:
-        """Where the transformation runs, for people: ``cuda:0 (NVIDIA H200)``."""
-        return device_text(self.transformation.device)
+        """Where the transformation runs, for people: ``cuda:0 (NVIDIA H200)``; ``cpu (cuda:0 has too little ...)``."""
+        h = self.transformation
+        return device_text(h.device) + (f" ({h.no_card})" if h.no_card else "")
 
     @property
     def min_cosine(self) -> float:
@@ -256,6 +273,7 @@ def make_plan(gallery_path: str | Path, h: Transformation, dest: str | Path, set
         require_gpu(settings.index_device)
     shards_at_once = settings.shards_at_once or default_shards_at_once(h, index)
     shards_at_once = min(shards_at_once, len(gallery.shards))
+    wanted_rows = settings.block_rows or default_block_rows(h, shards_at_once)
     return Plan(
         gallery=gallery,
         transformation=h,
@@ -263,7 +281,7 @@ def make_plan(gallery_path: str | Path, h: Transformation, dest: str | Path, set
         settings=settings,
         index=index,
         dtype=np.dtype(settings.dtype or gallery.embedding_dtype),
-        block_rows=settings.block_rows or default_block_rows(h, shards_at_once),
+        block_rows=min(wanted_rows, max(shard.rows for shard in gallery.shards)),
         shards_at_once=shards_at_once,
         side_is_old=side_is_old,
     )

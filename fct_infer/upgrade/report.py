@@ -45,8 +45,8 @@ class UpgradeReport:
         verification: what was checked before publishing.
         index: what ``index_infos.json`` says; None without an index.
         device: where the transformation ran: ``cpu``, ``cuda:0 (NVIDIA H200)``.
-        index_placement: where the index was trained and filled, and why not on a card, if it was not; None without
-            an index.
+        index_placement: where the index was trained (``train``) and filled (``add``), the card whose memory its rows
+            came from (``rows``), and why not on a card (``reason``), as far as they apply; None without an index.
     """
 
     dest: Path

@@ -130,7 +130,7 @@ class _Run:
         plan, index = self.plan, self.plan.index
         assert index is not None
         h, asked = plan.transformation, plan.settings.index_device
-        builder = make_builder(index, h.threads, plan.index_device, h.device_memory, required=asked != "auto")
+        builder = make_builder(index, h.threads, plan.index_device, plan.index_memory, required=asked != "auto")
         self.at_the_end.callback(builder.close)
         if not builder.needs_training:
             return builder

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer import _core
+from fct_infer.device_arrays import CardRows
 from fct_infer.errors import ArrayError, FctError, GalleryError, NonFiniteError
 from fct_infer.gallery import Gallery, NpyShardWriter, Shard, ShardReader
 from fct_infer.index import IndexBuilder
@@ -102,12 +103,21 @@ class IndexFeeder:
         self._plan, self._builder = plan, builder
         self._blocks = blocks_of(shards, plan.block_rows)
 
-    def __call__(self, new: Rows) -> None:
-        """Add the next block."""
+    def __call__(self, new: Rows, on_card: int = 0) -> None:
+        """Add the next block; ``on_card`` is where on the card its :func:`index_rows` lie too, 0 if they do not."""
         shard, start, stop = next(self._blocks)
-        self._builder.add(
-            index_rows(new, self._plan.settings.metric), index_ids(self._plan.gallery, shard, start, stop)
-        )
+        ids, added = index_ids(self._plan.gallery, shard, start, stop), 0
+        if on_card:
+            added = self._builder.add_device_rows(CardRows(on_card, *new.shape), ids)
+        if added < len(ids):
+            self._builder.add(index_rows(new[added:], self._plan.settings.metric), ids[added:])
+
+
+def kept_on_card(plan: Plan, builder: IndexBuilder | None) -> str:
+    """Return what the pipeline leaves on the card: the index's rows, where one card computes and takes them."""
+    if builder is None or not builder.takes_device_rows or builder.placement["add"] != plan.transformation.device:
+        return "none"
+    return "normalized" if plan.settings.metric == "cosine" else "rows"
 
 
 def index_rows(new: Rows, metric: str) -> Float32Array:
@@ -205,12 +215,13 @@ def _run_stream(
             read=reader,
             write=writer,
             index=IndexFeeder(plan, shards, builder) if builder else None,
-            block_rows=min(plan.block_rows, max(shard.rows for shard in shards)),
+            block_rows=plan.block_rows,
             threads=max(1, h.threads // plan.shards_at_once),
             old_dtype=plan.gallery.embedding_dtype.name,
             side_dtype=(plan.gallery.side_dtype or plan.gallery.embedding_dtype).name,
             out_dtype=plan.dtype.name,
             side_is_old=plan.side_is_old,
+            keep_on_device=kept_on_card(plan, builder),
         )
     except NonFiniteError as error:
         raise non_finite_row(plan, error, _row_in_gallery(shards, error.row)) from error

@@ -105,7 +105,8 @@ class Work:
         if different:
             raise OutputError(
                 f"{self.root} holds unfinished work of another upgrade; different: {'; '.join(different)}. "
-                f"{_other_device(begun[0]['identity'], identity)}--restart drops it and begins again"
+                f"{_other_device(begun[0]['identity'], identity, self.plan.transformation.no_card)}"
+                "--restart drops it and begins again"
             )
         self._drop_unjournalled_files()
 
@@ -118,10 +119,13 @@ class Work:
                 remove_tree(path)
 
 
-def _other_device(before: dict[str, Any], now: dict[str, Any]) -> str:
+def _other_device(before: dict[str, Any], now: dict[str, Any], no_card: str | None) -> str:
     """Say how to go on if it is the device that changed, for with ``--device auto`` nobody asked for another one."""
     was, new = (each["settings"].get("device") for each in (before, now))
-    return "" if was == new else f"A CPU and a card differ in the last bits: --device {was} goes on, "
+    if was == new:
+        return ""
+    why = f"Now {no_card}. " if no_card else ""
+    return f"{why}A CPU and a card differ in the last bits: --device {was} goes on, "
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], where: str = "") -> list[str]:

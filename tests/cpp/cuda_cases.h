@@ -24,11 +24,12 @@ inline std::size_t memory_for(std::int64_t rows, const Program& program, Precisi
               cuda::Ring::bytes_per_row(program.width(program.old), side_dim, program.width(program.output)));
 }
 
+// `spare`: bytes of device memory that are left, not so many that a larger block fits.
 inline std::unique_ptr<Executable> with_blocks_of(std::int64_t rows, cuda::SharedDevice device,
                                                   const Program& program, Precision precision,
-                                                  const Ranges& ranges = {}) {
+                                                  const Ranges& ranges = {}, std::size_t spare = 0) {
   return std::make_unique<cuda::CudaExecutable>(std::move(device), program, precision, ranges,
-                                                memory_for(rows, program, precision));
+                                                memory_for(rows, program, precision) + spare);
 }
 
 inline void check_all_freed(FakeDevice& device) {

@@ -28,6 +28,7 @@ struct FakeOptions {
   int backwards_below = 0;       // blocks of fewer rows sum in the opposite order, as matrix libraries may
   int uneven_from = 1 << 30;     // blocks of so many rows sum their second half in the opposite order
   int uneven_choices = 1 << 30;  // only kernels before this choice do so
+  std::map<std::int64_t, double> seconds_per_row{};  // of a linear layer, by rows of the block
 };
 
 class FakeDevice : public cuda::Device {
@@ -48,6 +49,7 @@ class FakeDevice : public cuda::Device {
   int live_handles() const { return live_handles_; }
   int converts() const { return converts_; }
   int copies_in() const { return copies_in_; }
+  double seconds() const { return seconds_; }  // that all linear layers took
 
   CudaDeviceInfo info() const override;
   std::string label() const override { return "cuda:" + std::to_string(index_); }
@@ -85,6 +87,7 @@ class FakeDevice : public cuda::Device {
                  cuda::Stream stream) override;
 
   const FakeOptions& options() const { return options_; }
+  void pass(double seconds) { seconds_ += seconds; }
   // Puts work on a stream that touches the given memory.
   void enqueue(const char* what, cuda::Stream stream, std::vector<const void*> touched,
                std::function<void()> work);
@@ -124,6 +127,7 @@ class FakeDevice : public cuda::Device {
   std::vector<StreamState*> streams_;
   std::map<const char*, std::size_t> device_memory_, pinned_memory_;
   std::size_t allocated_ = 0, peak_ = 0;
+  double seconds_ = 0;
   int live_handles_ = 0, converts_ = 0, copies_in_ = 0;
   int calls_ = 0, fail_at_ = -1;
   Failure failure_ = Failure::kOnce;

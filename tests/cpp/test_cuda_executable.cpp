@@ -226,7 +226,7 @@ TEST(cuda_device_memory_is_kept_within_its_limit) {
                          memory_for(128, program, Precision::kFp32) - 1);
     CHECK(false, "compiled into less memory than it needs");
   } catch (const Error& error) {
-    CHECK(error.kind() == ErrorKind::kResource);
+    CHECK(error.kind() == ErrorKind::kDeviceMemory);
   }
   check_all_freed(*device);
 }
@@ -245,6 +245,44 @@ TEST(cuda_blocks_are_halved_when_memory_runs_out) {
           executable.description());
   }
   check_all_freed(*device);
+}
+
+// Which block is the largest is a matter of speed alone; what is larger gives its memory back.
+TEST(cuda_the_fastest_block_is_the_largest) {
+  Random random(78);
+  const Program program = mlp_program(random, 3, 2, 2, 4);
+  constexpr int kRows = 20000;
+  const Rows old = Rows::normal(random, DType::kFloat32, kRows, 3);
+  const Rows side = Rows::normal(random, DType::kFloat32, kRows, 2);
+  Rows expected(DType::kFloat32, kRows, 2);
+  struct {
+    std::map<std::int64_t, double> seconds_per_row;
+    std::int64_t largest;
+    std::string speeds;
+  } cases[] = {{{{16384, 1e-5}, {8192, 1e-5}, {4096, 2e-5}}, 16384, "16384 0.05, 8192 0.05, 4096 0.025;"},
+               {{{16384, 2e-5}, {8192, 1e-5}, {4096, 1.02e-5}}, 8192, "16384 0.025, 8192 0.05, 4096 0.049;"},
+               {{{16384, 1.02e-8}, {8192, 1e-8}, {4096, 2e-8}}, 16384, "16384 49, 8192 50, 4096 25;"},
+               {{{16384, 2e-5}, {8192, 2e-5}, {4096, 1e-5}}, 4096, "16384 0.025, 8192 0.025, 4096 0.05;"}};
+  for (const auto& [seconds_per_row, largest, speeds] : cases) {
+    const auto device = std::make_shared<FakeDevice>(FakeOptions{.seconds_per_row = seconds_per_row});
+    {
+      const cuda::CudaExecutable executable(device, program, Precision::kBf16, {},
+                                            memory_for(16384, program, Precision::kBf16),
+                                            [&] { return device->seconds(); });
+      const std::string text = executable.description();
+      CHECK(text.find("blocks " + std::to_string(largest) + " ") != std::string::npos, text);
+      CHECK(text.find("M rows/s by block: " + speeds) != std::string::npos, text);
+      CHECK(executable.device_bytes() == memory_for(largest, program, Precision::kBf16));
+      CHECK(device->allocated() <= executable.device_bytes(), std::to_string(device->allocated()));
+      CHECK(2 * device->allocated() > executable.device_bytes() - cuda::kLinearWorkspace);
+      CHECK(device->peak() <= memory_for(16384, program, Precision::kBf16));
+      Rows out(DType::kFloat32, kRows, 2);
+      executable.run(old.input(), side.input(), out.output(), kRows, 1);
+      if (largest == 16384) std::copy(out.row(0), out.row(kRows), expected.row(0));
+      CHECK(std::equal(out.row(0), out.row(kRows), expected.row(0)), text);
+    }
+    check_all_freed(*device);
+  }
 }
 
 TEST(cuda_two_devices_share_the_rows_in_order) {
@@ -284,7 +322,8 @@ TEST(cuda_cards_that_do_not_fit_are_refused) {
     Random random(70);
     const Program program = mlp_program(random, 2, 2, 2, 2);
     try {
-      cuda::make_device_engine(devices, 0)->compile(program, precision, all_ranges(program, 1));
+      cuda::make_device_engine(devices, memory_for(128, program, precision))
+          ->compile(program, precision, all_ranges(program, 1));
     } catch (const Error& error) {
       CHECK(error.kind() == ErrorKind::kUnsupported, error.what());
       return true;

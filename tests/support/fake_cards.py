@@ -10,8 +10,10 @@ import pytest
 
 from fct_infer import _core, cuda
 from fct_infer.device_arrays import _capsule_pointer, _DlTensor
+from fct_infer.errors import DeviceMemoryError
 
 GIBIBYTE = 1 << 30
+HELD_BYTES = 700 << 20  # of a card's memory by what is compiled for it, if it may
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "fp8")
 
 
@@ -19,11 +21,16 @@ class Executable(_core.Executable):
     """Computes in fp32 on the CPU, says it is on a card, and remembers how it was made and called."""
 
     made: ClassVar[list[Executable]] = []
+    full: ClassVar[str | None] = None  # a card without memory
+    device_bytes = 0  # over the core's, which cannot be set
 
     def __init__(self, program, precision, *, device="cpu", device_memory=0, ranges=None) -> None:
+        if device == Executable.full:
+            raise DeviceMemoryError(f"this transformation needs 90 MiB on {device}, at hand are 7 MiB")
         super().__init__(program, "fp32" if device != "cpu" else precision)
         self.arguments = {"precision": precision, "device": device, "memory": device_memory, "ranges": ranges}
         self.streams: list[int] = []
+        self.device_bytes = min(device_memory, HELD_BYTES) if device != "cpu" else 0
         Executable.made.append(self)
 
     def run_on_device(self, old, old_dtype, side, side_dtype, out, out_dtype, rows, stream) -> None:
@@ -37,8 +44,14 @@ def _host_rows(address: int, dtype: str, rows: int, width: int) -> np.ndarray:
     return np.frombuffer((ctypes.c_char * size).from_address(address or 1), dtype).reshape(rows, width)
 
 
-def install(patch: pytest.MonkeyPatch, names: tuple[str, ...] = ("NVIDIA H200",), missing: str | None = None) -> None:
-    """Put cards of these names, or the reason why there are none, in the place of this machine's."""
+def install(
+    patch: pytest.MonkeyPatch,
+    names: tuple[str, ...] = ("NVIDIA H200",),
+    missing: str | None = None,
+    *,
+    full: str | None = None,
+) -> None:
+    """Put cards of these names, or the reason why there are none, in the place of this machine's; one may be full."""
     cards = [
         {
             "index": index,
@@ -57,7 +70,7 @@ def install(patch: pytest.MonkeyPatch, names: tuple[str, ...] = ("NVIDIA H200",)
         "cublaslt": "13.1",
     }
     on_cpu = _core.precisions()
-    Executable.made = []
+    Executable.made, Executable.full = [], full
     patch.setattr(_core, "cuda_status", lambda: status, raising=False)
     patch.setattr(_core, "precisions", lambda device="cpu": list(on_cpu if device == "cpu" else PRECISIONS))
     patch.setattr(_core, "Executable", Executable)

@@ -1,7 +1,11 @@
-"""FAISS's GPU part on the CPU: indexes stay here, but memory runs out, refusals are worded and lists tear as there."""
+"""FAISS's GPU part on the CPU: indexes stay here, but memory runs out, refusals are worded and lists tear as there.
+
+Rows that are said to lie on the card are read late, as there.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +24,7 @@ OUT_OF_MEMORY = (
 OUT_OF_MEMORY_CUVS = "Error in f at /project/faiss/gpu/StandardGpuResources.cpp:589: CUDA memory allocation error"
 PQ_CODE_BYTES = (1, 2, 3, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 96)
 SHARED_MEMORY = 48 << 10
+STREAM = 77  # FAISS's own
 
 
 def thrown(words: str) -> RuntimeError:
@@ -43,7 +48,7 @@ class FakeCards:
         self.live: list[_Memory] = []
         self.leaked = 0
         self.temporary_bytes: int | None = None
-        self.streams: list[int] = []
+        self.enqueued: list[Callable[[], None]] = []
         self.moves = 0
         self.lose_a_row = False
 
@@ -54,7 +59,7 @@ class FakeCards:
             "GpuClonerOptions": SimpleNamespace,
             "index_cpu_to_gpu": self.index_cpu_to_gpu,
             "index_gpu_to_cpu": self.index_gpu_to_cpu,
-            "cast_integer_to_cudastream_t": int,
+            "cast_cudastream_t_to_integer": int,
         }
         for name, value in replaced.items():
             monkeypatch.setattr(faiss, name, value, raising=False)
@@ -85,7 +90,12 @@ class FakeCards:
         assert index.ntotal == 0, "the lists on the card must start empty"
         return _InvertedLists(self, faiss.clone_index(index))
 
+    def finish(self) -> None:
+        while self.enqueued:
+            self.enqueued.pop(0)()
+
     def index_gpu_to_cpu(self, index: Any) -> Any:
+        self.finish()
         self.moves += 1
         part = faiss.clone_index(index.inner)
         if self.lose_a_row:
@@ -100,11 +110,14 @@ class _Resources:
     def setTempMemory(self, size: int) -> None:  # noqa: N802
         self._cards.temporary_bytes = size
 
-    def setDefaultStream(self, card: int, stream: int) -> None:  # noqa: N802
-        self._cards.streams.append(stream)
+    def getDefaultStream(self, card: int) -> int:  # noqa: N802
+        return STREAM
 
-    def revertDefaultStream(self, card: int) -> None:  # noqa: N802
-        self._cards.streams.append(0)
+    def getResources(self) -> _Resources:  # noqa: N802
+        return self
+
+    def syncDefaultStream(self, card: int) -> None:  # noqa: N802
+        self._cards.finish()
 
 
 class _Flat(faiss.IndexFlat):
@@ -142,6 +155,15 @@ class _InvertedLists:
         self._cards.live.remove(self._memory)
 
     def add_with_ids(self, rows: np.ndarray, ids: np.ndarray) -> None:
+        self._grow(rows, ids.copy())
+        self._cards.finish()
+
+    def add_with_ids_c(self, count: int, rows: Any, ids: Any) -> None:
+        self._grow(
+            faiss.rev_swig_ptr(rows, count * self.d).reshape(count, self.d), faiss.rev_swig_ptr(ids, count).copy()
+        )
+
+    def _grow(self, rows: np.ndarray, ids: np.ndarray) -> None:
         assert not self.torn, "FAISS_ASSERT(indices->numVecs == oldNumVecs): the process aborts here"
         size = len(rows) * (self.inner.code_size + 8)
         try:
@@ -149,17 +171,12 @@ class _InvertedLists:
         except RuntimeError:
             self._tear(rows)
             raise
-        self.inner.add_with_ids(rows, ids)
+        self._cards.enqueued.append(lambda: self.inner.add_with_ids(rows, ids))
         self.ids |= set(ids.tolist())
         self._memory.bytes += size
 
-    def add_with_ids_c(self, count: int, rows: Any, ids: Any) -> None:
-        self.add_with_ids(
-            faiss.rev_swig_ptr(rows, count * self.d).reshape(count, self.d).copy(),
-            faiss.rev_swig_ptr(ids, count).copy(),
-        )
-
     def reset(self) -> None:
+        self._cards.finish()
         self._memory.bytes = 4 * self.inner.nlist * self.inner.d
         self.torn = False
         self.ids.clear()

@@ -8,7 +8,7 @@ import pytest
 from support import fake_cards
 
 from fct_infer import _core, cuda
-from fct_infer.errors import UnsupportedError, UsageError
+from fct_infer.errors import DeviceMemoryError, UnsupportedError, UsageError
 
 
 @pytest.mark.parametrize(
@@ -78,6 +78,17 @@ def test_a_card_too_old_is_not_taken_unasked(monkeypatch):
     assert cuda.first_device() == "cuda:1"
     monkeypatch.setattr(_core, "precisions", lambda device: precisions("cuda:0"))
     assert cuda.first_device() == "cpu"
+
+
+def test_a_card_too_full_to_be_set_up_is_the_first_one_all_the_same(monkeypatch):
+    """Whoever uses it says what to do about that."""
+    fake_cards.install(monkeypatch)
+
+    def full(device):
+        raise DeviceMemoryError("CUDA driver: retain: CUDA_ERROR_OUT_OF_MEMORY")
+
+    monkeypatch.setattr(_core, "precisions", full)
+    assert cuda.first_device() == "cuda:0"
 
 
 def test_a_driver_without_a_card(monkeypatch):

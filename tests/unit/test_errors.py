@@ -20,6 +20,7 @@ EXIT_CODES = {
     "ArtifactError": 4,
     "NotAProgramError": 4,
     "ResourceError": 5,
+    "DeviceMemoryError": 5,
     "OutputError": 6,
     "StoppedError": 75,
 }

@@ -62,7 +62,7 @@ def run(
     executable: _core.Executable,
     read: Callable[[Rows, Rows | None], int],
     write: Callable[[Rows], Any] = lambda _: None,
-    index: Callable[[Rows], Any] | None = None,
+    index: Callable[..., Any] | None = None,
     **options: Any,
 ) -> dict[str, float]:
     defaults: dict[str, Any] = {
@@ -94,7 +94,7 @@ def test_blocks_arrive_whole_and_in_order(rows: int, with_index: bool) -> None:
     old, side = random_rows(rows, 12), random_rows(rows, 5, 1)
     written: list[Rows] = []
     indexed: list[Rows] = []
-    index = (lambda block: indexed.append(block.copy())) if with_index else None
+    index = (lambda block, on_card=0: indexed.append(block.copy())) if with_index else None
     times = run(h.executable, Source(old, side), lambda block: written.append(block.copy()), index)
     expected = h(old, side)
     for blocks in (written, indexed) if with_index else (written,):
@@ -160,11 +160,19 @@ def test_errors_of_callbacks_keep_their_type_and_object(error: type[BaseExceptio
 
         return stage_work
 
-    consume = lambda _: None  # noqa: E731
+    consume = lambda *_: None  # noqa: E731
     with pytest.raises(error) as caught:
         run(identity().executable, spoiled("read", endless), spoiled("write", consume), spoiled("index", consume))
     assert caught.value is raised
     assert any(entry.name == "stage_work" for entry in caught.traceback)
+
+
+@pytest.mark.parametrize("keep", ["none", "rows", "normalized"])
+def test_the_index_is_told_that_nothing_is_on_a_card(keep: str) -> None:
+    told: list[int] = []
+    source = Source(random_rows(200, 3))
+    run(identity().executable, source, index=lambda block, on_card: told.append(on_card), keep_on_device=keep)
+    assert told == [0] * 4
 
 
 @pytest.mark.parametrize("answer", [-1, 65, None, "7", 2.5, 1 << 70])
@@ -181,6 +189,7 @@ def test_an_impossible_row_count_is_refused(answer: Any) -> None:
         ({"old_dtype": "float64"}, "float64"),
         ({"out_dtype": ">f4"}, ">f4"),
         ({"side_is_old": True}, "side"),
+        ({"keep_on_device": "all"}, "wanted none, rows or normalized"),
     ],
 )
 def test_options_are_checked_before_anything_runs(options: dict[str, Any], message: str) -> None:
@@ -243,7 +252,7 @@ def test_ten_runs_at_a_time_do_not_disturb_each_other() -> None:
     def one(seed: int) -> bool:
         old, side = random_rows(300, 12, seed), random_rows(300, 5, seed + 100)
         written: list[Rows] = []
-        run(h.executable, Source(old, side), lambda block: written.append(block.copy()), lambda _: None)
+        run(h.executable, Source(old, side), lambda block: written.append(block.copy()), lambda *_: None)
         return np.array_equal(np.concatenate(written), h(old, side))
 
     with ThreadPoolExecutor(10) as pool:
@@ -266,7 +275,7 @@ def read(old, side):
 before = len(list(Path("/proc/self/task").iterdir()))
 h = Transformation(Program({"old": 3}, (Normalize("old", "new"),), "new"))
 try:
-    _core.run_pipeline(h.executable, read=read, write=lambda block: None, index=lambda block: None, block_rows=10,
+    _core.run_pipeline(h.executable, read=read, write=lambda block: None, index=lambda *block: None, block_rows=10,
                        threads=2, old_dtype="float32", side_dtype="float32", out_dtype="float32", side_is_old=False)
 except KeyboardInterrupt:
     time.sleep(0.2)  # the kernel takes a moment to forget a thread

@@ -33,6 +33,14 @@ class PendingRun {
 };
 
 using HostMemory = std::shared_ptr<char[]>;
+using DeviceAllocation = std::shared_ptr<void>;  // owns an address of the device
+
+// Rows in device memory that receive a run's results too: the values of its output, as float32, L2-normalised
+// if asked.
+struct KeptRows {
+  float* data = nullptr;  // null: nothing is kept
+  bool normalize = false;
+};
 
 class Executable {
  public:
@@ -45,13 +53,17 @@ class Executable {
   virtual void run(InputRows old, InputRows side, OutputRows out, std::int64_t rows, int threads) const = 0;
 
   // Starts a run and may return before it has ended, so that the next one can be prepared meanwhile; here it
-  // has ended. Where `runs_in_flight` runs overlap, more in flight gain nothing.
+  // has ended. Where `runs_in_flight` runs overlap, more in flight gain nothing. `kept` is complete when the
+  // output is; its memory is that of allocate_device().
   virtual std::unique_ptr<PendingRun> start(InputRows old, InputRows side, OutputRows out, std::int64_t rows,
-                                            int threads) const;
+                                            int threads, KeptRows kept) const;
   virtual int runs_in_flight() const { return 1; }
 
   // Memory that this executable reads and writes fastest. May outlive the executable.
   virtual HostMemory allocate_host(std::size_t bytes) const;
+  // Memory of its device, for rows to be kept; null if there is no device, several, or not so much memory.
+  // May outlive the executable.
+  virtual DeviceAllocation allocate_device(std::size_t bytes) const;
 
   virtual int old_dim() const = 0;
   virtual int side_dim() const = 0;  // 0: the program has one input
@@ -59,6 +71,8 @@ class Executable {
   virtual Precision precision() const = 0;
   virtual std::string device() const { return "cpu"; }  // as it is named on the way in
   virtual std::string description() const = 0;          // kernels and tile sizes, for people
+  // Device memory that it holds; of several devices, on each at most.
+  virtual std::size_t device_bytes() const { return 0; }
 };
 
 // An executable that also takes rows in the memory of its device.

@@ -8,10 +8,11 @@
 namespace fct {
 
 enum class ErrorKind {
-  kArray,        // an argument has the wrong dtype, layout, shape or content
-  kArtifact,     // a program is malformed
-  kUnsupported,  // this machine or build cannot do what was asked
-  kResource,     // a device ran out of memory or failed
+  kArray,         // an argument has the wrong dtype, layout, shape or content
+  kArtifact,      // a program is malformed
+  kUnsupported,   // this machine or build cannot do what was asked
+  kResource,      // a device failed
+  kDeviceMemory,  // it has too little memory
 };
 
 class Error : public std::runtime_error {

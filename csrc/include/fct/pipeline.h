@@ -14,7 +14,10 @@ namespace fct {
 // Buffers for one block of rows; they travel through the stages and come back.
 struct Block {
   HostMemory old, side, out;
+  DeviceAllocation kept;  // the results again, as float32 rows on the device, for the index; may be null
 };
+
+enum class Keep { kNothing, kRows, kNormalizedRows };
 
 struct PipelineConfig {
   std::int64_t block_rows = 0;
@@ -23,11 +26,12 @@ struct PipelineConfig {
   DType old_dtype = DType::kFloat32;
   DType side_dtype = DType::kFloat32;
   DType out_dtype = DType::kFloat32;
-  bool side_is_old = false;  // feed `old` as side-information
+  bool side_is_old = false;    // feed `old` as side-information
+  Keep keep = Keep::kNothing;  // what stays on the device, if it has memory for it
 };
 
 // The stages' work on files and index, supplied by the caller. Each runs on a thread of its own, blocks in
-// order.
+// order. When a stage returns, it has read what it wanted of the block, on the device too.
 struct PipelineStages {
   std::function<std::int64_t(int block)> read;              // fills the block, returns its rows; 0 ends
   std::function<void(int block, std::int64_t rows)> write;  // results of the block

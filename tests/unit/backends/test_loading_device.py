@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnxruntime
 import pytest
 import torch
 from support import fake_cards
 from support.bundles import core_bundle
+from support.fake_cards import Executable
 from support.outputs import rows_for
-from support.programs import plain_mlp
+from support.programs import plain_mlp, random_rows
 
-from fct_infer import load_transformation
-from fct_infer.errors import UnsupportedError, UsageError
+from fct_infer import _core, load_transformation
+from fct_infer.errors import DeviceMemoryError, ResourceError, UnsupportedError, UsageError
 from fct_infer.export import Options, export_transformation, probe
 
 PROGRAM = plain_mlp(24, 8, 32, hidden=(40,))
 DIMS = {"old": 24, "side": 8}
+ROWS = [random_rows(9, dim) for dim in DIMS.values()]
 MISSING = "no driver: libcuda.so.1 was not found"
 NO_CARD = pytest.mark.skipif(
     torch.cuda.is_available() or "CUDAExecutionProvider" in onnxruntime.get_available_providers(),
@@ -49,6 +52,50 @@ def test_precisions_of_a_card(monkeypatch, bundle):
     assert load_transformation(bundle).precision == "bf16"
     assert load_transformation(bundle, "tf32").precision == "tf32"
     assert not load_transformation(bundle, "fp8").is_calibrated
+
+
+@pytest.mark.parametrize("name", ["", "model.onnx"])
+def test_a_full_card_that_nobody_asked_for(monkeypatch, bundle, name):
+    fake_cards.install(monkeypatch, full="cuda:0")
+    h = load_transformation(bundle / name, device_memory=1 << 30)
+    assert (h.backend, h.device, h.device_memory) == ("core", "cpu", 0)
+    assert h.no_card == "cuda:0 has too little memory: this transformation needs 90 MiB on cuda:0, at hand are 7 MiB"
+    assert h.normalized().no_card == h.no_card
+    assert h.precision == load_transformation(bundle / name, device="cpu").precision
+    np.testing.assert_array_equal(h(*ROWS), load_transformation(bundle, device="cpu")(*ROWS))
+
+
+@pytest.mark.parametrize(("device", "precision"), [("cuda", "auto"), ("cuda:0", "fp32"), ("auto", "fp16")])
+def test_a_full_card_that_is_needed(monkeypatch, bundle, device, precision):
+    """By name, or by a precision that the CPU has not."""
+    fake_cards.install(monkeypatch, full="cuda:0")
+    with pytest.raises(DeviceMemoryError, match="needs 90 MiB on cuda:0"):
+        load_transformation(bundle, precision, device=device)
+
+
+def test_other_failures_of_a_card_are_errors(monkeypatch, bundle):
+    fake_cards.install(monkeypatch)
+
+    def fail(*_, **__):
+        raise ResourceError("cudaErrorIllegalAddress")
+
+    monkeypatch.setattr(_core, "Executable", fail)
+    with pytest.raises(ResourceError, match="IllegalAddress"):
+        load_transformation(bundle)
+
+
+@pytest.mark.parametrize("backend", ["core", "onnxruntime"])
+def test_normalized_from_the_start(monkeypatch, bundle, backend):
+    """On a card, doing so afterwards would keep two programs there."""
+    fake_cards.install(monkeypatch)
+    h = load_transformation(
+        bundle, "fp32", backend=backend, device="auto" if backend == "core" else "cpu", normalize=True
+    )
+    assert len(Executable.made) == (backend == "core")
+    plain = load_transformation(bundle, "fp32", backend=backend, device="cpu")
+    assert h.digest == plain.normalized().digest != plain.digest
+    assert h.normalized() is h
+    np.testing.assert_array_equal(h(*ROWS), plain.normalized()(*ROWS))
 
 
 def test_without_a_card_auto_is_the_cpu(monkeypatch, bundle):

@@ -24,13 +24,14 @@ from benchmarks.bench_cuda import (
     summary,
     usable_device,
 )
-from benchmarks.device_ceilings import copy_ceilings, matmul_ceiling
+from benchmarks.device_ceilings import FAST_SUMS, copy_ceilings, matmul_ceiling
 from benchmarks.device_clock import MOST_SETS, REHEARSAL_CACHE_BYTES, DeviceClock, timing
 from benchmarks.device_summary import OURS, best_speed, by_rows, fastest_opponent, gates, host_limit, tables
 from benchmarks.opponents import NotMeasuredError
 from benchmarks.opponents.on_device import ON_DEVICE
 from benchmarks.upgrade_runs import fused, run_once
 from fct_infer.errors import ResourceError
+from fct_infer.transformation import Transformation
 
 PROGRAM = paper_h(old_dim=16, side_dim=8, new_dim=12, inner=32)
 
@@ -43,7 +44,18 @@ def result():
     """Figures in which every target but the last is reached."""
     return {
         "parameters": {"bytes_in_per_row": 512, "bytes_out_per_row": 256},
-        "matmul": {"bf16": {**speed(100e6), "tflops": 1140.0}},
+        "ours": {
+            "bf16": {
+                "description": "Card, blocks 8192 128; M rows/s by block: 8192 90; step 0 a + cast; step 1 b",
+                "max_relative_error": 0.0123,
+                "min_cosine": 0.9999,
+            }
+        },
+        "matmul": {
+            "bf16": {**speed(100e6), "tflops": 1140.0},
+            "fp8": {**speed(180e6), "tflops": 2052.0},
+            FAST_SUMS: {**speed(200e6), "tflops": 2280.0},
+        },
         "copies": {"each_way_at_once": 512 * 80e6},
         "cases": [
             {"precision": "bf16", "rows": 4096, "runtimes": {OURS: speed(50e6), "TensorRT": speed(60e6)}},
@@ -101,6 +113,27 @@ def test_one_row_of_a_table_for_all_that_ran_with_as_many_rows():
     assert table.rows[0] == ["4,096", "50 (50 %) ±1 %", "2e-06 (0 %) ±1 %", "60 (60 %) ±1 %", "-"]
 
 
+def test_fp8_is_judged_by_products_that_sum_as_it_does():
+    """Both are shown."""
+    ceilings, ours, *others = tables(result())
+    assert [row[0] for row in ceilings.rows[:3]] == ["products, bf16", "products, fp8", f"products, {FAST_SUMS}"]
+    assert ours.rows == [
+        ["bf16", "1.2e-02", "0.999900", "Card, blocks 8192 128; M rows/s by block: 8192 90, 1 of 2 layers cast apart"]
+    ]
+    (table,) = [table for table in others if table.title.startswith("fp8")]
+    assert table.rows[0][1] == "144 (80 %) ±1 %"
+
+
+def test_what_we_run_is_kept_with_its_error():
+    bench = Bench(REHEARSAL, "cpu")
+    bench.program = PROGRAM
+    bench.describe_ours("fp32")
+    assert bench.result["ours"]["fp32"]["description"] == bench.ours("fp32").executable.description
+    assert 0 < bench.result["ours"]["fp32"]["max_relative_error"] < 1e-5
+    assert bench.result["ours"]["fp32"]["min_cosine"] == pytest.approx(1)
+    assert bench.ours("fp32") is bench.ours("fp32")
+
+
 def test_timing():
     assert timing([2.0, 1.0, 4.0], 10) == {"seconds": 2.0, "spread": 1.5, "rows_per_second": 5.0}
 
@@ -128,7 +161,8 @@ def test_inputs_of_all_sets_exceed_the_cache_twice():
 def test_contestants_compute_the_program(name):
     clock = DeviceClock("cpu")
     sets = clock.row_sets(90, 16, 8, 12)[:2]
-    calls = (ours_on_device if name == OURS else ON_DEVICE[name])(PROGRAM, "fp32", sets)
+    ours = Transformation(PROGRAM, "fp32")
+    calls = ours_on_device(ours, sets) if name == OURS else ON_DEVICE[name](PROGRAM, "fp32", sets)
     for call, rows in zip(calls, sets, strict=True):
         check_parity(name, PROGRAM, "fp32", rows, call, clock)
 
@@ -153,8 +187,9 @@ def test_ceilings_are_of_all_products_together():
     assert [case["rows"] for case in found["cases"]] == [16, 64]
     assert found["rows_per_second"] == max(case["rows_per_second"] for case in found["cases"])
     assert found["tflops"] == pytest.approx(1e-12 * found["rows_per_second"] * PROGRAM.flops_per_row)
-    with pytest.raises(NotMeasuredError, match="fp8"):
-        matmul_ceiling(clock, PROGRAM, "fp8", (16,), 1, 0.0)
+    for precision in ("fp8", FAST_SUMS):
+        with pytest.raises(NotMeasuredError, match="fp8"):
+            matmul_ceiling(clock, PROGRAM, precision, (16,), 1, 0.0)
     copies = copy_ceilings(clock, 1 << 12, 2, 0.0)
     assert list(copies) == ["host_to_device", "device_to_host", "each_way_at_once", "within_device"]
     assert min(copies.values()) > 0

@@ -10,8 +10,10 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
-from support.fake_gpu_faiss import OUT_OF_MEMORY, OUT_OF_MEMORY_CUVS, FakeCards
+from support.fake_cards import DlpackArray, InterfaceArray
+from support.fake_gpu_faiss import OUT_OF_MEMORY, OUT_OF_MEMORY_CUVS, STREAM, FakeCards
 
+from fct_infer.device_arrays import CardRows
 from fct_infer.errors import ArrayError, ResourceError, UnsupportedError, UsageError
 from fct_infer.index import GpuIndexBuilder, IndexBuilder, describe_index, make_builder
 from fct_infer.index.faiss_module import ivf_of
@@ -126,10 +128,11 @@ def test_what_not_even_the_emptied_card_takes_is_added_on_the_cpu(cards, tmp_pat
     assert cards.live == []
 
 
-def test_a_card_without_room_for_the_empty_index(cards, tmp_path):
-    builder = fill(on_card("IVF16,PQ4np", memory=20_000))
+@pytest.mark.parametrize(("memory", "room"), [(20_000, "15,000"), (1, "1")])  # 1: h left nothing of a common budget
+def test_a_card_without_room_for_the_empty_index(cards, tmp_path, memory, room):
+    builder = fill(on_card("IVF16,PQ4np", memory=memory))
     assert builder.placement["add"] == "cpu"
-    assert builder.placement["reason"] == "cuda:0 has 15,000 bytes for an index that takes 18,432 without rows"
+    assert builder.placement["reason"] == f"cuda:0 has {room} bytes for an index that takes 18,432 without rows"
     assert saved(builder, tmp_path / "card") == cpu_file("IVF16,PQ4np")
 
 
@@ -252,58 +255,106 @@ def test_rows_that_do_not_come_back_are_noticed(cards, tmp_path):
         builder.save(tmp_path / "index")
 
 
-class OnCard:
-    """An array that says it lies on a card; here its address is one of the CPU."""
-
-    def __init__(self, rows, **changes):
-        self.rows, self._changes = np.ascontiguousarray(rows), changes
-
-    @property
-    def __cuda_array_interface__(self):
-        own = {"shape": self.rows.shape, "typestr": self.rows.dtype.str, "strides": None, "version": 3, "stream": 7}
-        return own | {"data": (self.rows.ctypes.data, False)} | self._changes
+class OnCard(InterfaceArray):
+    """Rows that say they lie on a card, and can be sliced."""
 
     def __getitem__(self, part):
-        return OnCard(self.rows[part], **self._changes)
+        return OnCard(self.array[part])
+
+
+def fill_where_they_lie(builder, array=InterfaceArray, blocks=BLOCKS):
+    """Add all rows from one buffer on the card, which gets other rows as soon as the builder returns."""
+    builder.train(DATA)
+    buffer = np.empty((max(blocks), DIM), np.float32)
+    start, taken = 0, []
+    for count in blocks:
+        rows, ids = DATA[start : start + count], IDS[start : start + count]
+        buffer[:count] = rows
+        taken.append(builder.add_device_rows(array(buffer[:count]), ids))
+        buffer[:] = np.nan
+        if taken[-1] < count:
+            builder.add(rows[taken[-1] :], ids[taken[-1] :])
+        start += count
+    return taken
 
 
 def test_rows_on_the_card_are_added_where_they_lie(cards, tmp_path):
-    builder = on_card("IVF16,PQ4np", memory=memory_for(450, 4))
+    builder = on_card("IVF16,PQ4np", memory=memory_for(550, 4))
     assert builder.takes_device_rows
-    fill(builder, rows=OnCard(DATA))
+    assert fill_where_they_lie(builder) == list(BLOCKS)
     assert saved(builder, tmp_path / "card") == cpu_file("IVF16,PQ4np")
-    assert cards.streams[:2] == [7, 0]  # their producer's, then FAISS's own
+    assert builder.placement == {"train": "cuda:0", "add": "cuda:0", "rows": "cuda:0"}
+
+
+def test_blocks_on_the_card_larger_than_the_index_there_are_cut(cards, tmp_path):
+    builder = on_card("IVF16,PQ4np", memory=memory_for(100, 4))
+    assert fill_where_they_lie(builder, lambda rows: CardRows(rows.ctypes.data, *rows.shape), (1200,)) == [1200]
+    assert saved(builder, tmp_path / "card") == cpu_file("IVF16,PQ4np")
+
+
+def test_what_fills_the_rows_comes_first(cards):
+    builder = fill(on_card("IVF16,Flat"), ())
+    rows = DlpackArray(DATA[:100])
+    assert builder.add_device_rows(rows, IDS[:100]) == 100
+    assert rows.streams == [STREAM]
+
+
+def test_rows_on_the_card_that_do_not_fit_are_left_to_the_cpu(cards, tmp_path):
+    builder = on_card("IVF16,PQ4np")
+    builder.train(DATA)
+    cards.memory = LIST_BYTES + 450 * 12
+    assert fill_where_they_lie(builder, blocks=(300, 200, 600, 100)) == [300, 200, 0, 0]
+    assert saved(builder, tmp_path / "card") == cpu_file("IVF16,PQ4np")
+    assert builder.placement == {
+        "train": "cuda:0",
+        "add": "cpu",
+        "rows": "cuda:0",
+        "reason": "cuda:0 is too full for 600 rows",
+    }
+    assert not builder.takes_device_rows
+
+
+def test_a_card_that_others_fill_meanwhile_takes_the_first_rows_of_a_block(cards, tmp_path, monkeypatch):
+    builder = on_card("IVF16,PQ4np", memory=memory_for(100, 4))
+    builder.train(DATA)
+    parts = iter(range(3))
+
+    def take(size):
+        if next(parts, None) is None:
+            raise RuntimeError(OUT_OF_MEMORY)
+
+    builder.add_device_rows(OnCard(DATA[:0]), IDS[:0])  # the empty lists are there before
+    monkeypatch.setattr(cards, "take", take)
+    assert builder.add_device_rows(OnCard(DATA), IDS) == 300
+    builder.add(DATA[300:], IDS[300:])
+    assert saved(builder, tmp_path / "card") == cpu_file("IVF16,PQ4np")
 
 
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
         (OnCard(DATA.astype(np.float16)), "rows are float16, wanted float32 on cuda:0"),
-        (OnCard(DATA[:, :8]), r"rows is a float32 array of shape \(1200, 8\), wanted .* \(n, 16\)"),
-        (OnCard(DATA, strides=(128, 4)), "not C-contiguous"),
+        (DlpackArray(DATA, card=1), "rows are float32 on cuda:1, wanted float32 on cuda:0"),
+        (OnCard(DATA[:, :8].copy()), r"rows is a float32 array of shape \(1200, 8\), wanted .* \(n, 16\)"),
+        (OnCard(DATA[:, :16:2]), "rows is a float32"),
         (DATA.tolist(), "rows is a list"),
     ],
 )
 def test_rows_on_the_card_that_are_not_as_wanted(cards, rows, words):
     builder = fill(on_card("IVF16,Flat"), (100,))
     with pytest.raises(ArrayError, match=words):
-        builder.add(rows, IDS)
+        builder.add_device_rows(rows, IDS)
     assert builder.rows == 100
     builder.add(DATA[100:], IDS[100:])
     assert builder.rows == ROWS
 
 
-def test_rows_on_the_card_cannot_be_added_on_the_cpu(cards):
-    for factory, why in (("HNSW16", "no inverted lists"), ("PCA14,IVF16,SQ8", "applies vector transforms")):
-        builder = fill(on_card(factory), ())
-        with pytest.raises(
-            ArrayError, match=f"rows lie on a card, but index '{factory}' takes them on the CPU: .*{why}"
-        ):
-            builder.add(OnCard(DATA), IDS)
-    builder = fill(on_card("IVF16,Flat"), ())
-    cards.memory = LIST_BYTES + 100
-    with pytest.raises(ResourceError, match=r"cuda:0 is too full for 1,200 rows; pass rows in the CPU's memory"):
-        builder.add(OnCard(DATA), IDS)
+@pytest.mark.parametrize("factory", ["HNSW16", "PCA14,IVF16,SQ8"])
+def test_rows_on_the_card_that_the_cpu_has_to_work_on_are_left_to_it(cards, factory):
+    builder = fill(on_card(factory), ())
+    assert not builder.takes_device_rows
+    assert builder.add_device_rows(OnCard(DATA), IDS) == builder.rows == 0
+    assert not IndexBuilder(factory, DIM, "l2", 1).takes_device_rows
 
 
 @pytest.mark.parametrize(("memory", "temporary"), [(0, 1536 << 20), (1 << 30, 1 << 28), (64 << 30, 1536 << 20)])
@@ -332,7 +383,7 @@ def test_which_card(cards):
 def test_a_faiss_without_gpu_names_the_package(tmp_path):
     plan = describe_index("IVF16,Flat", DIM, ROWS, "l2")
     with pytest.raises(
-        UnsupportedError, match=r"an index on cuda:0: .* install faiss-gpu-cuvs or faiss-gpu in place of faiss-cpu"
+        UnsupportedError, match=r"an index on cuda:0: .* install faiss-gpu or faiss-gpu-cuvs in place of faiss-cpu"
     ):
         make_builder(plan, 1, "cuda:0")
     for builder in (make_builder(plan, 1, "auto"), make_builder(plan, 1, "cuda:0", required=False)):

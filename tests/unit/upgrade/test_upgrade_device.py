@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from support import fake_cards
 from support.bundles import core_bundle
-from support.fake_cards import Executable
+from support.fake_cards import HELD_BYTES, Executable
 from support.galleries import write_gallery
 from support.programs import linear_map, paper_h
 
@@ -113,6 +113,64 @@ def test_a_run_is_not_resumed_on_another_kind_of_device(cards, gallery, tmp_path
         upgrade_gallery(paths[0], Transformation(PROGRAM, "fp32", device=second), paths[1], settings=SETTINGS)
     report = upgrade_gallery(paths[0], Transformation(PROGRAM, "fp32", device=first), paths[1], settings=SETTINGS)
     assert report.resumed_rows >= ROWS[0]
+
+
+def test_a_full_card_leaves_the_work_to_the_cpu_and_says_so(monkeypatch, gallery, tmp_path):
+    fake_cards.install(monkeypatch, full="cuda:0")
+    arguments = [str(tmp_path / "g"), "--transformation", str(core_bundle(PROGRAM, tmp_path / "h")), "--index", "none"]
+    arguments += ["-o", str(tmp_path / "new")]
+    reason = "cuda:0 has too little memory: this transformation needs 90 MiB on cuda:0, at hand are 7 MiB"
+    done = CliRunner().invoke(command, [*arguments, "--json"], catch_exceptions=False)
+    assert done.stderr.splitlines()[0] == f"{reason}; the CPU computes in its place"
+    report = json.loads(done.stdout)
+    assert (report["device"], report["settings"]["device"]) == (f"cpu ({reason})", "cpu")
+    assert json.loads((tmp_path / "new" / "upgrade_infos.json").read_text())["device"] == report["device"]
+
+
+def test_a_run_begun_on_a_card_that_is_full_now(monkeypatch, gallery, tmp_path):
+    fake_cards.install(monkeypatch)
+    bundle, paths = core_bundle(PROGRAM, tmp_path / "h"), (tmp_path / "g", tmp_path / "new")
+    stopped(paths[0], load_transformation(bundle, "fp32"), paths[1])
+    Executable.full = "cuda:0"
+    with pytest.raises(
+        OutputError,
+        match=r"\(was cuda, is cpu\).*\. Now cuda:0 has too little memory: .*--device cuda goes on, --restart",
+    ):
+        upgrade_gallery(paths[0], load_transformation(bundle, "fp32"), paths[1], settings=SETTINGS)
+    Executable.full = None
+    report = upgrade_gallery(paths[0], load_transformation(bundle, "fp32"), paths[1], settings=SETTINGS)
+    assert report.resumed_rows >= ROWS[0]
+
+
+def test_normalizing_compiles_once(cards, gallery, tmp_path):
+    arguments = [str(tmp_path / "g"), "--transformation", str(core_bundle(PROGRAM, tmp_path / "h")), "--index", "none"]
+    done = CliRunner().invoke(command, [*arguments, "--normalize", "-o", str(tmp_path / "new")], catch_exceptions=False)
+    assert done.exit_code == 0 and len(Executable.made) == 1
+    rows = Gallery.open(tmp_path / "new").read_rows(np.arange(5))[0]
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-5)
+
+
+MIB = 1 << 20
+KEPT_BYTES = 5 * max(ROWS) * 4 * PROGRAM.new_dim  # of the blocks whose rows wait for the index
+
+
+@pytest.mark.parametrize(
+    ("memory", "device", "index_device", "left"),
+    [
+        (0, "cuda", "auto", 0),
+        (8 << 30, "cuda", "auto", (8 << 30) - HELD_BYTES - KEPT_BYTES),
+        (HELD_BYTES + KEPT_BYTES - 1, "cuda", "cuda:0", KEPT_BYTES - 1),  # the rows do not fit, and are not kept
+        (100 * MIB, "cuda", "cuda", 1),  # none, which is something else than no limit
+        (8 << 30, "cuda:1", "cuda:0", 8 << 30),
+        (8 << 30, "cuda:1,cuda:0", "cuda:0", (8 << 30) - HELD_BYTES - KEPT_BYTES),
+    ],
+)
+def test_device_memory_is_one_budget(monkeypatch, gallery, tmp_path, memory, device, index_device, left):
+    fake_cards.install(monkeypatch, ("NVIDIA H200", "NVIDIA H200"))
+    monkeypatch.setattr("fct_infer.upgrade.plan.require_gpu", lambda device: None)
+    h = Transformation(PROGRAM, "fp32", device=device, device_memory=memory)
+    settings = Settings(index="Flat", index_device=index_device)
+    assert make_plan(tmp_path / "g", h, tmp_path / "new", settings).index_memory == left
 
 
 def test_another_card_goes_on(monkeypatch, gallery, tmp_path):
