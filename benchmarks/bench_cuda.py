@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from benchmarks.device_ceilings import FAST_SUMS, copy_ceilings, matmul_ceiling
 from benchmarks.device_clock import Call, DeviceClock, RowSet, timing
 from benchmarks.device_summary import OURS, gates, tables
-from benchmarks.galleries import write_gallery
+from benchmarks.galleries import repeat_gallery, write_gallery
 from benchmarks.measure import environment, save
 from benchmarks.opponents import NotMeasuredError
 from benchmarks.opponents.on_device import ON_DEVICE
@@ -53,6 +53,8 @@ class Effort:
     Attributes:
         seconds: what is not begun by then is left out, and said to be.
         opponent_rows: row counts at which those run that take long to get ready.
+        upgrades: indexes, and how many times over the gallery holds ``upgrade_rows``: without an index a card is done
+            with those before it is under way.
     """
 
     program: str = "paper-size"
@@ -64,8 +66,8 @@ class Effort:
     copy_bytes: int = 1 << 30
     host_rows: int = 1 << 22
     host_rounds: int = 5
-    upgrade_rows: int = 1 << 22
-    indexes: tuple[str, ...] = ("none", "IVF4096,PQ32np")
+    upgrade_rows: int = 4_000_000
+    upgrades: tuple[tuple[str, int], ...] = (("none", 8), ("IVF4096,PQ32np", 1))
     seconds: float = 390
 
 
@@ -80,7 +82,7 @@ REHEARSAL = Effort(
     host_rows=1000,
     host_rounds=2,
     upgrade_rows=2000,
-    indexes=("none", "IVF16,PQ8np"),
+    upgrades=(("none", 2), ("IVF16,PQ8np", 1)),
     seconds=120,
 )
 SLOW_TO_PREPARE = ("TensorRT", "torch.compile")
@@ -119,8 +121,8 @@ class Bench:
         self._part(f"host to host, {first}", self.measure_host, first)
         with tempfile.TemporaryDirectory(dir=storage_for(self.upgrade_bytes)) as folder:
             print(f"galleries to upgrade are in {folder}", file=sys.stderr)
-            for index in self.effort.indexes:
-                self._part(f"upgrade, index {index}", self.measure_upgrade, first, index, Path(folder))
+            for index, times in self.effort.upgrades:
+                self._part(f"upgrade, index {index}", self.measure_upgrade, first, index, times, Path(folder))
         for rows in self.effort.opponent_rows:
             for name in SLOW_TO_PREPARE:
                 self._part(f"{name}, {first}, {rows:,} rows", self.measure_on_device, first, rows, [name])
@@ -214,16 +216,20 @@ class Bench:
 
     @property
     def upgrade_bytes(self) -> int:
-        """Storage that an upgrade takes, and as much again, for its index, ids and what it writes on the way."""
-        width = sum(self.program.dims.values()) + self.program.new_dim
+        """Storage that the upgrades take, and as much again, for indexes, ids and what is written on the way."""
+        most = max(times for _, times in self.effort.upgrades)
+        width = sum(self.program.dims.values()) + most * self.program.new_dim
         return 2 * self.effort.upgrade_rows * width * np.dtype(np.float16).itemsize
 
-    def measure_upgrade(self, precision: str, index: str, folder: Path) -> None:
+    def measure_upgrade(self, precision: str, index: str, times: int, folder: Path) -> None:
         """Time a whole upgrade, in a process of its own, of a gallery in a folder."""
-        gallery, unfinished, rows = folder / "gallery", folder / "unfinished", self.effort.upgrade_rows
+        once, unfinished, rows = folder / "once", folder / "unfinished", times * self.effort.upgrade_rows
+        if not once.exists():
+            write_gallery(unfinished, self.effort.upgrade_rows, self.program.dims, np.float16)
+            unfinished.rename(once)
+        gallery = folder / f"{times} times"
         if not gallery.exists():
-            write_gallery(unfinished, rows, self.program.dims, np.float16)
-            unfinished.rename(gallery)
+            repeat_gallery(once, gallery, times)
         command = [*fused(self.effort.program, precision, index), "--device", self.device]
         with tempfile.TemporaryDirectory(dir=folder) as place:  # of its own: a run that fails leaves unfinished work
             run = run_once(command, gallery, Path(place) / "dest")

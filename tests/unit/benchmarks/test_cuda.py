@@ -237,12 +237,13 @@ def test_memory_backed_storage_is_taken_if_it_has_room(monkeypatch, tmp_path):
 
 def test_an_upgrade_that_fails_says_why_and_spoils_no_other(tmp_path):
     bench = Bench(REHEARSAL, "cpu")
-    bench._part("c", bench.measure_upgrade, "fp32", "no such index", tmp_path)
+    bench._part("c", bench.measure_upgrade, "fp32", "no such index", 1, tmp_path)
     assert "benchmarks.fused_upgrade ended with 1: " in next(iter(bench.not_measured))
-    bench._part("d", bench.measure_upgrade, "fp32", "none", tmp_path)
+    bench._part("d", bench.measure_upgrade, "fp32", "none", 2, tmp_path)
     assert len(bench.not_measured) == 1
     assert bench.result["upgrade"]["none"]["storage"] == str(tmp_path.parent)
-    assert [path.name for path in tmp_path.iterdir()] == ["gallery"]
+    assert bench.result["upgrade"]["none"]["rows"] == 2 * REHEARSAL.upgrade_rows
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1 times", "2 times", "once"]
 
 
 def test_the_last_words_of_a_child_are_in_the_reason(tmp_path):
