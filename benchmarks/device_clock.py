@@ -27,7 +27,7 @@ class RowSet:
 
 
 class DeviceClock:
-    """Times on one device; enqueued work is waited for. Makes a card PyTorch's current one: events are made there.
+    """Times on one device; enqueued work is waited for. Makes a card PyTorch's current one, with a stream of its own.
 
     Args:
         device: ``cuda:N`` or ``cpu``.
@@ -37,6 +37,8 @@ class DeviceClock:
         self.device, self.on_card = torch.device(device), device != "cpu"
         if self.on_card:
             torch.cuda.set_device(self.device)
+            # Not the default stream: ONNX Runtime takes that for none and computes on another one, which no event sees.
+            torch.cuda.set_stream(torch.cuda.Stream(self.device))
 
     @property
     def cache_bytes(self) -> int:

@@ -63,7 +63,7 @@ def gates(result: dict[str, Any]) -> list[dict[str, Any]]:
         what = f"bf16 host to host / min(compute, copies) ({limit[0]})"
         found.append(gate(what, host["rows_per_second"] / limit[1], WANTED_HOST))
     upgrade = result["upgrade"].get("none")
-    if host and upgrade:
+    if host and upgrade and upgrade["in_memory"]:
         what = "whole upgrade without index / host to host"
         found.append(gate(what, upgrade["rows_per_second"] / host["rows_per_second"], WANTED_UPGRADE))
     return found

@@ -51,6 +51,6 @@ def read_shards(path: Path, kind: str = "embeddings") -> Iterator[Float32Array]:
 
 def warm_page_cache(path: Path) -> None:
     """Read every byte once, so that each contestant finds the gallery in the same state."""
-    for kind in KINDS:
-        for _ in read_shards(path, kind):
-            pass
+    files = {file.stat().st_ino: file for kind in KINDS for file in shards(path, kind)}
+    for file in files.values():
+        np.load(file)

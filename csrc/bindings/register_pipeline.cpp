@@ -80,7 +80,11 @@ py::dict run(const Executable& executable, const py::function& read, const py::f
                 "block_rows must be from 1 to " + std::to_string(kMaxBlockRows) + " and threads at least 1");
   if (side_is_old && executable.side_dim() > 0 && executable.side_dim() != executable.old_dim())
     throw Error(ErrorKind::kArray, "old cannot stand in for side: their dims differ");
-  const auto blocks = std::make_shared<std::vector<Block>>(allocate_blocks(executable, config));
+  SharedBlocks blocks;
+  {
+    const py::gil_scoped_release release;  // pinning memory takes long, and other pipelines may be at work
+    blocks = std::make_shared<std::vector<Block>>(allocate_blocks(executable, config));
+  }
   const PipelineStages stages = stages_from(executable, config, blocks, read, write, index);
   PipelineTimes times;
   {

@@ -63,7 +63,10 @@ def result():
             {"precision": "fp8", "rows": 65536, "runtimes": {OURS: speed(144e6)}},
         ],
         "host": {"bf16": {**speed(76e6), "rows": 1000}},
-        "upgrade": {"none": {**speed(38e6), "rows": 1000}, "IVF16,PQ8np": {**speed(9e6), "rows": 1000}},
+        "upgrade": {
+            "none": {**speed(38e6), "rows": 1000, "in_memory": True},
+            "IVF16,PQ8np": {**speed(9e6), "rows": 1000},
+        },
     }
 
 
@@ -235,7 +238,8 @@ def test_memory_backed_storage_is_taken_if_it_has_room(monkeypatch, tmp_path):
     assert storage_for(1) == Path(tempfile.gettempdir())
 
 
-def test_an_upgrade_that_fails_says_why_and_spoils_no_other(tmp_path):
+def test_an_upgrade_that_fails_says_why_and_spoils_no_other(monkeypatch, tmp_path):
+    monkeypatch.setattr(bench_cuda, "STORAGE", tmp_path.parent)
     bench = Bench(REHEARSAL, "cpu")
     bench._part("c", bench.measure_upgrade, "fp32", "no such index", 1, tmp_path)
     assert "benchmarks.fused_upgrade ended with 1: " in next(iter(bench.not_measured))
@@ -244,6 +248,14 @@ def test_an_upgrade_that_fails_says_why_and_spoils_no_other(tmp_path):
     assert bench.result["upgrade"]["none"]["storage"] == str(tmp_path.parent)
     assert bench.result["upgrade"]["none"]["rows"] == 2 * REHEARSAL.upgrade_rows
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1 times", "2 times", "once"]
+
+
+def test_an_upgrade_on_a_disk_is_no_target(tmp_path):
+    bench = Bench(REHEARSAL, "cpu")
+    bench._part("d", bench.measure_upgrade, "fp32", "none", 1, tmp_path)
+    assert "whole upgrade as a target: " in next(iter(bench.not_measured))
+    figures = {**bench.result, "host": {"bf16": {"rows_per_second": 1.0}}, "parameters": {}}
+    assert not any("upgrade" in gate["what"] for gate in gates(figures))
 
 
 def test_the_last_words_of_a_child_are_in_the_reason(tmp_path):
