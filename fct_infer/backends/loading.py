@@ -112,7 +112,7 @@ def _on_core(
         if is_asked_for:
             raise
         try:
-            h = Transformation(program, precision, threads)
+            h = Transformation(program, precision, threads, device_memory=device_memory)
         except UnsupportedError:  # a precision that only the card has
             raise full from None
         h.no_card = f"{device} has too little memory: {full}"

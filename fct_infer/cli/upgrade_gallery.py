@@ -45,11 +45,11 @@ from fct_infer.cli._progress import progress_on_stderr
 @click.option(
     "--block-rows",
     type=click.IntRange(min=1),
-    help="Rows processed at once [default: about 16 MiB, on a card 128 MiB].",
+    help="Rows processed at once [default: about 16 MiB, on a card up to 128 MiB].",
 )
 @click.option(
     "--shards-at-once",
-    type=click.IntRange(min=1),
+    type=click.IntRange(1, 64),
     help="Shards upgraded at the same time [default: 1; on a card, without an index, 1 per 2 threads, at most 8].",
 )
 @click.option("--restart", is_flag=True, help="Drop unfinished work and begin again.")

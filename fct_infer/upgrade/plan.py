@@ -22,10 +22,12 @@ from fct_infer.upgrade.journal import work_folder
 METRICS = ("l2", "ip", "cosine")
 DTYPES = ("float32", "float16")
 BLOCK_BYTES = {"cpu": 16 << 20, "cuda": 128 << 20}  # a card is done with less before the next block is read
+MOST_BLOCK_PARTS = 4  # with several shards at once blocks are smaller, but no smaller than that
 MOST_BLOCK_ROWS = {"cpu": 1 << 16, "cuda": 1 << 18}  # that are taken unasked
-BLOCKS_IN_FLIGHT = 4
+BLOCKS_IN_FLIGHT = {"cpu": 4, "cuda": 5}
 MAX_BLOCK_ROWS = 1 << 20
 MOST_SHARDS_AT_ONCE = 8  # that are taken unasked
+MAX_SHARDS_AT_ONCE = 64
 THREADS_PER_SHARD = 2  # while one is upgraded: one reads, one hashes and writes
 SEED = 20211202  # samples for training and verification: any fixed number makes runs repeatable
 
@@ -44,7 +46,7 @@ class Settings:
         min_cosine: lowest cosine allowed between those and the published rows; None takes that of
             :data:`fct_infer.artifacts.precisions.LIMITS`.
         min_recall: lowest recall@10 allowed for the index; None reports it and allows any.
-        block_rows: rows processed at once; None takes about 16 MiB a block, 128 MiB on a card.
+        block_rows: rows processed at once; None takes about 16 MiB a block, up to 128 MiB on a card.
         shards_at_once: shards upgraded at the same time, each read, hashed and written by threads of its own; None
             takes one, or, where a card would outrun those, as many as there are threads for. With an index, which
             takes rows in order, one.
@@ -70,7 +72,11 @@ class Settings:
             raise UsageError(f"dtype is {self.dtype!r}, wanted one of {', '.join(DTYPES)}")
         if self.index_device != "auto":
             card_numbers(self.index_device)
-        for name, most in (("verify_rows", MAX_BLOCK_ROWS), ("block_rows", MAX_BLOCK_ROWS), ("shards_at_once", 64)):
+        for name, most in (
+            ("verify_rows", MAX_BLOCK_ROWS),
+            ("block_rows", MAX_BLOCK_ROWS),
+            ("shards_at_once", MAX_SHARDS_AT_ONCE),
+        ):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= most:
                 raise UsageError(f"{name} is {value}, wanted 1 to {most:,}")
@@ -120,8 +126,14 @@ class Plan:
         if not h.device_memory or not is_shared:
             return h.device_memory
         left = h.device_memory - h.executable.device_bytes
-        waiting = (BLOCKS_IN_FLIGHT + 1) * self.block_rows * self.new_dim * 4
-        return max(1, left - waiting if left > waiting else left)  # without room for them they are not kept there
+        return max(1, left - self.kept_bytes)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of new rows that wait on the card for an index there; 0 where they would take most of what is left."""
+        h = self.transformation
+        rows = BLOCKS_IN_FLIGHT["cuda"] * self.block_rows * self.new_dim * 4
+        return rows if not h.device_memory or 2 * rows <= h.device_memory - h.executable.device_bytes else 0
 
     @property
     def device_kind(self) -> str:
@@ -153,7 +165,7 @@ class Plan:
         """Estimated peak of this process: blocks in flight, training sample, index."""
         row = (self.transformation.old_dim + self.transformation.side_dim + 2 * self.new_dim) * 4
         sample = self.index.training_rows * (row + 4 * self.new_dim) if self.index else 0
-        blocks = self.shards_at_once * BLOCKS_IN_FLIGHT * self.block_rows * row
+        blocks = self.shards_at_once * BLOCKS_IN_FLIGHT[self.device_kind] * self.block_rows * row
         return max(blocks, sample) + 2 * (self.index.estimated_bytes if self.index else 0) + (200 << 20)
 
     def result_settings(self) -> dict[str, Any]:
@@ -297,7 +309,7 @@ def default_shards_at_once(h: Transformation, index: IndexPlan | None) -> int:
 def default_block_rows(h: Transformation, shards_at_once: int = 1) -> int:
     """Return the power of two from 1,024 on that makes a block of float32 rows as large as suits the device."""
     kind = _device_kind(h)
-    rows = BLOCK_BYTES[kind] // shards_at_once // (4 * (h.old_dim + h.side_dim + h.new_dim))
+    rows = BLOCK_BYTES[kind] // min(shards_at_once, MOST_BLOCK_PARTS) // (4 * (h.old_dim + h.side_dim + h.new_dim))
     return int(min(MOST_BLOCK_ROWS[kind], max(1024, 1 << max(rows, 1).bit_length() - 1)))
 
 

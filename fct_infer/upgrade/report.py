@@ -41,10 +41,10 @@ class UpgradeReport:
         resumed_rows: rows that an earlier, unfinished run had done already.
         settings: everything that decides the result (precision, kind of device, dtype, index, metric ...).
         timings: seconds by stage; ``read``, ``transform``, ``write`` and ``index`` ran at the same time
-            within ``stream``, each summed over the shards in work.
+            within ``stream``; of several shards at once, their mean.
         verification: what was checked before publishing.
         index: what ``index_infos.json`` says; None without an index.
-        device: where the transformation ran: ``cpu``, ``cuda:0 (NVIDIA H200)``.
+        device: where the transformation ran: ``cpu``, ``cuda:0 (NVIDIA H200)``, ``cpu (cuda:0 has too little ...)``.
         index_placement: where the index was trained (``train``) and filled (``add``), the card whose memory its rows
             came from (``rows``), and why not on a card (``reason``), as far as they apply; None without an index.
     """

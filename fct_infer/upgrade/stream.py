@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 from threading import Event, Lock
 from typing import Any, TypeAlias
@@ -117,6 +118,8 @@ def kept_on_card(plan: Plan, builder: IndexBuilder | None) -> str:
     """Return what the pipeline leaves on the card: the index's rows, where one card computes and takes them."""
     if builder is None or not builder.takes_device_rows or builder.placement["add"] != plan.transformation.device:
         return "none"
+    if plan.kept_bytes == 0:
+        return "none"
     return "normalized" if plan.settings.metric == "cosine" else "rows"
 
 
@@ -174,8 +177,10 @@ def run_streams(
 ) -> dict[str, float]:
     """Upgrade ``shards`` into ``folder``, so many at once as planned, journalling each.
 
+    When this returns or raises, no thread of it is left: whoever called may let go of the folder.
+
     Returns:
-        Seconds at work by stage, summed over the shards in work.
+        Seconds at work by stage; of several shards at once, their mean.
 
     Raises:
         GalleryError: an input cannot be read, or a row of it (or its result) is not finite.
@@ -183,17 +188,38 @@ def run_streams(
     """
     stop = Event()
     count = _RowCount(plan, plan.gallery.rows - sum(shard.rows for shard in shards), progress)
-    parts = [shards[first :: plan.shards_at_once] for first in range(min(plan.shards_at_once, len(shards)))]
+    parts = equal_parts(shards, plan.shards_at_once)
+    threads = max(1, plan.transformation.threads // len(parts))
+
+    def run(part: Sequence[Shard]) -> dict[str, float]:
+        return _run_stream(plan, part, folder, journal, builder, count, stop, threads)
+
     if len(parts) == 1:
-        return _run_stream(plan, shards, folder, journal, builder, count, stop)
-    with ThreadPoolExecutor(len(parts)) as pool:
-        futures = [pool.submit(_run_stream, plan, part, folder, journal, builder, count, stop) for part in parts]
-        try:
-            wait(futures, return_when=FIRST_EXCEPTION)
-        finally:  # all have ended, or one has failed, or we were interrupted: the others end early
-            stop.set()
+        return run(shards)
+    pool, futures = ThreadPoolExecutor(len(parts)), []
+    try:
+        for part in parts:
+            futures.append(pool.submit(run, part))
+        wait(futures, return_when=FIRST_EXCEPTION)
+    finally:  # all have ended, or one has failed, or we were interrupted: the others end early
+        stop.set()
+        while not all(future.done() for future in futures):
+            with suppress(BaseException):  # interrupted once more
+                wait(futures)
+        pool.shutdown()
     times = [future.result() for future in futures]
-    return {stage: sum(each[stage] for each in times) for stage in times[0]}
+    return {stage: sum(each[stage] for each in times) / len(times) for stage in times[0]}
+
+
+def equal_parts(shards: Sequence[Shard], count: int) -> list[list[Shard]]:
+    """Share out shards so that each part has about as many rows; at most ``count`` parts, none empty, each in order."""
+    parts: list[list[Shard]] = [[] for _ in range(min(count, len(shards)))]
+    rows = [0] * len(parts)
+    for shard in sorted(shards, key=lambda shard: shard.rows, reverse=True):
+        lightest = rows.index(min(rows))
+        parts[lightest].append(shard)
+        rows[lightest] += shard.rows
+    return [sorted(part, key=lambda shard: shard.first_row) for part in parts]
 
 
 def _run_stream(
@@ -204,6 +230,7 @@ def _run_stream(
     builder: IndexBuilder | None,
     wrote: Callable[[int], None],
     stop: Event,
+    threads: int,
 ) -> dict[str, float]:
     """Upgrade shards one after the other; once asked to stop, leave the one in work."""
     h = plan.transformation
@@ -216,7 +243,7 @@ def _run_stream(
             write=writer,
             index=IndexFeeder(plan, shards, builder) if builder else None,
             block_rows=plan.block_rows,
-            threads=max(1, h.threads // plan.shards_at_once),
+            threads=threads,
             old_dtype=plan.gallery.embedding_dtype.name,
             side_dtype=(plan.gallery.side_dtype or plan.gallery.embedding_dtype).name,
             out_dtype=plan.dtype.name,

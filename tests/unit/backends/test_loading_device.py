@@ -58,7 +58,7 @@ def test_precisions_of_a_card(monkeypatch, bundle):
 def test_a_full_card_that_nobody_asked_for(monkeypatch, bundle, name):
     fake_cards.install(monkeypatch, full="cuda:0")
     h = load_transformation(bundle / name, device_memory=1 << 30)
-    assert (h.backend, h.device, h.device_memory) == ("core", "cpu", 0)
+    assert (h.backend, h.device, h.device_memory) == ("core", "cpu", 1 << 30)  # which still holds for an index
     assert h.no_card == "cuda:0 has too little memory: this transformation needs 90 MiB on cuda:0, at hand are 7 MiB"
     assert h.normalized().no_card == h.no_card
     assert h.precision == load_transformation(bundle / name, device="cpu").precision

@@ -159,7 +159,8 @@ KEPT_BYTES = 5 * max(ROWS) * 4 * PROGRAM.new_dim  # of the blocks whose rows wai
     [
         (0, "cuda", "auto", 0),
         (8 << 30, "cuda", "auto", (8 << 30) - HELD_BYTES - KEPT_BYTES),
-        (HELD_BYTES + KEPT_BYTES - 1, "cuda", "cuda:0", KEPT_BYTES - 1),  # the rows do not fit, and are not kept
+        (HELD_BYTES + 2 * KEPT_BYTES, "cuda", "cuda:0", KEPT_BYTES),
+        (HELD_BYTES + 2 * KEPT_BYTES - 1, "cuda", "cuda:0", 2 * KEPT_BYTES - 1),  # then the rows are not kept there
         (100 * MIB, "cuda", "cuda", 1),  # none, which is something else than no limit
         (8 << 30, "cuda:1", "cuda:0", 8 << 30),
         (8 << 30, "cuda:1,cuda:0", "cuda:0", (8 << 30) - HELD_BYTES - KEPT_BYTES),
