@@ -5,7 +5,8 @@
 # make bench   speed of the transformation and of a whole upgrade, side by side with what else one would use
 # make bench-cuda  how close a card comes to what it can do: on the card, from host to host, in a whole upgrade
 # make reproduce  the papers' experiment in small, three seeds: writes docs/reproduction.md
-# make cuda    compile and link everything for NVIDIA cards (needs nvcc, no card) and run the C++ tests
+# make cuda    compile and link everything for NVIDIA cards (needs nvcc, no card), run the C++ tests, and run the same
+#              sources on a simulated card; SANITIZE=address,undefined watches them there
 # make clean   remove all that these made
 #
 # Each sets up .venv by itself and reuses it while nothing it depends on has changed.
@@ -14,8 +15,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CORES := $(shell nproc)
-CPP_SOURCES := $(shell find csrc tests/cpp -name '*.cpp' -o -name '*.h')
-CORE := $(CPP_SOURCES) $(wildcard csrc/cuda/nvidia/*.cu cmake/*.cmake) CMakeLists.txt pyproject.toml constraints.txt
+CPP_SOURCES := $(shell find csrc tests/cpp tests/simulated_cuda -name '*.cpp' -o -name '*.h')
+CORE := $(CPP_SOURCES) $(wildcard csrc/cuda/nvidia/*.cu cmake/*.cmake tests/simulated_cuda/*.txt) CMakeLists.txt \
+  pyproject.toml constraints.txt
+CUDA_TESTS := $(VENV)/cuda-tests$(if $(SANITIZE),-sanitized)
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo test cuda test-cuda lint bench bench-cuda reproduce clean
@@ -53,9 +56,13 @@ bench-cuda: $(VENV)/.gpu $(VENV)/.bench
 reproduce: $(VENV)/.demo
 	@$(BIN)/python -m reproduction.run
 
-cuda: $(VENV)/.cuda-tests
+cuda: $(CUDA_TESTS)/.built
 	@echo "== C++ tests, beside a build for NVIDIA cards"
-	@$(VENV)/cuda-tests/fct_core_tests
+	@$(CUDA_TESTS)/fct_core_tests
+	@echo "== tests on a simulated card"
+	@$(CUDA_TESTS)/tests/simulated_cuda/simulated_cuda_tests
+	@tests/simulated_cuda/run.sh $(CUDA_TESTS) $(VENV)/cuda-libraries/bin/python -m pytest -q -n $(CORES) --capture=sys \
+	  tests/cuda/test_transformation_cuda.py tests/cuda/test_device_arrays_cuda.py tests/cuda/test_upgrade_cuda.py
 
 clean:
 	rm -rf $(VENV) build dist demo/work demo/report.html reproduction/work benchmarks/.work .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -96,13 +103,15 @@ $(VENV)/.bench: $(VENV)/.demo
 	@$(EXTRA) bench >$(VENV)/bench.txt && $(INSTALL) --requirement $(VENV)/bench.txt
 	@touch $@
 
-# Both come built for CPUs or for cards, under one name to import. TensorRT is used where somebody installed it.
+# Both come built for CPUs or for cards, under one name to import. What PyTorch has pinned stays, CUDA's libraries above all.
+# TensorRT is used where somebody installed it.
 $(VENV)/.gpu: $(VENV)/.test-cuda
 	@echo "== set-up: replacing FAISS and ONNX Runtime by those for cards"
+	@$(BIN)/pip freeze --exclude-editable | grep -viE '^(faiss|onnxruntime)' >$(VENV)/installed.txt
 	@$(EXTRA) gpu | grep -v tensorrt >$(VENV)/gpu.txt && $(BIN)/pip download --quiet --dest $(VENV)/gpu \
-	  --constraint constraints.txt --requirement $(VENV)/gpu.txt
-	@$(BIN)/pip uninstall --quiet --yes faiss-cpu faiss-gpu-cuvs onnxruntime onnxruntime-gpu
-	@$(INSTALL) --find-links $(VENV)/gpu --requirement $(VENV)/gpu.txt
+	  --constraint $(VENV)/installed.txt --requirement $(VENV)/gpu.txt
+	@$(BIN)/pip uninstall --quiet --yes faiss-cpu faiss-gpu faiss-gpu-cuvs onnxruntime onnxruntime-gpu
+	@$(INSTALL) --constraint $(VENV)/installed.txt --find-links $(VENV)/gpu --requirement $(VENV)/gpu.txt
 	@touch $@
 
 $(VENV)/.cpp-tests: $(VENV)/.dev $(CORE)
@@ -120,14 +129,15 @@ $(VENV)/.cuda-libraries: $(VENV)/.python
 	@$(PYTHON) -m venv $(VENV)/cuda-libraries
 	@$(VENV)/cuda-libraries/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 	  'nvidia-cublas==13.0.*' 'cmake>=3.25' ninja 'onednn-devel-cpu-gomp==2023.2.0' 'onednn-cpu-gomp==2023.2.0' \
-	  'pybind11>=3.0' 'numpy>=1.26'
+	  'pybind11>=3.0' 'numpy>=1.26' click rich safetensors threadpoolctl faiss-cpu pytest pytest-xdist
 	@touch $@
 
-$(VENV)/.cuda-tests: $(VENV)/.cuda-libraries $(CORE)
+$(CUDA_TESTS)/.built: $(VENV)/.cuda-libraries $(CORE)
 	@echo "== set-up: building with FCT_CUDA=ON"
-	@$(VENV)/cuda-libraries/bin/cmake -G Ninja -S . -B $(VENV)/cuda-tests -DFCT_CUDA=ON -DFCT_BUILD_TESTS=ON \
+	@$(VENV)/cuda-libraries/bin/cmake -G Ninja -S . -B $(CUDA_TESTS) -DFCT_CUDA=ON -DFCT_BUILD_TESTS=ON \
+	  -DFCT_SIMULATED_SANITIZE=$(SANITIZE) \
 	  -DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(VENV)/cuda-libraries/bin/ninja \
 	  -DPython_EXECUTABLE=$(CURDIR)/$(VENV)/cuda-libraries/bin/python \
 	  -Dpybind11_DIR=$$($(VENV)/cuda-libraries/bin/python -m pybind11 --cmakedir) >/dev/null
-	@$(VENV)/cuda-libraries/bin/cmake --build $(VENV)/cuda-tests
+	@$(VENV)/cuda-libraries/bin/cmake --build $(CUDA_TESTS)
 	@touch $@

@@ -69,7 +69,7 @@ if(FCT_CUDA_BUILT)
   file(GLOB FCT_CUDA_SOURCES CONFIGURE_DEPENDS csrc/cuda/nvidia/*.cpp csrc/cuda/nvidia/*.cu)
   add_library(fct_cuda MODULE ${FCT_CUDA_SOURCES})
   target_include_directories(fct_cuda PRIVATE csrc csrc/include)
-  target_include_directories(fct_cuda SYSTEM PRIVATE ${CMAKE_CURRENT_BINARY_DIR}/cublas ${CUDAToolkit_INCLUDE_DIRS})
+  target_include_directories(fct_cuda SYSTEM PRIVATE ${CMAKE_CURRENT_BINARY_DIR}/cublas)
   target_link_libraries(fct_cuda PRIVATE CUDA::cudart_static ${FCT_CUBLASLT_LIBRARY})
   target_compile_options(fct_cuda PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wshadow>
                                           $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra --extended-lambda>)

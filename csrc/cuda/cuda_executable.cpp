@@ -10,6 +10,11 @@
 // Which block is fastest depends on the card's cache and the program's widths: a small one's rows stay in the
 // cache from layer to layer, a large one fills the card. So sizes that may be the largest are timed when a
 // program is compiled. A stopwatch may choose differently the next time: all of them give the same bytes.
+//
+// Note [Lane size]
+// A lane of the ring holds as many rows as the largest block that memory allows, whatever block is the
+// fastest: what the host does for a lane costs as much for few rows. Both are sized together, and halved
+// together until they fit; the stopwatch can only make blocks smaller.
 #include "cuda_executable.h"
 
 #include <algorithm>
@@ -20,7 +25,7 @@
 namespace fct::cuda {
 namespace {
 
-constexpr std::int64_t kLargestBlock = 32768;  // rows; more gain nothing: every kernel fills the card
+constexpr std::int64_t kLargestBlock = 32768;  // rows, a lane's too; more gain nothing: kernels fill the card
 constexpr std::int64_t kSmallestTimed = 4096;  // fewer rows do not fill a card
 constexpr std::int64_t kSmallestBlock = 128;
 constexpr std::int64_t kBlockStep = 2;  // from one size to the next
@@ -70,12 +75,15 @@ CudaExecutable::CudaExecutable(SharedDevice device, const Program& program, Prec
       new_dim_(program.width(program.output)) {
   const Layout layout = make_layout(program, precision, ranges);
   const std::size_t fixed = DeviceProgram::fixed_bytes(program, layout);
-  const std::size_t per_row =
-      DeviceProgram::bytes_per_row(program, layout) + Ring::bytes_per_row(old_dim_, side_dim_, new_dim_);
+  const std::size_t per_row = DeviceProgram::bytes_per_row(program, layout);
+  const std::size_t per_lane_row = Ring::bytes_per_row(old_dim_, side_dim_, new_dim_);
   const std::size_t free = device_->info().free_bytes.value();
   const auto most = static_cast<std::size_t>(static_cast<double>(free) * kShareOfFree);
   const std::size_t limit = device_memory > 0 ? device_memory : most;
-  auto needed = [&](std::int64_t rows) { return fixed + per_row * static_cast<std::size_t>(rows); };
+  auto with_lanes_of = [&](std::int64_t lane, std::int64_t block) {
+    return fixed + per_lane_row * static_cast<std::size_t>(lane) + per_row * static_cast<std::size_t>(block);
+  };
+  auto needed = [&](std::int64_t rows) { return with_lanes_of(rows, rows); };  // see Note [Lane size]
   std::int64_t block = kLargestBlock;
   while (block > kSmallestBlock && needed(block) > limit) block /= kBlockStep;
   if (needed(block) > limit)
@@ -83,7 +91,7 @@ CudaExecutable::CudaExecutable(SharedDevice device, const Program& program, Prec
                             device_->label() + ", at hand are " + mebibytes(limit));
   if (block < kLargestBlock) shrunk_ = " (to stay within " + mebibytes(limit) + " of device memory)";
   build_what_fits(program, layout, block, clock);
-  device_bytes_ = needed(program_->blocks().front());
+  device_bytes_ = with_lanes_of(ring_->rows(), program_->blocks().front());
   spare_memory_ = limit - device_bytes_;
 }
 
@@ -111,7 +119,7 @@ void CudaExecutable::build(const Program& program, const Layout& layout, std::in
   }
   if (usable_sizes_.empty())
     throw Error(ErrorKind::kUnsupported, device_->label() + " gives a row other bytes at another place");
-  ring_ = std::make_unique<Ring>(device_, program_, old_dim_, side_dim_, new_dim_);
+  ring_ = std::make_unique<Ring>(device_, program_, largest_block, old_dim_, side_dim_, new_dim_);
 }
 
 // Puts the program on the device, with memory for blocks of so many rows, and finds the sizes that can be
@@ -184,23 +192,12 @@ void CudaExecutable::run_on_device(InputRows old, InputRows side, OutputRows out
     throw Error(
         ErrorKind::kUnsupported,
         "rows on " + device_->label() + " cannot be transformed while their stream is captured into a graph");
-  auto row = [](auto array, std::int64_t index, int width) {
-    using Byte =
-        std::conditional_t<std::is_const_v<std::remove_pointer_t<decltype(array.data)>>, const char, char>;
-    array.data =
-        static_cast<Byte*>(array.data) + static_cast<std::size_t>(index * width) * size_of(array.dtype);
-    return array;
-  };
-  for (std::int64_t first = 0, count = 0; first < rows; first += count) {
-    const std::size_t size = choose_block(program_->blocks(), usable_sizes_, rows - first);
-    count = std::min(program_->blocks()[size], rows - first);
-    BlockRows block;
-    block.old = row(old, first, old_dim_);
-    if (side.data != nullptr) block.side = row(side, first, side_dim_);
-    block.out = row(out, first, new_dim_);
-    block.rows = count;
-    program_->enqueue(size, block, stream);
-  }
+  BlockRows all;
+  all.old = old;
+  all.side = side;
+  all.out = out;
+  all.rows = rows;
+  program_->enqueue_blocks(usable_sizes_, all, stream);
 }
 
 std::string CudaExecutable::description() const {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <sstream>
+#include <type_traits>
 #include <utility>
 
 namespace fct::cuda {
@@ -34,7 +35,22 @@ void pad_weights(const Linear& linear, const Layout::Value& input, LinearSpec& s
   }
 }
 
+template <typename Array>
+Array from_row(Array array, std::int64_t row, int width) {
+  using Byte = std::conditional_t<std::is_same_v<Array, InputRows>, const char, char>;
+  if (array.data != nullptr)
+    array.data = static_cast<Byte*>(array.data) + at(row * width) * size_of(array.dtype);
+  return array;
+}
+
 }  // namespace
+
+std::size_t choose_block(const std::vector<std::int64_t>& blocks, const std::vector<std::size_t>& sizes,
+                         std::int64_t rows) {
+  for (std::size_t size : sizes)
+    if (blocks[size] < 2 * rows) return size;
+  return sizes.back();
+}
 
 DeviceProgram::DeviceProgram(SharedDevice device, const Program& program, Precision precision,
                              const Layout& layout, const std::vector<std::int64_t>& sizes,
@@ -164,6 +180,24 @@ void DeviceProgram::enqueue(std::size_t size, const BlockRows& block, Stream str
     drain(*device_, stream);  // what is on it already uses the buffers, and no event says until when
     throw;
   }
+}
+
+std::vector<std::int64_t> DeviceProgram::enqueue_blocks(const std::vector<std::size_t>& sizes,
+                                                        const BlockRows& rows, Stream stream) {
+  std::vector<std::int64_t> first_rows;
+  for (std::int64_t first = 0, count = 0; first < rows.rows; first += count) {
+    const std::size_t size = choose_block(blocks_, sizes, rows.rows - first);
+    count = std::min(blocks_[size], rows.rows - first);
+    BlockRows block;
+    block.old = from_row(rows.old, first, program_.width(program_.old));
+    if (program_.has_side()) block.side = from_row(rows.side, first, program_.width(program_.side));
+    block.out = from_row(rows.out, first, program_.width(program_.output));
+    block.rows = count;
+    if (rows.first_bad != nullptr) block.first_bad = rows.first_bad + first_rows.size() * kCheckedArrays;
+    enqueue(size, block, stream);
+    first_rows.push_back(first);
+  }
+  return first_rows;
 }
 
 void DeviceProgram::enqueue_step(std::size_t index, std::size_t size, Stream stream) {

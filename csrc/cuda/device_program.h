@@ -13,12 +13,14 @@
 
 namespace fct::cuda {
 
-// One block's rows in device memory, dense.
+constexpr std::size_t kCheckedArrays = 3;  // old, side and result
+
+// Rows in device memory, dense.
 struct BlockRows {
   InputRows old, side;
   OutputRows out;
   std::int64_t rows = 0;
-  std::int64_t* first_bad = nullptr;  // one each for old, side and result; null: nobody asks
+  std::int64_t* first_bad = nullptr;  // of each checked array; null: nobody asks
 };
 
 class DeviceProgram {
@@ -35,6 +37,10 @@ class DeviceProgram {
   // Enqueues one block of size `size` (an index) that holds block.rows rows. The buffers between are shared:
   // blocks follow each other on the device whatever their streams are.
   void enqueue(std::size_t size, const BlockRows& block, Stream stream);
+  // Enqueues any number of rows in blocks of the sizes whose indices are given, largest first. The blocks'
+  // `first_bad` follow each other. Returns the first row of each block.
+  std::vector<std::int64_t> enqueue_blocks(const std::vector<std::size_t>& sizes, const BlockRows& rows,
+                                           Stream stream);
 
   const std::vector<std::int64_t>& blocks() const { return blocks_; }  // kept sizes
   Precision precision() const { return precision_; }
@@ -73,5 +79,10 @@ class DeviceProgram {
   std::mutex mutex_;
   OwnedEvent last_use_;  // of the buffers
 };
+
+// The size of the next block for `rows` remaining rows: the largest that is not half padding or more, else
+// the smallest.
+std::size_t choose_block(const std::vector<std::int64_t>& blocks, const std::vector<std::size_t>& sizes,
+                         std::int64_t rows);
 
 }  // namespace fct::cuda

@@ -96,7 +96,8 @@ Layout make_layout(const Program& program, Precision precision, const Ranges& ra
     layout.values[at(whole)].parts.clear();
     for (ValueId input : inputs_of(step)) {
       Layout::Value& part = layout.values[at(input)];
-      if (part.owner == input) {  // else it lies in another concat, or in this one already
+      // Else it lies in another concat, or in this one already, or is stored otherwise.
+      if (part.owner == input && part.dtype == layout.values[at(whole)].dtype) {
         part.owner = whole;
         part.column = layout.values[at(whole)].padded();
       }

@@ -1,5 +1,5 @@
-// Rows in host memory through one device: blocks go round a ring of lanes, so that one is copied in, one
-// computed and one copied out at the same time, in bounded memory.
+// Rows in host memory through one device: stretches of them go round a ring of lanes, so that one is copied
+// in, one computed and one copied out at the same time, in bounded memory.
 #pragma once
 
 #include <array>
@@ -29,18 +29,22 @@ struct Job {
 
 class Ring {
  public:
-  // Throws OutOfDeviceMemory if the lanes do not fit.
-  Ring(SharedDevice device, std::shared_ptr<DeviceProgram> program, int old_dim, int side_dim, int new_dim);
+  // `rows`: of a lane, one block or several. Throws OutOfDeviceMemory if the lanes do not fit.
+  Ring(SharedDevice device, std::shared_ptr<DeviceProgram> program, std::int64_t rows, int old_dim,
+       int side_dim, int new_dim);
   ~Ring();
   Ring(const Ring&) = delete;
   Ring& operator=(const Ring&) = delete;
 
   // Enqueues the job's rows in blocks of the sizes whose indices are given, largest first. Waits for other
-  // blocks where it needs their lanes.
+  // rows where it needs their lanes.
   void start(Job& job, const std::vector<std::size_t>& sizes);
   // Returns when no lane works for the job any more; throws its error.
   void finish(Job& job);
 
+  std::int64_t rows() const { return rows_; }  // of a lane
+
+  // Device memory it takes for each row of a lane.
   static std::size_t bytes_per_row(int old_dim, int side_dim, int new_dim);
 
  private:
@@ -49,38 +53,39 @@ class Ring {
   // Device rows of one of the arrays, and the pinned memory that stands in for memory that is not.
   struct Channel {
     DeviceBuffer device;
-    PinnedBuffer staging;  // made when first needed
+    PinnedBuffer staging;  // made when first needed, of the size that is needed
+    std::size_t staging_bytes = 0;
     int dim = 0;
   };
   struct Lane {
     Channel old, side, out;
-    DeviceBuffer first_bad;
+    DeviceBuffer first_bad;  // by block
     PinnedBuffer first_bad_host;
     OwnedEvent copied_in, computed, copied_out;
-    Job* job = nullptr;  // null: idle
-    std::int64_t first_row = 0, rows = 0;
+    Job* job = nullptr;                    // null: idle
+    std::int64_t first_row = 0, rows = 0;  // of the job
+    std::vector<std::int64_t> blocks{};    // their first rows, in the lane
     bool out_is_staged = false;
   };
 
-  void start_block(Job& job, std::int64_t first_row, std::int64_t rows, std::size_t size);
-  void copy_in(const Job& job, Lane& lane, std::int64_t first_row, BlockRows& block);
-  void keep(const Job& job, const Lane& lane, std::int64_t first_row, std::int64_t rows);
+  std::size_t counter_bytes() const;
+  void start_lane(Job& job, std::int64_t first_row, const std::vector<std::size_t>& sizes);
+  BlockRows copy_in(const Job& job, Lane& lane);
+  void keep(const Job& job, const Lane& lane);
+  void copy_out(const Job& job, Lane& lane);
+  void* staging_for(Channel& channel, std::size_t bytes);
   void retire(Lane& lane);
   void fail(std::exception_ptr error);
   void drain_streams() noexcept;
 
   SharedDevice device_;
   std::shared_ptr<DeviceProgram> program_;
+  std::int64_t rows_;
   CopyPool pool_;
   OwnedStream in_, compute_, out_;
   std::array<Lane, kLanes> lanes_;
   std::size_t next_lane_ = 0;  // the oldest, where all are busy
   std::mutex mutex_;
 };
-
-// The size of the next block for `rows` remaining rows: the largest that is not half padding or more, else
-// the smallest.
-std::size_t choose_block(const std::vector<std::int64_t>& blocks, const std::vector<std::size_t>& sizes,
-                         std::int64_t rows);
 
 }  // namespace fct::cuda

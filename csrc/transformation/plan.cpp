@@ -9,6 +9,15 @@ namespace {
 
 std::size_t at(ValueId value) { return static_cast<std::size_t>(value); }
 
+// The output, and what any step but a linear layer or a concat reads.
+std::set<ValueId> values_beside_products(const Program& program) {
+  std::set<ValueId> values{program.output};
+  for (const Step& step : program.steps)
+    if (!std::holds_alternative<Linear>(step) && !std::holds_alternative<Concat>(step))
+      for (ValueId input : inputs_of(step)) values.insert(input);
+  return values;
+}
+
 class SlotAllocator {
  public:
   // The tightest free slot that is large enough, else the largest free one grown, else a new one.
@@ -45,12 +54,15 @@ std::vector<DType> storage_types(const Program& program, Precision precision) {
   std::vector<DType> types(program.widths.size(), DType::kFloat32);
   const DType low = storage_of(precision);
   if (low == DType::kFloat32) return types;
+  std::set<ValueId> too_coarse;
+  if (low == DType::kFloat8) too_coarse = values_beside_products(program);
   // Backwards, so that what a concat gathers is known to be short before its inputs are looked at.
   for (auto step = program.steps.rbegin(); step != program.steps.rend(); ++step) {
     const bool is_linear = std::holds_alternative<Linear>(*step);
     const bool is_low_concat = std::holds_alternative<Concat>(*step) && types[at(output_of(*step))] == low;
     if (is_linear || is_low_concat)
-      for (ValueId input : inputs_of(*step)) types[at(input)] = low;
+      for (ValueId input : inputs_of(*step))
+        types[at(input)] = too_coarse.contains(input) ? DType::kBFloat16 : low;
   }
   return types;
 }

@@ -10,7 +10,9 @@ namespace fct {
 
 // How each value is stored. With a precision whose storage is short, every value that a linear layer reads,
 // directly or gathered by a concat, is kept short (its sums are float32); norms, sums that no layer reads and
-// the output stay in float32.
+// the output stay in float32. With fp8, what is also read by something else, as the rows that a residual
+// block adds to, is bfloat16, and so are the products of layers that read it: float8 is too coarse to go on
+// with.
 std::vector<DType> storage_types(const Program& program, Precision precision);
 
 // Slots of memory for values of the given bytes per row, reused once their value has been read for the last

@@ -14,14 +14,17 @@ inline Ranges all_ranges(const Program& program, float range) {
   return ranges;
 }
 
-// The device memory that blocks of so many rows take.
-inline std::size_t memory_for(std::int64_t rows, const Program& program, Precision precision) {
+// The device memory that blocks of so many rows take, in lanes of as many or of `lane_rows`.
+inline std::size_t memory_for(std::int64_t rows, const Program& program, Precision precision,
+                              std::int64_t lane_rows = 0) {
   const auto layout = cuda::make_layout(program, precision, all_ranges(program, 1));
   const int side_dim = program.has_side() ? program.width(program.side) : 0;
+  const auto count = static_cast<std::size_t>(rows);
+  const auto lane_count = static_cast<std::size_t>(lane_rows > 0 ? lane_rows : rows);
   return cuda::DeviceProgram::fixed_bytes(program, layout) +
-         static_cast<std::size_t>(rows) *
-             (cuda::DeviceProgram::bytes_per_row(program, layout) +
-              cuda::Ring::bytes_per_row(program.width(program.old), side_dim, program.width(program.output)));
+         count * cuda::DeviceProgram::bytes_per_row(program, layout) +
+         lane_count *
+             cuda::Ring::bytes_per_row(program.width(program.old), side_dim, program.width(program.output));
 }
 
 // `spare`: bytes of device memory that are left, not so many that a larger block fits.

@@ -35,7 +35,7 @@ class FakeLinear : public cuda::PreparedLinear {
                     });
   }
   std::string kernel() const override {
-    constexpr const char* kNames[] = {"fp32", "fp16", "bf16", "fp8"};
+    constexpr const char* kNames[] = {"fp32", "fp16", "bf16", "fp8", "tf32"};
     return std::string("fake ") + kNames[static_cast<int>(spec_.output.dtype)] +
            (spec_.activation == Activation::kRelu ? " relu" : "");
   }
@@ -346,7 +346,7 @@ CudaDeviceInfo FakeDevice::info() const {
 std::unique_ptr<cuda::PreparedLinear> FakeDevice::prepare(const LinearSpec& spec) {
   const std::lock_guard lock(mutex_);
   fallible("prepare");
-  if (spec.activation == Activation::kGelu) return nullptr;
+  if (spec.activation == Activation::kGelu || spec.output.dtype == DType::kTf32) return nullptr;
   if (options_.no_fused_output.contains(spec.output.dtype)) return nullptr;
   if (options_.bare_sums_only && spec.activation != Activation::kNone) return nullptr;
   return std::make_unique<FakeLinear>(*this, spec);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "cpu/convert.h"
@@ -54,17 +55,22 @@ float load_element(const Matrix& matrix, std::int64_t row, std::int64_t column) 
   const char* from = element(matrix, row, column);
   if (matrix.dtype == DType::kFloat8)
     return static_cast<float>(value_of_float8(static_cast<std::uint8_t>(*from))) / matrix.scale;
+  const DType stored = matrix.dtype == DType::kTf32 ? DType::kFloat32 : matrix.dtype;
   float value;
-  cpu::convert(from, matrix.dtype, &value, DType::kFloat32, 1);
+  cpu::convert(from, stored, &value, DType::kFloat32, 1);
   return value;
 }
 
 void store_element(const Matrix& matrix, std::int64_t row, std::int64_t column, float value) {
   char* to = element(matrix, row, column);
-  if (matrix.dtype == DType::kFloat8)
+  if (matrix.dtype == DType::kFloat8) {
     *to = static_cast<char>(float8_of(value * matrix.scale));
-  else
+  } else if (matrix.dtype == DType::kTf32) {
+    const auto nearest = static_cast<float>(rounded_to_tf32(value));
+    std::memcpy(to, &nearest, sizeof nearest);
+  } else {
     cpu::convert(&value, DType::kFloat32, to, matrix.dtype, 1);
+  }
 }
 
 float activated(float value, Activation activation) {

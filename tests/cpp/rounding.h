@@ -23,6 +23,8 @@ inline double rounded_to_half(double value) { return rounded(value, 11, -14, 655
 
 inline double rounded_to_bfloat(double value) { return rounded(value, 8, -126, std::ldexp(255.0, 120)); }
 
+inline double rounded_to_tf32(double value) { return rounded(value, 11, -126, std::ldexp(2047.0, 117)); }
+
 inline double value_of_half(std::uint16_t bits) {
   const int exponent = (bits >> 10) & 31, fraction = bits & 1023;
   double magnitude = exponent == 0 ? std::ldexp(fraction, -24) : std::ldexp(1024 + fraction, exponent - 25);

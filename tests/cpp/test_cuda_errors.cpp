@@ -23,8 +23,9 @@ struct Case {
 
   Case() { run(*compile(std::make_shared<FakeDevice>()), expected); }
 
-  std::unique_ptr<Executable> compile(const std::shared_ptr<FakeDevice>& device) const {
-    return with_blocks_of(128, device, program, Precision::kFp16);
+  std::unique_ptr<Executable> compile(const std::shared_ptr<FakeDevice>& device,
+                                      std::int64_t rows = 128) const {
+    return with_blocks_of(rows, device, program, Precision::kFp16);
   }
   void run(const Executable& executable, Rows& out) const {
     executable.run(old.input(), side.input(), out.output(), kRows, 1);
@@ -90,14 +91,18 @@ TEST(cuda_out_of_memory_anywhere_halves_the_block) {
   CHECK(tries > 20, std::to_string(tries));
 }
 
+// In lanes of one block and of two.
 TEST(cuda_a_failed_run_leaves_the_executable_usable) {
   const Case one;
-  for (Failure failure : {Failure::kOnce, Failure::kLost}) {
-    const auto device = std::make_shared<FakeDevice>(FakeOptions{.seed = 5});
+  for (const auto& [failure, lane_rows] : {std::pair{Failure::kOnce, 128},
+                                           {Failure::kLost, 128},
+                                           {Failure::kOnce, 256},
+                                           {Failure::kLost, 256}}) {
+    const auto device = std::make_shared<FakeDevice>(FakeOptions{.seed = 5, .uneven_from = 129});
     {
-      auto executable = one.compile(device);
+      auto executable = one.compile(device, lane_rows);
       const int calls = for_each_failure(*device, failure, [&] {
-        if (!executable) executable = one.compile(device);
+        if (!executable) executable = one.compile(device, lane_rows);
         Rows out(DType::kFloat32, kRows, kNewDim);
         one.run(*executable, out);
         CHECK(one.is_right(out));

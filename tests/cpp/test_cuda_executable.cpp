@@ -87,14 +87,15 @@ TEST(cuda_any_number_of_rows_gives_the_same_bytes) {
   check_row(evaluate(program, Precision::kBf16, old, side, 1500), expected, 1500, program);
 }
 
-// Both branches are written where the concat lies: nothing is copied together.
+// Both branches are written where the concat lies: nothing is copied together. In tf32 what a layer has
+// written is rounded for the next one.
 TEST(cuda_the_papers_transformation_needs_no_copies) {
   Random random(63);
   const Program program = paper_program(random, 20, 12, 9, 40);
   for (Precision precision : kPrecisions) {
     const auto device = std::make_shared<FakeDevice>();
     const auto executable = with_blocks_of(128, device, program, precision, all_ranges(program, 10));
-    CHECK(device->converts() == 0, name_of(precision));
+    CHECK((device->converts() > 0) == (precision == Precision::kTf32), name_of(precision));
   }
 }
 
@@ -247,7 +248,7 @@ TEST(cuda_blocks_are_halved_when_memory_runs_out) {
   check_all_freed(*device);
 }
 
-// Which block is the largest is a matter of speed alone; what is larger gives its memory back.
+// Which block is the largest is a matter of speed alone; what is larger gives its memory back, but for lanes.
 TEST(cuda_the_fastest_block_is_the_largest) {
   Random random(78);
   const Program program = mlp_program(random, 3, 2, 2, 4);
@@ -272,7 +273,7 @@ TEST(cuda_the_fastest_block_is_the_largest) {
       const std::string text = executable.description();
       CHECK(text.find("blocks " + std::to_string(largest) + " ") != std::string::npos, text);
       CHECK(text.find("M rows/s by block: " + speeds) != std::string::npos, text);
-      CHECK(executable.device_bytes() == memory_for(largest, program, Precision::kBf16));
+      CHECK(executable.device_bytes() == memory_for(largest, program, Precision::kBf16, 16384));
       CHECK(device->allocated() <= executable.device_bytes(), std::to_string(device->allocated()));
       CHECK(2 * device->allocated() > executable.device_bytes() - cuda::kLinearWorkspace);
       CHECK(device->peak() <= memory_for(16384, program, Precision::kBf16));

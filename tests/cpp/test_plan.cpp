@@ -86,5 +86,29 @@ TEST(bf16_keeps_short_what_linear_layers_read) {
   }
 }
 
+TEST(fp8_keeps_in_bfloat16_what_is_not_only_multiplied) {
+  Random random(14);
+  int float8 = 0, bfloat16 = 0;
+  for (int i = 0; i < 2000; ++i) {
+    const Program program = random_program(random);
+    std::set<ValueId> added{program.output}, multiplied;
+    for (const Step& step : program.steps)
+      for (ValueId input : inputs_of(step)) {
+        if (std::holds_alternative<Linear>(step)) multiplied.insert(input);
+        if (std::holds_alternative<Add>(step) || std::holds_alternative<Normalize>(step)) added.insert(input);
+      }
+    const auto types = storage_types(program, Precision::kFp8);
+    for (ValueId value = 0; value < static_cast<ValueId>(program.widths.size()); ++value) {
+      const DType type = types[static_cast<std::size_t>(value)];
+      float8 += type == DType::kFloat8;
+      bfloat16 += type == DType::kBFloat16;
+      CHECK(type != DType::kFloat8 || !added.contains(value), describe(program));
+      CHECK(type != DType::kBFloat16 || added.contains(value), describe(program));
+      CHECK(type != DType::kFloat32 || !multiplied.contains(value), describe(program));
+    }
+  }
+  CHECK(float8 > 1000 && bfloat16 > 100);
+}
+
 }  // namespace
 }  // namespace fct::testing

@@ -10,13 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from support.card_memory import CardArray
 from support.compiled import PROGRAMS, cosines, float64, inputs, largest_block, ready
+from support.cuda import memory
 
 from fct_infer import _core
 from fct_infer.backends.cuda_memory import CudaMemory
 from fct_infer.errors import NonFiniteError
 
 CARD = "cuda:0"
-MEMORY = 48 << 20  # makes blocks small: their number is what matters
+MEMORY = memory(48, 35)  # makes blocks small: their number is what matters
 
 
 def try_out(name: str, precision: str) -> None:
@@ -29,11 +30,12 @@ def try_out(name: str, precision: str) -> None:
     with ThreadPoolExecutor(3) as pool:
         for count, found in zip(counts, pool.map(lambda rows: h(*first(arrays, rows)), counts), strict=True):
             assert found.tobytes() == expected[:count].tobytes()
-    memory = CudaMemory(0)
-    with memory.current():
-        stream = memory.create_stream()
-    out = CardArray(memory, np.zeros((rows, h.new_dim), np.float16), stream)
-    h.apply_on_device(*(CardArray(memory, each, stream) for each in arrays), out=out)
+    card = CudaMemory(0)
+    with card.current():
+        stream = card.create_stream()
+    out = CardArray(card, np.zeros((rows, h.new_dim), np.float16), stream)
+    sources = [CardArray(card, each, stream) for each in arrays]  # which must live until the stream has passed
+    h.apply_on_device(*sources, out=out)
     assert out.numpy().tobytes() == expected.astype(np.float16).tobytes()
     arrays[0][rows - 2, 0] = np.nan
     try:

@@ -222,8 +222,8 @@ def test_rows_of_torch_are_added_where_they_lie(data, tmp_path):
         buffer = torch.empty((BLOCK, DIM), device="cuda:0")
         for start in range(0, ROWS, BLOCK):
             part = buffer[: len(rows[start : start + BLOCK])]
-            part.copy_(torch.from_numpy(rows[start : start + BLOCK]))  # over rows that FAISS may still be reading
-            other.add(part, ids[start : start + BLOCK])
+            part.copy_(torch.from_numpy(rows[start : start + BLOCK]))  # over rows that FAISS was given
+            assert other.add_device_rows(part, ids[start : start + BLOCK]) == len(part)
     assert saved(other, tmp_path / "device") == saved(builder, tmp_path / "host")
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from support.bundles import core_bundle
 from support.compiled import cosines
+from support.cuda import memory, no_card
 from support.galleries import write_gallery
 from support.outputs import relative_error
 from support.programs import linear_map, paper_h
@@ -21,8 +22,11 @@ from support.programs import linear_map, paper_h
 from fct_infer import load_transformation, upgrade_gallery
 from fct_infer.artifacts.precisions import LIMITS
 from fct_infer.errors import OutputError
+from fct_infer.index.faiss_module import faiss
+from fct_infer.index.gpu_faiss import why_no_gpu
 from fct_infer.reference import apply_float64
 from fct_infer.upgrade.plan import Settings
+from fct_infer.upgrade.stream import index_rows
 
 PROGRAM = paper_h(48, 32, 40, inner=160, seed=3)
 ROWS = (3000, 37, 1, 4096)
@@ -90,6 +94,22 @@ def test_all_cards_together_publish_the_same_bytes(card, tmp_path, with_faiss):
         arguments = [tmp_path / "g", "--transformation", bundle, "-o", tmp_path / name, "--device", device]
         command(*arguments, "--index", "Flat", "--precision", "fp16")
     assert result_of(tmp_path / "one") == result_of(tmp_path / "all")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_rows_go_into_the_index_where_they_lie(card, tmp_path, with_faiss, metric, dtype):
+    if reason := why_no_gpu(card):
+        no_card(reason)
+    arrays = write_gallery(tmp_path / "g", ROWS, old_dim=48, side_dim=32, ids="int", seed=50)
+    h = load_transformation(core_bundle(PROGRAM, tmp_path / "h"), "fp32", device=card)
+    settings = Settings(index="IVF8,Flat", metric=metric, dtype=dtype, block_rows=300)
+    report = upgrade_gallery(tmp_path / "g", h, tmp_path / "new", settings=settings)
+    assert report.index_placement == {"train": card, "add": card, "rows": card}
+    index = faiss().read_index(str(tmp_path / "new" / "index.faiss"))
+    index.set_direct_map_type(faiss().DirectMap.Hashtable)
+    stored = index.reconstruct_batch(arrays["ids"])
+    np.testing.assert_allclose(stored, index_rows(published(tmp_path / "new"), metric), rtol=1e-6, atol=0)
 
 
 # Runs an upgrade that kills itself with SIGKILL at the n-th write, fsync or rename.
@@ -177,4 +197,7 @@ def test_too_little_memory_is_said_and_nothing_is_left(card, tmp_path, with_fais
     done = command(*call, "--device", card, "--device-memory", "1MiB", exit_code=5)
     assert "at hand are 1 MiB" in done.stderr
     assert sorted(each.name for each in tmp_path.iterdir()) == ["g", "h"]
-    command(*call, "--device", card, "--device-memory", "128MiB", "--index", "none")
+    command(*call, "--device", card, "--device-memory", memory(128, 36), "--index", "none")
+    done = command(*call, "--device-memory", "1MiB", "--index", "none", "--force")  # no card was asked for
+    assert "has too little memory" in done.stderr and "the CPU computes in its place" in done.stderr
+    assert json.loads((tmp_path / "new" / "upgrade_infos.json").read_text())["settings"]["device"] == "cpu"

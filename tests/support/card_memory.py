@@ -1,4 +1,4 @@
-"""Arrays in a real card's memory without PyTorch: cudaMalloc under the CUDA array interface."""
+"""Arrays in a card's memory without PyTorch: cudaMalloc under the CUDA array interface, or under DLPack."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 
 from fct_infer.backends.cuda_memory import CudaMemory
+from fct_infer.device_arrays import _capsule_pointer, _DlTensor
 
 
 class CardArray:
-    """A copy of a NumPy array on a card, freed with this object."""
+    """A copy of a NumPy array on a card, there when its stream has passed; freed with this object."""
 
     def __init__(self, memory: CudaMemory, array: np.ndarray, stream: int) -> None:
         self._memory, self._stream, self._shape, self._dtype = memory, stream, array.shape, array.dtype
         with memory.current():
             self._address = memory.allocate(max(array.nbytes, 1))
             memory.copy_in(self._address, np.ascontiguousarray(array), stream)
-            memory.synchronize(stream)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
@@ -40,3 +40,20 @@ class CardArray:
     def __del__(self) -> None:
         with self._memory.current():
             self._memory.free(self._address)
+
+
+class CardDlpackArray(CardArray):
+    """The same under DLPack, which has the consumer's stream wait for the producer's."""
+
+    __cuda_array_interface__ = None  # type: ignore[assignment]
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, self._memory.index
+
+    def __dlpack__(self, stream: int | None = None) -> Any:
+        with self._memory.current():
+            self._memory.follow(stream or 0, self._stream)
+        capsule = np.empty(self._shape, self._dtype).__dlpack__()
+        tensor = _DlTensor.from_address(_capsule_pointer(capsule, b"dltensor"))
+        tensor.data, (tensor.device_type, tensor.device_id) = self._address, self.__dlpack_device__()
+        return capsule

@@ -7,13 +7,14 @@ import re
 from collections.abc import Callable
 
 import numpy as np
+from support.cuda import IS_SIMULATED, memory
 from support.programs import linear_map, paper_h, plain_mlp, random_rows, residual_mlp
 
 from fct_infer.reference import apply_float64, largest_values
 from fct_infer.transformation import Program, Transformation
 
 PROGRAMS: dict[str, Callable[[], Program]] = {
-    "paper size": paper_h,
+    "paper size": (lambda: paper_h(inner=512)) if IS_SIMULATED else paper_h,
     "paper_h": lambda: paper_h(48, 32, 40, inner=160),
     "paper_h normalized": lambda: paper_h(96, 33, 130, inner=70).with_normalization(),
     "plain_mlp": lambda: plain_mlp(30, 50, 24, (64, 96)),
@@ -22,13 +23,15 @@ PROGRAMS: dict[str, Callable[[], Program]] = {
     "residual_mlp": lambda: residual_mlp(40, 24, 80),
     "wide": lambda: plain_mlp(20, 20, 16, (2500,)),
 }
+_SIMULATED_MEMORY = {"paper size": 40, "wide": 36}  # MiB; 34 for others: blocks of a few hundred rows
 _SEED = 100  # far from the programs' own: rows that equal weights are like no others
 
 
 @functools.cache
 def compiled(name: str, device: str, precision: str) -> Transformation:
     """A program of the list, calibrated where that is needed."""
-    return ready(PROGRAMS[name](), device, precision)
+    limit = 0 if device == "cpu" else memory(0, _SIMULATED_MEMORY.get(name, 34))
+    return ready(PROGRAMS[name](), device, precision, device_memory=limit)
 
 
 def ready(program: Program, device: str, precision: str, **options) -> Transformation:
@@ -61,6 +64,12 @@ def largest_block(h: Transformation) -> int:
     """Rows of the largest block a card works in, as its description says; on the CPU that of a tile."""
     found = re.search(r"blocks (\d+)", h.executable.description)
     return int(found[1]) if found else 512
+
+
+def row_counts(h: Transformation) -> list[int]:
+    """Numbers of rows at which blocks begin and end."""
+    block = largest_block(h)
+    return [0, 1, 7, block - 1, block, block + 1, 3 * block + 5]
 
 
 def cosines(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:

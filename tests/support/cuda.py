@@ -1,7 +1,8 @@
-"""Tests of a real card: skipped where there is none, failed where there should be one."""
+"""Tests of a card, real or of tests/simulated_cuda: skipped where there is none, failed where there should be one."""
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import os
 from types import ModuleType
@@ -13,11 +14,27 @@ from fct_infer import _core
 from fct_infer.cuda import cuda_status
 
 CARD = "cuda:0"
+# A simulated card computes on this machine's CPU, and has neither PyTorch, CuPy nor FAISS on it.
+IS_SIMULATED = any(card.name == "simulated card" for card in cuda_status().cards)
+
+
+def memory(mebibytes: int, simulated: int) -> int:
+    """Bytes of device memory for a test; on a simulated card, which is slow, fewer, so that blocks are small."""
+    return (simulated if IS_SIMULATED else mebibytes) << 20
+
+
+def free_memory() -> int:
+    """Bytes of the first card that are free; the simulated one itself reports few, so that blocks are small."""
+    if not IS_SIMULATED:
+        return cuda_status().cards[0].free_bytes or 0
+    function = ctypes.CDLL("libcuda.so.1").simulated_free_memory
+    function.restype = ctypes.c_size_t
+    return int(function(0))
 
 
 def no_card(reason: str) -> NoReturn:
-    """Skip the test for want of a card; with FCT_REQUIRE_CUDA=1 fail it."""
-    if os.environ.get("FCT_REQUIRE_CUDA") == "1":
+    """Skip the test for want of a card, or of something on it; with FCT_REQUIRE_CUDA=1 fail it on a real one."""
+    if os.environ.get("FCT_REQUIRE_CUDA") == "1" and not IS_SIMULATED:
         pytest.fail(f"FCT_REQUIRE_CUDA is set: {reason}")
     pytest.skip(reason)
 

@@ -35,6 +35,7 @@ using Preference = Owner<cublasLtMatmulPreference_t, cublasLtMatmulPreferenceDes
 cudaDataType_t type_of(DType dtype) {
   switch (dtype) {
     case DType::kFloat32:
+    case DType::kTf32:
       return CUDA_R_32F;
     case DType::kFloat16:
       return CUDA_R_16F;
@@ -87,17 +88,19 @@ DeviceMemory uploaded(const std::vector<float>& values, std::int64_t width, DTyp
   return cast;
 }
 
-// The layouts of one row count. `added` is what cuBLASLt could add to the product; we never do, but it must
-// be of a type that goes with the output's, and only if it is the output's may it be at the output's place.
+// The layouts of one row count. What cuBLASLt could add to the product we never use, but it must have a type
+// that goes with the output's: it is the output itself, in the same layout, unless that is float8.
 struct Shape {
-  MatrixLayout input, added, output;
+  MatrixLayout input, output, beside_float8;
 
   Shape(const LinearSpec& spec, std::int64_t rows)
       : input(make_layout(spec.input.dtype, spec.d_in, rows, spec.input.stride)),
-        added(make_layout(spec.output.dtype == DType::kFloat8 ? bias_type(spec.input.dtype, spec.output.dtype)
-                                                              : spec.output.dtype,
-                          spec.d_out, rows, spec.output.stride)),
-        output(make_layout(spec.output.dtype, spec.d_out, rows, spec.output.stride)) {}
+        output(make_layout(spec.output.dtype, spec.d_out, rows, spec.output.stride)) {
+    if (spec.output.dtype == DType::kFloat8)
+      beside_float8 =
+          make_layout(bias_type(spec.input.dtype, spec.output.dtype), spec.d_out, rows, spec.output.stride);
+  }
+  cublasLtMatrixLayout_t added() const { return (beside_float8 ? beside_float8 : output).get(); }
 };
 
 class CublasltLinear : public PreparedLinear {
@@ -148,7 +151,7 @@ class CublasltLinear : public PreparedLinear {
     const Shape& shape = shapes_[size];
     const void* added = spec_.output.dtype == DType::kFloat8 ? nullptr : spec_.output.data;
     FCT_CHECK(cublasLtMatmul(handle_, description_.get(), &one, weight_.get(), weight_layout_.get(),
-                             spec_.input.data, shape.input.get(), &zero, added, shape.added.get(),
+                             spec_.input.data, shape.input.get(), &zero, added, shape.added(),
                              spec_.output.data, shape.output.get(), &kernels_[size], workspace,
                              kLinearWorkspace, static_cast<cudaStream_t>(stream)));
   }
@@ -178,9 +181,6 @@ class CublasltLinear : public PreparedLinear {
         spec_.activation == Activation::kRelu ? CUBLASLT_EPILOGUE_RELU_BIAS : CUBLASLT_EPILOGUE_BIAS);
     set(description_, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE,
         type_of(bias_type(spec_.input.dtype, spec_.output.dtype)));
-    // Float8 products are rounded far more coarsely than the sums that tensor cores keep for themselves.
-    if (spec_.input.dtype == DType::kFloat8)
-      set(description_, CUBLASLT_MATMUL_DESC_FAST_ACCUM, std::int8_t{1});
   }
 
   // The heuristics' choices, best first; none if there is no kernel. No sums in pieces, for the same bytes.
@@ -197,9 +197,9 @@ class CublasltLinear : public PreparedLinear {
       set(preference, attribute, kPointerAlignment);
     std::array<cublasLtMatmulHeuristicResult_t, kKernels> results{};
     int found = 0;
-    const auto status = cublasLtMatmulAlgoGetHeuristic(
-        handle_, description_.get(), weight_layout_.get(), shape.input.get(), shape.added.get(),
-        shape.output.get(), preference.get(), kKernels, results.data(), &found);
+    const auto status = cublasLtMatmulAlgoGetHeuristic(handle_, description_.get(), weight_layout_.get(),
+                                                       shape.input.get(), shape.added(), shape.output.get(),
+                                                       preference.get(), kKernels, results.data(), &found);
     if (status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE ||
         (status == CUBLAS_STATUS_SUCCESS && found == 0))
       return {};
@@ -214,7 +214,7 @@ class CublasltLinear : public PreparedLinear {
   bool can_do(const cublasLtMatmulAlgo_t& kernel, const Shape& shape) const {
     cublasLtMatmulHeuristicResult_t result{};
     return cublasLtMatmulAlgoCheck(handle_, description_.get(), weight_layout_.get(), shape.input.get(),
-                                   shape.added.get(), shape.output.get(), &kernel,
+                                   shape.added(), shape.output.get(), &kernel,
                                    &result) == CUBLAS_STATUS_SUCCESS &&
            result.workspaceSize <= kLinearWorkspace;
   }
@@ -232,6 +232,8 @@ class CublasltLinear : public PreparedLinear {
 
 std::unique_ptr<PreparedLinear> make_cublaslt_linear(cublasLtHandle_t handle, const LinearSpec& spec) {
   if (spec.activation == Activation::kGelu) return nullptr;  // cuBLASLt approximates GELU with tanh
+  if (spec.output.dtype == DType::kTf32) return nullptr;     // and does not round float32 that it writes
+  if (spec.output.dtype == DType::kFloat8 && spec.input.dtype != DType::kFloat8) return nullptr;
   auto linear = std::make_unique<CublasltLinear>(handle, spec);
   linear->upload();
   if (!linear->choose_kernels()) return nullptr;

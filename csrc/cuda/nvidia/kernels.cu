@@ -30,6 +30,21 @@ struct alignas(piece_of(sizeof(T))) Packed {
 
 using Chunk = Packed<float>;
 
+// Rounded to nearest, ties to even. What tensor cores do with the bits that they drop is not laid down.
+struct Tf32 {
+  float value;
+
+  Tf32() = default;
+  __device__ explicit Tf32(float exact) : value(exact) {
+    if (!isfinite(exact)) return;
+    std::uint32_t bits;
+    memcpy(&bits, &exact, sizeof bits);
+    bits = (bits + 0xfff + (bits >> 13 & 1)) & ~0x1fffu;
+    memcpy(&value, &bits, sizeof value);
+  }
+  __device__ explicit operator float() const { return value; }
+};
+
 __device__ bool is_finite(const Chunk& chunk) {
   bool finite = true;
   for (float value : chunk.values) finite &= isfinite(value);
@@ -42,6 +57,7 @@ __device__ void with_type(DType dtype, const Body& body) {
   if (dtype == DType::kFloat32) return body(float{});
   if (dtype == DType::kFloat16) return body(__half{});
   if (dtype == DType::kBFloat16) return body(__nv_bfloat16{});
+  if (dtype == DType::kTf32) return body(Tf32{});
   body(__nv_fp8_e4m3{});
 }
 
@@ -103,10 +119,12 @@ struct Writer : Rows {
       }
     });
   }
-  // Of what the values would be read back as.
+  // Of what the values would be read back as; infinity saturates in float8, but is none the less bad.
   __device__ bool stays_finite(Chunk chunk) const {
-    if (dtype == DType::kFloat16)
-      for (float& value : chunk.values) value = __half2float(__float2half_rn(value));
+    if (dtype != DType::kFloat8)
+      with_type(dtype, [&](auto type) {
+        for (float& value : chunk.values) value = static_cast<float>(static_cast<decltype(type)>(value));
+      });
     return is_finite(chunk);
   }
 };
@@ -259,8 +277,11 @@ cudaError_t launch(void (*kernel)(Parameters...), std::int64_t rows, cudaStream_
                    Arguments... arguments) {
   const std::int64_t blocks = (rows + kWarpsPerBlock - 1) / kWarpsPerBlock;
   const auto grid = static_cast<unsigned>(std::clamp<std::int64_t>(blocks, 1, kMaxBlocks));
-  kernel<<<grid, kWarp * kWarpsPerBlock, 0, stream>>>(arguments...);
-  return cudaGetLastError();
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(grid);
+  config.blockDim = dim3(kWarp * kWarpsPerBlock);
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
 }  // namespace
