@@ -21,7 +21,7 @@ class Work:
 
     Raises:
         OutputError: DEST exists and is not to be replaced, another upgrade of it runs, or unfinished work there
-            belongs to other inputs or settings.
+            belongs to other inputs or settings, or lacks what was finished.
     """
 
     def __init__(self, plan: Plan, *, restart: bool = False, force: bool = False) -> None:
@@ -108,7 +108,19 @@ class Work:
                 f"{_other_device(begun[0]['identity'], identity, self.plan.transformation.no_card)}"
                 "--restart drops it and begins again"
             )
+        self._refuse_damaged_work()
         self._drop_unjournalled_files()
+
+    def _refuse_damaged_work(self) -> None:
+        for record in self.finished.values():
+            for name, file in record["files"].items():
+                path = self.gallery / name
+                size = path.stat().st_size if path.is_file() else None
+                if size != file["size"]:
+                    found = "is missing" if size is None else f"has {size:,} bytes"
+                    raise OutputError(
+                        f"{path}: {found}, was finished with {file['size']:,}; begin again with --restart"
+                    )
 
     def _drop_unjournalled_files(self) -> None:
         if self.is_ready:

@@ -227,6 +227,25 @@ def test_gates_publish_nothing_and_keep_the_work(tmp_path, program):
     assert report.resumed_rows == sum(ROWS)
 
 
+@pytest.mark.parametrize("damage", ["truncated", "gone"])
+def test_finished_work_that_is_damaged_is_named_and_kept(tmp_path, program, damage):
+    write_gallery(tmp_path / "g", rows_per_shard=ROWS, old_dim=96, side_dim=32, seed=11)
+    arguments = (tmp_path / "g", Transformation(program), tmp_path / "new")
+    settings = Settings(index="IVF64,PQ2x2")
+    with pytest.raises(GateError):
+        upgrade_gallery(*arguments, settings=Settings(index=settings.index, min_recall=1.0))
+    path = tmp_path / "new.partial" / "gallery" / "embeddings" / "000001.npy"
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-1])
+    said = "is missing" if damage == "gone" else r"has [\d,]+ bytes"
+    with pytest.raises(OutputError, match=rf"000001\.npy: {said}, was finished with .* --restart"):
+        upgrade_gallery(*arguments, settings=settings)
+    assert (tmp_path / "new.partial" / "gallery" / "embeddings" / "000000.npy").exists()
+    assert upgrade_gallery(*arguments, settings=settings, restart=True).resumed_rows == 0
+
+
 @pytest.mark.parametrize(
     "settings",
     [
