@@ -20,7 +20,7 @@ from fct_infer.upgrade.plan import Settings
 
 # Runs an upgrade that kills itself with SIGKILL at the n-th system call of one kind that changes a file.
 DYING = textwrap.dedent("""
-    import os, signal, sys
+    import itertools, os, signal, sys
     sys.path.insert(0, sys.argv[1])
     from support.programs import paper_h
     from fct_infer import Transformation, upgrade_gallery
@@ -28,11 +28,10 @@ DYING = textwrap.dedent("""
     from fct_infer.upgrade.plan import Settings
 
     class Dying(FileSystem):
-        calls = 0
+        calls = itertools.count()  # by several threads
         def _count(self):
-            if Dying.calls == int(sys.argv[4]):
+            if next(Dying.calls) == int(sys.argv[4]):
                 os.kill(os.getpid(), signal.SIGKILL)
-            Dying.calls += 1
         def write(self, fd, data):
             self._count()
             return super().write(fd, data)
@@ -54,7 +53,7 @@ DYING = textwrap.dedent("""
         upgrade_gallery(sys.argv[2], Transformation(program), sys.argv[3],
                         settings=Settings(index=sys.argv[5], block_rows=40, shards_at_once=AT_ONCE),
                         force=len(sys.argv) > 6)
-    print(Dying.calls)
+    print(next(Dying.calls))
 """)
 TESTS = Path(__file__).parent.parent
 
@@ -72,7 +71,9 @@ def die_at(call: int, gallery: Path, dest: Path, index: str, *more: str) -> int:
     """Upgrade in a process that dies at the given call; return the number of calls made if it finished instead."""
     command = [sys.executable, "-c", DYING, str(TESTS), str(gallery), str(dest), str(call), index, *more]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == (0 if call == NEVER else -signal.SIGKILL), done.stderr
+    # Of two shards at once both may make a folder: there are a few calls more or less, and the last may not come.
+    is_finished = done.returncode == 0 and (call == NEVER or index == "none")
+    assert is_finished or done.returncode == -signal.SIGKILL, done.stderr
     return int(done.stdout) if call == NEVER else call
 
 
