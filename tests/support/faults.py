@@ -7,6 +7,7 @@ import os
 import signal
 from collections import Counter
 from pathlib import Path
+from threading import Lock
 
 from fct_infer.storage import FileSystem
 
@@ -66,14 +67,15 @@ class FullDisk(FaultyFileSystem):
 
     def __init__(self, after_bytes: int) -> None:
         super().__init__()
-        self.room = after_bytes
+        self.room, self._lock = after_bytes, Lock()
 
     def write(self, fd, data):
-        if self.room == 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        written = super().write(fd, data[: self.room])
-        self.room -= written
-        return written
+        with self._lock:
+            if self.room == 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            written = super().write(fd, data[: self.room])
+            self.room -= written
+            return written
 
 
 class FailNth(FaultyFileSystem):
