@@ -49,7 +49,7 @@ from fct_infer.cli._progress import progress_on_stderr
 )
 @click.option(
     "--shards-at-once",
-    type=click.IntRange(1, 64),
+    type=click.IntRange(min=1),
     help="Shards upgraded at the same time [default: 1; on a card, without an index, 1 per 2 threads, at most 8].",
 )
 @click.option("--restart", is_flag=True, help="Drop unfinished work and begin again.")
