@@ -27,6 +27,22 @@ inline std::size_t memory_for(std::int64_t rows, const Program& program, Precisi
              cuda::Ring::bytes_per_row(program.width(program.old), side_dim, program.width(program.output));
 }
 
+// A small transformation, rows for it, and room for what it makes of them.
+struct SmallCase {
+  static constexpr int kOldDim = 5, kSideDim = 4, kNewDim = 3;
+
+  SmallCase(unsigned seed, int rows)
+      : random(seed),
+        program(paper_program(random, kOldDim, kSideDim, kNewDim, 8)),
+        old(Rows::normal(random, DType::kFloat32, rows, kOldDim)),
+        side(Rows::normal(random, DType::kFloat16, rows, kSideDim)),
+        expected(DType::kFloat32, rows, kNewDim) {}
+
+  Random random;
+  Program program;
+  Rows old, side, expected;
+};
+
 // `spare`: bytes of device memory that are left, not so many that a larger block fits.
 inline std::unique_ptr<Executable> with_blocks_of(std::int64_t rows, cuda::SharedDevice device,
                                                   const Program& program, Precision precision,

@@ -10,18 +10,12 @@ namespace fct::testing {
 namespace {
 
 constexpr int kRows = 300;
-constexpr int kOldDim = 5, kSideDim = 4, kNewDim = 3;
+constexpr int kNewDim = SmallCase::kNewDim;
 
 using Failure = FakeDevice::Failure;
 
-struct Case {
-  Random random{81};
-  Program program = paper_program(random, kOldDim, kSideDim, kNewDim, 8);
-  Rows old = Rows::normal(random, DType::kFloat32, kRows, kOldDim);
-  Rows side = Rows::normal(random, DType::kFloat16, kRows, kSideDim);
-  Rows expected{DType::kFloat32, kRows, kNewDim};
-
-  Case() { run(*compile(std::make_shared<FakeDevice>()), expected); }
+struct Case : SmallCase {
+  Case() : SmallCase(81, kRows) { run(*compile(std::make_shared<FakeDevice>()), expected); }
 
   std::unique_ptr<Executable> compile(const std::shared_ptr<FakeDevice>& device,
                                       std::int64_t rows = 128) const {

@@ -13,16 +13,10 @@ namespace fct::testing {
 namespace {
 
 constexpr int kLaneRows = 2048, kBlockRows = 512, kRows = 2 * kLaneRows + 700;
-constexpr int kOldDim = 5, kSideDim = 4, kNewDim = 3;
+constexpr int kNewDim = SmallCase::kNewDim;
 
-struct Case {
-  Random random{101};
-  Program program = paper_program(random, kOldDim, kSideDim, kNewDim, 8);
-  Rows old = Rows::normal(random, DType::kFloat32, kRows, kOldDim);
-  Rows side = Rows::normal(random, DType::kFloat16, kRows, kSideDim);
-  Rows expected{DType::kFloat32, kRows, kNewDim};
-
-  Case() {
+struct Case : SmallCase {
+  Case() : SmallCase(101, kRows) {
     const auto plain = with_blocks_of(128, std::make_shared<FakeDevice>(), program, Precision::kFp16);
     plain->run(old.input(), side.input(), expected.output(), kRows, 1);
   }
@@ -99,7 +93,7 @@ TEST(cuda_every_block_of_a_lane_notes_its_bad_rows) {
   {
     auto program = std::make_shared<cuda::DeviceProgram>(device, one.program, Precision::kFp16, layout, sizes,
                                                          kLaneRows, 0);
-    cuda::Ring ring(device, program, kLaneRows, kOldDim, kSideDim, kNewDim);
+    cuda::Ring ring(device, program, kLaneRows, SmallCase::kOldDim, SmallCase::kSideDim, kNewDim);
     Rows out(DType::kFloat32, kRows, kNewDim);
     for (const auto& usable : {std::vector<std::size_t>{4}, std::vector<std::size_t>{0, 4}})
       for (int bad : {-1, 0, 127, 128, kLaneRows - 1, kLaneRows, 2 * kLaneRows + 699}) {

@@ -43,6 +43,16 @@ def weights(seed: int = 0, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
     }
 
 
+def image_model() -> Any:
+    """A convolution and a mean over the image: x (n, 3, 6, 5) to y (n, 4, 1, 1)."""
+    return onnx_model(
+        [helper.make_node("Conv", ["x", "w"], ["a"]), helper.make_node("GlobalAveragePool", ["a"], ["y"])],
+        {"x": ["n", 3, 6, 5]},
+        {"y": ["n", 4, 1, 1]},
+        weights(w=(4, 3, 3, 3)),
+    )
+
+
 def run_onnx(model: Any, **inputs: np.ndarray) -> np.ndarray:
     """The first output, as ONNX Runtime computes it without optimizing."""
     options = onnxruntime.SessionOptions()

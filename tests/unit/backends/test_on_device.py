@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from support.fake_cards import DlpackArray, InterfaceArray, NamespaceArray
 from support.fake_tensorrt import FakeMemory
 from support.images import NumpyRunner, numpy_embedder
-from support.onnx_models import onnx_model, saved, weights
+from support.onnx_models import image_model, onnx_model, saved, weights
 from support.programs import random_rows
 from support.torch_models import PublicTransformation, TinyBackbone, randomized
 from torch import nn
@@ -218,13 +218,7 @@ def test_onnx_runtime_fills_the_callers_memory_after_waiting_for_its_stream(tmp_
 
 
 def test_onnx_runtime_embeds_images_where_they_are(tmp_path, on_card):
-    model = onnx_model(
-        [node("Conv", ["x", "w"], ["a"]), node("GlobalAveragePool", ["a"], ["y"])],
-        {"x": ["n", 3, 6, 5]},
-        {"y": ["n", 4, 1, 1]},
-        weights(w=(4, 3, 3, 3)),
-    )
-    runner = OnnxRuntimeRunner(saved(model, tmp_path / "b.onnx"), device="cpu")
+    runner = OnnxRuntimeRunner(saved(image_model(), tmp_path / "b.onnx"), device="cpu")
     images, out = np.random.default_rng(0).standard_normal((7, 3, 6, 5), np.float32), np.zeros((7, 4), np.float32)
     wanted = runner.run({"image": images})
     on_card(runner)

@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
-from support.onnx_models import onnx_model, run_onnx, saved, weights
+from support.onnx_models import image_model, onnx_model, run_onnx, saved, weights
 from support.programs import random_rows
 
 from fct_infer.backends.onnx_runtime import OnnxRuntimeRunner
@@ -111,17 +111,11 @@ def test_results_do_not_share_memory(path):
 
 
 def test_an_image_model(tmp_path):
-    model = onnx_model(
-        [node("Conv", ["x", "w"], ["a"]), node("GlobalAveragePool", ["a"], ["y"])],
-        {"x": ["n", 3, 6, 5]},
-        {"y": ["n", 4, 1, 1]},
-        weights(w=(4, 3, 3, 3)),
-    )
-    runner = OnnxRuntimeRunner(saved(model, tmp_path / "b.onnx"), device="cpu")
+    runner = OnnxRuntimeRunner(saved(image_model(), tmp_path / "b.onnx"), device="cpu")
     assert runner.interface == Interface({"image": (3, 6, 5)}, 4)
     images = np.random.default_rng(0).standard_normal((7, 3, 6, 5), np.float32)
     np.testing.assert_allclose(
-        runner.run({"image": images}), run_onnx(model, x=images).reshape(7, 4), rtol=1e-4, atol=1e-6
+        runner.run({"image": images}), run_onnx(image_model(), x=images).reshape(7, 4), rtol=1e-4, atol=1e-6
     )
 
 
