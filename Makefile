@@ -32,6 +32,7 @@ test: lint $(VENV)/.cpp-tests
 	@$(VENV)/cpp-tests/fct_core_tests
 	@echo "== Python tests"
 	@CUDA_VISIBLE_DEVICES= FCT_REQUIRE_TENSORRT=1 $(BIN)/python -m pytest -q -n $(CORES)
+	@$(BIN)/python tests/instruction_sets.py $(VENV)/cpp-tests/fct_core_tests
 
 test-cuda: $(VENV)/.gpu
 	@echo "== tests on the card"

@@ -55,10 +55,14 @@ class ArrayError(InputError):
 
 
 class NonFiniteError(ArrayError):
-    """A row of an array holds NaN or infinity; ``array`` says which one, ``row`` counts from its start."""
+    """A row of an array holds NaN or infinity; ``array`` says which one, ``row`` counts from its start.
+
+    ``result`` is also named where a value on the way may have become infinite and been hidden by an activation.
+    """
 
     def __init__(self, array: str, row: int) -> None:
-        super().__init__(f"{array}: row {row} holds NaN or infinity")
+        unseen = ", or may overflow on the way" if array == "result" else ""
+        super().__init__(f"{array}: row {row} holds NaN or infinity{unseen}")
         self.array = array
         self.row = row
 

@@ -61,6 +61,15 @@ def largest_values(program: Program, old: NDArray[Any], side: NDArray[Any] | Non
     return {name: value or 1.0 for name, value in largest.items()}
 
 
+def row_cosines(expected: Float64Array, found: Float64Array) -> Float64Array:
+    """Cosine of each row of (n, d) to its counterpart; two (nearly) zero rows agree, a zero row alone does not."""
+    norms = np.linalg.norm(expected, axis=1), np.linalg.norm(found, axis=1)
+    product = norms[0] * norms[1]
+    both_zero = (norms[0] < 1e-12) & (norms[1] < 1e-12)
+    dots = np.einsum("ij,ij->i", expected, found)
+    return np.where(both_zero, 1.0, dots / np.where(product > 0, product, 1.0))
+
+
 def _values(program: Program, old: NDArray[Any], side: NDArray[Any] | None) -> dict[str, Float64Array]:
     given = {"old": old, "side": old if side is None else side}
     values = {name: _checked(name, given[name], dim, len(old)) for name, dim in program.dims.items()}

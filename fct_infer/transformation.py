@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from fct_infer.cuda import card_numbers, device_name, require
 from fct_infer.device_arrays import device_call
 from fct_infer.errors import ArrayError, UnsupportedError, UsageError
+from fct_infer.machine import usable_cpus
 from fct_infer.program import (
     ACTIVATIONS,
     INPUTS,
@@ -47,6 +47,7 @@ __all__ = [  # a transformation and what it is made of have one address
     "thread_count",
 ]
 
+MAX_THREADS = 1024  # more than any machine has CPUs
 NEEDS_RANGES = ("fp8",)  # precisions of the core whose scales come from rows of a real gallery
 
 
@@ -62,8 +63,9 @@ class Transformation:
     Args:
         program: what to compute.
         precision: ``fp32``; ``bf16`` (bfloat16 products, float32 sums) where the CPU has it natively; on cards also
-            ``tf32``, ``fp16`` and, from compute capability 8.9 on, ``fp8``. ``auto`` takes the last of these that the
-            device has natively and that needs no ranges.
+            ``tf32``, ``fp16`` and, from compute capability 8.9 on, ``fp8``. ``auto`` is the fastest that proves itself
+            on rows: the transformation can be upgraded with, which takes rows of the gallery, or handed to
+            :func:`fct_infer.choose_precision`, but not called.
         threads: CPU threads a call may use; by default all this process may run on.
         device: ``cpu``, ``cuda`` (the first card), ``cuda:N``, or several: ``cuda:0,cuda:1`` share the rows of a call.
         device_memory: most bytes of each card's memory to use; 0 leaves it to the core.
@@ -74,7 +76,8 @@ class Transformation:
     Attributes:
         program: what it computes; None if another runtime computes something no program can hold.
         digest: SHA-256 that identifies the model: equal digests give equal results.
-        precision: the precision in use, never ``auto``.
+        precision: the precision in use; ``auto`` until it is chosen.
+        choice: why it is that one, where ``auto`` was asked for; else None.
         ranges: as above; None where the precision needs none.
         backend: what computes: ``core``, ``onnxruntime``, ``torch``, ``tensorrt`` or ``tensorrt-rtx``.
         device: where it does: ``cpu``, ``cuda:0``, ``cuda:0,cuda:1``.
@@ -95,27 +98,29 @@ class Transformation:
     ranges: dict[str, float] | None = None
     device_memory = 0
     no_card: str | None = None
+    choice: str | None = None
 
     def __init__(
         self,
         program: Program,
-        precision: str = "auto",
+        precision: str = "fp32",
         threads: int | None = None,
         device: str = "cpu",
         device_memory: int = 0,
         ranges: Mapping[str, float] | None = None,
     ) -> None:
-        from fct_infer import _core
-
         self.program, self.digest = program, program.digest
         self.old_dim, self.side_dim, self.new_dim = program.dims["old"], program.dims.get("side", 0), program.new_dim
         self.threads = thread_count(threads)
         self.device, self.device_memory = device_name(device), device_memory
         require(self.device)
-        cards = card_numbers(self.device)
-        native = _core.precisions(f"cuda:{cards[0]}") if cards else _core.precisions()
-        self.precision = _chosen_precision(precision, native, self.device)
+        self._asked_threads = threads  # None: as many as there are, wherever it travels
+        self.precision = precision
         self._executable: _core.Executable | None = None
+        if precision == "auto":
+            return
+        if precision in NEEDS_RANGES and precision not in self.native_precisions:
+            raise UnsupportedError(f"precision {precision}: {self.device} has {', '.join(self.native_precisions)}")
         if self.precision in NEEDS_RANGES:
             if ranges is None:
                 return
@@ -131,13 +136,43 @@ class Transformation:
             program, self.precision, device=self.device, device_memory=self.device_memory, ranges=self.ranges
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel as program and settings: it is compiled anew where it arrives, in the precision it had here."""
+        settings = self.program, self.precision, self._asked_threads, self.device, self.device_memory, self.ranges
+        return type(self), settings, {"no_card": self.no_card, "choice": self.choice}
+
+    def _with(self, program: Program, precision: str, ranges: Mapping[str, float] | None) -> Transformation:
+        h = Transformation(program, precision, self._asked_threads, self.device, self.device_memory, ranges)
+        h.no_card, h.choice = self.no_card, self.choice
+        return h
+
+    @property
+    def native_precisions(self) -> tuple[str, ...]:
+        """What the device computes in natively, slowest first."""
+        from fct_infer import _core
+
+        cards = card_numbers(self.device)
+        return tuple(_core.precisions(f"cuda:{cards[0]}") if cards else _core.precisions())
+
+    def in_precision(self, precision: str, choice: str | None = None) -> Transformation:
+        """Return the same transformation in another precision, and why; see :class:`Transformation`."""
+        assert self.program is not None
+        h = self._with(self.program, precision, None)
+        h.choice = choice
+        return h
+
     @property
     def executable(self) -> _core.Executable:
         """The compiled program.
 
         Raises:
-            UsageError: its precision needs ranges, and it has none.
+            UsageError: its precision is not chosen yet, or needs ranges that it has not.
         """
+        if self._executable is None and self.precision == "auto":
+            raise UsageError(
+                "precision auto is chosen on rows: call fct_infer.choose_precision(h, old, side), or name one, "
+                "fp32 for instance; an upgrade chooses on rows of the gallery itself"
+            )
         if self._executable is None:
             raise UsageError(
                 f"{self.precision} needs the range of every value that a linear layer reads: call calibrated() with "
@@ -147,23 +182,19 @@ class Transformation:
 
     @property
     def is_calibrated(self) -> bool:
-        """Whether it can be called: it has the ranges its precision needs."""
+        """Whether it can be called: its precision is chosen, and it has the ranges that one needs."""
         return self._executable is not None
 
     def calibrated(self, ranges: Mapping[str, float]) -> Transformation:
         """Return the same transformation with other ranges, see :class:`Transformation`."""
         assert self.program is not None
-        return Transformation(self.program, self.precision, self.threads, self.device, self.device_memory, ranges)
+        return self._with(self.program, self.precision, ranges)
 
     def normalized(self) -> Transformation:
         """Return the same transformation with its results L2-normalised: itself if they are."""
         assert self.program is not None
         program = self.program.with_normalization()
-        if program is self.program:
-            return self
-        h = Transformation(program, self.precision, self.threads, self.device, self.device_memory, self.ranges)
-        h.no_card = self.no_card
-        return h
+        return self if program is self.program else self._with(program, self.precision, self.ranges)
 
     def __call__(self, old: NDArray[Any], side: NDArray[Any] | None = None) -> Float32Array:
         """Transform ``old`` (n, old_dim) and ``side`` (n, side_dim), float32 or float16, to float32 (n, new_dim).
@@ -228,23 +259,14 @@ class Transformation:
 
 
 def thread_count(threads: int | None) -> int:
-    """Return ``threads``, or for None the CPUs this process may run on.
+    """Return ``threads``, at most :data:`MAX_THREADS`, or for None the CPUs this process may keep busy.
 
     Raises:
         UsageError: below 1.
     """
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}, wanted at least 1")
-    return threads or len(os.sched_getaffinity(0))
-
-
-def _chosen_precision(precision: str, native: list[str], device: str) -> str:
-    """Return what ``auto`` means; a precision that the device has not is left to the core to refuse, if it is asked."""
-    if precision == "auto":
-        return [name for name in native if name not in NEEDS_RANGES][-1]
-    if precision in NEEDS_RANGES and precision not in native:
-        raise UnsupportedError(f"precision {precision}: {device} has {', '.join(native)}")
-    return precision
+    return min(threads or usable_cpus(), MAX_THREADS)
 
 
 def _checked_ranges(ranges: Mapping[str, float], program: Program) -> dict[str, float]:

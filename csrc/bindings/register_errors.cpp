@@ -1,3 +1,5 @@
+#include <system_error>
+
 #include "fct/error.h"
 #include "registry.h"
 
@@ -37,6 +39,8 @@ void register_errors(py::module_&) {
       raise("NonFiniteError", py::make_tuple(error.array(), error.row()));
     } catch (const Error& error) {
       raise(class_of(error.kind()), py::make_tuple(error.what()));
+    } catch (const std::system_error& error) {  // no more threads, for one
+      raise("ResourceError", py::make_tuple(std::string("the system refuses: ") + error.what()));
     }
   });
 }

@@ -128,6 +128,8 @@ void run(const Executable& executable, const py::array& old, const std::optional
 void register_executable(py::module_& m) {
   m.def("precisions", &precisions, py::arg("device") = "cpu",
         "Precisions the device runs natively, slowest first.");
+  m.def("cpu_instruction_set", &cpu_instruction_set,
+        "What linear layers are computed with on the CPU, as ONEDNN_MAX_CPU_ISA spells it: AVX2.");
   m.def("cuda_status", &status, "Which cards can be used, or what is missing; never raises.");
   py::class_<Executable>(m, "Executable", "A program compiled for one device, or for several cards.")
       .def(py::init(&compile), py::arg("program"), py::arg("precision"), py::kw_only(),

@@ -80,16 +80,29 @@ FCT_VECTOR void bfloats_to_floats(const std::uint16_t* from, float* to, std::siz
   for (std::size_t i = 0; i < count; ++i) to[i] = float_of(static_cast<std::uint32_t>(from[i]) << 16);
 }
 
-FCT_VECTOR bool all_finite_float(const float* values, std::size_t count) {
-  std::uint32_t bad = 0;
-  for (std::size_t i = 0; i < count; ++i) bad |= (bits_of(values[i]) & 0x7f800000) == 0x7f800000 ? 1u : 0u;
-  return bad == 0;
+// Without its sign a floating-point number is ordered as its bits are; infinity and NaN are the largest.
+FCT_VECTOR bool all_within_float(const float* values, std::size_t count, std::int32_t limit) {
+  std::int32_t beyond = 0;
+  for (std::size_t i = 0; i < count; ++i)
+    beyond |= static_cast<std::int32_t>(bits_of(values[i]) & 0x7fffffff) > limit ? 1 : 0;
+  return beyond == 0;
 }
 
-FCT_VECTOR bool all_finite_half(const std::uint16_t* bits, std::size_t count, std::uint16_t exponent) {
-  std::uint16_t bad = 0;
-  for (std::size_t i = 0; i < count; ++i) bad |= (bits[i] & exponent) == exponent ? 1 : 0;
-  return bad == 0;
+FCT_VECTOR bool all_within_half(const std::uint16_t* bits, std::size_t count, std::int16_t limit) {
+  std::int16_t beyond = 0;
+  for (std::size_t i = 0; i < count; ++i)
+    beyond |= static_cast<std::int16_t>(bits[i] & 0x7fff) > limit ? 1 : 0;
+  return beyond == 0;
+}
+
+// The bits of the largest value of a type that is not above `limit`.
+std::int32_t bits_of_limit(float limit, DType dtype) {
+  const std::uint32_t bits = bits_of(limit);
+  if (dtype == DType::kFloat32) return static_cast<std::int32_t>(bits);
+  if (dtype == DType::kBFloat16) return static_cast<std::int32_t>(bits >> 16);
+  if (limit >= 65504.0f) return 0x7bff;
+  const std::uint16_t half = float_to_half(limit);
+  return half_to_float(half) > limit ? half - 1 : half;
 }
 
 FCT_VECTOR void add_floats(const float* left, const float* right, float* out, std::size_t count) {
@@ -140,17 +153,17 @@ void convert(const void* from, DType from_type, void* to, DType to_type, std::si
   }
 }
 
-bool all_finite(const void* data, DType dtype, std::size_t count) {
-  if (dtype == DType::kFloat32) return all_finite_float(static_cast<const float*>(data), count);
-  return all_finite_half(static_cast<const std::uint16_t*>(data), count,
-                         dtype == DType::kFloat16 ? 0x7c00 : 0x7f80);
+bool all_within(const void* data, DType dtype, std::size_t count, float limit) {
+  const std::int32_t bits = bits_of_limit(limit, dtype);
+  if (dtype == DType::kFloat32) return all_within_float(static_cast<const float*>(data), count, bits);
+  return all_within_half(static_cast<const std::uint16_t*>(data), count, static_cast<std::int16_t>(bits));
 }
 
-std::int64_t first_bad_row(const void* data, DType dtype, std::int64_t rows, int width) {
+std::int64_t first_row_beyond(const void* data, DType dtype, std::int64_t rows, int width, float limit) {
   const auto columns = static_cast<std::size_t>(width);
-  if (all_finite(data, dtype, static_cast<std::size_t>(rows) * columns)) return kNoRow;
+  if (all_within(data, dtype, static_cast<std::size_t>(rows) * columns, limit)) return kNoRow;
   std::int64_t row = 0;
-  while (all_finite(row_of(data, dtype, row, width), dtype, columns)) ++row;
+  while (all_within(row_of(data, dtype, row, width), dtype, columns, limit)) ++row;
   return row;
 }
 

@@ -2,6 +2,7 @@
 // order-independent of where a row lies.
 #pragma once
 
+#include <cfloat>
 #include <cstddef>
 #include <cstdint>
 #include <limits>
@@ -13,8 +14,8 @@ namespace fct::cpu {
 // Copies `count` elements, casting. Rounds to nearest even.
 void convert(const void* from, DType from_type, void* to, DType to_type, std::size_t count);
 
-// True if no element is NaN or infinite.
-bool all_finite(const void* data, DType dtype, std::size_t count);
+// True if no element is NaN, infinite, or larger than `limit` in absolute value.
+bool all_within(const void* data, DType dtype, std::size_t count, float limit);
 
 constexpr std::int64_t kNoRow = std::numeric_limits<std::int64_t>::max();
 
@@ -23,8 +24,13 @@ inline const void* row_of(const void* data, DType dtype, std::int64_t row, int w
          static_cast<std::size_t>(row) * static_cast<std::size_t>(width) * size_of(dtype);
 }
 
+// The first of `rows` rows with an element that is not within `limit`, kNoRow if there is none.
+std::int64_t first_row_beyond(const void* data, DType dtype, std::int64_t rows, int width, float limit);
+
 // The first of `rows` rows that holds NaN or infinity, kNoRow if none does.
-std::int64_t first_bad_row(const void* data, DType dtype, std::int64_t rows, int width);
+inline std::int64_t first_bad_row(const void* data, DType dtype, std::int64_t rows, int width) {
+  return first_row_beyond(data, dtype, rows, width, FLT_MAX);
+}
 
 // out[i] = left[i] + right[i], summed in float32.
 void add(const void* left, DType left_type, const void* right, DType right_type, void* out, DType out_type,

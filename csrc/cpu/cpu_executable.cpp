@@ -15,8 +15,10 @@
 #include <new>
 #include <random>
 #include <sstream>
+#include <system_error>
 #include <thread>
 
+#include "bounds.h"
 #include "convert.h"
 #include "fct/error.h"
 
@@ -24,6 +26,7 @@ namespace fct::cpu {
 namespace {
 
 constexpr std::size_t kAlignment = 64;
+constexpr int kMostThreads = 1024;           // of a call: more than any machine has cores
 constexpr std::size_t kTileBytes = 8 << 20;  // activations of one tile: about one core's share of cache
 
 std::size_t at(int index) { return static_cast<std::size_t>(index); }
@@ -105,7 +108,10 @@ struct CpuExecutable::Call {
 };
 
 CpuExecutable::CpuExecutable(const Program& program, Precision precision, const LinearLibrary& library)
-    : program_(program), precision_(precision), plan_(make_plan(program, precision)) {
+    : program_(program),
+      precision_(precision),
+      plan_(make_plan(program, precision)),
+      largest_input_(largest_safe_input(program)) {
   const OneThreadPerCaller guard;
   tile_rows_ = candidate_tiles(plan_.bytes_per_row());
   for (Step& step : program_.steps) {
@@ -125,12 +131,16 @@ CpuExecutable::CpuExecutable(const Program& program, Precision precision, const 
 CpuExecutable::~CpuExecutable() = default;
 
 void CpuExecutable::run(InputRows old, InputRows side, OutputRows out, std::int64_t rows, int threads) const {
+  threads = std::min(threads, kMostThreads);
   const std::size_t tile = choose_tile(rows, threads);
   Call call{old, side, out, rows, tile};
   const std::int64_t tiles = (rows + tile_rows_[tile] - 1) / tile_rows_[tile];
   std::vector<std::jthread> helpers;
-  for (std::int64_t i = 1; i < std::min<std::int64_t>(threads, tiles); ++i)
-    helpers.emplace_back([&] { work(call); });
+  try {
+    for (std::int64_t i = 1; i < std::min<std::int64_t>(threads, tiles); ++i)
+      helpers.emplace_back([&] { work(call); });
+  } catch (const std::system_error&) {  // the machine allows no more: those there are do the work
+  }
   work(call);
   helpers.clear();  // joins
   if (call.error) std::rethrow_exception(call.error);
@@ -206,12 +216,17 @@ void CpuExecutable::run_tile(Call& call, Workspace& workspace, std::int64_t firs
   for (std::size_t value = 0; value < values.size(); ++value)
     if (plan_.values[value].slot >= 0) values[value] = workspace.slot(plan_.values[value].slot);
 
+  std::int64_t unsafe = kNoRow;  // the first row whose sums may overflow where nobody would see it
   auto stage = [&](ValueId value, InputRows input, const char* name) {
     const int width = program_.width(value);
     const void* source = row_of(input.data, input.dtype, first_row, width);
-    const std::int64_t bad = first_bad_row(source, input.dtype, rows, width);
-    // The tile is computed all the same: a row before the bad one may have a bad result.
-    if (bad != kNoRow) call.report_bad_row(name, first_row + bad);
+    const std::int64_t large = first_row_beyond(source, input.dtype, rows, width, largest_input_);
+    if (large != kNoRow) {
+      unsafe = std::min(unsafe, large);
+      const std::int64_t bad = first_bad_row(source, input.dtype, rows, width);
+      // The tile is computed all the same: a row before the bad one may have a bad result.
+      if (bad != kNoRow) call.report_bad_row(name, first_row + bad);
+    }
     const auto& planned = plan_.values[at(value)];
     if (is_full && planned.dtype == input.dtype) {
       values[at(value)] = const_cast<void*>(source);  // read where it lies
@@ -224,6 +239,7 @@ void CpuExecutable::run_tile(Call& call, Workspace& workspace, std::int64_t firs
   };
   stage(program_.old, call.old, "old");
   if (program_.has_side()) stage(program_.side, call.side, "side");
+  if (unsafe != kNoRow) call.report_bad_row("result", first_row + unsafe);
 
   const int new_width = program_.width(program_.output);
   const std::size_t new_count = static_cast<std::size_t>(rows) * at(new_width);

@@ -53,6 +53,7 @@ class CpuExecutable : public Executable {
   Program program_;  // without the weights: those live packed in linears_
   Precision precision_;
   Plan plan_;
+  float largest_input_;                             // beyond it, see bounds.h, a row is refused
   std::vector<int> tile_rows_;                      // largest first
   std::vector<std::size_t> usable_tiles_;           // into tile_rows_; see Note [Same bytes]
   std::vector<std::unique_ptr<LinearOp>> linears_;  // by step; null where the step is not linear

@@ -2,14 +2,33 @@
 #include <omp.h>
 
 #include <dnnl.hpp>
+#include <new>
 #include <unordered_map>
+#include <utility>
 
+#include "fct/error.h"
 #include "linear_op.h"
 
 namespace fct::cpu {
 namespace {
 
 using Tag = dnnl::memory::format_tag;
+
+// In the order in which each holds all that the CPUs with those before it have, as far as they are
+// comparable.
+constexpr std::pair<int, const char*> kInstructionSets[] = {
+    {dnnl_cpu_isa_sse41, "SSE41"},
+    {dnnl_cpu_isa_avx, "AVX"},
+    {dnnl_cpu_isa_avx2, "AVX2"},
+    {dnnl_cpu_isa_avx2_vnni, "AVX2_VNNI"},
+    {dnnl_cpu_isa_avx2_vnni_2, "AVX2_VNNI_2"},
+    {dnnl_cpu_isa_avx512_core, "AVX512_CORE"},
+    {dnnl_cpu_isa_avx512_core_vnni, "AVX512_CORE_VNNI"},
+    {dnnl_cpu_isa_avx512_core_bf16, "AVX512_CORE_BF16"},
+    {dnnl_cpu_isa_avx512_core_fp16, "AVX512_CORE_FP16"},
+    {dnnl_cpu_isa_avx512_core_amx, "AVX512_CORE_AMX"},
+    {dnnl_cpu_isa_avx512_core_amx_fp16, "AVX512_CORE_AMX_FP16"},
+};
 
 dnnl::memory::data_type type_of(DType dtype) {
   return dtype == DType::kBFloat16 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
@@ -29,6 +48,22 @@ dnnl::primitive_attr attributes(Activation activation) {
   if (activation == Activation::kGelu) post_ops.append_eltwise(dnnl::algorithm::eltwise_gelu_erf, 0.f, 0.f);
   attr.set_post_ops(post_ops);
   return attr;
+}
+
+std::string text(const dnnl::error& error, const char* what) {
+  return std::string("oneDNN cannot ") + what + " a linear layer with " + onednn_instruction_set().name +
+         ": " + error.message;
+}
+
+// What oneDNN throws is no std::exception's kind that anyone above knows.
+template <typename Work>
+auto translated(ErrorKind kind, const char* what, const Work& work) {
+  try {
+    return work();
+  } catch (const dnnl::error& error) {
+    if (error.status == dnnl_out_of_memory) throw std::bad_alloc();
+    throw Error(kind, text(error, what));
+  }
 }
 
 class OnednnLinear : public LinearOp {
@@ -58,6 +93,14 @@ class OnednnLinear : public LinearOp {
   }
 
   void run(std::size_t tile, const void* input, void* output, void* scratch) const override {
+    translated(ErrorKind::kResource, "run", [&] { execute(tile, input, output, scratch); });
+  }
+
+  std::size_t scratch_bytes() const override { return scratch_bytes_; }
+  std::string kernel() const override { return descs_.front().impl_info_str(); }
+
+ private:
+  void execute(std::size_t tile, const void* input, void* output, void* scratch) const {
     const auto& desc = descs_[tile];
     dnnl::stream stream(cpu());
     primitives_[tile].execute(stream,
@@ -69,10 +112,6 @@ class OnednnLinear : public LinearOp {
     stream.wait();
   }
 
-  std::size_t scratch_bytes() const override { return scratch_bytes_; }
-  std::string kernel() const override { return descs_.front().impl_info_str(); }
-
- private:
   std::vector<dnnl::inner_product_forward::primitive_desc> descs_;
   std::vector<dnnl::inner_product_forward> primitives_;
   dnnl::memory weights_, bias_;
@@ -83,12 +122,22 @@ class OnednnLibrary : public LinearLibrary {
  public:
   std::unique_ptr<LinearOp> make(const Linear& layer, int d_in, int d_out, DType input, DType output,
                                  const std::vector<int>& tile_rows) const override {
-    return std::make_unique<OnednnLinear>(layer, d_in, d_out, input, output, tile_rows);
+    return translated(ErrorKind::kUnsupported, "prepare", [&] {
+      return std::make_unique<OnednnLinear>(layer, d_in, d_out, input, output, tile_rows);
+    });
   }
 };
 
 }  // namespace
 
 std::unique_ptr<LinearLibrary> make_onednn_library() { return std::make_unique<OnednnLibrary>(); }
+
+InstructionSet onednn_instruction_set() {
+  const int isa = static_cast<int>(dnnl::get_effective_cpu_isa());
+  InstructionSet found{"SSE41", (isa & dnnl_cpu_isa_avx512_core_bf16) == dnnl_cpu_isa_avx512_core_bf16};
+  for (const auto& [bits, name] : kInstructionSets)
+    if ((isa & bits) == bits) found.name = name;
+  return found;
+}
 
 }  // namespace fct::cpu

@@ -34,7 +34,9 @@ class Bundle:
         if precision == "auto":
             return min(files.values(), key=lambda file: PRECISIONS.index(file.precision))
         if precision not in files:
-            raise ArtifactError(f"{self.path}: has {target!r} in {', '.join(files)}, not in {precision}")
+            raise ArtifactError(
+                f"{self.path}: has {target!r} in {', '.join(files)}, not in {precision}; ask for one of them, or auto"
+            )
         return files[precision]
 
     def has(self, target: str, precision: str = "auto") -> bool:

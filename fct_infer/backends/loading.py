@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,7 @@ _TARGETS = {
 
 def load_transformation(
     path: str | Path,
-    precision: str = "auto",
+    precision: str = "fp32",
     threads: int | None = None,
     backend: str = "auto",
     *,
@@ -51,7 +52,8 @@ def load_transformation(
         path: bundle folder, ``.onnx`` file, TorchScript or torch.export archive.
         precision: of the arithmetic. What the core has depends on the device, see
             :class:`~fct_infer.transformation.Transformation`; other backends run a file of the bundle that was exported
-            in it. ``auto`` takes the core's fastest that needs no ranges, or the most exact file.
+            in it. ``auto`` lets the core choose the fastest that proves itself on rows of yours, see
+            :func:`~fct_infer.backends.precision.choose_precision`; of a bundle's files it is the most exact one.
         threads: CPU threads a call may use; by default all this process may run on.
         backend: ``auto`` takes the core if a program can hold the transformation and the core runs on the device, else
             ONNX Runtime, else (if ``trust``) whatever there is.
@@ -97,7 +99,20 @@ def load_transformation(
     if device_memory:
         raise UsageError(f"device_memory bounds the core; backend {opened.runner.backend} has no such limit")
     h = RunnerTransformation(
-        opened.runner, digest=opened.digest, precision=opened.precision, program=program, threads=threads
+        opened.runner,
+        digest=opened.digest,
+        precision=opened.precision,
+        program=program,
+        threads=threads,
+        reload=partial(
+            load_transformation,
+            path.absolute(),
+            opened.precision,
+            threads,
+            opened.runner.backend,
+            device=opened.runner.device,
+            trust=trust,
+        ),
     )
     return h.normalized() if normalize else h
 
@@ -107,6 +122,8 @@ def _on_core(
 ) -> Transformation:
     """Compile for the device, or for the CPU if that is a card without enough memory that nobody asked for."""
     try:
+        if precision == "auto":  # whatever is chosen later takes no more than this
+            return Transformation(program, "fp32", threads, device, device_memory).in_precision("auto")
         return Transformation(program, precision, threads, device, device_memory)
     except DeviceMemoryError as full:
         if is_asked_for:
@@ -121,7 +138,7 @@ def _on_core(
 
 def load_embedder(
     path: str | Path,
-    precision: str = "auto",
+    precision: str = "fp32",
     threads: int | None = None,
     backend: str = "auto",
     *,

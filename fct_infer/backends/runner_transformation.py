@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,7 @@ class RunnerTransformation(Transformation):
         program: what it computes, if a program can hold it: results are then verified in float64.
         threads: as told to the runner.
         normalize: L2-normalise the results.
+        reload: makes the same transformation once more, in another process for instance; can itself be pickled.
 
     Raises:
         ArtifactError: the runner is no transformation.
@@ -36,13 +38,14 @@ class RunnerTransformation(Transformation):
         program: Program | None = None,
         threads: int | None = None,
         normalize: bool = False,
+        reload: Callable[[], Transformation] | None = None,
     ) -> None:
         from fct_infer import _core
 
         inputs = runner.interface.inputs
         if "old" not in inputs:
             raise ArtifactError(f"takes {', '.join(inputs)}, wanted a transformation of old and maybe side")
-        self._runner, self._normalize = runner, normalize
+        self._runner, self._normalize, self._reload = runner, normalize, reload
         self.program, self.precision, self.threads = program, precision, thread_count(threads)
         self.digest = f"{digest}+normalize" if normalize else digest
         self.backend, self.device = runner.backend, runner.device
@@ -68,7 +71,16 @@ class RunnerTransformation(Transformation):
             program=self.program and self.program.with_normalization(),
             threads=self.threads,
             normalize=True,
+            reload=self._reload,
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel as the name of its file, which must be the same where it arrives."""
+        if self._reload is None:
+            raise UnsupportedError(
+                f"a transformation made of a {self.backend} runner by hand cannot be pickled or copied"
+            )
+        return _reloaded, (self._reload, self.digest, self._normalize)
 
     def apply_on_device(self, old: Any, side: Any = None, out: Any = None, stream: Any = None) -> Any:
         """Like :meth:`Transformation.apply_on_device`, with these differences.
@@ -90,6 +102,14 @@ class RunnerTransformation(Transformation):
                 "normalisation, or normalise the result"
             )
         return call_on_device(self._runner, {"old": old, "side": side}, out, stream)
+
+
+def _reloaded(reload: Callable[[], Transformation], digest: str, normalize: bool) -> Transformation:
+    h = reload()
+    h = h.normalized() if normalize else h
+    if h.digest != digest:
+        raise ArtifactError("the file of a transformation that was pickled or copied has changed since")
+    return h
 
 
 def _compute(runner: Runner, old: Float32Array, side: Float32Array | None, out: Float32Array) -> None:

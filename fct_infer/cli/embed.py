@@ -37,7 +37,13 @@ if TYPE_CHECKING:
 )
 @click.option("--rows-per-shard", type=click.IntRange(min=1), help="Rows of one file [default: about 128 MiB].")
 @click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "float16"]))
-@click.option("--precision", default="auto", show_default=True, type=click.Choice(["auto", *PRECISIONS]))
+@click.option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    type=click.Choice(["auto", *PRECISIONS]),
+    help="Of the bundle's file to run; auto: the most exact there is.",
+)
 @click.option("--backend", default="auto", show_default=True, type=click.Choice(BACKENDS))
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(

@@ -24,7 +24,13 @@ from fct_infer.cli._progress import progress_on_stderr
 @click.option(
     "--dtype", type=click.Choice(["float32", "float16"]), help="Of the new embeddings [default: the gallery's]."
 )
-@click.option("--precision", default="auto", show_default=True, type=click.Choice(["auto", *PRECISIONS]))
+@click.option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    type=click.Choice(["auto", *PRECISIONS]),
+    help="auto: the fastest that proves itself on rows of the gallery.",
+)
 @click.option("--backend", default="auto", show_default=True, type=click.Choice(BACKENDS))
 @click.option(
     "--device",
@@ -122,6 +128,7 @@ def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
         "dims": " + ".join(str(dims[name]) for name in ("old", "side_information") if dims[name])
         + f" -> {dims['new']}",
         "result": f"{settings['dtype']}, precision {settings['precision']}"
+        + (f" ({estimate['precision_choice']})" if estimate["precision_choice"] else "")
         + (", L2-normalised" if settings["normalize"] else ""),
         "device": estimate["device"],
         "index": "none"
@@ -147,7 +154,8 @@ def show_report(report: dict[str, Any], as_json: bool) -> None:
         "speed": f"{report['rows_per_second']:,.0f} rows/s; "
         f"{report['overlap']:.0%} of the stages' work hidden behind another stage",
         "seconds": ", ".join(f"{stage.replace('_', ' ')} {seconds:.2f}" for stage, seconds in timings.items()),
-        "computed": f"on {report['device']} in {report['settings']['precision']}",
+        "computed": f"on {report['device']} in {report['settings']['precision']}"
+        + (f" ({report['precision_choice']})" if report["precision_choice"] else ""),
         "checked": f"{checks['rows']:,} rows against {checks['recomputed_by']}: cosine >= {checks['min_cosine']:.6f}",
     }
     if report["settings"]["device"] == "cuda":

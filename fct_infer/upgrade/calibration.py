@@ -1,4 +1,4 @@
-"""Ranges for precisions whose scales come from rows: measured on the gallery that is upgraded, once per upgrade."""
+"""What depends on rows, found on rows of the gallery: the precision, and the ranges that some of them need."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fct_infer.backends.precision import choose_precision
 from fct_infer.errors import GalleryError
 from fct_infer.gallery import Gallery
 from fct_infer.reference import largest_values
@@ -15,39 +16,50 @@ from fct_infer.transformation import Transformation
 from fct_infer.upgrade.journal import first_record, journal_file
 
 
-def calibrate(h: Transformation, gallery: Gallery, dest: Path, rows: NDArray[np.int64]) -> Transformation:
-    """Return ``h`` with the ranges of some rows of the gallery.
+def calibrate(
+    h: Transformation, gallery: Gallery, dest: Path, rows: NDArray[np.int64], min_cosine: float | None = None
+) -> Transformation:
+    """Return ``h`` in a precision that proves itself on some rows of the gallery, and with their ranges.
 
-    An unfinished upgrade of the same gallery by the same transformation is resumed with its own ranges, read from its
-    journal: sums of another number of threads differ in the last bits.
+    An unfinished upgrade of the same gallery by the same transformation is resumed with what its journal says, as long
+    as it failed no gate: sums of another number of threads differ in the last bits, and other machines have other
+    precisions.
 
     Args:
-        h: not calibrated.
+        h: of precision ``auto``, or without the ranges its precision needs.
         gallery: whose dims fit it.
         dest: what the upgrade will make.
         rows: (n,) int64 row numbers over all shards, sorted.
+        min_cosine: the gate in force, if it is not the precision's own.
 
     Raises:
         GalleryError: one of the rows holds NaN or infinity; names file and row.
     """
-    return h.calibrated(_begun_with(h, gallery, dest) or _measured(h, gallery, rows))
-
-
-def _begun_with(h: Transformation, gallery: Gallery, dest: Path) -> dict[str, float] | None:
-    identity = (first_record(journal_file(dest)) or {}).get("identity", {})
-    if identity.get("transformation") != h.digest or identity.get("gallery") != gallery.fingerprint():
-        return None
-    ranges: dict[str, float] | None = identity.get("ranges")
-    return ranges
-
-
-def _measured(h: Transformation, gallery: Gallery, rows: NDArray[np.int64]) -> dict[str, float]:
+    begun = _begun_with(h, gallery, dest)
+    if h.precision == "auto":
+        precision = begun.get("settings", {}).get("precision")
+        if precision in h.native_precisions:
+            return h.in_precision(precision, "chosen by auto when the upgrade began")
+        return choose_precision(h, *_sample(h, gallery, rows), min_cosine=min_cosine)
     assert h.program is not None
+    return h.calibrated(begun.get("ranges") or largest_values(h.program, *_sample(h, gallery, rows)))
+
+
+def _begun_with(h: Transformation, gallery: Gallery, dest: Path) -> dict[str, Any]:
+    """Return the identity of an unfinished upgrade of the same rows by the same transformation; empty without one."""
+    identity: dict[str, Any] = (first_record(journal_file(dest)) or {}).get("identity", {})
+    is_same = identity.get("transformation") == h.digest and identity.get("gallery") == gallery.fingerprint()
+    return identity if is_same else {}
+
+
+def _sample(h: Transformation, gallery: Gallery, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any] | None]:
     old, side = gallery.read_rows(rows)
     _check_finite(old, "embeddings", gallery, rows)
-    if side is not None and h.side_dim:
+    if not h.side_dim:
+        return old, None
+    if side is not None:
         _check_finite(side, "side_information", gallery, rows)
-    return largest_values(h.program, old, side)
+    return old, old if side is None else side
 
 
 def _check_finite(array: NDArray[Any], folder: str, gallery: Gallery, rows: NDArray[np.int64]) -> None:

@@ -223,6 +223,7 @@ class Plan:
             },
             "settings": self.result_settings(),
             "device": self.device,
+            "precision_choice": self.transformation.choice,
             "block_rows": self.block_rows,
             "shards_at_once": self.shards_at_once,
             "bytes_read": sum(
@@ -277,7 +278,8 @@ def make_plan(gallery_path: str | Path, h: Transformation, dest: str | Path, set
     if settings.normalize:
         h = h.normalized()
     if not h.is_calibrated:
-        h = calibrate(h, gallery, Path(dest), sample_rows(gallery.rows, CALIBRATION_ROWS, SEED + 3))
+        rows = sample_rows(gallery.rows, CALIBRATION_ROWS, SEED + 3)
+        h = calibrate(h, gallery, Path(dest), rows, settings.min_cosine)
     index = None
     if settings.index != "none":
         factory = default_factory(gallery.rows, h.new_dim) if settings.index == "auto" else settings.index

@@ -47,6 +47,7 @@ class UpgradeReport:
         device: where the transformation ran: ``cpu``, ``cuda:0 (NVIDIA H200)``, ``cpu (cuda:0 has too little ...)``.
         index_placement: where the index was trained (``train``) and filled (``add``), the card whose memory its rows
             came from (``rows``), and why not on a card (``reason``), as far as they apply; None without an index.
+        precision_choice: why it has the precision it has, where ``auto`` was asked for.
     """
 
     dest: Path
@@ -59,6 +60,7 @@ class UpgradeReport:
     index: dict[str, Any] | None = field(default=None)
     device: str = "cpu"
     index_placement: dict[str, str] | None = None
+    precision_choice: str | None = None
 
     @classmethod
     def load(cls, path: Path) -> UpgradeReport:

@@ -83,6 +83,9 @@ def upgrade_gallery(
     work = Work(plan, restart=restart, force=force)
     try:
         report = run.to_the_end(work)
+    except GateError:
+        work.failed_gate()
+        raise
     except GalleryError:
         work.discard()  # the input has to change, so this work could never be resumed
         raise
@@ -210,6 +213,7 @@ class _Run:
             index=index,
             device=plan.device,
             index_placement=builder.placement if builder else None,
+            precision_choice=plan.transformation.choice,
         )
         infos = {
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -253,6 +257,7 @@ class _Run:
 
 def _versions(device_kind: str) -> dict[str, Any]:
     found: dict[str, Any] = {"fct_infer": __version__, "onednn": _core.onednn_version, "cpus": os.cpu_count()}
+    found["cpu_instruction_set"] = _core.cpu_instruction_set()
     if device_kind == "cuda":
         status = cuda_status()
         found |= {"driver": status.driver, "cublaslt": status.cublaslt}

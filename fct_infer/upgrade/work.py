@@ -67,6 +67,11 @@ class Work:
             remove_tree(path)
         self.journal = Journal(journal_file(self.plan.dest))
 
+    def failed_gate(self) -> None:
+        """Remember that the work may not be published as it is: with other settings it is begun again unasked."""
+        if not self.journal.all("gate failed"):
+            self.journal.append("gate failed")
+
     def discard(self) -> None:
         """Drop everything, the folder included: a retry then starts from nothing."""
         remove_tree(self.root)
@@ -102,6 +107,10 @@ class Work:
             self.journal.append("begin", identity=identity)
             return
         different = _differences(begun[0]["identity"], identity)
+        if different and self.journal.all("gate failed"):  # work that cannot be published need not be kept
+            self.clear()
+            self.journal.append("begin", identity=identity)
+            return
         if different:
             raise OutputError(
                 f"{self.root} holds unfinished work of another upgrade; different: {'; '.join(different)}. "

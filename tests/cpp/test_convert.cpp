@@ -129,30 +129,44 @@ TEST(convert_writes_exactly_the_elements_asked_for) {
       }
 }
 
-TEST(all_finite_finds_one_bad_element_anywhere) {
+TEST(all_within_finds_one_bad_element_anywhere) {
   for (std::size_t count : {1u, 7u, 8u, 33u, 64u, 100u}) {
     std::vector<float> floats(count, -3.4e38f);
     std::vector<std::uint16_t> halves(count, 0xfbff), bfloats(count, 0xff7f);  // the largest finite ones
-    CHECK(cpu::all_finite(floats.data(), DType::kFloat32, count));
-    CHECK(cpu::all_finite(halves.data(), DType::kFloat16, count));
-    CHECK(cpu::all_finite(bfloats.data(), DType::kBFloat16, count));
+    CHECK(cpu::all_within(floats.data(), DType::kFloat32, count, FLT_MAX));
+    CHECK(cpu::all_within(halves.data(), DType::kFloat16, count, FLT_MAX));
+    CHECK(cpu::all_within(bfloats.data(), DType::kBFloat16, count, FLT_MAX));
     for (std::size_t position = 0; position < count; ++position) {
       for (float bad : {INFINITY, -INFINITY, NAN, float_of(0x7f800001)}) {
         floats[position] = bad;
-        CHECK(!cpu::all_finite(floats.data(), DType::kFloat32, count));
+        CHECK(!cpu::all_within(floats.data(), DType::kFloat32, count, FLT_MAX));
       }
       for (std::uint16_t bad : {0x7c00, 0xfc00, 0x7e00, 0xfc01}) {
         halves[position] = bad;
-        CHECK(!cpu::all_finite(halves.data(), DType::kFloat16, count));
+        CHECK(!cpu::all_within(halves.data(), DType::kFloat16, count, FLT_MAX));
       }
       for (std::uint16_t bad : {0x7f80, 0xff80, 0x7fc0, 0xff81}) {
         bfloats[position] = bad;
-        CHECK(!cpu::all_finite(bfloats.data(), DType::kBFloat16, count));
+        CHECK(!cpu::all_within(bfloats.data(), DType::kBFloat16, count, FLT_MAX));
       }
       floats[position] = 0, halves[position] = 0, bfloats[position] = 0;
     }
   }
-  CHECK(cpu::all_finite(nullptr, DType::kFloat32, 0));
+  CHECK(cpu::all_within(nullptr, DType::kFloat32, 0, FLT_MAX));
+}
+
+TEST(all_within_is_exact_at_the_limit_of_every_type) {
+  for (const float limit : {0.0f, 1.0f, 3.14159f, 1e-7f, 65503.0f, 65504.0f, 1e30f, FLT_MAX}) {
+    for (std::uint32_t bits = 0; bits < kHalves; ++bits)
+      for (DType dtype : {DType::kFloat16, DType::kBFloat16}) {
+        const auto value = static_cast<std::uint16_t>(bits);
+        const double magnitude = std::abs(value_of(dtype, value));
+        CHECK(cpu::all_within(&value, dtype, 1, limit) == (magnitude <= static_cast<double>(limit)),
+              std::to_string(magnitude) + " within " + std::to_string(limit));
+      }
+    for (const float value : {limit, -limit, std::nextafter(limit, 0.0f), std::nextafter(limit, INFINITY)})
+      CHECK(cpu::all_within(&value, DType::kFloat32, 1, limit) == (std::abs(value) <= limit));
+  }
 }
 
 std::vector<float> normalized(const std::vector<float>& rows, std::size_t width) {

@@ -1,7 +1,10 @@
 // NonFiniteRow names the first bad row, whichever thread meets it and in whatever tile.
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
 
+#include "bounded.h"
+#include "bounds.h"
 #include "check.h"
 #include "cpu/cpu_executable.h"
 #include "fct/error.h"
@@ -94,6 +97,59 @@ TEST(bf16_overflow_between_layers_is_a_bad_result) {
   rows.set(1, 0, 3.4e38);  // rounds up to infinity in bfloat16
   const cpu::CpuExecutable executable(program, Precision::kBf16, ReferenceLibrary());
   CHECK((run(executable, rows, Rows(DType::kFloat32, 0, 0), out, 3, 1) == Reported{"result", 1}));
+}
+
+// Two hidden values overflow, their difference is NaN, and ReLU makes a zero of it.
+TEST(an_overflow_that_an_activation_would_hide_is_a_bad_result) {
+  const Program program{
+      {1, 2, 1, 1},
+      0,
+      -1,
+      3,
+      {Linear{0, 1, {1e20f, 1e20f}, {0, 0}, Activation::kNone}, Linear{1, 2, {1, -1}, {0}, Activation::kRelu},
+       Linear{2, 3, {1}, {0}, Activation::kNone}}};
+  const auto engine = make_cpu_engine();
+  for (Precision precision : engine->precisions()) {
+    const auto executable = engine->compile(program, precision);
+    Rows rows(DType::kFloat32, 9, 1), out(DType::kFloat32, 9, 1);
+    for (int row = 0; row < 9; ++row) rows.set(row, 0, row);
+    CHECK((run(*executable, rows, Rows(DType::kFloat32, 0, 0), out, 9, 1) == Reported{"none", -1}));
+    rows.set(5, 0, 1e25);
+    CHECK((run(*executable, rows, Rows(DType::kFloat32, 0, 0), out, 9, 1) == Reported{"result", 5}));
+    rows.set(5, 0, NAN);
+    CHECK((run(*executable, rows, Rows(DType::kFloat32, 0, 0), out, 9, 1) == Reported{"old", 5}));
+  }
+}
+
+TEST(up_to_the_largest_safe_input_results_are_right_and_beyond_it_refused) {
+  Random random(44);
+  int refused = 0;
+  for (int i = 0; i < 60; ++i) {
+    const Program program = random_program(random);
+    const float limit = largest_safe_input(program);
+    CHECK(limit > 1e15f, describe(program));
+    if (limit == FLT_MAX) continue;  // nothing hides an overflow
+    const cpu::CpuExecutable executable(program, Precision::kFp32, ReferenceLibrary());
+    Rows old(DType::kFloat32, 20, executable.old_dim()), side(DType::kFloat32, 20, executable.side_dim()),
+        out(DType::kFloat32, 20, executable.new_dim());
+    for (Rows* rows : {&old, &side})
+      for (int row = 0; row < 20; ++row)
+        for (int column = 0; column < rows->width(); ++column)
+          rows->set(row, column, uniform(random, 0, 1) == 0 ? limit : -limit);
+    if (run(executable, old, side, out, 20, 1) == Reported{"none", -1})
+      for (int row = 0; row < 20; ++row)
+        check_row(evaluate(program, Precision::kFp32, old, side, row), out, row, program);
+    old.set(11, 0, 1.01 * static_cast<double>(limit));
+    const Reported beyond = run(executable, old, side, out, 20, 1);
+    CHECK(beyond.array == "result" && beyond.row <= 11, text(beyond) + " of " + describe(program));
+    ++refused;
+  }
+  CHECK(refused > 20);
+}
+
+TEST(where_no_activation_follows_nothing_is_refused) {
+  const Program program{{1, 1, 1}, 0, -1, 2, {Linear{0, 1, {1}, {0}, Activation::kNone}, Normalize{1, 2}}};
+  CHECK(largest_safe_input(program) == FLT_MAX);
 }
 
 }  // namespace

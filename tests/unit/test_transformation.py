@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import functools
+import pickle
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +27,7 @@ from fct_infer.errors import ArrayError, ArtifactError, NonFiniteError, Unsuppor
 from fct_infer.reference import apply_float64
 from fct_infer.transformation import Linear, Normalize, Program, Transformation
 
+TESTS = Path(__file__).parents[1]
 # One more and one less than every tile size, and what lies between.
 ROW_COUNTS = (0, 1, 7, 8, 9, 31, 33, 127, 129, 511, 513, 1025)
 PROGRAMS: dict[str, Callable[[], Program]] = {
@@ -328,13 +334,65 @@ def test_unknown_precision_is_unsupported(precision: str) -> None:
         Transformation(linear_map(3, 2), precision)
 
 
-def test_auto_takes_the_fastest_native_precision() -> None:
+def test_fp32_is_the_default_on_every_cpu() -> None:
     h = Transformation(linear_map(3, 2))
-    assert h.precision == _core.precisions()[-1]
+    assert (h.precision, h.choice) == ("fp32", None)
     assert repr(h) == (
         "Transformation(old_dim=3, side_dim=0, new_dim=2, backend='core', device='cpu', "
-        f"precision={h.precision!r}, threads={h.threads})"
+        f"precision='fp32', threads={h.threads})"
     )
+
+
+def test_auto_is_not_called_before_it_is_chosen() -> None:
+    h = Transformation(linear_map(3, 2), "auto")
+    assert (h.precision, h.is_calibrated) == ("auto", False)
+    with pytest.raises(UsageError, match=r"precision auto is chosen on rows: call fct_infer\.choose_precision"):
+        h(random_rows(2, 3))
+
+
+def test_bf16_is_native_exactly_where_its_products_are_instructions() -> None:
+    has_bf16 = "BF16" in _core.cpu_instruction_set() or "FP16" in _core.cpu_instruction_set()
+    has_bf16 |= "AMX" in _core.cpu_instruction_set()
+    assert ("bf16" in _core.precisions()) == has_bf16
+
+
+@pytest.mark.parametrize("precision", ["fp32", "auto", _core.precisions()[-1]])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda h: pickle.loads(pickle.dumps(h))], ids=["deepcopy", "pickle"])
+def test_it_travels_as_program_and_settings(copied: Callable[[Transformation], Transformation], precision: str) -> None:
+    h = Transformation(linear_map(3, 2), precision, threads=3).normalized()
+    other = copied(h)
+    assert (other.digest, other.precision, other.threads) == (h.digest, h.precision, 3)
+    assert copied(Transformation(linear_map(3, 2)))._asked_threads is None
+    rows = random_rows(9, 3)
+    if precision != "auto":
+        np.testing.assert_array_equal(other(rows), h(rows))
+
+
+def test_more_threads_than_the_machine_allows_are_done_without() -> None:
+    """A limit on tasks; in a process of its own, as the limit counts all of this user."""
+    code = """
+import numpy as np, resource, sys
+from support.programs import linear_map
+from fct_infer import Transformation
+h, few = Transformation(linear_map(4, 3), threads=10**6), Transformation(linear_map(4, 3), threads=1)
+rows = np.random.default_rng(0).standard_normal((60_000, 4), np.float32)
+expected = few(rows)
+resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))  # each thread wants a stack of 8 MiB
+assert h.threads == 1024 and np.array_equal(h(rows), expected)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=TESTS, check=False)
+    assert run.returncode == 0, run.stderr
+
+
+def test_a_hidden_overflow_is_named() -> None:
+    steps = (
+        Linear("old", "a", np.full((2, 1), 1e20, np.float32), np.zeros(2, np.float32)),
+        Linear("a", "b", np.array([[1, -1]], np.float32), np.zeros(1, np.float32), "relu"),
+    )
+    h = Transformation(Program({"old": 1}, steps, "b"), "fp32")
+    assert h(np.array([[3.0]], np.float32)) == 0
+    with pytest.raises(NonFiniteError, match="result: row 1 holds NaN or infinity, or may overflow on the way"):
+        h(np.array([[3.0], [1e25]], np.float32))
 
 
 def test_the_core_checks_programs_as_well() -> None:

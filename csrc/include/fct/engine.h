@@ -101,6 +101,7 @@ class Engine {
 };
 
 std::unique_ptr<Engine> make_cpu_engine();
+std::string cpu_instruction_set();  // what that engine's products are computed with, AVX2 for instance
 
 // Another runtime behind the same seam: computes float32 rows; `side` is null if there is one input. Must be
 // safe to call from many threads at once.

@@ -24,7 +24,8 @@ class Error : public std::runtime_error {
   ErrorKind kind_;
 };
 
-// A row that is not finite. `row` counts from the start of the arrays handed to Executable::run.
+// A row that is not finite, or whose sums may overflow unseen. `row` counts from the start of the arrays
+// handed to Executable::run.
 class NonFiniteRow : public Error {
  public:
   NonFiniteRow(const std::string& array, std::int64_t row)

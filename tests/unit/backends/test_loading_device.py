@@ -49,7 +49,8 @@ def test_where_there_are_cards_the_core_runs_on_them(monkeypatch, bundle, backen
 
 def test_precisions_of_a_card(monkeypatch, bundle):
     fake_cards.install(monkeypatch)
-    assert load_transformation(bundle).precision == "bf16"
+    assert load_transformation(bundle).precision == "fp32"
+    assert load_transformation(bundle, "auto").precision == "auto"
     assert load_transformation(bundle, "tf32").precision == "tf32"
     assert not load_transformation(bundle, "fp8").is_calibrated
 

@@ -1,0 +1,58 @@
+"""How many CPUs a process may keep busy: affinity, and quotas of control groups of both versions."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from fct_infer import machine
+from fct_infer.transformation import thread_count
+
+
+@pytest.fixture
+def groups(tmp_path, monkeypatch):
+    """A tree of control groups, on a machine of 64 CPUs: write(own groups, files)."""
+
+    def write(own: str, files: dict[str, str]) -> None:
+        (tmp_path / "own").write_text(own)
+        for name, text in files.items():
+            path = tmp_path / "fs" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text + "\n")
+
+    monkeypatch.setattr(machine, "_CGROUPS", tmp_path / "fs")
+    monkeypatch.setattr(machine, "_OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    return write
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "cpus"),
+    [
+        ("", {}, 64),
+        ("0::/\n", {"cpu.max": "200000 100000"}, 2),
+        ("0::/a/b\n", {"a/b/cpu.max": "max 100000", "a/cpu.max": "350000 100000"}, 4),
+        ("0::/a/b\n", {"a/b/cpu.max": "800000 100000", "a/cpu.max": "max 100000"}, 8),
+        ("0::/\n", {"cpu.max": "10000 100000"}, 1),
+        ("0::/\n", {"cpu.max": "max"}, 64),
+        ("0::/\n", {"cpu.max": "garbage 0"}, 64),
+        ("0::/not/shown/here\n", {"cpu.max": "300000 100000"}, 3),
+        (
+            "4:memory:/x\n3:cpu,cpuacct:/x\n",
+            {"cpu/x/cpu.cfs_quota_us": "600000", "cpu/x/cpu.cfs_period_us": "100000"},
+            6,
+        ),
+        ("3:cpu:/x\n", {"cpu/x/cpu.cfs_quota_us": "-1", "cpu/x/cpu.cfs_period_us": "100000"}, 64),
+    ],
+)
+def test_the_smallest_limit_counts(groups, own, files, cpus):
+    groups(own, files)
+    assert machine.usable_cpus() == cpus == thread_count(None)
+    assert thread_count(7) == 7  # as asked for
+
+
+def test_affinity_counts_too(groups, monkeypatch):
+    groups("0::/\n", {"cpu.max": "500000 100000"})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5})
+    assert machine.usable_cpus() == 2

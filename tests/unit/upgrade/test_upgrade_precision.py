@@ -1,0 +1,108 @@
+"""Precision in an upgrade: chosen on the gallery's rows, kept when resumed, and changed after a failed gate."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from support import rounded_core
+from support.bundles import core_bundle
+from support.galleries import write_gallery
+from support.programs import linear_map
+from support.rounded_core import cancelling
+
+from fct_infer import Transformation, _core, upgrade_gallery
+from fct_infer.cli.upgrade_gallery import main
+from fct_infer.errors import GateError, OutputError
+from fct_infer.gallery import Gallery
+from fct_infer.upgrade.plan import Settings
+
+SETTINGS = Settings(index="Flat")
+
+
+@pytest.fixture
+def native_bf16(monkeypatch):
+    rounded_core.install(monkeypatch)
+
+
+def nearly_equal_halves(path):
+    """A gallery that :func:`cancelling` makes small differences of."""
+    rows = np.random.default_rng(0).standard_normal((300, 64)).astype(np.float32)
+    (path / "embeddings").mkdir(parents=True)
+    np.save(path / "embeddings" / "000000.npy", np.concatenate([rows, rows], axis=1))
+    return path
+
+
+def test_fp32_is_the_default_even_where_bf16_is_native(native_bf16, tmp_path, monkeypatch, capsys):
+    write_gallery(tmp_path / "g", (50,), old_dim=8)
+    bundle = core_bundle(linear_map(8, 6), tmp_path / "h")
+    arguments = [tmp_path / "g", "--transformation", bundle, "-o", tmp_path / "new", "--json"]
+    monkeypatch.setattr(sys, "argv", ["fct-upgrade-gallery", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["settings"]["precision"], report["precision_choice"]) == ("fp32", None)
+
+
+def test_auto_proves_itself_on_rows_of_the_gallery(native_bf16, tmp_path):
+    write_gallery(tmp_path / "plain", (500, 200), old_dim=8)
+    report = upgrade_gallery(
+        tmp_path / "plain", Transformation(linear_map(8, 6), "auto"), tmp_path / "a", settings=SETTINGS
+    )
+    assert report.settings["precision"] == "bf16" and "bf16: cosine >= 0.99" in report.precision_choice
+    hard = nearly_equal_halves(tmp_path / "hard")
+    report = upgrade_gallery(hard, Transformation(cancelling(), "auto"), tmp_path / "b", settings=SETTINGS)
+    assert report.settings["precision"] == "fp32" and "wanted 0.999" in report.precision_choice
+    assert report.verification.min_cosine > 0.99999
+
+
+def test_a_resumed_upgrade_keeps_what_auto_chose(native_bf16, tmp_path, monkeypatch):
+    write_gallery(tmp_path / "g", (50, 50), old_dim=8)
+    h = Transformation(linear_map(8, 6), "auto")
+
+    def stop(stage, rows, total):
+        if stage == "transform":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        upgrade_gallery(tmp_path / "g", h, tmp_path / "new", settings=SETTINGS, progress=stop)
+    report = upgrade_gallery(tmp_path / "g", h, tmp_path / "new", settings=SETTINGS)
+    assert report.settings["precision"] == "bf16" and report.precision_choice == (
+        "chosen by auto when the upgrade began"
+    )
+
+
+def test_an_upgrade_that_went_on_elsewhere_says_what_differs(native_bf16, tmp_path, monkeypatch):
+    write_gallery(tmp_path / "g", (50, 50), old_dim=8)
+    h = Transformation(linear_map(8, 6), "auto")
+
+    def stop(stage, rows, total):
+        if stage == "transform":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        upgrade_gallery(tmp_path / "g", h, tmp_path / "new", settings=SETTINGS, progress=stop)
+    monkeypatch.setattr(_core, "precisions", lambda device="cpu": ["fp32"])
+    with pytest.raises(OutputError, match=r"settings precision \(was bf16, is fp32\)"):
+        upgrade_gallery(tmp_path / "g", h, tmp_path / "new", settings=SETTINGS)
+
+
+def test_after_a_failed_gate_another_precision_needs_no_restart(native_bf16, tmp_path):
+    gallery = nearly_equal_halves(tmp_path / "g")
+    for _ in range(2):  # the same call meets the same gate
+        with pytest.raises(GateError, match=r"is below 0\.999; computed in bf16\. --precision fp32 .* begins again"):
+            upgrade_gallery(gallery, Transformation(cancelling(), "bf16"), tmp_path / "new", settings=SETTINGS)
+    report = upgrade_gallery(gallery, Transformation(cancelling(), "fp32"), tmp_path / "new", settings=SETTINGS)
+    assert report.settings["precision"] == "fp32" and report.resumed_rows == 0
+    assert Gallery.open(tmp_path / "new").rows == 300
+
+
+def test_after_a_failed_gate_another_limit_goes_on(native_bf16, tmp_path):
+    gallery, h = nearly_equal_halves(tmp_path / "g"), Transformation(cancelling(), "bf16")
+    with pytest.raises(GateError, match="--min-cosine sets another limit and goes on"):
+        upgrade_gallery(gallery, h, tmp_path / "new", settings=SETTINGS)
+    report = upgrade_gallery(gallery, h, tmp_path / "new", settings=Settings(index="Flat", min_cosine=0))
+    assert report.resumed_rows == 300
