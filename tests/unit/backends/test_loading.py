@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import copy
+import pickle
+import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -98,6 +101,25 @@ def test_auto_takes_the_core_then_data_then_code(folder, modules, name, trust, b
     assert (h.backend, h.device) == (backend, "cpu")
     wanted = outputs(modules[0], *ROWS.values()) if "gated" in name else reference(PROGRAM, ROWS)
     assert_within(h(*ROWS.values()), wanted, h.precision)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda h: pickle.loads(pickle.dumps(h))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(("name", "trust"), [("int8", False), ("torch", True)])
+def test_what_another_runtime_computes_travels_by_its_file(folder, tmp_path, name, trust, copied):
+    shutil.copytree(folder / name, tmp_path / "h")
+    h = load_transformation(tmp_path / "h", "auto", trust=trust, normalize=True)
+    other = copied(h)
+    assert (other.backend, other.precision, other.digest) == (h.backend, h.precision, h.digest)
+    np.testing.assert_array_equal(other(*ROWS.values()), h(*ROWS.values()))
+
+
+def test_a_file_that_changed_meanwhile_is_refused(folder, tmp_path):
+    shutil.copytree(folder / "onnx", tmp_path / "h")
+    packed = pickle.dumps(load_transformation(tmp_path / "h", backend="onnxruntime"))
+    shutil.rmtree(tmp_path / "h")
+    export_transformation(plain_mlp(24, 8, 32, hidden=(4,)), tmp_path / "h", Options(("onnx",)))
+    with pytest.raises(ArtifactError, match="pickled or copied has changed since"):
+        pickle.loads(packed)
 
 
 @pytest.mark.parametrize("name", ["torch", "gated.pt", "gated.pt2"])
