@@ -2,6 +2,7 @@
 // Above it nothing includes a CUDA header; the tests put a device of their own behind it.
 #pragma once
 
+#include <cfloat>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -50,6 +51,7 @@ struct Extent {
 struct RowChecks {
   std::uint8_t* flags = nullptr;      // by row of the block: not 0 if a value is not finite as stored
   std::int64_t* first_bad = nullptr;  // lowest bad row so far, kNoBadRow if none; may be null
+  float largest = FLT_MAX;  // rows with a larger value are flagged when they are loaded; see bounds.h
 };
 
 // Every byte the same, so that a fill can write it.
@@ -119,7 +121,7 @@ class FCT_SHARED Device {
   virtual std::unique_ptr<PreparedLinear> prepare(const LinearSpec& spec) = 0;
 
   // Casts rows into a block: rows from extent.rows up to `block_rows` become zeros. Rows that are not finite
-  // are noted; those that are not finite as stored, which may be short of range, are flagged.
+  // are noted; those that are not finite as stored, which may be short of range, or too large, are flagged.
   virtual void load(const Matrix& from, const Matrix& to, Extent extent, std::int64_t block_rows,
                     RowChecks checks, Stream stream) = 0;
   // Casts results out of a block; rows that are flagged or not finite are noted and become NaN.

@@ -5,6 +5,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "bounds.h"
+
 namespace fct::cuda {
 namespace {
 
@@ -57,6 +59,7 @@ DeviceProgram::DeviceProgram(SharedDevice device, const Program& program, Precis
                              std::int64_t largest_block, int choice)
     : device_(std::move(device)),
       program_(program),
+      largest_input_(largest_safe_input(program)),
       precision_(precision),
       layout_(layout),
       blocks_(std::find(sizes.begin(), sizes.end(), largest_block), sizes.end()),
@@ -159,7 +162,7 @@ void DeviceProgram::enqueue(std::size_t size, const BlockRows& block, Stream str
   const std::lock_guard lock(mutex_);
   auto* flags = flags_.as<std::uint8_t>();
   auto checks = [&](int array) {
-    return RowChecks{flags, block.first_bad == nullptr ? nullptr : block.first_bad + array};
+    return RowChecks{flags, block.first_bad == nullptr ? nullptr : block.first_bad + array, largest_input_};
   };
   auto load = [&](InputRows rows, ValueId value, int array) {
     const int width = program_.width(value);

@@ -67,7 +67,8 @@ class DeviceProgram {
   void enqueue_concat(const Concat& concat, std::int64_t rows, Stream stream);
 
   SharedDevice device_;
-  Program program_;  // without the weights: those live on the device
+  Program program_;      // without the weights: those live on the device
+  float largest_input_;  // beyond it, see bounds.h, a row is refused
   Precision precision_;
   Layout layout_;
   std::vector<std::int64_t> blocks_;

@@ -86,7 +86,9 @@ void load_rows(const Matrix& from, const Matrix& to, Extent extent, std::int64_t
       const float value = row < extent.rows ? load_element(from, row, column) : 0;
       store_element(to, row, column, value);
       if (!std::isfinite(value)) note(checks, row);
-      if (!std::isfinite(value) || !std::isfinite(load_element(to, row, column))) checks.flags[row] = 1;
+      if (!std::isfinite(value) || !std::isfinite(load_element(to, row, column)) ||
+          std::abs(value) > checks.largest)
+        checks.flags[row] = 1;
     }
     pad(to, row, extent);
   }

@@ -101,6 +101,31 @@ TEST(cuda_a_hidden_value_beyond_float16_is_found) {
   }
 }
 
+// See bounds.h: the difference of two infinite sums is NaN, and ReLU may make a zero of it.
+TEST(cuda_an_overflow_that_an_activation_would_hide_is_a_bad_result) {
+  const Program program{
+      {1, 2, 1, 1},
+      0,
+      -1,
+      3,
+      {Linear{0, 1, {1e20f, 1e20f}, {0, 0}, Activation::kNone}, Linear{1, 2, {1, -1}, {0}, Activation::kRelu},
+       Linear{2, 3, {1}, {0}, Activation::kNone}}};
+  for (Precision precision : {Precision::kFp32, Precision::kTf32, Precision::kBf16}) {
+    const auto device = std::make_shared<FakeDevice>();
+    const auto executable = with_blocks_of(128, device, program, precision);
+    Rows old(DType::kFloat32, 150, 1), out(DType::kFloat32, 150, 1);
+    for (int row = 0; row < 150; ++row) old.set(row, 0, row);
+    executable->run(old.input(), {}, out.output(), 150, 1);
+    old.set(140, 0, 1e25);
+    try {
+      executable->run(old.input(), {}, out.output(), 150, 1);
+      CHECK(false, "an overflow went unnoticed");
+    } catch (const NonFiniteRow& error) {
+      CHECK(error.row() == 140 && error.array() == "result", error.what());
+    }
+  }
+}
+
 // In device memory nobody is there to be told: the row itself says so, and its neighbours are untouched.
 TEST(cuda_device_rows_on_the_callers_streams) {
   Random random(73);

@@ -126,13 +126,14 @@ struct Checks {
   }
   RowChecks of(bool is_device) {
     return {reinterpret_cast<std::uint8_t*>(is_device ? flags.device() : flags.host.data()),
-            reinterpret_cast<std::int64_t*>(is_device ? first_bad.device() : first_bad.host.data())};
+            reinterpret_cast<std::int64_t*>(is_device ? first_bad.device() : first_bad.host.data()), largest};
   }
   void compare(const std::string& what) {
     CHECK(flags.download() == flags.host, what + ", flags");
     CHECK(first_bad.download() == first_bad.host, what + ", first bad row");
   }
   Bytes flags, first_bad;
+  float largest = random_bits() % 2 == 0 ? FLT_MAX : 1.5f;
 };
 
 std::string name_of(const Rows& from, const Rows& to) {

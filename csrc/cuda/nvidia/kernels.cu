@@ -45,6 +45,13 @@ struct Tf32 {
   __device__ explicit operator float() const { return value; }
 };
 
+// False for NaN as well.
+__device__ bool is_within(const Chunk& chunk, float largest) {
+  bool within = true;
+  for (float value : chunk.values) within &= fabsf(value) <= largest;
+  return within;
+}
+
 __device__ bool is_finite(const Chunk& chunk) {
   bool finite = true;
   for (float value : chunk.values) finite &= isfinite(value);
@@ -195,7 +202,7 @@ __global__ void load_kernel(Reader from, Writer to, Extent extent, std::int64_t 
     for_each_chunk(extent.padded, [&](std::int64_t column) {
       const Chunk chunk = from.read(row, column, columns);
       finite &= is_finite(chunk);
-      stays_finite &= to.stays_finite(chunk);
+      stays_finite &= to.stays_finite(chunk) && is_within(chunk, checks.largest);
       to.write(row, column, chunk, extent);
     });
     finite = __all_sync(kAllLanes, finite);
