@@ -21,8 +21,8 @@ from benchmarks.opponents import OPPONENTS, Apply, NotMeasuredError
 from benchmarks.programs import PROGRAMS
 from benchmarks.table import gate, show, transformation_tables
 from fct_infer import _core
+from fct_infer.machine import usable_memory
 from fct_infer.transformation import Float32Array, Program, Transformation
-from fct_infer.upgrade.plan import available_memory
 from tests.support.programs import random_rows
 
 OURS = "fct_infer"
@@ -92,7 +92,7 @@ class Bench:
 
     def measure_one_call(self, name: str, precision: str) -> None:
         rows = self.effort.rows_in_one_call
-        needed, available = rows * ONE_CALL_BYTES_PER_ROW, available_memory()
+        needed, available = rows * ONE_CALL_BYTES_PER_ROW, usable_memory()
         if available < needed:
             reason = f"needs {needed >> 30} GiB of memory, {available >> 30} are available"
             self.not_measured[f"{precision}: {rows:,} rows in one call: {reason}"] = None

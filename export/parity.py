@@ -65,13 +65,13 @@ def check(difference: Difference, precision: str, real_rows: int) -> None:
     """
     limits = LIMITS[precision]
     where = f"row {difference.worst_row} of the probe is worst"
-    if difference.max_relative_error > limits.max_relative_error:
+    if not difference.max_relative_error <= limits.max_relative_error:
         raise GateError(
             f"relative error {difference.max_relative_error:.2e} is above {limits.max_relative_error:.0e}; {where}"
         )
-    if difference.min_cosine < limits.min_cosine:
+    if not difference.min_cosine >= limits.min_cosine:
         raise GateError(f"cosine {difference.min_cosine:.6f} is below {limits.min_cosine}; {where}")
-    if real_rows and difference.top1_agreement < limits.min_agreement:
+    if real_rows and not difference.top1_agreement >= limits.min_agreement:
         raise GateError(
             f"{difference.top1_agreement:.1%} of {real_rows:,} rows keep their nearest neighbour, wanted "
             f"{limits.min_agreement:.0%}"

@@ -72,7 +72,8 @@ def export_file(
     """
     path, options = Path(path), options or Options()
     bundle = default_bundle(path) if bundle is None else Path(bundle)
-    refuse_existing(bundle, force=options.force)
+    inputs = {"model": path} | ({"calibration": calibration} if calibration is not None else {})
+    refuse_existing(bundle, inputs, force=options.force)
     opened = open_model(path, kind, input_shapes)
     if calibration is not None:
         rows = read_calibration(calibration, opened.model.interface.inputs, calibration_rows)

@@ -1,14 +1,16 @@
-"""What this process may use of the machine: its CPUs, by affinity and by the quotas of its control groups."""
+"""What this process may use of the machine: CPUs and memory, as far as limits and control groups let it."""
 
 from __future__ import annotations
 
 import math
 import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
 _CGROUPS = Path("/sys/fs/cgroup")
 _OWN_GROUPS = Path("/proc/self/cgroup")
+_MEMINFO, _STATM = Path("/proc/meminfo"), Path("/proc/self/statm")
 
 
 def usable_cpus() -> int:
@@ -26,6 +28,28 @@ def _quotas() -> Iterator[float]:
         both = _read(folder / "cpu.max") or [*quota, *period]
         if len(both) == 2 and all(each.isdigit() for each in both) and int(both[1]):
             yield int(both[0]) / int(both[1])
+
+
+def usable_memory() -> int:
+    """Return the bytes this process could still get: of the machine, of its control groups, by its ``ulimit -v``."""
+    free = [int(line.split()[1]) * 1024 for line in _lines(_MEMINFO) if line.startswith("MemAvailable:")]
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        free.append(limit - int(_read(_STATM)[0]) * resource.getpagesize())
+    return max(0, min([*free, *_memory_left()], default=0))
+
+
+def _memory_left() -> Iterator[int]:
+    """Yield what each control group around this process has left; cached files that it would drop count as free."""
+    for folder in own_groups("memory"):
+        limits = [*_read(folder / "memory.max"), *_read(folder / "memory.high")]
+        limits += _read(folder / "memory.limit_in_bytes")
+        used = _read(folder / "memory.current") or _read(folder / "memory.usage_in_bytes")
+        statistics = dict(line.split() for line in _lines(folder / "memory.stat"))
+        droppable = int(statistics.get("total_inactive_file", statistics.get("inactive_file", 0)))
+        for limit in limits:
+            if limit.isdigit() and used:
+                yield int(limit) - (int(used[0]) - droppable)
 
 
 def own_groups(controller: str) -> Iterator[Path]:

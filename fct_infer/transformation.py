@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,6 +83,7 @@ class Transformation:
         backend: what computes: ``core``, ``onnxruntime``, ``torch``, ``tensorrt`` or ``tensorrt-rtx``.
         device: where it does: ``cpu``, ``cuda:0``, ``cuda:0,cuda:1``.
         device_memory: as above.
+        source: the file or bundle it was loaded from; None if it was made otherwise.
         no_card: why it runs on the CPU although ``auto`` found a card; None if that is not so.
         old_dim, side_dim, new_dim: width of the old embedding, of the side-information (0 if it takes none) and of the
             new embedding.
@@ -99,6 +101,7 @@ class Transformation:
     device_memory = 0
     no_card: str | None = None
     choice: str | None = None
+    source: Path | None = None
 
     def __init__(
         self,
@@ -139,11 +142,11 @@ class Transformation:
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel as program and settings: it is compiled anew where it arrives, in the precision it had here."""
         settings = self.program, self.precision, self._asked_threads, self.device, self.device_memory, self.ranges
-        return type(self), settings, {"no_card": self.no_card, "choice": self.choice}
+        return type(self), settings, {"no_card": self.no_card, "choice": self.choice, "source": self.source}
 
     def _with(self, program: Program, precision: str, ranges: Mapping[str, float] | None) -> Transformation:
         h = Transformation(program, precision, self._asked_threads, self.device, self.device_memory, ranges)
-        h.no_card, h.choice = self.no_card, self.choice
+        h.no_card, h.choice, h.source = self.no_card, self.choice, self.source
         return h
 
     @property

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from fct_infer.artifacts.files import digest_file, file_size
 from fct_infer.artifacts.manifest import MANIFEST_NAME, BundleFile, Manifest, read_manifest
 from fct_infer.artifacts.precisions import PRECISIONS
-from fct_infer.errors import ArtifactError, OutputError
-from fct_infer.storage import FileLock, publish_directory, remove_tree, write_bytes
+from fct_infer.errors import ArtifactError
+from fct_infer.storage import (
+    FileLock,
+    check_place,
+    check_replaceable,
+    publish_directory,
+    remove_tree,
+    restore_replaced,
+    work_folder,
+    write_bytes,
+)
 
 
 @dataclass(frozen=True)
@@ -83,10 +91,10 @@ def write_bundle(path: str | Path, fill: Callable[[Path], Manifest], *, force: b
         OutputError: ``path`` exists and ``force`` is not set, or another process is writing it.
         ResourceError: the disk is full, or another I/O error.
     """
-    target = Path(path).absolute()
-    partial = target.with_name(target.name + ".partial")
-    refuse_existing(target, force=force)
+    target = refuse_existing(path, force=force)
+    partial = work_folder(target)
     with FileLock(target.with_name(target.name + ".lock"), str(target)):
+        restore_replaced(target)
         remove_tree(partial)  # of a run that was killed
         try:
             manifest = fill(partial)
@@ -97,16 +105,27 @@ def write_bundle(path: str | Path, fill: Callable[[Path], Manifest], *, force: b
     return manifest
 
 
-def refuse_existing(path: str | Path, *, force: bool = False) -> None:
-    """Say before any work is done that :func:`write_bundle` would refuse ``path``.
+def refuse_existing(path: str | Path, inputs: Mapping[str, str | Path] | None = None, *, force: bool = False) -> Path:
+    """Say before any work is done that :func:`write_bundle` would refuse ``path``; return it as an absolute path.
+
+    Args:
+        path: where the bundle will be.
+        inputs: what it is made from, by what each is called in a message; none of it may be replaced.
+        force: replace a bundle that is there.
 
     Raises:
+        UsageError: no folder can have this name, or an input would be replaced or written into.
         OutputError: something is there, and ``force`` is not set or it is no bundle.
     """
-    target = Path(path)
-    if not os.path.lexists(target):
-        return
-    if not force:
-        raise OutputError(f"{target}: exists already; choose another place or pass --force (force=True) to replace it")
-    if target.is_symlink() or not (target / MANIFEST_NAME).is_file():
-        raise OutputError(f"{target}: is not a bundle, so it is not replaced")
+    target = check_place(path, inputs or {})
+    check_replaceable(target, _foreign, force=force)
+    return target
+
+
+def _foreign(folder: Path) -> str | None:
+    try:
+        known = {MANIFEST_NAME, *(file.name for file in read_manifest(folder).files)}
+    except ArtifactError:
+        return "it is not a bundle"
+    others = sorted(path.name for path in folder.iterdir() if path.name not in known)
+    return f"it holds {others[0]} beside a bundle" if others else None

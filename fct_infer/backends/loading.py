@@ -87,7 +87,9 @@ def load_transformation(
         missing = missing_for(place)
         if missing is None:
             program = program.with_normalization() if normalize else program
-            return _on_core(program, precision, threads, place, device_memory, is_asked_for=device != "auto")
+            on_core = _on_core(program, precision, threads, place, device_memory, is_asked_for=device != "auto")
+            on_core.source = path
+            return on_core
         if backend == "core":
             raise UnsupportedError(f"device {device}: {missing}")
     try:
@@ -98,7 +100,7 @@ def load_transformation(
         raise UnsupportedError(f"device {device}: {missing}; {error}") from error
     if device_memory:
         raise UsageError(f"device_memory bounds the core; backend {opened.runner.backend} has no such limit")
-    h = RunnerTransformation(
+    h: Transformation = RunnerTransformation(
         opened.runner,
         digest=opened.digest,
         precision=opened.precision,
@@ -114,7 +116,9 @@ def load_transformation(
             trust=trust,
         ),
     )
-    return h.normalized() if normalize else h
+    h = h.normalized() if normalize else h
+    h.source = path
+    return h
 
 
 def _on_core(

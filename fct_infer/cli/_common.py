@@ -7,12 +7,53 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO, cast
 
 import click
 
 from fct_infer.errors import FctError, ResourceError, StoppedError
+
+
+class StdoutError(Exception):
+    """The result cannot be printed, though the work is done; no OSError, of which click makes exit code 1."""
+
+
+class _Stream:
+    """An output stream whose failures (a pipe or a terminal that is gone) are kept apart from those of the work."""
+
+    def __init__(self, stream: TextIO | None, failed: Callable[[OSError | ValueError], None]) -> None:
+        self._stream, self._failed = stream, failed
+
+    def write(self, text: str) -> int:
+        self._try(lambda stream: stream.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(lambda stream: stream.flush())
+
+    def _try(self, use: Callable[[TextIO], object]) -> None:
+        try:
+            if self._stream is not None:
+                use(self._stream)
+        except (OSError, ValueError) as error:
+            self._failed(error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _watch_streams() -> None:
+    """Let what is said on the way stop nothing, and what cannot be printed in the end be told from other errors."""
+
+    def ignore(_error: Exception) -> None: ...
+
+    def stop(error: Exception) -> NoReturn:
+        raise StdoutError(str(error)) from error
+
+    sys.stderr = cast(TextIO, _Stream(sys.stderr or open(os.devnull, "w"), ignore))  # noqa: SIM115, PTH123
+    sys.stdout = cast(TextIO, _Stream(sys.stdout or open(os.devnull, "w"), stop))  # noqa: SIM115, PTH123
 
 
 class Terminated(BaseException):
@@ -41,6 +82,7 @@ def run_cli(command: click.Command, *, resumes: bool = False) -> NoReturn:
     ``resumes``: the same command goes on where it was stopped; only then SIGTERM ends with "stopped, can be resumed".
     """
     signal.signal(signal.SIGTERM, _raise_terminated)
+    _watch_streams()
     try:
         result: Any = command.main(standalone_mode=False)
         _flush()
@@ -58,9 +100,11 @@ def run_cli(command: click.Command, *, resumes: bool = False) -> NoReturn:
         _fail("interrupted", 130)
     except MemoryError:
         _fail("error: out of memory", ResourceError.exit_code)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except StdoutError as error:
+        _forget_stdout()
+        if isinstance(error.__cause__, BrokenPipeError):
+            sys.exit(0)  # whoever read it has had enough
+        _fail(f"error: the work is done, but its result cannot be printed: {error}", ResourceError.exit_code)
 
 
 def say_files_are_code(model: Path) -> None:
@@ -86,6 +130,12 @@ def _raise_terminated(_signal: int, _frame: object) -> NoReturn:
 
 def _flush() -> None:
     sys.stdout.flush()
+
+
+def _forget_stdout() -> None:
+    """What is still to be written to it would fail once more when Python ends."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:

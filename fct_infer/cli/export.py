@@ -125,7 +125,8 @@ def command(
     from fct_infer.export.user_files import default_bundle, export_opened, preprocessing_of
 
     bundle = bundle or default_bundle(model)
-    refuse_existing(bundle, force=force)
+    inputs_of_bundle = {"model": model} | ({"calibration": calibration} if calibration else {})
+    refuse_existing(bundle, inputs_of_bundle, force=force)
     if is_code(model) and model.suffix not in CHECKPOINT_SUFFIXES:
         say_files_are_code(model)
     chosen = next((name for name in KINDS if name == kind), None)

@@ -86,7 +86,9 @@ def command(
     """
     from fct_infer import load_transformation, upgrade_gallery
     from fct_infer.artifacts.loading import is_code
+    from fct_infer.storage import check_replaceable
     from fct_infer.upgrade.plan import Settings, make_plan
+    from fct_infer.upgrade.work import foreign_to_upgrades
 
     if is_code(transformation):
         say_files_are_code(transformation)
@@ -107,6 +109,7 @@ def command(
         click.echo(f"{h.no_card}; the CPU computes in its place", err=True)
     if dry_run:
         plan = make_plan(gallery, h, dest, chosen)
+        check_replaceable(plan.dest, foreign_to_upgrades, force=force)
         show_estimate(plan.estimate() | {"index": vars(plan.index) if plan.index else None}, as_json)
         plan.check_resources()
         return
@@ -140,6 +143,10 @@ def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
         "time": f"about {duration_text(estimate['transformation_seconds'])} for the transformation "
         f"({estimate['transformation_rows_per_second']:,.0f} rows/s measured now), plus the index",
     }
+    if not estimate["is_replaced_in_one_step"]:
+        rows["note"] = (
+            "this file system cannot exchange two folders: while it is replaced, DEST is missing for an instant"
+        )
     show_rows(rows)
 
 

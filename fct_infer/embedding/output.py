@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from fct_infer.errors import OutputError, UsageError
-from fct_infer.storage import FileLock, publish_directory, remove_tree
+from fct_infer.errors import OutputError
+from fct_infer.storage import (
+    FileLock,
+    check_place,
+    check_replaceable,
+    publish_directory,
+    remove_tree,
+    restore_replaced,
+    work_folder,
+)
 
 _GALLERY_FOLDERS = {"embeddings", "side_information", "ids"}
 
@@ -29,21 +36,22 @@ def new_gallery(dest: str | Path, inputs: Iterable[str | Path], *, force: bool =
 
     Raises:
         OutputError: ``dest`` exists and is not to be replaced or is more than a gallery; another process makes it.
-        UsageError: an input lies in the gallery that would be replaced.
+        UsageError: no folder can have this name, or an input would be replaced or written into.
         ResourceError: disk full or another I/O error.
     """
-    target = Path(dest).absolute()
-    _refuse_existing(target, force)
-    if inside := next((path for path in inputs if _is_inside(Path(path), target)), None):
-        raise UsageError(f"{inside}: lies in {dest}, which would be replaced; choose another output")
-    partial = target.with_name(target.name + ".partial")
-    if partial.exists() and not _names(partial) <= {"lock", "gallery"}:
+    target = check_place(dest, {f"input {number}": path for number, path in enumerate(inputs, 1)})
+    check_replaceable(target, _foreign, force=force)
+    partial = work_folder(target)
+    if partial.exists() and not all(
+        name in ("lock", "gallery") or name.startswith("lock.") for name in _names(partial)
+    ):
         raise OutputError(
             f"{partial}: exists and is not what fct-embed leaves behind; remove it, or choose another output"
         )
     lock = FileLock(partial / "lock", str(target))
     work = partial / "gallery"
     try:
+        restore_replaced(target)
         remove_tree(work)
         yield work
         publish_directory(work, target, replace=force)
@@ -56,16 +64,9 @@ def new_gallery(dest: str | Path, inputs: Iterable[str | Path], *, force: bool =
                 partial.rmdir()
 
 
-def _refuse_existing(target: Path, force: bool) -> None:
-    if not os.path.lexists(target):
-        return
-    if target.is_symlink():
-        raise OutputError(f"{target}: is a link, so it is not replaced")
-    found = _names(target)
-    if found and not force:
-        raise OutputError(f"{target}: exists already; --force (force=True) replaces it once the new one is complete")
-    if foreign := sorted(found - _GALLERY_FOLDERS):
-        raise OutputError(f"{target}: holds more than a gallery ({foreign[0]}), so it is not replaced")
+def _foreign(folder: Path) -> str | None:
+    others = sorted(_names(folder) - _GALLERY_FOLDERS)
+    return f"it holds more than a gallery ({others[0]})" if others else None
 
 
 def _names(folder: Path) -> set[str]:
@@ -73,8 +74,3 @@ def _names(folder: Path) -> set[str]:
         return {path.name for path in folder.iterdir()}
     except OSError as error:
         raise OutputError(f"{folder}: exists and cannot be read as a folder: {error.strerror}") from error
-
-
-def _is_inside(path: Path, folder: Path) -> bool:
-    real = Path(os.path.realpath(folder))
-    return real in (resolved := Path(os.path.realpath(path)), *resolved.parents)

@@ -4,14 +4,17 @@ Everything goes through one :class:`FileSystem`, so that a test can put a failin
 (:func:`use_filesystem`) and every promise about crashes and full disks can be tried.
 """
 
+from fct_infer.storage.destination import check_place, check_replaceable, check_text, work_folder
 from fct_infer.storage.durable import (
     DigestedFile,
     DurableWriter,
     FileLock,
     append_line,
+    can_exchange,
     copy_file,
     publish_directory,
     remove_tree,
+    restore_replaced,
     sha256_of_file,
     truncate_file,
     write_bytes,
@@ -28,15 +31,21 @@ __all__ = [
     "NpyHeader",
     "ReadFile",
     "append_line",
+    "can_exchange",
+    "check_place",
+    "check_replaceable",
+    "check_text",
     "copy_file",
     "current_filesystem",
     "npy_header_bytes",
     "publish_directory",
     "read_npy_header",
     "remove_tree",
+    "restore_replaced",
     "sha256_of_file",
     "truncate_file",
     "use_filesystem",
+    "work_folder",
     "write_bytes",
     "write_json",
 ]

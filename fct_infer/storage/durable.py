@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from fct_infer.errors import OutputError, ResourceError
+from fct_infer.storage.claims import Claim
+from fct_infer.storage.destination import REPLACED_SUFFIX
 from fct_infer.storage.filesystem import FileSystem, ReadFile, bytes_view, current_filesystem
 
 _CHUNK = 1 << 22
@@ -191,7 +194,9 @@ def publish_directory(source: str | Path, target: str | Path, *, replace: bool =
     """Give a finished directory its final name by one rename, durably.
 
     With ``replace``, an existing ``target`` changes places with ``source`` in one step, so that a reader sees the
-    old directory or the new one, whole; what was the old one is then removed.
+    old directory or the new one, whole; what was the old one is then removed. On a file system that cannot exchange
+    two directories (see :func:`can_exchange`) a reader may see none for an instant, and :func:`restore_replaced` puts
+    the old one back if that instant was the last.
 
     Raises:
         OutputError: ``target`` exists, is not an empty directory, and ``replace`` is not set.
@@ -203,7 +208,7 @@ def publish_directory(source: str | Path, target: str | Path, *, replace: bool =
         fs.fsync_directory(source)
         try:
             if replace and target.exists():
-                fs.exchange(source, target)
+                _change_places(fs, source, target)
             else:
                 fs.rename(source, target)
         except OSError as error:
@@ -214,6 +219,56 @@ def publish_directory(source: str | Path, target: str | Path, *, replace: bool =
         if source.parent != target.parent:
             fs.fsync_directory(source.parent)
         remove_tree(source)
+
+
+_NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # NFS, some FUSE file systems, old kernels
+
+
+def _change_places(fs: FileSystem, source: Path, target: Path) -> None:
+    try:
+        fs.exchange(source, target)
+    except OSError as error:
+        if error.errno not in _NO_EXCHANGE:
+            raise
+        aside = _aside(target)
+        fs.rename(target, aside)
+        fs.rename(source, target)
+        fs.fsync_directory(target.parent)
+        fs.rename(aside, source)
+
+
+def restore_replaced(target: str | Path) -> None:
+    """Undo a replacement that was killed when ``target`` had no directory; the caller holds its lock."""
+    target, fs = Path(target), current_filesystem()
+    aside = _aside(target)
+    if not aside.is_dir():
+        return
+    with _machine_errors(target):
+        if target.exists():
+            remove_tree(aside)
+        else:
+            fs.rename(aside, target)
+        fs.fsync_directory(target.parent)
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(target.name + REPLACED_SUFFIX)
+
+
+def can_exchange(folder: str | Path) -> bool:
+    """Say whether two directories in ``folder`` can change places in one step; tries it with two of its own."""
+    fs = current_filesystem()
+    with _machine_errors(Path(folder)), tempfile.TemporaryDirectory(dir=folder, prefix=".fct-probe-") as probe:
+        first, second = Path(probe) / "first", Path(probe) / "second"
+        first.mkdir()
+        second.mkdir()
+        try:
+            fs.exchange(first, second)
+        except OSError as error:
+            if error.errno not in _NO_EXCHANGE:
+                raise
+            return False
+    return True
 
 
 def remove_tree(path: str | Path) -> None:
@@ -235,6 +290,8 @@ def _ignore_missing(_function: object, _path: str, info: Any) -> None:
 class FileLock:
     """An advisory lock that the kernel drops when the process dies, so a crash never leaves it behind.
 
+    Where the file system has no locks (``flock`` on some NFS and FUSE mounts) a :class:`Claim` takes its place.
+
     Raises:
         OutputError: another process, or this one, holds it.
         ResourceError: the file cannot be created or locked.
@@ -242,6 +299,7 @@ class FileLock:
 
     def __init__(self, path: str | Path, what: str) -> None:
         self.path, fs = Path(path), current_filesystem()
+        self._claim: Claim | None = None
         with _machine_errors(self.path):
             fs.mkdir(self.path.parent)
             self._fd = fs.open(self.path, os.O_RDWR | os.O_CREAT)
@@ -253,12 +311,18 @@ class FileLock:
         except (BlockingIOError, FileNotFoundError) as error:
             os.close(self._fd)
             raise OutputError(f"{what} is in use by another process") from error
-        except OSError as error:  # a file system without locks
+        except OSError as error:
             os.close(self._fd)
-            raise ResourceError(f"{self.path}: cannot be locked: {error.strerror}") from error
+            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
+                raise ResourceError(f"{self.path}: cannot be locked: {error.strerror}") from error
+            self._fd = -1
+            self._claim = Claim(self.path, what)
 
     def release(self) -> None:
         """Unlock and remove the lock file, if it is still ours; a second call does nothing."""
+        if self._claim is not None:
+            self._claim.release()
+            self._claim = None
         if self._fd >= 0:
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(self._fd), self.path.stat()):

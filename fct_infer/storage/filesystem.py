@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fct_infer.errors import GalleryError
+from fct_infer.errors import FctError, GalleryError, ResourceError
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -101,11 +102,37 @@ def use_filesystem(filesystem: FileSystem) -> Iterator[None]:
         _current = previous
 
 
+# What a file holds has nothing to do with these: the same read may succeed later.
+_OF_THE_MACHINE = frozenset(
+    {
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.ESTALE,
+        errno.ETIMEDOUT,
+        errno.EAGAIN,
+        errno.EBUSY,
+        errno.EINTR,
+        errno.ECONNRESET,
+        errno.ENOTCONN,
+        errno.EREMOTEIO,
+        errno.ENODEV,
+        errno.ENXIO,
+    }
+)
+
+
+def _read_error(message: str, error: OSError) -> FctError:
+    return ResourceError(message) if error.errno in _OF_THE_MACHINE else GalleryError(message)
+
+
 class ReadFile:
     """A file opened for reading at any offset, from any thread.
 
     Raises:
         GalleryError: the file cannot be opened, is not a regular file, or ends before the bytes asked for.
+        ResourceError: the machine failed: an I/O error, too many open files, a server that is gone.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -115,7 +142,7 @@ class ReadFile:
             # O_NONBLOCK: opening a named pipe must not wait for a writer.
             self._fd = self._fs.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
         except OSError as error:
-            raise GalleryError(f"{self.path}: cannot be read: {error.strerror}") from error
+            raise _read_error(f"{self.path}: cannot be read: {error.strerror}", error) from error
         if not stat.S_ISREG(self.stat().st_mode):
             self.close()
             raise GalleryError(f"{self.path}: is not a regular file")
@@ -137,7 +164,9 @@ class ReadFile:
             try:
                 count = self._fs.pread_into(self._fd, view[done:], offset + done)
             except OSError as error:
-                raise GalleryError(f"{self.path}: read failed at byte {offset + done}: {error.strerror}") from error
+                raise _read_error(
+                    f"{self.path}: read failed at byte {offset + done}: {error.strerror}", error
+                ) from error
             if count == 0:
                 raise GalleryError(
                     f"{self.path}: ends at byte {offset + done}, {len(view) - done} bytes short; was it truncated?"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ import torch
 
 from fct_infer.artifacts.files import GIBIBYTE, MEBIBYTE, read_file
 from fct_infer.errors import ArtifactError, FctError, OutputError, UsageError
-from fct_infer.storage import FileLock, remove_tree, write_bytes, write_json
+from fct_infer.storage import DurableWriter, FileLock, remove_tree, write_bytes, write_json
 from fct_infer.training.config import from_plain, read_config, to_plain, to_yaml
 from fct_infer.training.devices import launch
 from fct_infer.training.loop import TrainingConfig
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _CONFIG, _STATE, _RESULT, _LOCK = "config.yaml", "state.pt", "result.json", ".lock"
+_DIGEST_BYTES = 32  # SHA-256 at the end of a state
 _OUTPUT = (_RESULT, _STATE, "*.csv", "events.out.tfevents.*", "*.safetensors", "*.json", "*.npy", "best", "last")
 
 
@@ -163,7 +165,9 @@ class RunFolder:
             assert self._metrics is not None
             buffer = io.BytesIO()
             torch.save({**state, "metrics_size": self._metrics.flush()}, buffer)
-            write_bytes(self.path / _STATE, buffer.getbuffer())
+            with DurableWriter(self.path / _STATE) as writer:
+                writer.write(buffer.getbuffer())
+                writer.write(hashlib.sha256(buffer.getbuffer()).digest())
 
         self.first(write)
 
@@ -237,9 +241,13 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _read_state(path: Path) -> dict[str, Any]:
+    data = memoryview(read_file(path, 64 * GIBIBYTE))
+    state, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
+    if hashlib.sha256(state).digest() != digest:  # a flipped bit in a weight is still a weight
+        raise ArtifactError(f"{path}: is damaged: its SHA-256 is another one; --restart begins anew")
     try:
-        state: dict[str, Any] = torch.load(io.BytesIO(read_file(path, 64 * GIBIBYTE)), "cpu", weights_only=True)
-        return state
+        loaded: dict[str, Any] = torch.load(io.BytesIO(state), "cpu", weights_only=True)
+        return loaded
     except MemoryError:
         raise
     except Exception as error:  # the unpickler raises whatever the damage leads to

@@ -17,7 +17,12 @@ from fct_infer.upgrade.journal import first_record, journal_file
 
 
 def calibrate(
-    h: Transformation, gallery: Gallery, dest: Path, rows: NDArray[np.int64], min_cosine: float | None = None
+    h: Transformation,
+    gallery: Gallery,
+    fingerprint: dict[str, Any],
+    dest: Path,
+    rows: NDArray[np.int64],
+    min_cosine: float | None = None,
 ) -> Transformation:
     """Return ``h`` in a precision that proves itself on some rows of the gallery, and with their ranges.
 
@@ -28,6 +33,7 @@ def calibrate(
     Args:
         h: of precision ``auto``, or without the ranges its precision needs.
         gallery: whose dims fit it.
+        fingerprint: of the gallery's files.
         dest: what the upgrade will make.
         rows: (n,) int64 row numbers over all shards, sorted.
         min_cosine: the gate in force, if it is not the precision's own.
@@ -35,7 +41,7 @@ def calibrate(
     Raises:
         GalleryError: one of the rows holds NaN or infinity; names file and row.
     """
-    begun = _begun_with(h, gallery, dest)
+    begun = _begun_with(h, fingerprint, dest)
     if h.precision == "auto":
         precision = begun.get("settings", {}).get("precision")
         if precision in h.native_precisions:
@@ -45,10 +51,10 @@ def calibrate(
     return h.calibrated(begun.get("ranges") or largest_values(h.program, *_sample(h, gallery, rows)))
 
 
-def _begun_with(h: Transformation, gallery: Gallery, dest: Path) -> dict[str, Any]:
+def _begun_with(h: Transformation, fingerprint: dict[str, Any], dest: Path) -> dict[str, Any]:
     """Return the identity of an unfinished upgrade of the same rows by the same transformation; empty without one."""
     identity: dict[str, Any] = (first_record(journal_file(dest)) or {}).get("identity", {})
-    is_same = identity.get("transformation") == h.digest and identity.get("gallery") == gallery.fingerprint()
+    is_same = identity.get("transformation") == h.digest and identity.get("gallery") == fingerprint
     return identity if is_same else {}
 
 

@@ -13,14 +13,9 @@ from typing import Any
 from zlib import crc32
 
 from fct_infer.errors import OutputError
-from fct_infer.storage import append_line, truncate_file
+from fct_infer.storage import append_line, truncate_file, work_folder
 
 Record = dict[str, Any]
-
-
-def work_folder(dest: Path) -> Path:
-    """Return the folder in which ``dest`` is made."""
-    return dest.with_name(dest.name + ".partial")
 
 
 def journal_file(dest: Path) -> Path:

@@ -12,12 +12,13 @@ import numpy as np
 
 from fct_infer.artifacts.precisions import CALIBRATION_ROWS, LIMITS
 from fct_infer.cuda import card_numbers, device_text
-from fct_infer.errors import ArrayError, GalleryError, ResourceError, UsageError
+from fct_infer.errors import GalleryError, ResourceError, UsageError
 from fct_infer.gallery import Gallery, sample_rows
 from fct_infer.index import IndexPlan, default_factory, describe_index, require_gpu
+from fct_infer.machine import usable_memory
+from fct_infer.storage import can_exchange, check_place, check_text, work_folder
 from fct_infer.transformation import Transformation
 from fct_infer.upgrade.calibration import calibrate
-from fct_infer.upgrade.journal import work_folder
 
 METRICS = ("l2", "ip", "cosine")
 DTYPES = ("float32", "float16")
@@ -103,6 +104,8 @@ class Plan:
     block_rows: int
     shards_at_once: int
     side_is_old: bool
+    fingerprint: dict[str, dict[str, Any]]  # of the gallery's files, when the upgrade was planned
+    is_replaced_in_one_step: bool = True  # what is at dest now; some file systems cannot
 
     @property
     def new_dim(self) -> int:
@@ -189,9 +192,19 @@ class Plan:
         identity = {
             "transformation": self.transformation.digest,
             "settings": settings,
-            "gallery": self.gallery.fingerprint(),
+            "gallery": self.fingerprint,
         }
         return identity | ({"ranges": self.transformation.ranges} if self.transformation.ranges else {})
+
+    def check_unchanged(self) -> None:
+        """Raise GalleryError if a file of the gallery is no longer what it was when the upgrade was planned."""
+        now = self.gallery.fingerprint()
+        changed = [name for name, before in self.fingerprint.items() if now[name] != before]
+        if changed:
+            raise GalleryError(
+                f"{self.gallery.path / changed[0]}: was changed while the gallery was upgraded"
+                + (f", and {len(changed) - 1} more files" if len(changed) > 1 else "")
+            )
 
     def check_resources(self) -> None:
         """Raise ResourceError if the output cannot fit on the disk or the index in memory."""
@@ -201,7 +214,7 @@ class Plan:
         free = shutil.disk_usage(parent).free + written
         if free < self.output_bytes:
             raise ResourceError(f"{parent}: {size_text(free)} free, about {size_text(self.output_bytes)} needed")
-        available = available_memory()
+        available = usable_memory()
         if available < self.memory_bytes:
             raise ResourceError(
                 f"about {size_text(self.memory_bytes)} of memory needed, {size_text(available)} available; "
@@ -223,6 +236,7 @@ class Plan:
             },
             "settings": self.result_settings(),
             "device": self.device,
+            "is_replaced_in_one_step": self.is_replaced_in_one_step,
             "precision_choice": self.transformation.choice,
             "block_rows": self.block_rows,
             "shards_at_once": self.shards_at_once,
@@ -259,9 +273,10 @@ def make_plan(gallery_path: str | Path, h: Transformation, dest: str | Path, set
         UsageError: a setting makes no sense, or the FAISS factory string is refused.
     """
     gallery = Gallery.open(gallery_path)
-    source, target = gallery.path.resolve(), Path(dest).resolve()
-    if target == source or target in source.parents:
-        raise UsageError(f"{dest}: would replace the gallery it is made from; choose another folder")
+    check_text(gallery.path.absolute())
+    for shard in gallery.shards:
+        check_text(shard.name)
+    dest = check_place(dest, {"gallery": gallery.path} | ({"transformation": h.source} if h.source else {}))
     if gallery.old_dim != h.old_dim:
         raise GalleryError(
             f"{gallery.path}/embeddings: rows are {gallery.old_dim} wide, the transformation wants {h.old_dim}"
@@ -275,11 +290,12 @@ def make_plan(gallery_path: str | Path, h: Transformation, dest: str | Path, set
         raise GalleryError(
             f"{gallery.path}/side_information: rows are {gallery.side_dim} wide, the transformation wants {h.side_dim}"
         )
+    fingerprint = gallery.fingerprint()
     if settings.normalize:
         h = h.normalized()
     if not h.is_calibrated:
         rows = sample_rows(gallery.rows, CALIBRATION_ROWS, SEED + 3)
-        h = calibrate(h, gallery, Path(dest), rows, settings.min_cosine)
+        h = calibrate(h, gallery, fingerprint, dest, rows, settings.min_cosine)
     index = None
     if settings.index != "none":
         factory = default_factory(gallery.rows, h.new_dim) if settings.index == "auto" else settings.index
@@ -291,13 +307,15 @@ def make_plan(gallery_path: str | Path, h: Transformation, dest: str | Path, set
     return Plan(
         gallery=gallery,
         transformation=h,
-        dest=Path(dest),
+        dest=dest,
         settings=settings,
         index=index,
         dtype=np.dtype(settings.dtype or gallery.embedding_dtype),
         block_rows=min(wanted_rows, max(shard.rows for shard in gallery.shards)),
         shards_at_once=shards_at_once,
         side_is_old=side_is_old,
+        fingerprint=fingerprint,
+        is_replaced_in_one_step=not dest.is_dir() or can_exchange(dest.parent),
     )
 
 
@@ -317,14 +335,6 @@ def default_block_rows(h: Transformation, shards_at_once: int = 1) -> int:
 
 def _device_kind(h: Transformation) -> str:
     return "cuda" if card_numbers(h.device) else "cpu"
-
-
-def available_memory() -> int:
-    """Return the bytes the kernel could give this process now (``MemAvailable``)."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise ArrayError("/proc/meminfo has no MemAvailable line")
 
 
 def size_text(count: float) -> str:

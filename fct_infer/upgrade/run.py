@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fct_infer import __version__, _core
 from fct_infer.cuda import cuda_status
-from fct_infer.errors import GalleryError, GateError
+from fct_infer.errors import GalleryError, GateError, OutputError
 from fct_infer.gallery import Gallery, Shard, sample_rows
 from fct_infer.index import IndexBuilder, exact_neighbours, index_infos, make_builder, tune_nprobe
 from fct_infer.storage import write_json
@@ -82,6 +82,10 @@ def upgrade_gallery(
     run.timings["plan"] = time.perf_counter() - started
     work = Work(plan, restart=restart, force=force)
     try:
+        if work.is_published:  # killed after the rename
+            report = UpgradeReport.load(plan.dest / "upgrade_infos.json")
+            work.discard()
+            return report
         report = run.to_the_end(work)
     except GateError:
         work.failed_gate()
@@ -110,6 +114,8 @@ class _Run:
             report = UpgradeReport.load(work.gallery / "upgrade_infos.json")
             work.publish()
             return report
+        if work.repeated:
+            self._report(f"upgrade {len(work.repeated)} damaged shards again", 0)
         done = work.finished
         finished = tuple(shard for shard in plan.gallery.shards if shard.name in done)
         unfinished = tuple(shard for shard in plan.gallery.shards if shard.name not in done)
@@ -118,7 +124,7 @@ class _Run:
         if plan.index:
             with self._timed("train_index"):
                 builder = self._trained_builder(work)
-            with self._timed("replay"):
+            with self._timed("replay"), _own_work(work):
                 self._replay(work, builder, finished)
         self._stream(work, builder, unfinished)
         with self._timed("verify"):
@@ -166,7 +172,8 @@ class _Run:
 
     def _verify(self, work: Work, builder: IndexBuilder | None) -> Verification:
         plan = self.plan
-        written = open_written(plan, work.gallery)
+        with _own_work(work):
+            written = open_written(plan, work.gallery)
         self._report("verify", 0)
         verification = verify_cosine(plan, written)
         if builder is None:
@@ -175,7 +182,9 @@ class _Run:
             raise GateError(f"the index holds {builder.rows} rows, the gallery {written.rows}")
         rows = sample_rows(written.rows, RECALL_QUERIES, SEED + 2)
         self.queries = index_rows(written.read_rows(rows)[0], plan.settings.metric)
-        recall = self._recall(builder, written, ids_of_rows(plan.gallery, rows))
+        own_ids = ids_of_rows(plan.gallery, rows)
+        with _own_work(work):
+            recall = self._recall(builder, written, own_ids)
         return replace(verification, queries=len(rows), recall_at_10=recall)
 
     def _recall(self, builder: IndexBuilder, written: Gallery, own_ids: NDArray[np.int64]) -> float:
@@ -184,7 +193,7 @@ class _Run:
         blocks = corpus_blocks(self.plan, written, self._report)
         exact = exact_neighbours(self.queries, blocks, RECALL_K + 1, metric, builder.threads)
         recall = tune_nprobe(builder, self.queries, own_ids, exact, limit)
-        if limit is not None and recall < limit:
+        if limit is not None and not recall >= limit:
             raise GateError(f"recall@{RECALL_K} of the index is {recall:.3f}, below {limit}; choose another --index")
         return recall
 
@@ -193,6 +202,7 @@ class _Run:
     ) -> UpgradeReport:
         """Write index, infos and manifest; after this only the rename is missing."""
         plan = self.plan
+        plan.check_unchanged()
         done = work.finished
         files = {name: digest for shard in plan.gallery.shards for name, digest in done[shard.name]["files"].items()}
         index = None
@@ -253,6 +263,15 @@ class _Run:
     def _report(self, stage: str, done: int) -> None:
         if self.progress:
             self.progress(stage, done, self.plan.gallery.rows)
+
+
+@contextmanager
+def _own_work(work: Work) -> Iterator[None]:
+    """What is wrong with our own files is no fault of the gallery, and no reason to drop what is finished."""
+    try:
+        yield
+    except GalleryError as error:
+        raise OutputError(f"unfinished work is damaged: {error}; begin again with --restart") from error
 
 
 def _versions(device_kind: str) -> dict[str, Any]:

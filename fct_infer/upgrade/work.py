@@ -8,20 +8,36 @@ DEST.partial/gallery/        becomes DEST by one rename
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
-from fct_infer.errors import OutputError
-from fct_infer.storage import FileLock, publish_directory, remove_tree, sha256_of_file
-from fct_infer.upgrade.journal import Journal, journal_file, work_folder
+from fct_infer.artifacts.files import read_file
+from fct_infer.errors import FctError, GalleryError, OutputError
+from fct_infer.storage import (
+    FileLock,
+    check_replaceable,
+    publish_directory,
+    remove_tree,
+    restore_replaced,
+    sha256_of_file,
+    work_folder,
+)
+from fct_infer.upgrade.journal import Journal, journal_file
 from fct_infer.upgrade.plan import Plan
 
 
 class Work:
     """Owner of ``DEST.partial``; holds its lock until closed.
 
+    Attributes:
+        is_published: a run that was killed after its rename has made DEST already; only cleaning up was left to do.
+        repeated: shards whose finished files were found damaged, and which are therefore upgraded again.
+
     Raises:
         OutputError: DEST exists and is not to be replaced, another upgrade of it runs, or unfinished work there
-            belongs to other inputs or settings, or lacks what was finished.
+            belongs to other inputs or settings.
     """
 
     def __init__(self, plan: Plan, *, restart: bool = False, force: bool = False) -> None:
@@ -29,25 +45,39 @@ class Work:
         self.root = work_folder(plan.dest)
         self.gallery = self.root / "gallery"
         self.trained_index = self.root / "trained.faiss"
+        self.is_published = False
+        self.repeated: list[str] = []
         self._refuse_foreign_folder()
-        self._refuse_existing_dest()
+        if not self.root.exists():
+            self._refuse_existing_dest()
         self._lock = FileLock(self.root / "lock", f"{plan.dest}")
         try:
-            self._refuse_existing_dest()  # it may have been published while we waited for the disk
-            if restart:
-                self.clear()
+            restore_replaced(plan.dest)
             self.journal = Journal(journal_file(self.plan.dest))
-            if self._was_published():
+            self.is_published = not restart and self._was_published()
+            if self.is_published:
+                return
+            self._refuse_existing_dest()  # it may have been published while we waited for the disk
+            if restart or self._is_left_over():
                 self.clear()
             self._begin_or_resume()
         except BaseException:
             self._lock.release()
+            if not self._has_work():  # we made the folder
+                with suppress(OSError):
+                    self.root.rmdir()
             raise
 
     @property
     def finished(self) -> dict[str, dict[str, Any]]:
         """Journal records of the shards that are done, by shard; where there is an index, they are the first ones."""
-        return {record["name"]: record for record in self.journal.all("shard")}
+        done: dict[str, dict[str, Any]] = {}
+        for record in self.journal.records:
+            if record["kind"] == "shard":
+                done[record["name"]] = record
+            elif record["kind"] == "damaged":
+                del done[record["name"]]
+        return done
 
     @property
     def is_ready(self) -> bool:
@@ -59,7 +89,7 @@ class Work:
         if not self.is_ready:
             self.journal.append("publishing", manifest=sha256_of_file(self.gallery / "manifest.json"))
         publish_directory(self.gallery, self.plan.dest, replace=self.force)
-        remove_tree(self.root)
+        self.discard()
 
     def clear(self) -> None:
         """Drop all unfinished work, keeping the lock."""
@@ -74,6 +104,7 @@ class Work:
 
     def discard(self) -> None:
         """Drop everything, the folder included: a retry then starts from nothing."""
+        self.clear()  # the journal last: it says whether DEST is what this work was for
         remove_tree(self.root)
 
     def close(self) -> None:
@@ -83,19 +114,27 @@ class Work:
     def _refuse_foreign_folder(self) -> None:
         known = {"lock", "journal.jsonl", "journal.jsonl.tmp", "trained.faiss", "trained.faiss.tmp", "gallery"}
         if self.root.exists() and (
-            not self.root.is_dir() or any(path.name not in known for path in self.root.iterdir())
+            not self.root.is_dir()
+            or any(path.name not in known and not path.name.startswith("lock.") for path in self.root.iterdir())
         ):
             raise OutputError(f"{self.root}: exists and is not unfinished work of fct-upgrade-gallery")
 
     def _refuse_existing_dest(self) -> None:
-        dest = self.plan.dest
-        if dest.is_symlink() or (dest.exists() and not dest.is_dir()):
-            raise OutputError(f"{dest}: exists and is not a folder")
-        if dest.exists() and any(dest.iterdir()) and not self.force:
-            raise OutputError(f"{dest}: exists already; --force replaces it once the new one is complete")
+        check_replaceable(self.plan.dest, foreign_to_upgrades, force=self.force)
+
+    def _has_work(self) -> bool:
+        return self.gallery.exists() or self.trained_index.exists() or journal_file(self.plan.dest).exists()
 
     def _was_published(self) -> bool:
-        """A crash after the rename leaves the journal behind; the folder it speaks of is then DEST, or gone."""
+        """Whether DEST is what this work was for: killed after the rename, before all of the work was dropped."""
+        records, manifest = self.journal.all("publishing"), self.plan.dest / "manifest.json"
+        if not records or not manifest.is_file() or sha256_of_file(manifest) != records[-1]["manifest"]:
+            return False
+        begun = self.journal.all("begin")
+        return bool(begun) and begun[0]["identity"] == self.plan.identity()
+
+    def _is_left_over(self) -> bool:
+        """A crash after the rename leaves a journal behind that speaks of a folder which is not there any more."""
         records, manifest = self.journal.all("publishing"), self.gallery / "manifest.json"
         return bool(records) and (not manifest.exists() or sha256_of_file(manifest) != records[-1]["manifest"])
 
@@ -117,19 +156,33 @@ class Work:
                 f"{_other_device(begun[0]['identity'], identity, self.plan.transformation.no_card)}"
                 "--restart drops it and begins again"
             )
-        self._refuse_damaged_work()
+        self._drop_damaged_work()
         self._drop_unjournalled_files()
 
-    def _refuse_damaged_work(self) -> None:
-        for record in self.finished.values():
-            for name, file in record["files"].items():
-                path = self.gallery / name
-                size = path.stat().st_size if path.is_file() else None
-                if size != file["size"]:
-                    found = "is missing" if size is None else f"has {size:,} bytes"
-                    raise OutputError(
-                        f"{path}: {found}, was finished with {file['size']:,}; begin again with --restart"
-                    )
+    def _drop_damaged_work(self) -> None:
+        """Forget finished shards whose files are no longer what was written: they are upgraded again.
+
+        An index takes rows in order, so all behind a damaged shard are too, where there is one.
+        """
+        finished = self.finished
+        damaged = [name for name, record in finished.items() if not self._is_intact(record["files"])]
+        if not damaged:
+            return
+        if self.is_ready:
+            raise OutputError(f"{self.gallery}: shard {damaged[0]} is damaged; begin again with --restart")
+        names = list(finished)
+        self.repeated = names[names.index(damaged[0]) :] if self.plan.index else damaged
+        for name in self.repeated:
+            self.journal.append("damaged", name=name)
+
+    def _is_intact(self, files: dict[str, dict[str, Any]]) -> bool:
+        for name, file in files.items():
+            path = self.gallery / name
+            with suppress(GalleryError):
+                if path.is_file() and path.stat().st_size == file["size"] and sha256_of_file(path) == file["sha256"]:
+                    continue
+            return False
+        return True
 
     def _drop_unjournalled_files(self) -> None:
         if self.is_ready:
@@ -138,6 +191,23 @@ class Work:
         for path in self.gallery.rglob("*"):
             if path.is_file() and path.relative_to(self.gallery).as_posix() not in kept:
                 remove_tree(path)
+
+
+def foreign_to_upgrades(folder: Path) -> str | None:
+    """Say what makes a folder something else than a gallery that an upgrade published; None if it is one."""
+    try:
+        manifest = json.loads(read_file(folder / "manifest.json", 1 << 30))
+        is_ours = manifest["kind"] == "gallery"
+        known = {"manifest.json", *manifest["files"]}
+    except (FctError, ValueError, KeyError, TypeError):
+        is_ours = False
+    if not is_ours:
+        return "it is not a gallery that fct-upgrade-gallery published"
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_dir() and name not in known:
+            return f"it holds {name}, which fct-upgrade-gallery did not publish"
+    return None
 
 
 def _other_device(before: dict[str, Any], now: dict[str, Any], no_card: str | None) -> str:

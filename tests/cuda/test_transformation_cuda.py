@@ -21,6 +21,7 @@ from support.compiled import (
 from support.cuda import IS_SIMULATED, free_memory, memory, no_card
 from support.outputs import relative_error
 
+from fct_infer import choose_precision
 from fct_infer.artifacts.precisions import LIMITS
 from fct_infer.cuda import cuda_status
 from fct_infer.errors import ArrayError, NonFiniteError, ResourceError, UnsupportedError
@@ -58,7 +59,9 @@ def test_the_papers_transformation_is_as_close_as_promised(place):
 
 
 def test_auto_takes_bf16(card):
-    assert Transformation(PROGRAMS["linear_map"](), device=card).precision == "bf16"
+    h = Transformation(PROGRAMS["linear_map"](), "auto", device=card)
+    old, side = inputs(compiled("linear_map", card, "fp32"), 100)
+    assert choose_precision(h, old, side).precision == "bf16"
 
 
 @pytest.mark.parametrize("dtypes", [("float16", "float16"), ("float16", "float32"), ("float32", "float16")])

@@ -177,8 +177,15 @@ def test_existing_output_is_refused_and_replaced_only_with_force(tmp_path, progr
         upgrade_gallery(tmp_path / "g", Transformation(program), tmp_path / "new")
     assert (tmp_path / "new" / "precious").read_text() == "mine"
     assert not (tmp_path / "new.partial").exists()
+    with pytest.raises(OutputError, match="it is not a gallery that fct-upgrade-gallery published, so it is not repl"):
+        upgrade_gallery(tmp_path / "g", Transformation(program), tmp_path / "new", force=True)
+    (tmp_path / "new" / "precious").unlink()
+    upgrade_gallery(tmp_path / "g", Transformation(program), tmp_path / "new")  # an empty folder is no loss
+    (tmp_path / "new" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"it holds notes\.txt, which fct-upgrade-gallery did not publish"):
+        upgrade_gallery(tmp_path / "g", Transformation(program), tmp_path / "new", force=True)
+    (tmp_path / "new" / "notes.txt").unlink()
     upgrade_gallery(tmp_path / "g", Transformation(program), tmp_path / "new", force=True)
-    assert not (tmp_path / "new" / "precious").exists()
     assert (tmp_path / "new" / "manifest.json").exists()
     assert not (tmp_path / "new.partial").exists()
 
@@ -226,23 +233,32 @@ def test_gates_publish_nothing_and_keep_the_work(tmp_path, program):
     assert report.resumed_rows == sum(ROWS)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "gone"])
-def test_finished_work_that_is_damaged_is_named_and_kept(tmp_path, program, damage):
+GATES = {"IVF64,PQ2x2": {"min_recall": 1.0}, "none": {"min_cosine": 1.0}}
+
+
+@pytest.mark.parametrize("index", GATES)
+@pytest.mark.parametrize("damage", ["truncated", "gone", "flipped"])
+def test_finished_work_that_is_damaged_is_done_again(tmp_path, program, damage, index):
+    """An index takes rows in order, so with one all that follows the damaged shard is repeated too."""
     write_gallery(tmp_path / "g", rows_per_shard=ROWS, old_dim=96, side_dim=32, seed=11)
     arguments = (tmp_path / "g", Transformation(program), tmp_path / "new")
-    settings = Settings(index="IVF64,PQ2x2")
+    settings, calm = Settings(index=index), tmp_path / "calm"
+    upgrade_gallery(*arguments[:2], calm, settings=settings)
     with pytest.raises(GateError):
-        upgrade_gallery(*arguments, settings=Settings(index=settings.index, min_recall=1.0))
+        upgrade_gallery(*arguments, settings=Settings(index=index, **GATES[index]))
     path = tmp_path / "new.partial" / "gallery" / "embeddings" / "000001.npy"
     if damage == "gone":
         path.unlink()
-    else:
+    elif damage == "truncated":
         path.write_bytes(path.read_bytes()[:-1])
-    said = "is missing" if damage == "gone" else r"has [\d,]+ bytes"
-    with pytest.raises(OutputError, match=rf"000001\.npy: {said}, was finished with .* --restart"):
-        upgrade_gallery(*arguments, settings=settings)
-    assert (tmp_path / "new.partial" / "gallery" / "embeddings" / "000000.npy").exists()
-    assert upgrade_gallery(*arguments, settings=settings, restart=True).resumed_rows == 0
+    else:
+        content = bytearray(path.read_bytes())
+        content[-777] ^= 4
+        path.write_bytes(content)
+    report = upgrade_gallery(*arguments, settings=settings)
+    assert report.resumed_rows == (ROWS[0] if index != "none" else sum(ROWS) - ROWS[1])
+    for name in ("embeddings/000001.npy", *(["index.faiss"] if index != "none" else [])):
+        assert (tmp_path / "new" / name).read_bytes() == (calm / name).read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -266,7 +282,7 @@ def test_settings_that_make_no_sense(tmp_path, program, settings):
 @pytest.mark.parametrize("dest", ["g", "."])
 def test_the_input_is_never_replaced(tmp_path, program, dest):
     write_gallery(tmp_path / "g", rows_per_shard=(30,), old_dim=96, side_dim=32, seed=13)
-    with pytest.raises(UsageError, match="the gallery it is made from"):
+    with pytest.raises(UsageError, match=r"the gallery .*, which would be replaced"):
         upgrade_gallery(tmp_path / "g", Transformation(program), tmp_path / dest, force=True)
     assert (tmp_path / "g" / "side_information").is_dir()
 

@@ -54,18 +54,43 @@ def test_an_existing_bundle_is_kept_unless_forced(tmp_path):
     assert tree(tmp_path) == ["h", "h/manifest.json", "h/transformation.safetensors"]
 
 
-@pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda path: path.write_text("x")])
-def test_force_replaces_nothing_but_bundles(tmp_path, make):
+def of_another_kind(path):
+    path.mkdir()
+    (path / "manifest.json").write_text('{"kind": "gallery", "files": {}}')
+
+
+def with_a_file_of_the_user(path):
+    core_bundle(OLD, path)
+    (path / "notes.txt").write_text("mine")
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda path: path.write_text("x"), "cannot be read as a folder"),
+        (of_another_kind, "it is not a bundle, so it is not replaced"),
+        (with_a_file_of_the_user, "it holds notes.txt beside a bundle"),
+        (lambda path: path.symlink_to(path.parent), "is a link"),
+    ],
+)
+def test_force_replaces_nothing_but_bundles(tmp_path, make, reason):
     make(tmp_path / "h")
-    with pytest.raises(OutputError, match="is not a bundle, so it is not replaced"):
+    before = tree(tmp_path)
+    with pytest.raises(OutputError, match=reason):
         core_bundle(NEW, tmp_path / "h", force=True)
-    assert tree(tmp_path) == ["h"]
+    assert tree(tmp_path) == before
+
+
+def test_an_empty_folder_is_no_loss(tmp_path):
+    (tmp_path / "h").mkdir()
+    core_bundle(NEW, tmp_path / "h")
+    assert load_program(tmp_path / "h").digest == NEW.digest
 
 
 def test_force_does_not_follow_a_symlink(tmp_path):
     core_bundle(OLD, tmp_path / "h")
     (tmp_path / "link").symlink_to(tmp_path / "h")
-    with pytest.raises(OutputError, match="is not a bundle"):
+    with pytest.raises(OutputError, match="is a link"):
         core_bundle(NEW, tmp_path / "link", force=True)
 
 

@@ -254,15 +254,20 @@ def test_force_replaces_nothing_but_a_gallery_and_never_its_own_input(tmp_path, 
     (gallery / "embeddings").mkdir(parents=True)
     write_images(gallery / "ids", 1)
     model = numpy_embedder()
-    with pytest.raises(UsageError, match=r"lies in .* which would be replaced"):
+    with pytest.raises(UsageError, match=r"g: holds the input 1 .*, which would be replaced"):
         embed_gallery(gallery / "ids", gallery, model, force=True)
-    with pytest.raises(OutputError, match=r"photos: holds more than a gallery \(000\.png\)"):
+    with pytest.raises(UsageError, match=r"photos: is the input 1"):
         embed_gallery(tmp_path / "photos", tmp_path / "photos", model, force=True)
+    with pytest.raises(UsageError, match=r"lies inside the input 1"):
+        embed_gallery(tmp_path / "photos", tmp_path / "photos" / "new", model)
+    write_images(tmp_path / "others", 1)
+    with pytest.raises(OutputError, match=r"others: it holds more than a gallery \(000\.png\), so it is not replaced"):
+        embed_gallery(tmp_path / "photos", tmp_path / "others", model, force=True)
     (tmp_path / "link").symlink_to(gallery)
     with pytest.raises(OutputError, match="is a link"):
         embed_gallery(tmp_path / "photos", tmp_path / "link", model, force=True)
     with pytest.raises(OutputError, match="cannot be read as a folder"):
-        embed_gallery(tmp_path / "photos", tmp_path / "photos" / "000.png", model, force=True)
+        embed_gallery(tmp_path / "photos", tmp_path / "others" / "000.png", model, force=True)
     assert len(list((tmp_path / "photos").iterdir())) == 23 and (gallery / "ids" / "000.png").exists()
 
 

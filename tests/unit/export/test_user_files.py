@@ -233,6 +233,8 @@ def test_the_source_is_not_overwritten(h):
     with pytest.raises(OutputError, match="exists already"):
         export_file(h)
     export_file(h, options=Options(force=True))
-    with pytest.raises(OutputError, match="is not a bundle"):
+    with pytest.raises(UsageError, match="is the model"):
         export_file(h, h, Options(force=True))
+    with pytest.raises(UsageError, match="holds the model"):
+        export_file(h, h.parent, Options(force=True))
     assert load_program(h, trust=True).new_dim == 6

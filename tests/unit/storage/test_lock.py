@@ -101,5 +101,15 @@ def test_a_file_system_without_locks_is_not_reported_as_in_use(tmp_path, monkeyp
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with pytest.raises(ResourceError, match="cannot be locked: No locks available"):
+    with FileLock(tmp_path / "lock", "the work"):
+        assert len(list(tmp_path.iterdir())) == 2  # a claim beside the file that could not be locked
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+def test_a_lock_that_fails_otherwise_is_named(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(ResourceError, match="cannot be locked: Input/output error"):
         FileLock(tmp_path / "lock", "the work")

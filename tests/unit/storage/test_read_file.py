@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from support.faults import FailNth, ShortTransfers, ShrinkingFile
 
-from fct_infer.errors import GalleryError
+from fct_infer.errors import GalleryError, ResourceError
 from fct_infer.storage import ReadFile, use_filesystem
 
 DATA = bytes(np.random.default_rng(0).integers(0, 256, 10_000, dtype=np.uint8))
@@ -47,14 +47,24 @@ def test_a_file_that_ends_too_early(path):
 
 def test_an_io_error_names_file_and_byte(path):
     with use_filesystem(FailNth("pread_into")), ReadFile(path) as file:
-        with pytest.raises(GalleryError, match=r"file: read failed at byte 5: "):
+        with pytest.raises(ResourceError, match=r"file: read failed at byte 5: "):
             file.read(10, 5)
         assert file.read(10, 5) == DATA[5:15]
 
 
-@pytest.mark.parametrize("number", [errno.EACCES, errno.EMFILE])
-def test_a_file_that_cannot_be_opened(path, number):
-    with use_filesystem(FailNth("open", 0, number)), pytest.raises(GalleryError, match=r"file: cannot be read"):
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.EACCES, GalleryError),
+        (errno.ENOENT, GalleryError),
+        (errno.EMFILE, ResourceError),
+        (errno.ESTALE, ResourceError),
+        (errno.ENOMEM, ResourceError),
+        (errno.ETIMEDOUT, ResourceError),
+    ],
+)
+def test_a_file_that_cannot_be_opened(path, number, kind):
+    with use_filesystem(FailNth("open", 0, number)), pytest.raises(kind, match=r"file: cannot be read"):
         ReadFile(path)
     with pytest.raises(GalleryError, match="missing: cannot be read"):
         ReadFile(path.with_name("missing"))

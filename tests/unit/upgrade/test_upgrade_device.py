@@ -260,7 +260,8 @@ def test_a_journal_cut_short_is_no_journal(cards, gallery, tmp_path):
     path.parent.mkdir()
     path.write_bytes(b'12345678 {"kind": "beg')
     h = Transformation(PROGRAM, "fp8", device="cuda")
-    found = calibration.calibrate(h, Gallery.open(tmp_path / "g"), tmp_path / "new", np.arange(sum(ROWS)))
+    opened = Gallery.open(tmp_path / "g")
+    found = calibration.calibrate(h, opened, opened.fingerprint(), tmp_path / "new", np.arange(sum(ROWS)))
     assert found.ranges == largest_values(PROGRAM, gallery["old"], gallery["side"])
 
 

@@ -1,0 +1,86 @@
+"""Mutual exclusion by files alone, for file systems without locks."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from fct_infer.errors import OutputError, ResourceError
+
+_TRIES = 4  # those who begin at the same moment see each other and both step back
+_LONGEST_WAIT = 0.2  # seconds
+
+
+class Claim:
+    """A file beside ``path`` that names its process: whoever sees another's steps back.
+
+    Every process has a name of its own, so nobody can remove a claim that is still in use, which taking over one common
+    file would risk. What a process of this machine left when it was killed is removed; another machine's is believed.
+
+    Raises:
+        OutputError: another process holds it; names the file to remove if that process is gone.
+        ResourceError: the file cannot be made.
+    """
+
+    def __init__(self, path: Path, what: str) -> None:
+        self._path = path.with_name(f"{path.name}.{_own_name()}.{id(self):x}")
+        for _ in range(_TRIES):
+            self._make()
+            claims = (path.parent / name for name in os.listdir(path.parent) if name.startswith(path.name + "."))
+            others = [claim for claim in claims if claim != self._path and _is_held(claim, path.name)]
+            if not others:
+                return
+            self.release()
+            time.sleep(random.uniform(0, _LONGEST_WAIT))
+        raise OutputError(f"{what} is in use by another process; if there is none, remove {others[0]}")
+
+    def _make(self) -> None:
+        try:
+            os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+        except OSError as error:
+            raise ResourceError(f"{self._path}: cannot be made: {error.strerror}") from error
+
+    def release(self) -> None:
+        """Let go of it."""
+        with suppress(FileNotFoundError):
+            self._path.unlink()
+
+
+def _own_name() -> str:
+    return f"{socket.gethostname()}.{_boot()}.{os.getpid()}.{_start_of(os.getpid())}"
+
+
+def _is_held(claim: Path, lock: str) -> bool:
+    """Whether a claim's process may be alive; if it cannot be, its claim is removed."""
+    own = _own_name().rsplit(".", 3)
+    try:
+        host, boot, pid, start, _ = claim.name.removeprefix(lock + ".").rsplit(".", 4)
+    except ValueError:
+        return False  # not a claim
+    if host != own[0]:
+        return True
+    if boot == own[1] and pid.isdigit() and start != "" and _start_of(int(pid)) == start:
+        return True
+    with suppress(FileNotFoundError):
+        claim.unlink()
+    return False
+
+
+def _boot() -> str:
+    """Which run of the machine this is: process numbers begin anew with each."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()[:8]
+    except OSError:
+        return "unknown"
+
+
+def _start_of(pid: int) -> str:
+    """When a process began, in clock ticks: numbers are used again. Empty if there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except (OSError, IndexError):
+        return ""

@@ -1,0 +1,79 @@
+"""How a command ends where nobody reads what it says, and what a gallery that changes meanwhile leads to."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from support.bundles import core_bundle
+from support.galleries import write_gallery
+from support.programs import linear_map
+
+from fct_infer import Transformation, upgrade_gallery
+from fct_infer.errors import GalleryError
+from fct_infer.upgrade.plan import Settings
+
+
+@pytest.fixture
+def command(tmp_path):
+    write_gallery(tmp_path / "g", rows_per_shard=(30, 5), old_dim=12)
+    bundle = core_bundle(linear_map(12, 8), tmp_path / "h")
+    arguments = [tmp_path / "g", "--transformation", bundle, "-o", tmp_path / "new", "--index", "Flat"]
+    return [sys.executable, "-m", "fct_infer.cli.upgrade_gallery", *map(str, arguments)]
+
+
+def shell(command: list[str], redirection: str) -> subprocess.CompletedProcess:
+    line = 'exec "$@" ' + redirection
+    return subprocess.run(["bash", "-c", line, "bash", *command], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", "</dev/null 2>&-"])
+def test_a_stderr_that_nobody_reads_stops_nothing(command, tmp_path, redirection):
+    done = shell(command, redirection)
+    assert done.returncode == 0, done.stdout
+    assert (tmp_path / "new" / "manifest.json").exists() and "published" in done.stdout
+
+
+def test_a_stderr_that_goes_away_stops_nothing(command, tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=write, text=True, check=False)
+    os.close(write)
+    assert done.returncode == 0 and (tmp_path / "new" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(("redirection", "exit_code"), [(">&-", 0), (">/dev/full", 5), ("| head -c 0", 0)])
+def test_a_stdout_that_nobody_reads_is_no_bug(command, tmp_path, redirection, exit_code):
+    done = subprocess.run(
+        ["bash", "-c", 'set -o pipefail; "$@" ' + redirection, "bash", *command],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+    assert done.returncode == exit_code
+    assert (tmp_path / "new" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("shard", ["000000.npy", "000001.npy"])
+def test_a_gallery_that_is_edited_meanwhile_is_named(tmp_path, shard):
+    """Also a shard that was finished before: the report would vouch for rows that are not there any more."""
+    write_gallery(tmp_path / "g", rows_per_shard=(30, 5), old_dim=12)
+    path = tmp_path / "g" / "embeddings" / shard
+
+    def edit(stage, rows, total):
+        if stage == "verify":
+            array = np.load(path)
+            array[0] += 1
+            np.save(path, array)
+
+    settings = Settings(index="none", verify_rows=1)
+    with pytest.raises(GalleryError, match=rf"{shard}: was changed while the gallery was upgraded"):
+        upgrade_gallery(
+            tmp_path / "g", Transformation(linear_map(12, 8)), tmp_path / "new", settings=settings, progress=edit
+        )
+    assert not (tmp_path / "new").exists()
+    upgrade_gallery(tmp_path / "g", Transformation(linear_map(12, 8)), tmp_path / "new", settings=settings)
