@@ -38,10 +38,10 @@ def lanczos(x):
 FILTERS = {"bilinear": (triangle, 1), "bicubic": (cubic, 2), "lanczos": (lanczos, 3)}
 
 
-def resized_by_hand(pixels: np.ndarray, height: int, width: int, interpolation: str) -> np.ndarray:
-    """Antialiased: each target pixel is a weighted mean of the source pixels it covers, along x, then along y."""
+def resized_by_hand(pixels: np.ndarray, height: int, width: int, interpolation: str, x_first: bool) -> np.ndarray:
+    """Antialiased: each target pixel is a weighted mean of the source pixels it covers, along one axis, then the other."""
     kernel, support = FILTERS[interpolation]
-    for axis, new in ((1, width), (0, height)):
+    for axis, new in ((1, width), (0, height))[:: 1 if x_first else -1]:
         old = pixels.shape[axis]
         if old == new:
             continue
@@ -67,7 +67,8 @@ def view(pixels: np.ndarray, *arguments: object) -> np.ndarray:
 def test_scaling_is_an_antialiased_filter(height, width, new_height, new_width, interpolation, seed):
     pixels = random_pixels(seed, height, width)
     result = view(pixels, (new_height, new_width), None, interpolation)
-    errors = np.abs(result - resized_by_hand(pixels, new_height, new_width, interpolation))
+    possible = [resized_by_hand(pixels, new_height, new_width, interpolation, x_first) for x_first in (True, False)]
+    errors = min((np.abs(result - wanted) for wanted in possible), key=np.max)  # Pillow begins with the cheaper axis
     assert errors.max() <= 2 and errors.mean() <= 0.6  # a half may be rounded otherwise along each axis
 
 
