@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
+import numpy as np
 
 from fct_infer.cli._common import json_option, run_cli, show_rows
 from fct_infer.cli._progress import progress_on_stderr
@@ -38,6 +39,10 @@ def _parse_figures(_context: click.Context, _parameter: click.Parameter, value: 
     return figures
 
 
+def _split(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(label.strip() for label in value.split(","))) if value else ()
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--queries", required=True, type=_PATH, help="Embeddings of the queries: .npy, or a gallery folder.")
 @click.option("--gallery", required=True, type=_PATH, help="Embeddings searched: .npy, a gallery or an upgraded one.")
@@ -47,6 +52,16 @@ def _parse_figures(_context: click.Context, _parameter: click.Parameter, value: 
 @click.option("--old-queries", type=_PATH, help="The queries embedded by the old model: gives old/old.")
 @click.option("--old-gallery", type=_PATH, help="The gallery before it was transformed, if GALLERY is upgraded.")
 @click.option("--uncertainty", type=_PATH, help="How unsure each gallery row is, .npy: an order to backfill in.")
+@click.option("--query-cameras", type=_PATH, help="Cameras of the queries, in the form of labels.")
+@click.option("--gallery-cameras", type=_PATH, help="Of the gallery: rows of a query's label and camera are left out.")
+@click.option("--query-groups", type=_PATH, help="Groups of the queries (product, video, burst), as labels.")
+@click.option("--gallery-groups", type=_PATH, help="Of the gallery: rows of a query's group are left out.")
+@click.option(
+    "--ignore-labels", callback=_split, help="Labels whose gallery rows are left out: Market-1501's junk is -1."
+)
+@click.option(
+    "--distractor-labels", callback=_split, help="Labels that are never right: Market-1501's distractors are 0."
+)
 @click.option("--exclude-self", is_flag=True, help="Query i is gallery row i: leave each query's own row out.")
 @click.option("--metric", default="l2", show_default=True, type=click.Choice(["l2", "ip", "cosine"]))
 @click.option(
@@ -74,12 +89,15 @@ def command(
     report: Path | None,
     images: Path | None,
     query_images: Path | None,
+    ignore_labels: tuple[str, ...],
+    distractor_labels: tuple[str, ...],
     as_json: bool,
     **paths: Path | None,
 ) -> None:
     """Rank a gallery by distance for every query and print CMC top-k and mAP.
 
     A gallery item is relevant if it has the query's label; queries with nothing relevant are left out and counted.
+    Re-identification as Market-1501 measures it: --query-cameras, --gallery-cameras, --ignore-labels -1.
     With --old-queries and --new-gallery, the upgrade is judged: every query model against every gallery, the share of
     the gap closed, flips, the backfilling curve, and whether it is worth it.
     """
@@ -87,6 +105,7 @@ def command(
         ImageFile,
         Settings,
         check_report_path,
+        labels_like,
         read_study_inputs,
         retrieved_html,
         retrieved_rows,
@@ -98,6 +117,9 @@ def command(
         raise click.UsageError("--query-images wants --images, and --images wants --report")
     if paths["uncertainty"] and not paths["new_gallery"]:
         raise click.UsageError("--uncertainty wants --new-gallery: the rows that are backfilled")
+    for what in ("cameras", "groups"):
+        if (paths[f"query_{what}"] is None) != (paths[f"gallery_{what}"] is None):
+            raise click.UsageError(f"--query-{what} and --gallery-{what} go together")
     if report is not None:
         check_report_path(report)
     if exclude_self:
@@ -105,7 +127,12 @@ def command(
     inputs = read_study_inputs(paths)
     of_gallery = ImageFile(images, len(inputs.gallery)) if images else None
     of_queries = ImageFile(query_images, len(inputs.queries)) if query_images else of_gallery if exclude_self else None
-    settings = Settings(metric, exclude_self, ks, figures, per_class, threads)
+    ignored, distractors = (labels_like(texts, inputs.gallery_labels) for texts in (ignore_labels, distractor_labels))
+    for name, labels in (("ignore", ignored), ("distractor", distractors)):
+        for label in labels:
+            rows_of = np.count_nonzero(inputs.gallery_labels == label)
+            click.echo(f"--{name}-labels: {rows_of:,} gallery rows have the label {label!r}", err=True)
+    settings = Settings(metric, exclude_self, ks, figures, per_class, threads, ignored, distractors)
     with progress_on_stderr() as progress:
         found = study(inputs, settings, progress)
     rows = retrieved_rows(inputs, found) if of_gallery else []

@@ -10,7 +10,7 @@ from fct_infer.evaluation.compatibility import (
     update_gain,
 )
 from fct_infer.evaluation.flips import Flips, flips
-from fct_infer.evaluation.inputs import read_embeddings, read_labels, read_study_inputs, read_uncertainty
+from fct_infer.evaluation.inputs import labels_like, read_embeddings, read_labels, read_study_inputs, read_uncertainty
 from fct_infer.evaluation.matrix import (
     CompatibilityMatrix,
     average_accuracy,
@@ -20,6 +20,7 @@ from fct_infer.evaluation.matrix import (
 from fct_infer.evaluation.neighbours import nearest
 from fct_infer.evaluation.orders import class_mean_order, oracle_order, random_order, row_benefit, uncertainty_order
 from fct_infer.evaluation.pictures import ImageFile, retrieved_html
+from fct_infer.evaluation.relevance import Exclusions
 from fct_infer.evaluation.report import check_report_path, figures, html_page, html_properties, write_report
 from fct_infer.evaluation.retrieval import (
     FIGURES,
@@ -40,6 +41,7 @@ __all__ = [
     "CompatibilityMatrix",
     "CompatibilityRow",
     "CompatibilityTable",
+    "Exclusions",
     "Figure",
     "Flips",
     "ImageFile",
@@ -65,6 +67,7 @@ __all__ = [
     "html_page",
     "html_properties",
     "judge",
+    "labels_like",
     "nearest",
     "oracle_order",
     "random_order",

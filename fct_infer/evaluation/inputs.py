@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +95,25 @@ def read_study_inputs(paths: Mapping[str, Path | None]) -> StudyInputs:
     return StudyInputs(**{name: _READERS.get(name, read_embeddings)(path) for name, path in given.items()})
 
 
+def labels_like(texts: Iterable[str], labels: NDArray[Any]) -> tuple[Any, ...]:
+    """Return labels that a user typed as those of an array: integers, str or bytes.
+
+    Raises:
+        UsageError: the array's labels are integers, and a text is none.
+    """
+    kind = labels.dtype.kind
+    if kind in "US":
+        return tuple(text if kind == "U" else text.encode() for text in texts)
+    try:
+        return tuple(int(text) for text in texts)
+    except ValueError as error:
+        raise UsageError(
+            f"labels are {labels.dtype}, but {','.join(texts)} is not integers joined by commas"
+        ) from error
+
+
 _READERS: dict[str, Callable[[Path], NDArray[Any]]] = {
-    "query_labels": read_labels,
-    "gallery_labels": read_labels,
+    **{f"{of}_{what}": read_labels for of in ("query", "gallery") for what in ("labels", "cameras", "groups")},
     "uncertainty": read_uncertainty,
 }
 

@@ -101,6 +101,54 @@ def test_report_is_written_and_replaced_whole(folder):
     assert [file.name for file in (folder / "out").iterdir()] == ["report.html"]
 
 
+@pytest.fixture
+def persons(tmp_path):
+    """One query of person 1 in camera 1; its nearest is the same camera's, then junk, then another person."""
+    arrays = {"q": np.zeros((1, 1)), "g": [[0.1], [0.15], [0.2], [0.3]]}
+    for name, rows in arrays.items():
+        np.save(tmp_path / f"{name}.npy", np.array(rows, np.float32))
+    for name, values in {"ql": [1], "qc": [1], "gl": [1, -1, 2, 1], "gc": [1, 3, 1, 2], "gg": [0, 0, 9, 0]}.items():
+        np.save(tmp_path / f"{name}.npy", np.array(values))
+    return tmp_path
+
+
+MARKET = ["--query-cameras", "qc.npy", "--gallery-cameras", "gc.npy", "--ignore-labels", "-1"]
+
+
+def test_re_identification_leaves_out_junk_and_the_querys_own_camera(persons):
+    result = run(persons, *call(), *MARKET, "--distractor-labels", "0", "--json")
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["cmc"]["1"] == 0 and document["mean_average_precision"] == 0.5
+    assert document["ignored_labels"] == [-1] and document["distractor_labels"] == [0]
+    assert document["inputs"]["query_cameras"] == "qc.npy"
+    assert "--ignore-labels: 1 gallery rows have the label -1" in result.stderr
+    assert "--distractor-labels: 0 gallery rows have the label 0" in result.stderr
+
+
+def test_re_identification_holds_for_old_and_new_galleries_too(persons):
+    upgrade = ["--old-queries", "q.npy", "--new-gallery", "g.npy"]
+    result = run(persons, *call(), *MARKET, *upgrade, "--json")
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["matrix"]["mean_average_precision"] == [[0.5, 0.5], [0.5, 0.5]]
+    assert set(document["backfilling"]["random"]["mean_average_precision"]) == {0.5}
+
+
+def test_rows_of_the_querys_group_are_left_out(persons):
+    np.save(persons / "qg.npy", np.array([9]))
+    groups = ["--query-groups", "qg.npy", "--gallery-groups", "gg.npy"]
+    result = run(persons, *call(), *MARKET, *groups, "--json")
+    assert json.loads(result.stdout)["mean_average_precision"] == 1.0, result.stderr
+
+
+def test_ties_are_told(persons):
+    np.save(persons / "g.npy", np.array([[0.1], [0.1], [0.2], [0.3]], np.float32))
+    result = run(persons, *call())
+    assert "decided by a tie  1 queries" in result.stdout, result.stdout
+    assert "tie" not in run(persons, *call(), "--ignore-labels", "-1").stdout
+
+
 def nan_row(folder):
     queries = np.load(folder / "q.npy")
     queries[7, 3] = np.nan
@@ -172,6 +220,9 @@ def test_bad_input_is_one_line_exit_4_and_no_report(folder, prepare):
         ["--images", "images.npy"],
         ["--query-images", "images.npy", "--report", "report.html"],
         ["--uncertainty", "u.npy"],
+        ["--query-cameras", "ql.npy"],
+        ["--gallery-groups", "gl.npy"],
+        ["--ignore-labels", "junk"],
     ],
 )
 def test_wrong_usage_exits_2_before_any_work(folder, flags):

@@ -39,7 +39,7 @@ FILTERS = {"bilinear": (triangle, 1), "bicubic": (cubic, 2), "lanczos": (lanczos
 
 
 def resized_by_hand(pixels: np.ndarray, height: int, width: int, interpolation: str, x_first: bool) -> np.ndarray:
-    """Antialiased: each target pixel is a weighted mean of the source pixels it covers, along one axis, then the other."""
+    """Antialiased: a target pixel is a weighted mean of the source pixels it covers, along one axis after the other."""
     kernel, support = FILTERS[interpolation]
     for axis, new in ((1, width), (0, height))[:: 1 if x_first else -1]:
         old = pixels.shape[axis]
