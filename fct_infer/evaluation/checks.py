@@ -119,6 +119,8 @@ def encode_labels(
 ) -> tuple[Int64Array, Int64Array]:
     """Number the labels of both sets alike: 0, 1, ... in sorted order of the gallery's; -1 is a label it lacks.
 
+    A query may have several labels: (n_q, t).
+
     ``what`` they are called in messages: labels, cameras ...
 
     Raises:
@@ -129,7 +131,8 @@ def encode_labels(
         (f"query_{what}", query_labels, query_count),
         (f"gallery_{what}", gallery_labels, gallery_count),
     ):
-        if not isinstance(labels, np.ndarray) or labels.ndim != 1 or labels.dtype.kind not in "biuUS":
+        dims = (1, 2) if name == "query_labels" else (1,)
+        if not isinstance(labels, np.ndarray) or labels.ndim not in dims or labels.dtype.kind not in "biuUS":
             came = f"{labels.dtype} {labels.shape}" if isinstance(labels, np.ndarray) else type(labels).__name__
             raise ArrayError(f"{name} is {came}, wanted a 1-D array of integers, str or bytes")
         if len(labels) != count:

@@ -50,7 +50,8 @@ class Relevance:
     """The rows that are relevant to each query, and those it is not ranked against; never a mask of all pairs.
 
     Args:
-        query_labels: (n_q,) integers, str or bytes.
+        query_labels: (n_q,) integers, str or bytes; or (n_q, t), several of a query (a shorter list repeats one): what
+            has any of them is relevant.
         gallery_labels: (n_g,), comparable with ``query_labels``.
         counts: n_q and n_g.
         exclude_self: query i is gallery row i; it is not ranked against itself.
@@ -71,14 +72,15 @@ class Relevance:
     ) -> None:
         exclusions = exclusions or Exclusions()
         codes, gallery_codes = encode_labels(query_labels, gallery_labels, *counts)
-        if exclude_self:
+        if exclude_self and codes.ndim == 1:
             check_same_items(query_labels, gallery_labels, codes != gallery_codes)
         never = (*exclusions.ignored_labels, *exclusions.distractor_labels)
         codes = np.where(_is_one_of(query_labels, never), -1, codes)
         ignored = _is_one_of(gallery_labels, exclusions.ignored_labels)
         self._exclude_self, self._gallery_rows = exclude_self, counts[1]
         self._ignored: Int64Array = np.flatnonzero(ignored)
-        self._labels = _Rows(codes, np.where(ignored, -1, gallery_codes))
+        by_label = np.where(ignored, -1, gallery_codes)
+        self._labels = _Rows(codes, by_label) if codes.ndim == 1 else _Pairs(codes, by_label)
         self._cameras, self._groups = (
             None
             if of_queries is None or of_gallery is None
@@ -122,6 +124,10 @@ class Relevance:
 
     def _count(self) -> Int64Array:
         """Count by inclusion and exclusion, so that not even the pairs of one label are looked at."""
+        if isinstance(self._labels, _Pairs):  # which are few
+            of_query, rows = self._labels.of(np.arange(len(self._labels.queries)))
+            kept = of_query[~self._is_excluded(of_query, rows)]
+            return np.bincount(kept, minlength=len(self._labels.queries))
         labels, others = self._labels, [same for same in (self._cameras, self._groups) if same is not None]
         counts = labels.counts()
         for same in others:
@@ -176,13 +182,25 @@ class _Rows:
         return _Rows(codes[: len(self.queries)], codes[len(self.queries) :])
 
 
+class _Pairs(_Rows):
+    """Gallery rows of queries that have several codes: (n_q, t)."""
+
+    def __init__(self, queries: Int64Array, gallery: Int64Array) -> None:
+        self.queries, self.gallery = queries, gallery
+        every = np.arange(len(queries))
+        found = [_Rows(column, gallery).of(every) for column in queries.T]
+        cells = np.unique(np.concatenate([of_query * len(gallery) + rows for of_query, rows in found]))
+        of_query, self._by_code = np.divmod(cells, len(gallery))
+        self._begin, self._end = (of_query.searchsorted(every, side) for side in ("left", "right"))
+
+
 def _is_one_of(labels: NDArray[Any], wanted: tuple[Any, ...]) -> NDArray[np.bool_]:
     """Whether each label is one of a few.
 
     Raises:
         ArrayError: one of the few cannot be compared with the labels.
     """
-    found = np.zeros(len(labels), bool)
+    found = np.zeros(labels.shape, bool)
     for label in wanted:
         kind = np.asarray(label).dtype.kind
         if kind != labels.dtype.kind and not {kind, labels.dtype.kind} <= set("biu"):

@@ -66,8 +66,13 @@ def retrieved_rows(inputs: StudyInputs, found: Study) -> list[RetrievedRow]:
     for index, query in enumerate(shown):
         items = {name: found_rows[index] for name, found_rows in neighbours.items()}
         label = inputs.query_labels[query]
-        relevant = {name: (inputs.gallery_labels[at] == label).tolist() for name, at in items.items()}
-        rows.append(RetrievedRow(query, json_label(label.item()), items, relevant, notes.get(query, "")))
+        relevant = {name: np.isin(inputs.gallery_labels[at], label).tolist() for name, at in items.items()}
+        names = [json_label(each) for each in np.unique(label).tolist()]
+        rows.append(
+            RetrievedRow(
+                query, ", ".join(map(str, names)) if label.ndim else names[0], items, relevant, notes.get(query, "")
+            )
+        )
     return rows
 
 

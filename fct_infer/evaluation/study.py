@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.errors import ArrayError
@@ -34,7 +35,7 @@ class StudyInputs:
     Attributes:
         queries: (n_q, dim) by the new model.
         gallery: (n_g, dim) what is searched: old, or old and transformed.
-        query_labels: (n_q,) integers, str or bytes.
+        query_labels: (n_q,) integers, str or bytes; or (n_q, t), such as the ids of the right rows.
         gallery_labels: (n_g,), comparable with them.
         old_queries: (n_q, dim_old) the same queries by the old model; gives old/old.
         old_gallery: (n_g, dim_old) as it was before the transformation, if ``gallery`` is transformed.
@@ -218,6 +219,8 @@ def _curves(
     if inputs.uncertainty is not None:
         orders["most uncertain first"] = [uncertainty_order(inputs.uncertainty)]
     directions: tuple[Direction, ...] = ("far", "near")
+    if len(np.unique(inputs.gallery_labels)) == len(inputs.gallery_labels):
+        directions = ()  # every row is its own class and its mean
     for first in directions:
         order = class_mean_order(inputs.gallery, inputs.gallery_labels, first, settings.metric)
         orders[f"{_WORDS[first]} the class mean first"] = [order]

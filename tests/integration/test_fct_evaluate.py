@@ -149,6 +149,75 @@ def test_ties_are_told(persons):
     assert "tie" not in run(persons, *call(), "--ignore-labels", "-1").stdout
 
 
+TRUTH = ["--queries", "q.npy", "--gallery", "g.npy", "--truth", "t.npy"]
+
+
+@pytest.mark.parametrize("ids", ["row numbers", "a file", "the gallery's"])
+def test_recall_against_truth_ids(persons, ids):
+    """The second and the fourth row are right: ranks 2 and 4."""
+    names = np.array(["a", "b", "c", "d"])
+    np.save(persons / "t.npy", np.array([[1, 3]]) if ids == "row numbers" else np.array([["b", "d"]]))
+    flags = list(TRUTH)
+    if ids == "a file":
+        np.save(persons / "names.npy", names)
+        flags += ["--gallery-ids", "names.npy"]
+    if ids == "the gallery's":
+        for name, rows in (("embeddings", np.load(persons / "g.npy")), ("ids", names)):
+            (persons / "G" / name).mkdir(parents=True)
+            np.save(persons / "G" / name / "0.npy", rows)
+        flags[3] = "G"
+    result = run(persons, *flags, "--k", "1,2,4", "--metrics", "cmc,recall,map", "--json")
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["recall"] == {"1": 0.0, "2": 0.5, "4": 1.0} and document["cmc"] == {"1": 0.0, "2": 1.0, "4": 1.0}
+    assert document["mean_average_precision"] == 0.5
+
+
+def test_truth_that_no_row_has_is_said(persons):
+    np.save(persons / "t.npy", np.array([[1, 99]]))
+    result = run(persons, *TRUTH, "--metrics", "recall", "--k", "2", "--json")
+    assert json.loads(result.stdout)["recall"] == {"2": 1.0}
+    assert "--truth: 1 ids are of no gallery row, such as 99" in result.stderr
+    np.save(persons / "t.npy", np.array(["b"]))
+    assert "cannot be compared" in run(persons, *TRUTH).stderr
+    np.save(persons / "t.npy", np.array([1.0]))
+    result = run(persons, *TRUTH)
+    assert result.returncode == 4 and "t.npy: is float64 (1,), wanted (queries,) or (queries, n) ids" in result.stderr
+
+
+def test_without_labels_neighbours_of_two_galleries_are_compared(upgraded):
+    folder, _ = upgraded
+    flags = ["--gallery", "g-old.npy", "--new-gallery", "g.npy", "--k", "1,10"]
+    result = run(folder, *flags, "--json")
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert 0 < document["overlap"]["10"] < 1 and document["queries"] == ROWS
+    by_queries = run(folder, *flags, "--queries", "q.npy", "--old-queries", "q-old.npy")
+    assert by_queries.returncode == 0, by_queries.stderr
+    assert "overlap@10" in by_queries.stdout and "50" in by_queries.stdout
+    same = run(folder, "--gallery", "g.npy", "--new-gallery", "g.npy", "--json")
+    assert json.loads(same.stdout)["overlap"] == {"1": 1.0, "5": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--gallery", "g.npy"], "--new-gallery"),
+        (["--gallery", "g.npy", "--queries", "q.npy", "--query-labels", "ql.npy"], "go together"),
+        (["--gallery", "g.npy", "--query-labels", "ql.npy", "--gallery-labels", "gl.npy"], "--queries is missing"),
+        ([*TRUTH, "--gallery-labels", "gl.npy"], "leave out --gallery-labels"),
+        ([*TRUTH, "--per-class"], "--per-class wants labels"),
+        (["--gallery", "g.npy", "--new-gallery", "g.npy", "--gallery-ids", "gl.npy"], "--gallery-ids wants --truth"),
+        (["--gallery", "g.npy", "--new-gallery", "g.npy", "--report", "r.html"], "--report wants labels"),
+        (["--gallery", "g.npy", "--new-gallery", "g.npy", "--old-queries", "q.npy"], "--old-queries wants --queries"),
+        (["--gallery", "g.npy", "--new-gallery", "g.npy", "--uncertainty", "gl.npy"], "--uncertainty wants labels"),
+    ],
+)
+def test_what_is_missing_to_measure_is_said(folder, flags, message):
+    result = run(folder, *flags)
+    assert result.returncode == 2 and message in result.stderr, result.stderr
+
+
 def nan_row(folder):
     queries = np.load(folder / "q.npy")
     queries[7, 3] = np.nan

@@ -165,6 +165,39 @@ def test_a_study_leaves_them_out_of_every_search_and_of_what_it_shows():
             assert row.is_relevant[name].index(True) == first - 1 if first <= 6 else not any(row.is_relevant[name])
 
 
+@given(seed=SEEDS, rows=st.integers(2, 30), exclude_self=st.booleans(), text=st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_a_query_may_name_several_right_rows(seed, rows, exclude_self, text):
+    rng = np.random.default_rng(seed)
+    gallery = rng.integers(-2, 3, (rows, 2)).astype(np.float32)
+    ids = 7 * rng.permutation(rows)
+    queries = gallery if exclude_self else rng.integers(-2, 3, (9, 2)).astype(np.float32)
+    truth = rng.choice(np.append(ids, -1), (len(queries), 3))  # some twice, some that no row has
+    truth[0] = ids[1]
+    groups, query_groups = rng.integers(0, 5, rows), rng.integers(1, 6, len(queries))
+    groups[1] = 0
+    make = (lambda each: each.astype(str)) if text else (lambda each: each)
+    exclusions = Exclusions(query_groups=query_groups, gallery_groups=groups)
+    found = rank_queries(
+        queries, gallery, make(truth), make(ids), ks=(1, 3), exclude_self=exclude_self, exclusions=exclusions
+    )
+    for query in range(len(queries)):
+        seen = [
+            row for row in ranking(query, queries, gallery, "l2", exclude_self) if groups[row] != query_groups[query]
+        ]
+        assert_ranks(found, [rank for rank, row in enumerate(seen, 1) if ids[row] in truth[query]], query)
+
+
+def test_where_every_row_is_its_own_class_no_order_is_by_class():
+    queries, gallery, new_gallery, *_ = case(3)
+    ids, truth = np.arange(len(gallery)), np.arange(2 * len(queries)).reshape(-1, 2)
+    inputs = StudyInputs(queries, gallery, truth, ids, new_gallery=new_gallery)
+    found = study(inputs, Settings())
+    assert set(found.curves) == {"random", "oracle"}
+    assert all(len(row.found["new/old"]) == 6 for row in retrieved_rows(inputs, found))
+    assert retrieved_rows(inputs, found)[0].label.count(", ") == 1
+
+
 def test_ties_are_counted_where_they_decide():
     gallery = np.array([[1], [-1], [2], [3], [3]], np.float32)
     queries, query_labels = np.zeros((3, 1), np.float32), np.array([0, 2, 3])
