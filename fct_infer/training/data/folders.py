@@ -84,7 +84,7 @@ def read_folder(
     found = sorted((Path(file).parent.relative_to(root).as_posix(), file) for file in find_images(root)[0])
     names = tuple(sorted({name for name, _ in found}))
     if not names or "." in names:
-        what = "images outside any class" if "." in names else "no images"
+        what = "images outside any class" if "." in names else f"no images ({', '.join(sorted(_SUFFIXES))})"
         raise UsageError(f"{root}: holds {what}, wanted a folder of images per class")
     numbers = {name: number for number, name in enumerate(names)}
     labels = np.array([numbers[name] for name, _ in found], np.int64)
