@@ -8,7 +8,14 @@ from pathlib import Path
 
 from fct_infer.artifacts.bundle import open_bundle, refuse_existing
 from fct_infer.artifacts.loading import is_code, program_from_bundle
-from fct_infer.artifacts.manifest import Kind, Preprocessing, Source, is_image
+from fct_infer.artifacts.manifest import (
+    DEFAULT_INTERPOLATION,
+    Interpolation,
+    Kind,
+    Preprocessing,
+    Source,
+    is_image,
+)
 from fct_infer.artifacts.onnx_graph import parse_onnx, program_of_graph
 from fct_infer.artifacts.onnx_signature import read_signature
 from fct_infer.artifacts.precisions import CALIBRATION_ROWS
@@ -16,6 +23,7 @@ from fct_infer.artifacts.torch_files import TorchModel, load_torch
 from fct_infer.backends.onnx_runtime import OnnxRuntimeRunner
 from fct_infer.backends.runner import Interface, Shapes
 from fct_infer.errors import ArtifactError, NotAProgramError, UsageError
+from fct_infer.images import shorter_side
 
 from .calibration import read_calibration
 from .exporting import not_for_the_core, publish, source_of, transformation_of
@@ -98,23 +106,46 @@ def export_opened(
 
 
 def preprocessing_of(
-    inputs: Shapes, mean: Sequence[float] | None, std: Sequence[float] | None, resize: int | None = None
+    inputs: Shapes,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    resize: int | None = None,
+    *,
+    crop_fraction: float | None = None,
+    interpolation: Interpolation | None = None,
+    known: Preprocessing | None = None,
 ) -> Preprocessing | None:
     """Return how images are prepared for a model with these inputs; None if nothing is said about it.
+
+    Args:
+        inputs: of the model.
+        mean, std: one of each per channel; they go together.
+        resize: the shorter side before the centre crop.
+        crop_fraction: says the same as the share of the shorter side that is cut out.
+        interpolation: None is bilinear, or as known.
+        known: what the file says; without ``mean`` and ``std`` the rest is changed in it.
 
     Raises:
         UsageError: only a part of it is said, or it does not fit the model.
     """
-    if mean is None and std is None and resize is None:
-        return None
+    if all(said is None for said in (mean, std, resize, crop_fraction, interpolation)):
+        return known
     shape = inputs.get("image")
     if shape is None:
-        raise UsageError("--image-mean, --image-std and --image-resize are for models that take images")
+        raise UsageError("--image-mean, --image-std and what else prepares images are for models that take images")
+    if mean is None and std is None and known is not None:
+        mean, std, resize = known.mean, known.std, known.resize if resize is None else resize
+        interpolation = interpolation or known.interpolation
     if mean is None or std is None or len(mean) != shape[0] or len(std) != shape[0] or min(std) <= 0:
         raise UsageError(f"--image-mean and --image-std go together, {shape[0]} numbers each, the latter positive")
-    if resize is not None and resize < max(shape[1:]):
+    size = (shape[1], shape[2])
+    if crop_fraction is not None:
+        if not 0 < crop_fraction <= 1:
+            raise UsageError(f"--image-crop-fraction {crop_fraction} is no share; wanted above 0 and at most 1")
+        resize = shorter_side(size, crop_fraction)
+    if resize is not None and resize < max(size):
         raise UsageError(f"--image-resize {resize} is smaller than the model's images, {shape[1]}x{shape[2]}")
-    return Preprocessing((shape[1], shape[2]), tuple(mean), tuple(std), resize)
+    return Preprocessing(size, tuple(mean), tuple(std), resize, interpolation or DEFAULT_INTERPOLATION)
 
 
 def default_bundle(path: Path) -> Path:

@@ -16,6 +16,9 @@ from fct_infer.errors import ArtifactError
 
 Kind: TypeAlias = Literal["transformation", "backbone", "side-information"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+Interpolation: TypeAlias = Literal["bilinear", "bicubic", "lanczos"]
+INTERPOLATIONS: tuple[Interpolation, ...] = get_args(Interpolation)
+DEFAULT_INTERPOLATION: Interpolation = "bilinear"  # and what bundles mean that do not say
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 16 * MEBIBYTE
@@ -101,12 +104,14 @@ class Preprocessing:
         std: likewise, positive.
         resize: the shorter side becomes this long and the middle ``size`` is cut out; None resizes to ``size`` whatever
             the aspect.
+        interpolation: how it is scaled, antialiased as Pillow's and torchvision's.
     """
 
     size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     resize: int | None = None
+    interpolation: Interpolation = DEFAULT_INTERPOLATION
 
 
 @dataclass(frozen=True)
@@ -191,7 +196,7 @@ def _parse(fields: _Fields) -> Manifest:
         inputs={name: _shape(shape, f"inputs.{name}") for name, shape in fields.take("inputs", dict).items()},
         output_dim=fields.positive("output_dim"),
         program=program,
-        preprocessing=None if preprocessing is None else _parse_preprocessing(_Fields(preprocessing, "preprocessing")),
+        preprocessing=None if preprocessing is None else _parse_preprocessing(preprocessing),
         files=tuple(_parse_file(name, value) for name, value in fields.take("files", dict).items()),
         source=_parse_source(fields.nested("source")),
         versions={name: _typed(text, str, f"versions.{name}") for name, text in fields.take("versions", dict).items()},
@@ -259,16 +264,18 @@ def _parse_source(fields: _Fields) -> Source:
     return source
 
 
-def _parse_preprocessing(fields: _Fields) -> Preprocessing:
+def _parse_preprocessing(document: dict[str, Any]) -> Preprocessing:
+    fields = _Fields({"interpolation": DEFAULT_INTERPOLATION, **document}, "preprocessing")
     size = _shape(fields.take("size", list), "preprocessing.size")
     mean, std = (tuple(_number(item, key) for item in fields.take(key, list)) for key in ("mean", "std"))
     resize = fields.take_optional("resize", int)
+    interpolation = fields.one_of("interpolation", INTERPOLATIONS)
     fields.done()
     if len(size) != 2 or len(mean) != len(std) or not mean or min(std) <= 0:
         raise ArtifactError("preprocessing: wanted size [h, w] and as many means as (positive) standard deviations")
     if resize is not None and resize < max(size):
         raise ArtifactError(f"preprocessing: cuts {size[0]}x{size[1]} out of images resized to {resize}")
-    return Preprocessing((size[0], size[1]), mean, std, resize)
+    return Preprocessing((size[0], size[1]), mean, std, resize, interpolation)
 
 
 class _Fields:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fct_infer.errors import ArtifactError, UsageError
 
 if TYPE_CHECKING:
-    from fct_infer.artifacts.manifest import Kind
+    from fct_infer.artifacts.manifest import Kind, Preprocessing
     from fct_infer.export.user_files import OpenedModel
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".json")
@@ -57,9 +58,22 @@ def _open_checkpoint(
         raise UsageError(f"{path}: does not tell its image size; give --input-shape 3x32x32")
     image_shape = (int(shape[0]), int(shape[1]), int(shape[2]))
     # Backbones of this project take images on the scale 0 to 1; trained on folders, they are judged on the middle.
-    data = checkpoint.config.get("data")
-    is_cropped = isinstance(data, dict) and data.get("source") == "folder"
-    resize = max(image_shape[1:]) * 256 // 224 if is_cropped else None
-    preprocessing = Preprocessing(image_shape[1:], (0.0,) * image_shape[0], (1.0,) * image_shape[0], resize)
+    preprocessing = Preprocessing(image_shape[1:], (0.0,) * image_shape[0], (1.0,) * image_shape[0])
+    for data in (checkpoint.config.get("validation"), checkpoint.config.get("data")):
+        if isinstance(data, dict) and data.get("source") == "folder":
+            preprocessing = _as_judged(preprocessing, data)
+            break
     model = ModuleModel(kind or "backbone", TorchModel(str(path), module, 1), {"image": image_shape})
     return OpenedModel(model, source, preprocessing)
+
+
+def _as_judged(preprocessing: Preprocessing, data: dict[str, Any]) -> Preprocessing:
+    """Return how images of a folder were prepared when the model was evaluated: by ``FolderLoader``."""
+    from fct_infer.images import shorter_side
+    from fct_infer.training.config import from_plain
+    from fct_infer.training.data.sources import DataConfig
+
+    settings: dict[str, Any] = {key: data[key] for key in ("source", "interpolation", "crop_fraction") if key in data}
+    known = from_plain(DataConfig, settings, "data")
+    resize = shorter_side(preprocessing.size, known.crop_fraction)
+    return replace(preprocessing, resize=resize, interpolation=known.interpolation)

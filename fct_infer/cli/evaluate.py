@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
+import numpy as np
 
 from fct_infer.cli._common import json_option, run_cli, show_rows
 from fct_infer.cli._progress import progress_on_stderr
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
 _FIGURES = ("cmc", "map", "recall", "r-precision")
 _WIDTH = 160  # of tables in a file or a pipe
+_COMPARED = ("gallery", "new_gallery", "queries", "old_queries")
 _PATH = click.Path(path_type=Path)
 
 
@@ -38,15 +41,31 @@ def _parse_figures(_context: click.Context, _parameter: click.Parameter, value: 
     return figures
 
 
+def _split(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(label.strip() for label in value.split(","))) if value else ()
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--queries", required=True, type=_PATH, help="Embeddings of the queries: .npy, or a gallery folder.")
+@click.option("--queries", type=_PATH, help="Embeddings of the queries: .npy, or a gallery folder.")
 @click.option("--gallery", required=True, type=_PATH, help="Embeddings searched: .npy, a gallery or an upgraded one.")
-@click.option("--query-labels", required=True, type=_PATH, help="Labels of the queries: .npy, or a folder of shards.")
-@click.option("--gallery-labels", required=True, type=_PATH, help="Labels of all gallery rows, in the same form.")
+@click.option("--query-labels", type=_PATH, help="Labels of the queries: .npy, or a folder of shards.")
+@click.option("--gallery-labels", type=_PATH, help="Labels of all gallery rows, in the same form.")
+@click.option("--truth", type=_PATH, help="Instead of labels: ids of each query's right rows, .npy (n,) or (n, most).")
+@click.option("--gallery-ids", type=_PATH, help="Ids that --truth names [the gallery's own, else row numbers].")
 @click.option("--new-gallery", type=_PATH, help="The gallery re-embedded: gives new/new and the backfilling curve.")
 @click.option("--old-queries", type=_PATH, help="The queries embedded by the old model: gives old/old.")
 @click.option("--old-gallery", type=_PATH, help="The gallery before it was transformed, if GALLERY is upgraded.")
 @click.option("--uncertainty", type=_PATH, help="How unsure each gallery row is, .npy: an order to backfill in.")
+@click.option("--query-cameras", type=_PATH, help="Cameras of the queries, in the form of labels.")
+@click.option("--gallery-cameras", type=_PATH, help="Of the gallery: rows of a query's label and camera are left out.")
+@click.option("--query-groups", type=_PATH, help="Groups of the queries (product, video, burst), as labels.")
+@click.option("--gallery-groups", type=_PATH, help="Of the gallery: rows of a query's group are left out.")
+@click.option(
+    "--ignore-labels", callback=_split, help="Labels whose gallery rows are left out: Market-1501's junk is -1."
+)
+@click.option(
+    "--distractor-labels", callback=_split, help="Labels that are never right: Market-1501's distractors are 0."
+)
 @click.option("--exclude-self", is_flag=True, help="Query i is gallery row i: leave each query's own row out.")
 @click.option("--metric", default="l2", show_default=True, type=click.Choice(["l2", "ip", "cosine"]))
 @click.option(
@@ -74,12 +93,18 @@ def command(
     report: Path | None,
     images: Path | None,
     query_images: Path | None,
+    ignore_labels: tuple[str, ...],
+    distractor_labels: tuple[str, ...],
     as_json: bool,
     **paths: Path | None,
 ) -> None:
     """Rank a gallery by distance for every query and print CMC top-k and mAP.
 
     A gallery item is relevant if it has the query's label; queries with nothing relevant are left out and counted.
+    Re-identification as Market-1501 measures it: --query-cameras, --gallery-cameras, --ignore-labels -1.
+    With --truth instead of labels, the right rows are named one by one. With neither, --new-gallery alone: the share of
+    nearest neighbours that the two galleries have in common, by --queries or by 1,000 of their own rows.
+
     With --old-queries and --new-gallery, the upgrade is judged: every query model against every gallery, the share of
     the gap closed, flips, the backfilling curve, and whether it is worth it.
     """
@@ -87,6 +112,7 @@ def command(
         ImageFile,
         Settings,
         check_report_path,
+        labels_like,
         read_study_inputs,
         retrieved_html,
         retrieved_rows,
@@ -94,10 +120,18 @@ def command(
         write_report,
     )
 
+    if not _is_labelled(paths, per_class):
+        if report is not None:
+            raise click.UsageError("--report wants labels or --truth")
+        _show_overlap(paths, metric, exclude_self, ks, threads, as_json)
+        return
     if (query_images and not images) or (images and not report):
         raise click.UsageError("--query-images wants --images, and --images wants --report")
     if paths["uncertainty"] and not paths["new_gallery"]:
         raise click.UsageError("--uncertainty wants --new-gallery: the rows that are backfilled")
+    for what in ("cameras", "groups"):
+        if (paths[f"query_{what}"] is None) != (paths[f"gallery_{what}"] is None):
+            raise click.UsageError(f"--query-{what} and --gallery-{what} go together")
     if report is not None:
         check_report_path(report)
     if exclude_self:
@@ -105,7 +139,17 @@ def command(
     inputs = read_study_inputs(paths)
     of_gallery = ImageFile(images, len(inputs.gallery)) if images else None
     of_queries = ImageFile(query_images, len(inputs.queries)) if query_images else of_gallery if exclude_self else None
-    settings = Settings(metric, exclude_self, ks, figures, per_class, threads)
+    if paths["truth"]:
+        missing = np.isin(inputs.query_labels, inputs.gallery_labels, invert=True)
+        if missing.any():
+            first = inputs.query_labels[missing][0].item()
+            click.echo(f"--truth: {missing.sum():,} ids are of no gallery row, such as {first!r}", err=True)
+    ignored, distractors = (labels_like(texts, inputs.gallery_labels) for texts in (ignore_labels, distractor_labels))
+    for name, labels in (("ignore", ignored), ("distractor", distractors)):
+        for label in labels:
+            rows_of = np.count_nonzero(inputs.gallery_labels == label)
+            click.echo(f"--{name}-labels: {rows_of:,} gallery rows have the label {label!r}", err=True)
+    settings = Settings(metric, exclude_self, ks, figures, per_class, threads, ignored, distractors)
     with progress_on_stderr() as progress:
         found = study(inputs, settings, progress)
     rows = retrieved_rows(inputs, found) if of_gallery else []
@@ -119,6 +163,67 @@ def command(
         click.echo(json.dumps(document, indent=2, allow_nan=False))
         return
     show_study(found)
+
+
+def _is_labelled(paths: dict[str, Path | None], per_class: bool) -> bool:
+    """Whether it is known what is right; without, two galleries can only be compared with each other."""
+    labels = [f"--{name}-labels" for name in ("query", "gallery") if paths[f"{name}_labels"]]
+    if paths["gallery_ids"] and not paths["truth"]:
+        raise click.UsageError("--gallery-ids wants --truth, which names them")
+    if labels and paths["truth"]:
+        raise click.UsageError(f"--truth takes the place of labels; leave out {' and '.join(labels)}")
+    if per_class and not labels:
+        raise click.UsageError("--per-class wants labels")
+    if paths["truth"] or len(labels) == 2:
+        if not paths["queries"]:
+            raise click.UsageError("--queries is missing")
+        return True
+    if labels:
+        raise click.UsageError("--query-labels and --gallery-labels go together")
+    if not paths["new_gallery"]:
+        raise click.UsageError(
+            "wanted --query-labels and --gallery-labels, --truth, or (to compare neighbours) --new-gallery"
+        )
+    if unused := [name for name in paths if paths[name] and name not in _COMPARED]:
+        raise click.UsageError(f"--{unused[0].replace('_', '-')} wants labels or --truth")
+    if paths["old_queries"] and not paths["queries"]:
+        raise click.UsageError("--old-queries wants --queries, the same by the new model")
+    return False
+
+
+def _show_overlap(
+    paths: dict[str, Path | None],
+    metric: Metric,
+    exclude_self: bool,
+    ks: tuple[int, ...],
+    threads: int | None,
+    as_json: bool,
+) -> None:
+    from fct_infer.evaluation import neighbour_overlap, read_embeddings
+
+    given = {name: path for name, path in paths.items() if path is not None}
+    arrays = {name: read_embeddings(path) for name, path in given.items()}
+    with progress_on_stderr() as progress:
+        found = neighbour_overlap(
+            arrays["gallery"],
+            arrays["new_gallery"],
+            queries=arrays.get("queries"),
+            old_queries=arrays.get("old_queries"),
+            ks=ks,
+            metric=metric,
+            exclude_self=exclude_self,
+            threads=threads,
+            progress=partial(progress, "neighbours"),
+        )
+    if as_json:
+        inputs = {name: str(path) for name, path in given.items()}
+        click.echo(json.dumps(found.as_dict() | {"inputs": inputs}, indent=2, allow_nan=False))
+        return
+    shown = {
+        f"overlap@{k}": f"{100 * share:.2f} % ± {100 * found.standard_error[k]:.2f}"
+        for k, share in found.overlap.items()
+    }
+    show_rows(shown | {"queries": f"{found.queries:,}", "gallery": f"{found.gallery_rows:,} rows"})
 
 
 def show_study(found: Study) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fct_infer.artifacts.loading import is_code
-from fct_infer.artifacts.manifest import KINDS, Parity
+from fct_infer.artifacts.manifest import INTERPOLATIONS, KINDS, Interpolation, Parity
 from fct_infer.artifacts.precisions import PRECISIONS
 from fct_infer.cli._common import json_option, run_cli, say_files_are_code
 
@@ -81,6 +81,16 @@ def _split(_context: click.Context, _parameter: click.Parameter, value: str | No
 )
 @click.option("--image-std", callback=_parse_numbers, metavar="R,G,B")
 @click.option("--image-resize", type=click.IntRange(min=1), help="Shorter side before the centre crop [no crop].")
+@click.option(
+    "--image-crop-fraction",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Instead of --image-resize: share of the shorter side that the crop is.",
+)
+@click.option(
+    "--image-interpolation",
+    type=click.Choice(INTERPOLATIONS),
+    help="How images are scaled; CLIP, SigLIP, DINO and most ViTs: bicubic [as MODEL tells, else bilinear].",
+)
 @click.option("--model-version", help="Name of this model [first 12 digits of the file's SHA-256].")
 @click.option(
     "--engine-rows", metavar="TYPICAL,MOST", help="Of a call to a TensorRT engine [4096,65536; images: 32,256]."
@@ -104,6 +114,8 @@ def command(
     image_mean: tuple[float, ...] | None,
     image_std: tuple[float, ...] | None,
     image_resize: int | None,
+    image_crop_fraction: float | None,
+    image_interpolation: Interpolation | None,
     model_version: str | None,
     engine_rows: str | None,
     device: str,
@@ -124,6 +136,8 @@ def command(
     from fct_infer.export.options import Options
     from fct_infer.export.user_files import default_bundle, export_opened, preprocessing_of
 
+    if image_resize is not None and image_crop_fraction is not None:
+        raise click.UsageError("--image-resize and --image-crop-fraction say the same; give one")
     bundle = bundle or default_bundle(model)
     inputs_of_bundle = {"model": model} | ({"calibration": calibration} if calibration else {})
     refuse_existing(bundle, inputs_of_bundle, force=force)
@@ -143,7 +157,15 @@ def command(
         force=force,
         progress=lambda text: click.echo(text, err=True),
     )
-    preprocessing = preprocessing_of(inputs, image_mean, image_std, image_resize)
+    preprocessing = preprocessing_of(
+        inputs,
+        image_mean,
+        image_std,
+        image_resize,
+        crop_fraction=image_crop_fraction,
+        interpolation=image_interpolation,
+        known=opened.preprocessing,
+    )
     report = export_opened(opened, model, bundle, options, preprocessing)
     for note in report.notes:
         click.echo(f"note: {note}", err=True)

@@ -6,7 +6,7 @@ import math
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,16 +15,14 @@ import numpy as np
 
 from fct_infer.artifacts.manifest import Preprocessing
 from fct_infer.backends.embedder import Embedder
-from fct_infer.embedding.preprocessing import SUFFIXES, decode, pillow, preprocess
+from fct_infer.embedding.preprocessing import preprocess
 from fct_infer.errors import ArrayError, ArtifactError, InputError, UsageError
+from fct_infer.images import IMAGE_SUFFIXES, find_images, pillow, read_image
 from fct_infer.storage import ReadFile, read_npy_header
 from fct_infer.transformation import Float32Array
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-MAX_FILE_BYTES = 1 << 30  # more than the pixels of the largest image accepted take uncompressed
-_ALL_SUFFIXES = tuple(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
 
 
 class ImageSource(ABC):
@@ -128,20 +126,13 @@ class ImageFiles(ImageSource):
     def load(self, number: int, recipes: Sequence[Preprocessing | None]) -> tuple[Float32Array, ...]:
         """See :class:`ImageSource`."""
         path = self._paths[number]
-        with ReadFile(path) as file:
-            if file.size > MAX_FILE_BYTES:
-                raise InputError(f"{path}: {file.size:,} bytes, at most {MAX_FILE_BYTES:,} are read as an image")
-            data = file.read(file.size)
-        return _preprocess_all(decode(data, path), recipes, path)
+        return _preprocess_all(read_image(path), recipes, path)
 
     def _add_folder(self, folder: Path) -> None:
-        files = list(_walk(str(folder)))
-        images = sorted(path for path in files if path.lower().endswith(_ALL_SUFFIXES))
+        images, others = find_images(folder)
         if not images:
-            raise InputError(
-                f"{folder}: holds no images, {len(files):,} other files; wanted {', '.join(_ALL_SUFFIXES)}"
-            )
-        self.other_files += len(files) - len(images)
+            raise InputError(f"{folder}: holds no images, {others:,} other files; wanted {', '.join(IMAGE_SUFFIXES)}")
+        self.other_files += others
         self._paths += images
         self.ids += [os.path.relpath(path, folder) for path in images]
 
@@ -215,25 +206,6 @@ class ArrayFile(ImageSource):
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-
-def _walk(folder: str) -> Iterator[str]:
-    """Yield the paths of all files under a folder, links followed, hidden ones left out, in no certain order."""
-    waiting = [(folder, frozenset({os.path.realpath(folder)}))]
-    while waiting:
-        here, above = waiting.pop()
-        try:
-            entries = [(entry, entry.is_dir()) for entry in os.scandir(here) if not entry.name.startswith(".")]
-        except OSError as error:
-            raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from error
-        for entry, is_folder in entries:
-            if not is_folder:
-                yield entry.path
-                continue
-            real = os.path.realpath(entry.path)
-            if real in above:
-                raise InputError(f"{entry.path}: links back to a folder it lies in")
-            waiting.append((entry.path, above | {real}))
 
 
 def _recipe_for_rgb(model: Embedder) -> Preprocessing:

@@ -10,7 +10,15 @@ from fct_infer.evaluation.compatibility import (
     update_gain,
 )
 from fct_infer.evaluation.flips import Flips, flips
-from fct_infer.evaluation.inputs import read_embeddings, read_labels, read_study_inputs, read_uncertainty
+from fct_infer.evaluation.inputs import (
+    labels_like,
+    read_embeddings,
+    read_ids,
+    read_labels,
+    read_study_inputs,
+    read_truth,
+    read_uncertainty,
+)
 from fct_infer.evaluation.matrix import (
     CompatibilityMatrix,
     average_accuracy,
@@ -19,7 +27,9 @@ from fct_infer.evaluation.matrix import (
 )
 from fct_infer.evaluation.neighbours import nearest
 from fct_infer.evaluation.orders import class_mean_order, oracle_order, random_order, row_benefit, uncertainty_order
+from fct_infer.evaluation.overlap import NeighbourOverlap, neighbour_overlap
 from fct_infer.evaluation.pictures import ImageFile, retrieved_html
+from fct_infer.evaluation.relevance import Exclusions
 from fct_infer.evaluation.report import check_report_path, figures, html_page, html_properties, write_report
 from fct_infer.evaluation.retrieval import (
     FIGURES,
@@ -40,10 +50,12 @@ __all__ = [
     "CompatibilityMatrix",
     "CompatibilityRow",
     "CompatibilityTable",
+    "Exclusions",
     "Figure",
     "Flips",
     "ImageFile",
     "Metric",
+    "NeighbourOverlap",
     "QueryRanks",
     "RetrievalMetrics",
     "RetrievedRow",
@@ -65,13 +77,17 @@ __all__ = [
     "html_page",
     "html_properties",
     "judge",
+    "labels_like",
     "nearest",
+    "neighbour_overlap",
     "oracle_order",
     "random_order",
     "rank_queries",
     "read_embeddings",
+    "read_ids",
     "read_labels",
     "read_study_inputs",
+    "read_truth",
     "read_uncertainty",
     "retrieval_metrics",
     "retrieved_html",

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from fct_infer.errors import ArrayError, UsageError
 from fct_infer.evaluation.checks import Embeddings, Int64Array, SearchOptions, check_ks
 from fct_infer.evaluation.parallel import Progress
-from fct_infer.evaluation.placement import RelevantOrder
-from fct_infer.evaluation.ranking import Ranking
+from fct_infer.evaluation.ranking import RankedBatch, Ranking
 from fct_infer.evaluation.scores import Float64Array
 
 POINTS = 22  # as FastFill measures it: nothing, 20 between, all
@@ -112,9 +111,9 @@ def backfilling_curves(
     first_relevant = np.zeros((len(flat), points, len(queries)), np.int64)
     precisions = np.zeros((len(flat), points, len(queries)))
 
-    def measure(batch: Int64Array, rows: Int64Array, relevant: RelevantOrder, places: list[Int64Array]) -> None:
-        numbers = np.arange(1, rows.shape[1] + 1)
-        for query, *of_query in zip(batch, rows, relevant.order, *places, strict=True):
+    def measure(batch: RankedBatch) -> None:
+        numbers = np.arange(1, batch.rows.shape[1] + 1)
+        for query, *of_query in zip(batch.queries, batch.rows, batch.relevant.order, *batch.places, strict=True):
             for number, turn in enumerate(turns):
                 ranks = _ranks_at_points(turn, points, *of_query)
                 first_relevant[number, :, query] = ranks[:, 0]

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, TypeAlias, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.errors import ArrayError, UsageError
+
+if TYPE_CHECKING:
+    from fct_infer.evaluation.relevance import Exclusions
 
 Metric: TypeAlias = Literal["l2", "ip", "cosine"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
@@ -25,10 +28,12 @@ class SearchOptions(TypedDict, total=False):
         exclude_self: query i and gallery row i are the same item (one set searched in itself, or in another model's
             embeddings of it); each query's own row is left out of its ranking. Off by default.
         threads: threads to use; by default all cores this process may use.
+        exclusions: which rows else a query is not ranked against, by camera, group or label.
     """
 
     metric: Metric
     exclude_self: bool
+    exclusions: Exclusions | None
     threads: int | None
 
 
@@ -110,19 +115,24 @@ def row_parts(array: Embeddings) -> Iterator[slice]:
 
 
 def encode_labels(
-    query_labels: Any, gallery_labels: Any, query_count: int, gallery_count: int
+    query_labels: Any, gallery_labels: Any, query_count: int, gallery_count: int, what: str = "labels"
 ) -> tuple[Int64Array, Int64Array]:
     """Number the labels of both sets alike: 0, 1, ... in sorted order of the gallery's; -1 is a label it lacks.
+
+    A query may have several labels: (n_q, t).
+
+    ``what`` they are called in messages: labels, cameras ...
 
     Raises:
         ArrayError: not one 1-D array of integers, booleans, str or bytes per set, a length that
             is not the number of embeddings, or kinds that cannot be compared with each other.
     """
     for name, labels, count in (
-        ("query_labels", query_labels, query_count),
-        ("gallery_labels", gallery_labels, gallery_count),
+        (f"query_{what}", query_labels, query_count),
+        (f"gallery_{what}", gallery_labels, gallery_count),
     ):
-        if not isinstance(labels, np.ndarray) or labels.ndim != 1 or labels.dtype.kind not in "biuUS":
+        dims = (1, 2) if name == "query_labels" else (1,)
+        if not isinstance(labels, np.ndarray) or labels.ndim not in dims or labels.dtype.kind not in "biuUS":
             came = f"{labels.dtype} {labels.shape}" if isinstance(labels, np.ndarray) else type(labels).__name__
             raise ArrayError(f"{name} is {came}, wanted a 1-D array of integers, str or bytes")
         if len(labels) != count:
@@ -131,7 +141,7 @@ def encode_labels(
     # int64 with uint64 has no common integer type: numpy would compare them as float64 and merge labels
     if len(kinds) > 1 and (kinds & set("US") or np.result_type(query_labels, gallery_labels).kind == "f"):
         raise ArrayError(
-            f"query_labels are {query_labels.dtype} and gallery_labels {gallery_labels.dtype}; they cannot be compared"
+            f"query_{what} are {query_labels.dtype} and gallery_{what} {gallery_labels.dtype}; they cannot be compared"
         )
     classes, gallery_codes = np.unique(gallery_labels, return_inverse=True)
     nearest = np.minimum(np.searchsorted(classes, query_labels), len(classes) - 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,8 @@ def read_uncertainty(path: str | Path) -> NDArray[Any]:
 def read_study_inputs(paths: Mapping[str, Path | None]) -> StudyInputs:
     """Read what a study compares; ``paths`` are named as the attributes of :class:`StudyInputs`.
 
+    ``truth``, and perhaps ``gallery_ids``, take the place of labels: ids of the right rows, and of all rows.
+
     Raises:
         GalleryError: as the functions above.
         UsageError: old/old is asked for, but the gallery is an upgraded one and the old one was not given.
@@ -92,12 +94,68 @@ def read_study_inputs(paths: Mapping[str, Path | None]) -> StudyInputs:
             f"{gallery} is an upgraded gallery, so old queries need the old one to search in: --old-gallery"
         )
     given = {name: path for name, path in paths.items() if path is not None}
-    return StudyInputs(**{name: _READERS.get(name, read_embeddings)(path) for name, path in given.items()})
+    arrays = {name: _READERS.get(name, read_embeddings)(path) for name, path in given.items() if name not in _TRUTH}
+    if "truth" in given:
+        ids = given.get("gallery_ids")
+        arrays["query_labels"] = read_truth(given["truth"])
+        arrays["gallery_labels"] = read_ids(given["gallery"]) if ids is None else read_labels(ids)
+    return StudyInputs(**arrays)
 
 
+def read_truth(path: str | Path) -> NDArray[Any]:
+    """Read the ids of the right gallery rows of each query: a (n_q,) or (n_q, t) ``.npy`` file, ids repeated as needed.
+
+    Returns:
+        (n_q, t) integers, bytes or str.
+
+    Raises:
+        GalleryError: missing, malformed or truncated, or another dtype or shape; names the file.
+    """
+    path = Path(path)
+    truth = read_npy(path)
+    if truth.ndim not in (1, 2) or truth.dtype.kind not in "iuUS" or 0 in truth.shape:
+        raise GalleryError(f"{path}: is {truth.dtype} {truth.shape}, wanted (queries,) or (queries, n) ids")
+    return truth.reshape(len(truth), -1)
+
+
+def read_ids(gallery: str | Path) -> NDArray[Any]:
+    """Read the ids of a gallery's rows; without any, and of a ``.npy`` file, they are the row numbers.
+
+    Returns:
+        (rows,) int64, bytes or str.
+
+    Raises:
+        GalleryError: missing, malformed or truncated; names the file.
+    """
+    if not Path(gallery).is_dir():
+        return np.arange(len(read_npy(Path(gallery))))
+    ids = []
+    for shard in Gallery.open(gallery).shards:
+        with ShardReader(shard) as reader:
+            ids.append(reader.read_ids(0, shard.rows))
+    return np.concatenate(ids)
+
+
+def labels_like(texts: Iterable[str], labels: NDArray[Any]) -> tuple[Any, ...]:
+    """Return labels that a user typed as those of an array: integers, str or bytes.
+
+    Raises:
+        UsageError: the array's labels are integers, and a text is none.
+    """
+    kind = labels.dtype.kind
+    if kind in "US":
+        return tuple(text if kind == "U" else text.encode() for text in texts)
+    try:
+        return tuple(int(text) for text in texts)
+    except ValueError as error:
+        raise UsageError(
+            f"labels are {labels.dtype}, but {','.join(texts)} is not integers joined by commas"
+        ) from error
+
+
+_TRUTH = ("truth", "gallery_ids")
 _READERS: dict[str, Callable[[Path], NDArray[Any]]] = {
-    "query_labels": read_labels,
-    "gallery_labels": read_labels,
+    **{f"{of}_{what}": read_labels for of in ("query", "gallery") for what in ("labels", "cameras", "groups")},
     "uncertainty": read_uncertainty,
 }
 

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from fct_infer.errors import ArrayError
 from fct_infer.evaluation.checks import Embeddings, Int64Array, Metric, SearchOptions, check_contents, encode_labels
 from fct_infer.evaluation.parallel import Progress
-from fct_infer.evaluation.placement import RelevantOrder
-from fct_infer.evaluation.ranking import Ranking
+from fct_infer.evaluation.ranking import RankedBatch, Ranking
 from fct_infer.evaluation.scores import Float64Array
 
 Direction: TypeAlias = Literal["far", "near"]
@@ -103,8 +102,8 @@ def row_benefit(
     total = np.zeros(len(gallery), np.int64)  # fixed point, so that sums do not depend on the order of the threads
     lock = Lock()
 
-    def measure(_batch: Int64Array, rows: Int64Array, relevant: RelevantOrder, places: list[Int64Array]) -> None:
-        for of_query in zip(rows, relevant.order, *places, strict=True):
+    def measure(batch: RankedBatch) -> None:
+        for of_query in zip(batch.rows, batch.relevant.order, *batch.places, strict=True):
             gains = np.rint(_gains(*of_query) * _FIXED_POINT).astype(np.int64)
             with lock:
                 np.add(total, gains, out=total)

@@ -72,15 +72,18 @@ class RelevantOrder:
         counts = np.bincount(cells, minlength=queries * (count + 1)).reshape(queries, -1)
         return np.cumsum(counts[:, :-1], axis=1)
 
-    def place(self, queries: Int64Array, scores: Float64Array, rows: Int64Array) -> Int64Array:
-        """Return the places of pairs of a query (0 to b - 1) and a row with these float64 scores: all (n,)."""
+    def place(self, queries: Int64Array, scores: Float64Array, rows: Int64Array) -> tuple[Int64Array, Int64Array]:
+        """Return the places of pairs of a query (0 to b - 1) and a row with these float64 scores, all (n,).
+
+        Second, the numbers of the pairs that tie with something relevant: (t,).
+        """
         count = self.order.shape[1]
         # the first of the group of ties that the row belongs to or comes before
         first = self._upper.searchsorted(_by_query(queries, scores))
         places: Int64Array = first - queries * (count + 1)
         tied = np.flatnonzero(scores >= self._lower[first])
         places[tied] = self._keys.searchsorted(self._key(first[tied], rows[tied])) - queries[tied] * count
-        return places
+        return places, tied
 
     def _key(self, first: Int64Array, rows: Int64Array) -> Int64Array:
         """Return what sorts relevant rows by query, group of ties and row."""
@@ -93,9 +96,10 @@ def place_all(
     tolerance: Float64Array,
     rows: Int64Array,
     places: Int64Array,
+    left_out: Int64Array,
     exact: Exact,
     most_unclear: float = inf,
-) -> Int64Array | None:
+) -> tuple[Int64Array, NDArray[np.bool_]] | None:
     """Place every gallery row of each query.
 
     The range of the relevant scores is cut into buckets. A row in a bucket that no relevant row can lie in, whatever
@@ -107,11 +111,13 @@ def place_all(
         tolerance: (b, m) how far a score may be from the exact one, near each relevant row in rank order.
         rows: (b, r) relevant rows of this gallery.
         places: (b, r) their places, which ``relevant`` knows.
+        left_out: (n,) cells, counted through (b, n_g), that are not ranked: placed after everything relevant.
         exact: what knows the float64 scores.
         most_unclear: give up if more rows a query than this need an exact score.
 
     Returns:
-        (b, n_g) int64 places; None if it gave up.
+        (b, n_g) int64 places, and (b,) whether a row ties with a relevant one without being relevant; None if it gave
+        up.
     """
     queries, gallery_rows = scores.shape
     wanted = max(gallery_rows // 4, 32 * relevant.scores.shape[1])
@@ -132,12 +138,15 @@ def place_all(
     bucket = np.add(position.astype(np.int32), np.arange(queries)[:, None] * buckets + 1)
     found: Int64Array = table.take(bucket)
     found[np.arange(queries)[:, None], rows] = places
+    found.ravel()[left_out] = relevant.scores.shape[1]
     unclear = np.flatnonzero(found < 0)
     if len(unclear) > most_unclear * queries:
         return None
     of_query, row = np.divmod(unclear, gallery_rows)
-    found.ravel()[unclear] = relevant.place(of_query, exact(of_query, row), row)
-    return found
+    found.ravel()[unclear], tied = relevant.place(of_query, exact(of_query, row), row)
+    is_tied = np.zeros(queries, bool)
+    is_tied[of_query[tied]] = True
+    return found, is_tied
 
 
 def _table(lower: Float64Array, upper: Float64Array, buckets: int) -> Int64Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -16,18 +17,37 @@ from fct_infer.evaluation.checks import (
     Metric,
     check_embeddings,
     check_metric,
-    check_same_items,
-    encode_labels,
 )
 from fct_infer.evaluation.parallel import Progress, for_each_block
 from fct_infer.evaluation.placement import RelevantOrder, place_all
+from fct_infer.evaluation.relevance import Exclusions, Relevance
 from fct_infer.evaluation.scores import Float64Array, Scorer
 
-Visit: TypeAlias = Callable[[Int64Array, Int64Array, RelevantOrder, list[Int64Array]], None]
-"""Called with b queries that have equally many relevant rows, (b,); these rows, (b, r); their order over all
-galleries; and per gallery every row's place, (b, n_g)."""
 _MOST_UNCLEAR = 1 / 16  # share of a gallery from which on one float64 product is cheaper than exact scores row by row
 _BATCH_ELEMENTS = 1 << 18  # scores placed at once: enough to outweigh the calls, few enough to stay in cache
+
+
+@dataclass(frozen=True)
+class RankedBatch:
+    """A few queries ranked.
+
+    Attributes:
+        queries: (b,) their numbers; all have equally many relevant rows.
+        rows: (b, r) the relevant rows.
+        relevant: their order over all galleries.
+        places: per gallery every row's place, (b, n_g); rows left out come after everything relevant.
+        is_tied: (b,) whether a row that is not relevant is as near as one that is, in some gallery, so that only the
+            row numbers decide which comes first.
+    """
+
+    queries: Int64Array
+    rows: Int64Array
+    relevant: RelevantOrder
+    places: list[Int64Array]
+    is_tied: NDArray[np.bool_]
+
+
+Visit: TypeAlias = Callable[[RankedBatch], None]
 
 
 class Ranking:
@@ -38,7 +58,7 @@ class Ranking:
         galleries: one or more (n_g, dim) float32 or float16; row i of each is the same item.
         query_labels: (n_q,) integers, str or bytes.
         gallery_labels: (n_g,), comparable with ``query_labels``.
-        metric, exclude_self, threads: as :class:`SearchOptions` says.
+        metric, exclude_self, threads, exclusions: as :class:`SearchOptions` says.
 
     Raises:
         ArrayError: wrong dtype, shape or length, a NaN or infinity, or no query has anything relevant.
@@ -55,26 +75,26 @@ class Ranking:
         metric: Metric = "l2",
         exclude_self: bool = False,
         threads: int | None = None,
+        exclusions: Exclusions | None = None,
     ) -> None:
         check_metric(metric)
         for gallery in galleries:
             check_embeddings(queries, gallery, exclude_self=exclude_self)
-        codes, gallery_codes = encode_labels(query_labels, gallery_labels, len(queries), len(galleries[0]))
-        if exclude_self:
-            check_same_items(query_labels, gallery_labels, codes != gallery_codes)
-        self._rows_by_label = np.argsort(gallery_codes, kind="stable")
-        bounds = np.concatenate(([0], np.cumsum(np.bincount(gallery_codes))))
-        self._begin = bounds[np.maximum(codes, 0)]
-        self._end = bounds[codes + 1]  # a label the gallery lacks, -1, has an empty range
-        relevant = self._end - self._begin - int(exclude_self)
+        self._relevance = Relevance(
+            query_labels,
+            gallery_labels,
+            (len(queries), len(galleries[0])),
+            exclude_self=exclude_self,
+            exclusions=exclusions,
+        )
+        relevant = self._relevance.counts
         kept = np.flatnonzero(relevant > 0)
         self.kept: Int64Array = kept[np.argsort(relevant[kept], kind="stable")]
         """Queries that have something relevant, those with equally many rows together."""
         if not len(kept):
             raise ArrayError("no query has a gallery item with its label, so there is nothing to measure")
-        self._relevant = relevant
         self.metric: Metric = metric
-        self._exclude_self, self._threads = exclude_self, threads
+        self._threads = threads
         self._gallery_rows = len(galleries[0])
         self._gallery_numbers = range(len(galleries))
         self._scorer = Scorer(queries, galleries, metric)
@@ -91,7 +111,7 @@ class Ranking:
 
     def _rank_block(self, queries: Int64Array, visit: Visit) -> None:
         # in float32 every relevant row makes some others unclear
-        many = 8 * self._relevant[queries] > self._gallery_rows * _MOST_UNCLEAR
+        many = 8 * self._relevance.counts[queries] > self._gallery_rows * _MOST_UNCLEAR
         hard = [queries[many]]
         queries = queries[~many]
         if len(queries):
@@ -110,21 +130,15 @@ class Ranking:
     def _batches(self, queries: Int64Array) -> Iterator[slice]:
         """Yield slices of queries that have equally many relevant rows."""
         most = max(1, _BATCH_ELEMENTS // self._gallery_rows)
-        relevant = self._relevant[queries]
+        relevant = self._relevance.counts[queries]
         begin = 0
         for end in [*(np.flatnonzero(np.diff(relevant)) + 1).tolist(), len(queries)]:
             yield from (slice(at, min(at + most, end)) for at in range(begin, end, most))
             begin = end
 
-    def _relevant_rows(self, queries: Int64Array) -> Int64Array:
-        """Return the gallery rows with each query's label, ascending, itself left out if it is to be: (b, r)."""
-        begin, end = self._begin[queries], self._end[queries]
-        rows: Int64Array = self._rows_by_label[begin[:, None] + np.arange(end[0] - begin[0])]
-        return rows[rows != queries[:, None]].reshape(len(queries), -1) if self._exclude_self else rows
-
     def _rank(self, queries: Int64Array, prepared: Float64Array, scores: list[NDArray[Any]], visit: Visit) -> bool:
         """Visit queries that have these scores, float32 or exact; False if float32 leaves too much unclear."""
-        rows, numbers = self._relevant_rows(queries), np.arange(len(queries))
+        rows, numbers = self._relevance.relevant_rows(queries), np.arange(len(queries))
         is_exact = scores[0].dtype == np.float64
 
         def relevant_scores(number: int) -> Float64Array:
@@ -143,13 +157,13 @@ class Ranking:
         relevant = RelevantOrder(known, np.tile(rows, len(scores)), of_exact, self._gallery_rows)
         tolerance = (of_exact if is_exact else of_coarse)[numbers[:, None], relevant.order]
         most = np.inf if is_exact else self._gallery_rows * _MOST_UNCLEAR
-        places = []
+        left_out = self._relevance.left_out(queries)
+        places, is_tied = [], np.zeros(len(queries), bool)
         for number, own in enumerate(np.split(relevant.places, len(scores), axis=1)):
-            found = place_all(relevant, scores[number], tolerance, rows, own, partial(exact, number), most)
-            if found is None:
+            placed = place_all(relevant, scores[number], tolerance, rows, own, left_out, partial(exact, number), most)
+            if placed is None:
                 return False
-            if self._exclude_self:
-                found[numbers, queries] = known.shape[1]
-            places.append(found)
-        visit(queries, rows, relevant, places)
+            places.append(placed[0])
+            is_tied |= placed[1]
+        visit(RankedBatch(queries, rows, relevant, places, is_tied))
         return True

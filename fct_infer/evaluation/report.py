@@ -12,7 +12,7 @@ from fct_infer import storage
 from fct_infer.evaluation.charts import curves_chart, histogram, line_chart
 from fct_infer.evaluation.compatibility import html_table
 from fct_infer.evaluation.retrieval import Figure, QueryRanks, RetrievalMetrics
-from fct_infer.evaluation.study import Study
+from fct_infer.evaluation.study import Study, json_label
 
 _CURVE_LENGTH = 50
 _BINS = 10
@@ -81,11 +81,14 @@ def check_report_path(path: str | Path) -> None:
 
 def figures(metrics: RetrievalMetrics, wanted: Iterable[Figure] = ("cmc", "map")) -> dict[str, str]:
     """Return the figures of an evaluation as people read them, by name."""
-    return {name: f"{100 * share:.2f} %" for name, share in metrics.shares(wanted).items()} | {
+    shown = {name: f"{100 * share:.2f} %" for name, share in metrics.shares(wanted).items()} | {
         "queries": f"{metrics.queries:,}",
         "queries left out": f"{metrics.skipped_queries:,} (nothing relevant in the gallery)",
         "gallery": f"{metrics.gallery_rows:,} rows",
     }
+    if metrics.tied_queries:
+        shown["decided by a tie"] = f"{metrics.tied_queries:,} queries: of rows equally far the lower number is first"
+    return shown
 
 
 def write_report(path: str | Path, found: Study, inputs: Mapping[str, str], retrieved: str = "") -> None:
@@ -102,6 +105,9 @@ def write_report(path: str | Path, found: Study, inputs: Mapping[str, str], retr
     """
     settings = found.settings
     known = {"metric": settings.metric, "own row excluded": "yes" if settings.exclude_self else "no"}
+    for name, labels in (("ignored labels", settings.ignored_labels), ("distractors", settings.distractor_labels)):
+        if labels:
+            known[name] = ", ".join(str(json_label(label)) for label in labels)
     sections = (
         _summary(found),
         _pairs(found),

@@ -1,10 +1,12 @@
 """CMC top-k, mAP, recall@k and R-precision, with the conventions of FCT (arXiv 2112.02805).
 
-The gallery is ranked for each query over its whole length; a gallery item is relevant if it has the query's label.
+The gallery is ranked for each query over its whole length, less what is left out (:class:`Exclusions`); a gallery item
+is relevant if it has the query's label.
 Items at the same distance, up to the rounding error of float64, are ranked by gallery row, so the result is the same
 on every run, for any block size and thread count. Other libraries agree where nothing ties, and where something does
 if they are given the ranks: scikit-learn's average precision counts all items at one distance as found together, and
-torchmetrics orders them arbitrarily (and takes items that score zero or less for irrelevant).
+torchmetrics orders them arbitrarily (and takes items that score zero or less for irrelevant). How many queries a tie
+decides is told. Average precision is the mean of the precisions, not the trapezoids of Market-1501's own program.
 """
 
 from __future__ import annotations
@@ -19,8 +21,7 @@ from numpy.typing import NDArray
 from fct_infer.errors import ArrayError
 from fct_infer.evaluation.checks import Embeddings, Int64Array, Metric, SearchOptions, check_ks
 from fct_infer.evaluation.parallel import Progress
-from fct_infer.evaluation.placement import RelevantOrder
-from fct_infer.evaluation.ranking import Ranking
+from fct_infer.evaluation.ranking import RankedBatch, Ranking
 from fct_infer.evaluation.scores import Float64Array
 
 Figure: TypeAlias = Literal["cmc", "map", "recall", "r-precision"]
@@ -44,6 +45,7 @@ class RetrievalMetrics:
         skipped_queries: number of queries left out because the gallery holds nothing relevant to them.
         gallery_rows: number of gallery items (with ``exclude_self`` each query sees one less).
         metric: how distances were measured.
+        tied_queries: number of queries whose ranks are decided by a tie, see :class:`QueryRanks`.
     """
 
     cmc: dict[int, float]
@@ -54,6 +56,7 @@ class RetrievalMetrics:
     skipped_queries: int
     gallery_rows: int
     metric: Metric
+    tied_queries: int = 0
 
     def shares(self, figures: Iterable[Figure] = ("cmc", "map")) -> dict[str, float]:
         """Return figures (0 to 1) under the names people read, in the order asked for."""
@@ -86,6 +89,8 @@ class QueryRanks:
         average_precision: (n_q,) float64; NaN if no item is relevant.
         recall: (n_q, len(ks)) float64, share of the relevant items among the k nearest; NaN if none is.
         r_precision: (n_q,) float64; NaN if no item is relevant.
+        is_tied: (n_q,) bool, whether an item that is not relevant is as near as one that is: only their row numbers
+            decide which comes first, so that another order of the gallery would give other figures.
         ks: the k of CMC top-k and recall@k.
         gallery_rows: number of gallery items.
         metric: how distances were measured.
@@ -95,6 +100,7 @@ class QueryRanks:
     average_precision: Float64Array
     recall: Float64Array
     r_precision: Float64Array
+    is_tied: NDArray[np.bool_]
     ks: tuple[int, ...]
     gallery_rows: int
     metric: Metric
@@ -125,6 +131,7 @@ class QueryRanks:
             skipped_queries=int(among.sum()) - queries,
             gallery_rows=self.gallery_rows,
             metric=self.metric,
+            tied_queries=int((self.is_tied & chosen).sum()),
         )
 
     def by_class(self, query_labels: NDArray[Any]) -> dict[Any, RetrievalMetrics]:
@@ -174,7 +181,7 @@ def rank_queries(
         gallery_labels: (n_g,), comparable with ``query_labels``.
         ks: the k of CMC top-k and recall@k; one beyond the gallery's size counts all of it.
         progress: called with queries done and queries in all.
-        search: ``metric``, ``exclude_self`` and ``threads``, see :class:`SearchOptions`.
+        search: ``metric``, ``exclude_self``, ``threads`` and ``exclusions``, see :class:`SearchOptions`.
 
     Raises:
         ArrayError: wrong dtype, shape or length, a NaN or infinity, or no query has anything relevant.
@@ -186,13 +193,15 @@ def rank_queries(
     first_relevant = np.zeros(len(queries), np.int64)
     average_precision, r_precision = np.full((2, len(queries)), np.nan)
     recall = np.full((len(queries), len(ks)), np.nan)
+    is_tied = np.zeros(len(queries), bool)
 
-    def measure(batch: Int64Array, rows: Int64Array, relevant: RelevantOrder, places: list[Int64Array]) -> None:
-        ranks, count = relevant.ranks(places[0]), rows.shape[1]
-        first_relevant[batch] = ranks[:, 0]
-        average_precision[batch] = (np.arange(1, count + 1) / ranks).mean(axis=1)
-        recall[batch] = (ranks[:, :, None] <= limits).mean(axis=1)
-        r_precision[batch] = (ranks <= count).mean(axis=1)
+    def measure(batch: RankedBatch) -> None:
+        ranks, count, queries = batch.relevant.ranks(batch.places[0]), batch.rows.shape[1], batch.queries
+        first_relevant[queries] = ranks[:, 0]
+        average_precision[queries] = (np.arange(1, count + 1) / ranks).mean(axis=1)
+        recall[queries] = (ranks[:, :, None] <= limits).mean(axis=1)
+        r_precision[queries] = (ranks <= count).mean(axis=1)
+        is_tied[queries] = batch.is_tied
 
     ranking.for_each_batch(measure, progress)
-    return QueryRanks(first_relevant, average_precision, recall, r_precision, ks, len(gallery), ranking.metric)
+    return QueryRanks(first_relevant, average_precision, recall, r_precision, is_tied, ks, len(gallery), ranking.metric)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.errors import ArrayError
@@ -16,6 +17,7 @@ from fct_infer.evaluation.compatibility import CompatibilityRow, CompatibilityTa
 from fct_infer.evaluation.flips import Flips, flips
 from fct_infer.evaluation.matrix import CompatibilityMatrix, compatibility_matrix
 from fct_infer.evaluation.orders import Direction, class_mean_order, oracle_order, random_order, uncertainty_order
+from fct_infer.evaluation.relevance import Exclusions
 from fct_infer.evaluation.retrieval import Figure, QueryRanks, RetrievalMetrics
 from fct_infer.evaluation.verdict import Verdict, judge
 
@@ -33,12 +35,13 @@ class StudyInputs:
     Attributes:
         queries: (n_q, dim) by the new model.
         gallery: (n_g, dim) what is searched: old, or old and transformed.
-        query_labels: (n_q,) integers, str or bytes.
+        query_labels: (n_q,) integers, str or bytes; or (n_q, t), such as the ids of the right rows.
         gallery_labels: (n_g,), comparable with them.
         old_queries: (n_q, dim_old) the same queries by the old model; gives old/old.
         old_gallery: (n_g, dim_old) as it was before the transformation, if ``gallery`` is transformed.
         new_gallery: (n_g, dim) the gallery re-embedded by the new model; gives new/new and the backfilling curves.
         uncertainty: (n_g,) of each transformed row, larger for less sure.
+        query_cameras, gallery_cameras, query_groups, gallery_groups: see :class:`Exclusions`.
     """
 
     queries: Embeddings
@@ -49,6 +52,10 @@ class StudyInputs:
     old_gallery: Embeddings | None = None
     new_gallery: Embeddings | None = None
     uncertainty: NDArray[Any] | None = None
+    query_cameras: NDArray[Any] | None = None
+    gallery_cameras: NDArray[Any] | None = None
+    query_groups: NDArray[Any] | None = None
+    gallery_groups: NDArray[Any] | None = None
 
     @property
     def searched(self) -> tuple[str, str]:
@@ -66,7 +73,10 @@ class StudyInputs:
 
 @dataclass(frozen=True)
 class Settings:
-    """How a study measures: as the arguments of :func:`rank_queries`; ``figures`` are those shown."""
+    """How a study measures: as the arguments of :func:`rank_queries` and :class:`Exclusions`.
+
+    ``figures`` are those shown.
+    """
 
     metric: Metric = "l2"
     exclude_self: bool = False
@@ -74,11 +84,8 @@ class Settings:
     figures: tuple[Figure, ...] = ("cmc", "map")
     per_class: bool = False
     threads: int | None = None
-
-    @property
-    def search(self) -> SearchOptions:
-        """What every search of the study shares."""
-        return {"metric": self.metric, "exclude_self": self.exclude_self, "threads": self.threads}
+    ignored_labels: tuple[Any, ...] = ()
+    distractor_labels: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,7 +134,11 @@ class Study:
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as strict JSON: the figures of the search in question first, then what was given for."""
-        document = self.ranks.metrics().as_dict() | {"exclude_self": self.settings.exclude_self}
+        document = self.ranks.metrics().as_dict() | {
+            "exclude_self": self.settings.exclude_self,
+            "ignored_labels": [json_label(label) for label in self.settings.ignored_labels],
+            "distractor_labels": [json_label(label) for label in self.settings.distractor_labels],
+        }
         if len(self.matrix.ranks) > 1:
             document |= {"compatibility": self.table().as_dict()["rows"], "matrix": self.matrix.as_dict()}
         if self.flips is not None:
@@ -151,6 +162,7 @@ def study(inputs: StudyInputs, settings: Settings, progress: StageProgress | Non
         UsageError: a setting that does not exist.
     """
     _check_shapes(inputs)
+    search = search_options(inputs, settings)
     matrix = compatibility_matrix(
         inputs.query_sets(),
         inputs.galleries(),
@@ -158,11 +170,11 @@ def study(inputs: StudyInputs, settings: Settings, progress: StageProgress | Non
         inputs.gallery_labels,
         ks=settings.ks,
         progress=progress,
-        **settings.search,
+        **search,
     )
     ranks = matrix.ranks[inputs.searched]
     old_old, new_new = (matrix.ranks.get((name, name)) for name in ("old", "new"))
-    curves = _curves(inputs, settings, progress)
+    curves = _curves(inputs, settings, search, progress)
     return Study(
         matrix=matrix,
         searched=inputs.searched,
@@ -174,7 +186,31 @@ def study(inputs: StudyInputs, settings: Settings, progress: StageProgress | Non
     )
 
 
-def _curves(inputs: StudyInputs, settings: Settings, progress: StageProgress | None) -> dict[str, BackfillingCurve]:
+def search_options(inputs: StudyInputs, settings: Settings) -> SearchOptions:
+    """Return what every search of a study shares.
+
+    Raises:
+        UsageError: cameras or groups of only one of the sets.
+    """
+    exclusions = Exclusions(
+        inputs.query_cameras,
+        inputs.gallery_cameras,
+        inputs.query_groups,
+        inputs.gallery_groups,
+        settings.ignored_labels,
+        settings.distractor_labels,
+    )
+    return {
+        "metric": settings.metric,
+        "exclude_self": settings.exclude_self,
+        "threads": settings.threads,
+        "exclusions": exclusions,
+    }
+
+
+def _curves(
+    inputs: StudyInputs, settings: Settings, search: SearchOptions, progress: StageProgress | None
+) -> dict[str, BackfillingCurve]:
     if inputs.new_gallery is None:
         return {}
     arrays = (inputs.queries, inputs.gallery, inputs.new_gallery, inputs.query_labels, inputs.gallery_labels)
@@ -183,13 +219,15 @@ def _curves(inputs: StudyInputs, settings: Settings, progress: StageProgress | N
     if inputs.uncertainty is not None:
         orders["most uncertain first"] = [uncertainty_order(inputs.uncertainty)]
     directions: tuple[Direction, ...] = ("far", "near")
+    if len(np.unique(inputs.gallery_labels)) == len(inputs.gallery_labels):
+        directions = ()  # every row is its own class and its mean
     for first in directions:
         order = class_mean_order(inputs.gallery, inputs.gallery_labels, first, settings.metric)
         orders[f"{_WORDS[first]} the class mean first"] = [order]
     orders["random"] = [random_order(len(inputs.gallery), seed) for seed in range(_RANDOM_SEEDS)]
-    orders[ORACLE] = [oracle_order(*arrays, progress=progress and partial(progress, "oracle"), **settings.search)]
+    orders[ORACLE] = [oracle_order(*arrays, progress=progress and partial(progress, "oracle"), **search)]
     return backfilling_curves(
-        *arrays, orders, ks=settings.ks, progress=progress and partial(progress, "backfilling"), **settings.search
+        *arrays, orders, ks=settings.ks, progress=progress and partial(progress, "backfilling"), **search
     )
 
 

@@ -101,6 +101,123 @@ def test_report_is_written_and_replaced_whole(folder):
     assert [file.name for file in (folder / "out").iterdir()] == ["report.html"]
 
 
+@pytest.fixture
+def persons(tmp_path):
+    """One query of person 1 in camera 1; its nearest is the same camera's, then junk, then another person."""
+    arrays = {"q": np.zeros((1, 1)), "g": [[0.1], [0.15], [0.2], [0.3]]}
+    for name, rows in arrays.items():
+        np.save(tmp_path / f"{name}.npy", np.array(rows, np.float32))
+    for name, values in {"ql": [1], "qc": [1], "gl": [1, -1, 2, 1], "gc": [1, 3, 1, 2], "gg": [0, 0, 9, 0]}.items():
+        np.save(tmp_path / f"{name}.npy", np.array(values))
+    return tmp_path
+
+
+MARKET = ["--query-cameras", "qc.npy", "--gallery-cameras", "gc.npy", "--ignore-labels", "-1"]
+
+
+def test_re_identification_leaves_out_junk_and_the_querys_own_camera(persons):
+    result = run(persons, *call(), *MARKET, "--distractor-labels", "0", "--json")
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["cmc"]["1"] == 0 and document["mean_average_precision"] == 0.5
+    assert document["ignored_labels"] == [-1] and document["distractor_labels"] == [0]
+    assert document["inputs"]["query_cameras"] == "qc.npy"
+    assert "--ignore-labels: 1 gallery rows have the label -1" in result.stderr
+    assert "--distractor-labels: 0 gallery rows have the label 0" in result.stderr
+
+
+def test_re_identification_holds_for_old_and_new_galleries_too(persons):
+    upgrade = ["--old-queries", "q.npy", "--new-gallery", "g.npy"]
+    result = run(persons, *call(), *MARKET, *upgrade, "--json")
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["matrix"]["mean_average_precision"] == [[0.5, 0.5], [0.5, 0.5]]
+    assert set(document["backfilling"]["random"]["mean_average_precision"]) == {0.5}
+
+
+def test_rows_of_the_querys_group_are_left_out(persons):
+    np.save(persons / "qg.npy", np.array([9]))
+    groups = ["--query-groups", "qg.npy", "--gallery-groups", "gg.npy"]
+    result = run(persons, *call(), *MARKET, *groups, "--json")
+    assert json.loads(result.stdout)["mean_average_precision"] == 1.0, result.stderr
+
+
+def test_ties_are_told(persons):
+    np.save(persons / "g.npy", np.array([[0.1], [0.1], [0.2], [0.3]], np.float32))
+    result = run(persons, *call())
+    assert "decided by a tie  1 queries" in result.stdout, result.stdout
+    assert "tie" not in run(persons, *call(), "--ignore-labels", "-1").stdout
+
+
+TRUTH = ["--queries", "q.npy", "--gallery", "g.npy", "--truth", "t.npy"]
+
+
+@pytest.mark.parametrize("ids", ["row numbers", "a file", "the gallery's"])
+def test_recall_against_truth_ids(persons, ids):
+    """The second and the fourth row are right: ranks 2 and 4."""
+    names = np.array(["a", "b", "c", "d"])
+    np.save(persons / "t.npy", np.array([[1, 3]]) if ids == "row numbers" else np.array([["b", "d"]]))
+    flags = list(TRUTH)
+    if ids == "a file":
+        np.save(persons / "names.npy", names)
+        flags += ["--gallery-ids", "names.npy"]
+    if ids == "the gallery's":
+        for name, rows in (("embeddings", np.load(persons / "g.npy")), ("ids", names)):
+            (persons / "G" / name).mkdir(parents=True)
+            np.save(persons / "G" / name / "0.npy", rows)
+        flags[3] = "G"
+    result = run(persons, *flags, "--k", "1,2,4", "--metrics", "cmc,recall,map", "--json")
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["recall"] == {"1": 0.0, "2": 0.5, "4": 1.0} and document["cmc"] == {"1": 0.0, "2": 1.0, "4": 1.0}
+    assert document["mean_average_precision"] == 0.5
+
+
+def test_truth_that_no_row_has_is_said(persons):
+    np.save(persons / "t.npy", np.array([[1, 99]]))
+    result = run(persons, *TRUTH, "--metrics", "recall", "--k", "2", "--json")
+    assert json.loads(result.stdout)["recall"] == {"2": 1.0}
+    assert "--truth: 1 ids are of no gallery row, such as 99" in result.stderr
+    np.save(persons / "t.npy", np.array(["b"]))
+    assert "cannot be compared" in run(persons, *TRUTH).stderr
+    np.save(persons / "t.npy", np.array([1.0]))
+    result = run(persons, *TRUTH)
+    assert result.returncode == 4 and "t.npy: is float64 (1,), wanted (queries,) or (queries, n) ids" in result.stderr
+
+
+def test_without_labels_neighbours_of_two_galleries_are_compared(upgraded):
+    folder, _ = upgraded
+    flags = ["--gallery", "g-old.npy", "--new-gallery", "g.npy", "--k", "1,10"]
+    result = run(folder, *flags, "--json")
+    assert result.returncode == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert 0 < document["overlap"]["10"] < 1 and document["queries"] == ROWS
+    by_queries = run(folder, *flags, "--queries", "q.npy", "--old-queries", "q-old.npy")
+    assert by_queries.returncode == 0, by_queries.stderr
+    assert "overlap@10" in by_queries.stdout and "50" in by_queries.stdout
+    same = run(folder, "--gallery", "g.npy", "--new-gallery", "g.npy", "--json")
+    assert json.loads(same.stdout)["overlap"] == {"1": 1.0, "5": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--gallery", "g.npy"], "--new-gallery"),
+        (["--gallery", "g.npy", "--queries", "q.npy", "--query-labels", "ql.npy"], "go together"),
+        (["--gallery", "g.npy", "--query-labels", "ql.npy", "--gallery-labels", "gl.npy"], "--queries is missing"),
+        ([*TRUTH, "--gallery-labels", "gl.npy"], "leave out --gallery-labels"),
+        ([*TRUTH, "--per-class"], "--per-class wants labels"),
+        (["--gallery", "g.npy", "--new-gallery", "g.npy", "--gallery-ids", "gl.npy"], "--gallery-ids wants --truth"),
+        (["--gallery", "g.npy", "--new-gallery", "g.npy", "--report", "r.html"], "--report wants labels"),
+        (["--gallery", "g.npy", "--new-gallery", "g.npy", "--old-queries", "q.npy"], "--old-queries wants --queries"),
+        (["--gallery", "g.npy", "--new-gallery", "g.npy", "--uncertainty", "gl.npy"], "--uncertainty wants labels"),
+    ],
+)
+def test_what_is_missing_to_measure_is_said(folder, flags, message):
+    result = run(folder, *flags)
+    assert result.returncode == 2 and message in result.stderr, result.stderr
+
+
 def nan_row(folder):
     queries = np.load(folder / "q.npy")
     queries[7, 3] = np.nan
@@ -172,6 +289,9 @@ def test_bad_input_is_one_line_exit_4_and_no_report(folder, prepare):
         ["--images", "images.npy"],
         ["--query-images", "images.npy", "--report", "report.html"],
         ["--uncertainty", "u.npy"],
+        ["--query-cameras", "ql.npy"],
+        ["--gallery-groups", "gl.npy"],
+        ["--ignore-labels", "junk"],
     ],
 )
 def test_wrong_usage_exits_2_before_any_work(folder, flags):

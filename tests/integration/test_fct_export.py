@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -133,6 +134,20 @@ def test_an_image_model_and_how_its_images_are_prepared(folder, tmp_path):
     embed = load_embedder(tmp_path / "b")
     assert (embed.kind, embed.image_shape) == ("side-information", (3, 32, 24))
     assert embed.preprocessing == Preprocessing((32, 24), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), 36)
+
+
+def test_interpolation_and_crop_are_settings_that_the_bundle_keeps(folder, tmp_path):
+    line = (folder / "backbone.pt", "--input-shape", "3x32x24", "--targets", "onnx", "--image-mean", "0.5,0.5,0.5",
+            "--image-std", "0.2,0.2,0.2")  # fmt: skip
+    done = export_here(*line, "-o", tmp_path / "b", "--image-interpolation", "bicubic", "--image-crop-fraction", 0.9)
+    assert done.exit_code == 0, done.stderr
+    wanted = Preprocessing((32, 24), (0.5,) * 3, (0.2,) * 3, 35, "bicubic")
+    assert load_embedder(tmp_path / "b").preprocessing == wanted
+    onward = export_here(tmp_path / "b", "-o", tmp_path / "c", "--targets", "onnx", "--image-interpolation", "lanczos")
+    assert onward.exit_code == 0, onward.stderr
+    assert load_embedder(tmp_path / "c").preprocessing == replace(wanted, interpolation="lanczos")
+    both = export_here(*line, "-o", tmp_path / "d", "--image-resize", 40, "--image-crop-fraction", 0.9)
+    assert both.exit_code == 2 and "give one" in both.stderr
 
 
 def test_what_was_assumed_is_said(folder, tmp_path):

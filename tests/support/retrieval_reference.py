@@ -38,6 +38,22 @@ def relevant_ranks(queries, gallery, query_labels, gallery_labels, metric="l2", 
     ]
 
 
+def market1501(distances_of_query, pid, camera, gallery_pids, gallery_cameras, junk=(-1,), distractors=(0,)):
+    """Return the ranks of a query's right rows by the protocol of Market-1501 (Zheng et al., ICCV 2015), as a list.
+
+    A gallery box is junk if it shows no person, or the query's person in the query's camera: it takes no rank. Right is
+    the person in another camera; everything else, distractors included, is wrong.
+    """
+    ranks, rank = [], 0
+    for _, row in sorted((distance, row) for row, distance in enumerate(distances_of_query)):
+        if gallery_pids[row] in junk or (gallery_pids[row] == pid and gallery_cameras[row] == camera):
+            continue
+        rank += 1
+        if gallery_pids[row] == pid and pid not in junk and pid not in distractors:
+            ranks.append(rank)
+    return ranks
+
+
 def first_ranks_and_precisions(*arrays, **options):
     """Return by query the rank of the first relevant item (0 if none) and the average precision (NaN if none)."""
     every = relevant_ranks(*arrays, **options)

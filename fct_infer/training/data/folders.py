@@ -3,48 +3,57 @@
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fct_infer.errors import InputError, MissingExtraError, UsageError
+from fct_infer.artifacts.manifest import DEFAULT_INTERPOLATION, Interpolation
+from fct_infer.errors import InputError, UsageError
+from fct_infer.images import IMAGE_SUFFIXES, central_view, find_images, pillow, read_image, resampling, shorter_side
 from fct_infer.training.data.datasets import LoadedImages, OnError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-_CENTRE = 224 / 256  # share of the shorter side that the view without chance shows, as usual with ImageNet
+CENTRE = 224 / 256  # share of the shorter side that the view without chance shows, as usual with ImageNet
+_SUFFIXES = frozenset(IMAGE_SUFFIXES)
 _LOG_RATIO = math.log(4 / 3)  # largest aspect ratio of a random view, either way
 
 
 @dataclass(frozen=True)
 class FolderLoader:
-    """Decodes an image and cuts a square view.
+    """Decodes an image and cuts a square view; the one without chance as embedding in production does.
 
     Attributes:
         paths: of all images.
         image_size: pixels of a view's side.
         min_area: smallest share of the image's area that a random view shows (Inception's crop); 1 gives the centre.
+        interpolation: of all views.
+        crop_fraction: share of the shorter side that the view without chance shows.
     """
 
     paths: Sequence[str]
     image_size: int
     min_area: float
+    interpolation: Interpolation = DEFAULT_INTERPOLATION
+    crop_fraction: float = CENTRE
 
     def load(self, row: int, is_random: bool) -> Tensor:
         """See :class:`~fct_infer.training.data.datasets.ImageLoader`."""
-        image = decode_rgb(self.paths[row])
+        image, size = decode_rgb(self.paths[row]), (self.image_size, self.image_size)
         box = _random_box(image.size, self.min_area) if is_random and self.min_area < 1 else None
-        size = (self.image_size, self.image_size)
-        view = image.resize(size, _pillow().Resampling.BILINEAR, box or _central_box(image.size))
+        if box is not None:
+            view = image.resize(size, resampling(self.interpolation), box)
+        else:
+            try:
+                view = central_view(image, size, shorter_side(size, self.crop_fraction), self.interpolation)
+            except ValueError as error:
+                raise InputError(f"{self.paths[row]}: {error}") from error
         return torch.from_numpy(np.array(view))
 
 
@@ -53,6 +62,8 @@ def read_folder(
     image_size: int,
     *,
     min_area: float = 0.08,
+    interpolation: Interpolation = DEFAULT_INTERPOLATION,
+    crop_fraction: float = CENTRE,
     workers: int = 0,
     on_error: OnError = "fail",
 ) -> LoadedImages:
@@ -63,57 +74,39 @@ def read_folder(
 
     Raises:
         UsageError: the folder does not exist, or holds images of no class.
-        InputError: a folder below it cannot be read.
+        InputError: a folder below it cannot be read, or links back to one it lies in.
+        MissingExtraError: Pillow is not installed.
     """
     root = Path(path)
     if not root.is_dir():
         raise UsageError(f"{root}: no such folder")
-    found = sorted(_walk(root))
+    pillow()
+    found = sorted((Path(file).parent.relative_to(root).as_posix(), file) for file in find_images(root)[0])
     names = tuple(sorted({name for name, _ in found}))
     if not names or "." in names:
-        what = "images outside any class" if "." in names else "no images"
+        what = "images outside any class" if "." in names else f"no images ({', '.join(sorted(_SUFFIXES))})"
         raise UsageError(f"{root}: holds {what}, wanted a folder of images per class")
     numbers = {name: number for number, name in enumerate(names)}
     labels = np.array([numbers[name] for name, _ in found], np.int64)
-    loader = FolderLoader([file for _, file in found], image_size, min_area)
+    loader = FolderLoader([file for _, file in found], image_size, min_area, interpolation, crop_fraction)
     return LoadedImages(loader, np.arange(len(found)), labels, names, workers, on_error)
 
 
 def decode_rgb(path: str | Path) -> Image:
-    """Return the image in a file as RGB.
+    """Return the image in a file as RGB, exactly as embedding in production decodes it.
 
     Raises:
         InputError: not an image, damaged or unreadable; names the file.
         MissingExtraError: Pillow is not installed.
     """
-    pillow = _pillow()
-    try:
-        with pillow.open(path, formats=_FORMATS) as image:
-            rgb: Image = image.convert("RGB")
-            return rgb
-    except MemoryError:
-        raise
-    except Exception as error:  # a decoder raises whatever it trips over: OSError, SyntaxError, struct.error ...
-        reason = "is not an image of a known format" if type(error).__name__ == "UnidentifiedImageError" else error
-        raise InputError(f"{path}: {getattr(error, 'strerror', None) or reason}") from error
+    return read_image(path)
 
 
-def _walk(root: Path) -> Iterator[tuple[str, str]]:
-    """Yield (class, path) of every image."""
+def _random_box(size: tuple[int, int], min_area: float) -> tuple[float, float, float, float] | None:
+    """Return left, top, right, bottom of a part of random area, aspect ratio and place (arXiv 1409.4842).
 
-    def fail(error: OSError) -> None:
-        raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from error
-
-    for folder, below, files in os.walk(root, onerror=fail, followlinks=True):
-        below[:] = [name for name in below if not name.startswith(".")]
-        name = Path(folder).relative_to(root).as_posix()
-        for file in files:
-            if not file.startswith(".") and Path(file).suffix.lower() in _SUFFIXES:
-                yield name, f"{folder}/{file}"
-
-
-def _random_box(size: tuple[int, int], min_area: float) -> tuple[float, float, float, float]:
-    """Return left, top, right, bottom of a part of random area, aspect ratio and place (arXiv 1409.4842)."""
+    None if the image is so long and thin that no draw fits into it.
+    """
     width, height = size
     for _ in range(10):  # draws that do not fit inside the image are drawn again
         area, ratio, x, y = torch.rand(4).tolist()
@@ -122,19 +115,4 @@ def _random_box(size: tuple[int, int], min_area: float) -> tuple[float, float, f
         w, h = math.sqrt(pixels * aspect), math.sqrt(pixels / aspect)
         if w <= width and h <= height:
             return x * (width - w), y * (height - h), x * (width - w) + w, y * (height - h) + h
-    return _central_box(size)
-
-
-def _central_box(size: tuple[int, int]) -> tuple[float, float, float, float]:
-    width, height = size
-    side = min(size) * _CENTRE
-    return (width - side) / 2, (height - side) / 2, (width + side) / 2, (height + side) / 2
-
-
-def _pillow() -> Any:
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise MissingExtraError("pillow", "train") from error
-    Image.init()  # all formats, not only the commonest
-    return Image
+    return None

@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fct_infer.artifacts.manifest import DEFAULT_INTERPOLATION, Interpolation
 from fct_infer.errors import UsageError
 from fct_infer.training.config import check_arguments
 from fct_infer.training.data.cifar import read_cifar100
 from fct_infer.training.data.datasets import LoadedImages, OnError
-from fct_infer.training.data.folders import read_folder
+from fct_infer.training.data.folders import CENTRE, read_folder
 from fct_infer.training.data.glyphs import render_glyphs
 from fct_infer.training.data.images import ImageData
 from fct_infer.training.imports import import_object
@@ -40,6 +41,9 @@ class DataConfig:
         seed: of the choice of that share.
         image_size: pixels of a side; folders only.
         min_area: smallest share of an image that a random view shows; folders only.
+        interpolation: ``bilinear``, ``bicubic`` or ``lanczos``, of all views; folders only.
+        crop_fraction: share of the shorter side that the view without chance shows, cut out of its middle after
+            scaling; folders only.
         workers: processes that load images; 0 loads in the training process. Results do not depend on it.
         on_error: whether a broken image ends the training, or is named once and left out.
     """
@@ -53,6 +57,8 @@ class DataConfig:
     seed: int = 0
     image_size: int = 224
     min_area: float = 0.08
+    interpolation: Interpolation = DEFAULT_INTERPOLATION
+    crop_fraction: float = CENTRE
     workers: int = 0
     on_error: OnError = "fail"
 
@@ -61,6 +67,8 @@ class DataConfig:
             raise UsageError(f"fraction: got {self.fraction}, wanted a number above 0 and at most 1")
         if not 0 < self.min_area <= 1:
             raise UsageError(f"min_area: got {self.min_area}, wanted a number above 0 and at most 1")
+        if not 0 < self.crop_fraction <= 1:
+            raise UsageError(f"crop_fraction: got {self.crop_fraction}, wanted a number above 0 and at most 1")
         if self.image_size < 1 or self.workers < 0:
             raise UsageError(f"image_size, workers: got {self.image_size}, {self.workers}, wanted at least 1 and 0")
 
@@ -95,7 +103,10 @@ def _open_whole(config: DataConfig) -> ImageData:
         case "cifar100":
             return read_cifar100(_path(config), config.split)
         case "folder":
-            return read_folder(_path(config), config.image_size, min_area=config.min_area, **loading)
+            views: dict[str, Any] = {
+                name: getattr(config, name) for name in ("min_area", "interpolation", "crop_fraction")
+            }
+            return read_folder(_path(config), config.image_size, **views, **loading)
         case source if ":" in source:
             return _wrap_dataset(source, import_object(source)(**config.arguments), **loading)
         case other:

@@ -74,6 +74,15 @@ CHOSEN_BY_THE_WRITER = [
     *(("files", file.name) for file in BACKBONE.files),
     *(("versions", name) for name in BACKBONE.versions),
 ]
+ADDED_LATER = ("preprocessing", "interpolation")
+
+
+def test_a_bundle_from_before_interpolation_was_a_setting_is_bilinear(folder):
+    document = replace(BACKBONE, preprocessing=replace(BACKBONE.preprocessing, interpolation="bicubic")).to_json()
+    assert document["preprocessing"]["interpolation"] == "bicubic"
+    assert read(folder, sealed(document)).preprocessing.interpolation == "bicubic"
+    del document["preprocessing"]["interpolation"]
+    assert read(folder, sealed(document)).preprocessing.interpolation == "bilinear"
 
 
 @pytest.mark.parametrize(
@@ -81,7 +90,7 @@ CHOSEN_BY_THE_WRITER = [
     [
         place
         for place in places(BACKBONE.to_json())
-        if place and isinstance(place[-1], str) and place not in CHOSEN_BY_THE_WRITER
+        if place and isinstance(place[-1], str) and place not in (*CHOSEN_BY_THE_WRITER, ADDED_LATER)
     ],
 )
 def test_every_missing_key_is_named(folder, key):
@@ -124,6 +133,7 @@ def test_file_names_cannot_leave_the_bundle(folder, name):
         (("preprocessing", "size"), [32], r"wanted size \[h, w\]"),
         (("preprocessing", "std"), [0.2, 0.2, 0.0], "positive"),
         (("preprocessing", "mean"), [0.5], "as many means"),
+        (("preprocessing", "interpolation"), "nearest", "wanted one of bilinear, bicubic, lanczos"),
         (("preprocessing", "resize"), 31, "cuts 32x32 out of images resized to 31"),
         (("files", "model.h100.engine", "engine", "rows"), [1, 8, 4], "wanted the fewest, typical and most"),
         (("versions", "fct-infer"), 1, "versions.fct-infer is int, wanted str"),

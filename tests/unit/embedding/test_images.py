@@ -12,9 +12,10 @@ from PIL import Image
 from support.images import PLAIN, image_bytes, numpy_embedder, random_pixels, write_images
 
 from fct_infer.artifacts.manifest import Preprocessing
-from fct_infer.embedding.images import MAX_FILE_BYTES, open_images
+from fct_infer.embedding.images import open_images
 from fct_infer.embedding.preprocessing import preprocess
 from fct_infer.errors import ArtifactError, FctError, InputError, UsageError
+from fct_infer.images.decoding import MAX_FILE_BYTES
 
 PNG = image_bytes(random_pixels(0))
 

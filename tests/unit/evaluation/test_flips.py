@@ -11,7 +11,9 @@ from fct_infer.evaluation import QueryRanks, flips
 def ranks(first, precision=None):
     first = np.array(first)
     precision = np.where(first > 0, 1 / np.maximum(first, 1), np.nan) if precision is None else np.array(precision)
-    return QueryRanks(first, precision, np.ones((len(first), 1)), np.ones(len(first)), (1,), 10, "l2")
+    return QueryRanks(
+        first, precision, np.ones((len(first), 1)), np.ones(len(first)), np.zeros(len(first), bool), (1,), 10, "l2"
+    )
 
 
 BEFORE = ranks([1, 3, 2, 1, 0, 6])

@@ -8,6 +8,8 @@ from numpy.testing import assert_array_equal
 
 from fct_infer.evaluation.placement import RelevantOrder, place_all
 
+NOTHING = np.empty(0, np.int64)
+
 
 def expected_places(scores, rows):
     order = np.lexsort((np.arange(len(scores)), scores))
@@ -28,7 +30,8 @@ def placed(scores, rows, error, dtype=np.float32, **options):
         return scores[queries, wanted]
 
     tolerance = np.full(rows.shape, 2 * error + 1e-5 * (dtype == np.float32))
-    return place_all(relevant, rough, tolerance, rows, relevant.places, exact, **options), asked
+    options = {"left_out": NOTHING} | options
+    return place_all(relevant, rough, tolerance, rows, relevant.places, exact=exact, **options), asked
 
 
 def several(rng, queries, gallery_rows, count):
@@ -42,7 +45,8 @@ def test_rough_scores_place_as_exact_ones(error, dtype, count):
     rng = np.random.default_rng(count)
     scores = rng.standard_normal((3, 500)) * [[1], [1e-3], [1e3]] + [[0], [5], [0]]
     rows = several(rng, 3, 500, count)
-    places, asked = placed(scores, rows, error, dtype)
+    (places, is_tied), asked = placed(scores, rows, error, dtype)
+    assert not is_tied.any()
     assert_array_equal(places, list(map(expected_places, scores, rows)))
     if dtype == np.float64 and error == 0 and count == 40:
         assert sum(asked) < 3 * 60
@@ -56,8 +60,19 @@ def test_ties_are_placed_by_row(seed, values, count, shift):
     rng = np.random.default_rng(seed)
     scores = rng.integers(0, values, (4, 60)) * 0.25 + shift
     rows = several(rng, 4, 60, count)
-    places, _ = placed(scores, rows, 0.01)
+    (places, is_tied), _ = placed(scores, rows, 0.01)
     assert_array_equal(places, list(map(expected_places, scores, rows)))
+    for line, own, tied in zip(scores, rows, is_tied, strict=True):
+        assert tied == bool(set(line[own]) & set(np.delete(line, own)))
+
+
+@pytest.mark.parametrize("error", [0, 0.01])
+def test_rows_left_out_come_last_and_tie_with_nothing(error):
+    scores = np.array([[1.0, 1, 2, 3], [0, 1, 1, 3], [2, 1, 1, 0]])
+    rows = np.array([[0], [1], [2]])
+    (places, is_tied), _ = placed(scores, rows, error, left_out=np.array([1, 4, 11]))  # cells of (3, 4)
+    assert_array_equal(places, [[0, 1, 1, 1], [1, 0, 1, 1], [1, 0, 0, 1]])
+    assert_array_equal(is_tied, [False, True, True])
 
 
 @pytest.mark.parametrize("size", [1, 1e-3, 1e3])
@@ -68,7 +83,9 @@ def test_scores_that_float32_cannot_tell_from_the_relevant_one_are_scored_exactl
     rough = scores.astype(np.float32)
     tolerance = np.full((2, 1), 6.2e-5 * size)
     rows = np.zeros((2, 1), int)
-    places = place_all(relevant, rough, tolerance, rows, relevant.places, lambda query, row: scores[query, row])
+    places, _ = place_all(
+        relevant, rough, tolerance, rows, relevant.places, NOTHING, lambda query, row: scores[query, row]
+    )
     assert_array_equal(places, [expected_places(line, [0]) for line in scores])
 
 
@@ -85,7 +102,9 @@ def test_scores_that_differ_by_rounding_are_one_distance():
     assert_array_equal(relevant.order, [[0, 1], [0, 1]])
     assert_array_equal(relevant.places, [[0, 1], [0, 1]])
     queries, rows = np.repeat([0, 1], 4), np.tile(np.arange(4), 2)
-    assert_array_equal(relevant.place(queries, scores.ravel(), rows), [0, 1, 1, 1, 0, 1, 2, 1])
+    places, tied = relevant.place(queries, scores.ravel(), rows)
+    assert_array_equal(places, [0, 1, 1, 1, 0, 1, 2, 1])
+    assert_array_equal(tied, [0, 1, 2, 3, 4, 5, 7])
 
 
 def test_ranks_count_the_rows_at_or_before_each_relevant_one():

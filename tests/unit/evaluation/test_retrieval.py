@@ -203,6 +203,7 @@ def test_by_hand():
         "skipped_queries": 0,
         "gallery_rows": 4,
         "metric": "l2",
+        "tied_queries": 0,
     }
 
 

@@ -70,6 +70,30 @@ def test_a_backbone_and_how_its_images_are_prepared(models, tmp_path, name, extr
     assert_within(embed(images), outputs(backbone, images), "fp32")
 
 
+@pytest.mark.parametrize(
+    ("config", "resize", "interpolation"),
+    [
+        ({"data": {"source": "folder"}}, 18, "bilinear"),  # as runs from before these were settings say it
+        ({"data": {"source": "folder", "interpolation": "bicubic", "crop_fraction": 1.0}}, 16, "bicubic"),
+        ({"data": {"source": "folder"}, "validation": {"source": "folder", "crop_fraction": 0.5}}, 32, "bilinear"),
+        ({"data": {"source": "glyphs", "crop_fraction": 0.5}, "validation": 0.1}, None, "bilinear"),
+    ],
+)
+def test_images_are_prepared_as_they_were_when_the_model_was_judged(models, tmp_path, config, resize, interpolation):
+    backbone, _, _ = models
+    save_checkpoint(tmp_path / "m", backbone, RESNET, {"image_shape": [3, 16, 16]} | config)
+    found = open_named(tmp_path / "m.safetensors", None, []).preprocessing
+    assert (found.resize, found.interpolation) == (resize, interpolation)
+
+
+def test_settings_of_images_that_do_not_exist_are_named(models, tmp_path):
+    backbone, _, _ = models
+    data = {"source": "folder", "interpolation": "nearest"}
+    save_checkpoint(tmp_path / "m", backbone, RESNET, {"image_shape": [3, 16, 16], "data": data})
+    with pytest.raises(UsageError, match=r"data\.interpolation: got 'nearest'"):
+        open_named(tmp_path / "m.safetensors", None, [])
+
+
 def test_its_kind_can_be_forced(models, tmp_path):
     _, _, folder = models
     done = fct_export(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -226,6 +227,27 @@ def test_preprocessing_takes_its_size_from_the_model():
     assert preprocessing_of(IMAGE, None, None) is None
     found = preprocessing_of(IMAGE, (0.5,) * 3, (0.2,) * 3, 24)
     assert found == Preprocessing((20, 16), (0.5,) * 3, (0.2,) * 3, 24)
+
+
+SAID = ((0.5,) * 3, (0.2,) * 3)
+
+
+def test_a_crop_fraction_says_the_shorter_side_and_interpolation_is_kept():
+    found = preprocessing_of(IMAGE, *SAID, crop_fraction=0.875, interpolation="bicubic")
+    assert found == Preprocessing((20, 16), *SAID, 22, "bicubic")
+    with pytest.raises(UsageError, match="--image-crop-fraction 0 is no share"):
+        preprocessing_of(IMAGE, *SAID, crop_fraction=0)
+
+
+def test_without_mean_and_std_what_is_known_is_changed_only_where_it_was_said():
+    known = Preprocessing((20, 16), *SAID, 24, "lanczos")
+    assert preprocessing_of(IMAGE, known=known) == known
+    assert preprocessing_of(IMAGE, resize=30, known=known) == replace(known, resize=30)
+    assert preprocessing_of(IMAGE, crop_fraction=1.0, known=known) == replace(known, resize=20)
+    assert preprocessing_of(IMAGE, interpolation="bicubic", known=known) == replace(known, interpolation="bicubic")
+    assert preprocessing_of(IMAGE, *SAID, known=known) == Preprocessing((20, 16), *SAID)
+    with pytest.raises(UsageError, match="go together"):
+        preprocessing_of(IMAGE, interpolation="bicubic")
 
 
 def test_the_source_is_not_overwritten(h):

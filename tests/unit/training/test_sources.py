@@ -180,7 +180,17 @@ def test_a_source_that_is_none_is_named(config, message):
         open_data(config)
 
 
-@pytest.mark.parametrize("values", [{"fraction": 0}, {"fraction": 1.1}, {"min_area": 0}, {"workers": -1}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"fraction": 0},
+        {"fraction": 1.1},
+        {"min_area": 0},
+        {"crop_fraction": 0},
+        {"crop_fraction": 1.1},
+        {"workers": -1},
+    ],
+)
 def test_shares_out_of_range_are_named(values):
     with pytest.raises(UsageError, match=next(iter(values))):
         DataConfig("glyphs", **values)
