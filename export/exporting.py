@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from fct_infer.artifacts.bundle import write_bundle
 from fct_infer.artifacts.files import digest_file
 from fct_infer.artifacts.manifest import MANIFEST_NAME, BundleFile, Kind, Manifest, Preprocessing, Source
-from fct_infer.artifacts.torch_files import TorchModel, count_inputs
+from fct_infer.artifacts.roles import roles_by_name, told
+from fct_infer.artifacts.torch_files import TorchModel, count_inputs, input_names
 from fct_infer.backends.runner import Batch, Shapes
 from fct_infer.errors import ArrayError, NotAProgramError, UsageError
-from fct_infer.transformation import Program
+from fct_infer.transformation import INPUTS, Program
 
 from .models import Model, ModuleModel, ProgramModel
 from .options import ExportReport, Options
@@ -53,7 +54,9 @@ def export_transformation(
     """
     if isinstance(source, Program):
         return publish(ProgramModel(source), bundle, Source("program", source.digest), options or Options())
-    model = TorchModel(type(source).__name__, _in_eval_mode(source), count_inputs(source))
+    source = unwrapped(source)
+    names = input_names(source)
+    model = TorchModel(type(source).__name__, _in_eval_mode(source), count_inputs(source), None, names)
     exported, notes = transformation_of(model, input_widths)
     report = publish(exported, bundle, Source("module", exported.digest), options or Options())
     return replace(report, notes=notes)
@@ -86,6 +89,7 @@ def export_backbone(
     """
     if kind == "transformation":
         raise UsageError("a transformation has no images; use export_transformation")
+    module = unwrapped(module)
     torch_model = TorchModel(type(module).__name__, module, 1)
     model = ModuleModel(kind, torch_model, {"image": tuple(image_shape)})
     return publish(model, bundle, Source("module", model.digest), options or Options(), preprocessing)
@@ -98,15 +102,30 @@ def transformation_of(model: TorchModel, widths: Sequence[int] | None = None) ->
         ArtifactError: it takes or makes something else than rows.
         UsageError: the widths cannot be told from it.
     """
-    from fct_infer.artifacts.torch_program import accepted_shapes, program_from_torch
+    from fct_infer.artifacts.torch_program import accepted_shapes, in_order, program_from_torch
 
+    notes = _input_notes(model, widths)
+    model = in_order(model)
     try:
         program = program_from_torch(model, widths)
     except NotAProgramError as error:
         shapes = next(accepted_shapes(model, widths))
-        return ModuleModel("transformation", model, _named(shapes)), not_for_the_core(error)
+        return ModuleModel("transformation", model, _named(shapes)), (*notes, *not_for_the_core(error))
     shapes = next(shapes for shapes in accepted_shapes(model, tuple(program.dims.values())))
-    return ProgramModel(program, _original(model, _named(shapes))), ()
+    return ProgramModel(program, _original(model, _named(shapes))), notes
+
+
+def _input_notes(model: TorchModel, widths: Sequence[int] | None) -> tuple[str, ...]:
+    """Say which input is taken for which, and which is not taken at all."""
+    count = max(model.input_count, len(widths or ()))
+    names, left_out = model.input_names[:count], model.input_names[count:]
+    notes = [told(names, roles_by_name(names) or INPUTS)] if 1 <= len(names) <= len(INPUTS) else []
+    if left_out:
+        notes.append(
+            f"exported without its optional input {', '.join(left_out)}: give the width of every input to export it "
+            "too (--input-shape for each; input_widths=)"
+        )
+    return tuple(notes)
 
 
 def not_for_the_core(error: NotAProgramError) -> tuple[str, ...]:
@@ -188,6 +207,18 @@ def _original(model: TorchModel, inputs: Shapes) -> Any:
     from fct_infer.backends.torch_runtime import TorchRunner
 
     return TorchRunner(model, inputs, device="cpu")
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return what torch.compile or a data-parallel wrapper was put around."""
+    for name in ("_orig_mod", "module"):
+        inner = getattr(module, name, None)
+        if (
+            type(module).__name__ in ("OptimizedModule", "DataParallel", "DistributedDataParallel")
+            and inner is not None
+        ):
+            return unwrapped(inner)
+    return module
 
 
 def _in_eval_mode(module: nn.Module) -> nn.Module:

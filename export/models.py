@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fct_infer.artifacts.files import digest_file
 from fct_infer.artifacts.manifest import Kind
 from fct_infer.artifacts.onnx_graph import parse_onnx
 from fct_infer.artifacts.onnx_signature import read_signature
@@ -138,11 +138,13 @@ class OnnxModel(Model):
         ArtifactError: it is malformed, or ONNX Runtime refuses it.
     """
 
-    def __init__(self, kind: Kind, path: Path) -> None:
-        self.kind, self._path = kind, path
-        self._runner = OnnxRuntimeRunner(path, device="cpu")
+    def __init__(
+        self, kind: Kind, path: Path, old_first: Sequence[str] | None = None, *, self_contained: bool = False
+    ) -> None:
+        self.kind, self._path, self._old_first = kind, path, old_first
+        self._runner = OnnxRuntimeRunner(path, device="cpu", old_first=old_first, self_contained=self_contained)
         self.interface = self._runner.interface
-        self.digest = digest_file(path)
+        self.digest = self._runner.sha256
 
     def run(self, batch: Batch) -> NDArray[np.floating[Any]]:
         """The file's answer in ONNX Runtime on the CPU."""
@@ -157,7 +159,7 @@ class OnnxModel(Model):
         from .graphs.foreign_graph import plain_graph
 
         model = parse_onnx(self._path)
-        return plain_graph(model, read_signature(model, self._path), self.interface)
+        return plain_graph(model, read_signature(model, self._path, self._old_first), self.interface)
 
 
 def _digest(module: nn.Module) -> str:

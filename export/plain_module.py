@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fct_infer.artifacts.manifest import is_image
+from fct_infer.artifacts.torch_files import last_line
+from fct_infer.errors import ArtifactError
 
 from .tracing import without_warnings
 
@@ -63,5 +65,11 @@ def float32_copy(module: nn.Module) -> nn.Module:
 
 
 def _copy(module: nn.Module) -> nn.Module:
-    with without_warnings(), torch.no_grad():  # copies of TorchScript weights would remember where they came from
-        return copy.deepcopy(module)
+    try:
+        with without_warnings(), torch.no_grad():  # copies of TorchScript weights would remember where they came from
+            return copy.deepcopy(module)
+    except Exception as error:  # whatever a user's module makes of it
+        raise ArtifactError(
+            f"{type(module).__name__} cannot be copied: {last_line(error)}; if a parametrisation such as the old "
+            "torch.nn.utils.weight_norm is the reason, remove it first, or trace the model and export the archive"
+        ) from error

@@ -16,6 +16,7 @@ from .models import Model
 
 SMALL_BATCHES = (1, 2, 7)
 LARGE_BATCH = 4096
+ROUNDING = 1e-3  # of the largest output: what runtimes may round otherwise for other batch sizes, and much more
 _SEED = 20220619  # any but 0: a model whose weights were drawn from that seed would be tried on its own weights
 _LARGE_BYTES = 64 << 20  # of the large batch's inputs: 111 images of 3x224x224
 
@@ -43,17 +44,39 @@ def make_probe(model: Model, real: Batch | None = None) -> Probe:
         real: a user's rows; the random ones then have their mean, spread and range, feature by feature.
 
     Raises:
-        ArtifactError: an answer is NaN or infinite; no file could be compared with it.
+        ArtifactError: an answer is NaN or infinite; no file could be compared with it. Or the answer for a row depends
+            on the rows beside it.
     """
     size = large_batch(model.interface.inputs)
     inputs = random_batches(model.interface.inputs, (*SMALL_BATCHES, size), real)
     real_batches = tuple(split_batch(real, size)) if real else ()
     every = (*inputs, *real_batches)
     rows = sum(len(next(iter(batch.values()))) for batch in real_batches)
-    expected = np.concatenate([model.run(batch) for batch in every])
+    answers = [model.run(batch) for batch in every]
+    expected = np.concatenate(answers)
     if not np.isfinite(expected).all():
         raise ArtifactError("makes NaN or infinity of finite inputs; are there such weights in it?")
+    _check_rows_alone(model, inputs[len(SMALL_BATCHES) - 1], answers[len(SMALL_BATCHES) - 1])
     return Probe(every, expected, rows)
+
+
+def _check_rows_alone(model: Model, batch: Batch, answers: NDArray[np.floating[Any]]) -> None:
+    """Refuse a model that mixes rows: a gallery's blocks are cut as it suits, and a query comes alone.
+
+    Equal batches have equal answers, whatever the model does with them; so each row is asked for by itself, and all of
+    them in the opposite order.
+    """
+    alone = np.concatenate(
+        [model.run({name: rows[row : row + 1] for name, rows in batch.items()}) for row in range(len(answers))]
+    )
+    turned = model.run({name: np.ascontiguousarray(rows[::-1]) for name, rows in batch.items()})[::-1]
+    scale = float(np.abs(answers).max())
+    for found, company in ((alone, "by itself"), (turned, "in the opposite order")):
+        if found.shape != answers.shape or not np.abs(found - answers).max() <= ROUNDING * scale:
+            raise ArtifactError(
+                f"computes something else of a row {company} than among others: it mixes the rows of a batch (a mean "
+                "or norm over the batch, batch norm without its statistics, attention over rows)"
+            )
 
 
 def large_batch(inputs: Shapes) -> int:

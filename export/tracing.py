@@ -32,7 +32,7 @@ def trace(module: nn.Module, *example: Tensor) -> torch.jit.ScriptModule:
         with without_warnings(), torch.no_grad():
             traced: torch.jit.ScriptModule = torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
             return traced
-    except (RuntimeError, torch.jit.Error) as error:
+    except Exception as error:  # a user's code raises what it likes
         raise ArtifactError(f"PyTorch cannot trace the model: {last_line(error)}") from error
 
 

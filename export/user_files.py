@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fct_infer.artifacts.bundle import open_bundle, refuse_existing
-from fct_infer.artifacts.loading import is_code, program_from_bundle
+from fct_infer.artifacts.loading import is_code, program_from_bundle, refuse_data
 from fct_infer.artifacts.manifest import (
     DEFAULT_INTERPOLATION,
     Interpolation,
@@ -16,9 +17,10 @@ from fct_infer.artifacts.manifest import (
     Source,
     is_image,
 )
-from fct_infer.artifacts.onnx_graph import parse_onnx, program_of_graph
-from fct_infer.artifacts.onnx_signature import read_signature
+from fct_infer.artifacts.onnx_graph import program_of_graph, read_onnx
+from fct_infer.artifacts.onnx_signature import OnnxInput, read_signature
 from fct_infer.artifacts.precisions import CALIBRATION_ROWS
+from fct_infer.artifacts.roles import told
 from fct_infer.artifacts.torch_files import TorchModel, load_torch
 from fct_infer.backends.onnx_runtime import OnnxRuntimeRunner
 from fct_infer.backends.runner import Interface, Shapes
@@ -57,6 +59,7 @@ def export_file(
     *,
     kind: Kind | None = None,
     input_shapes: Sequence[tuple[int, ...]] = (),
+    old_first: Sequence[str] | None = None,
     preprocessing: Preprocessing | None = None,
     calibration: str | Path | None = None,
     calibration_rows: int = CALIBRATION_ROWS,
@@ -71,6 +74,8 @@ def export_file(
         options: see :class:`fct_infer.export.Options`.
         kind: None finds it from the inputs of the file and a trial run; an image model is then a ``backbone``.
         input_shapes: where the file cannot tell: one (channels, height, width), or one (width,) per input.
+        old_first: of an ONNX file with two inputs, its own names of the old embedding and the side-information, where
+            they do not tell which is which.
         preprocessing: what images must go through before the model; None is what the file says, if it does.
         calibration: see :func:`fct_infer.export.calibration.read_calibration`; takes the place of the option's rows.
         calibration_rows: rows to take of it.
@@ -82,7 +87,7 @@ def export_file(
     bundle = default_bundle(path) if bundle is None else Path(bundle)
     inputs = {"model": path} | ({"calibration": calibration} if calibration is not None else {})
     refuse_existing(bundle, inputs, force=options.force)
-    opened = open_model(path, kind, input_shapes)
+    opened = open_model(path, kind, input_shapes, old_first)
     if calibration is not None:
         rows = read_calibration(calibration, opened.model.interface.inputs, calibration_rows)
         options = replace(options, calibration=rows)
@@ -153,8 +158,15 @@ def default_bundle(path: Path) -> Path:
     return path.with_suffix(".bundle") if path.suffix != ".bundle" else path.with_suffix(".exported.bundle")
 
 
-def open_model(path: Path, kind: Kind | None = None, input_shapes: Sequence[tuple[int, ...]] = ()) -> OpenedModel:
+def open_model(
+    path: Path,
+    kind: Kind | None = None,
+    input_shapes: Sequence[tuple[int, ...]] = (),
+    old_first: Sequence[str] | None = None,
+) -> OpenedModel:
     """Open a file and find out what it holds; arguments and errors as for :func:`export_file`."""
+    if old_first is not None and path.suffix != ".onnx":
+        raise UsageError(f"{path}: only an ONNX file has names of inputs that can be told apart by --inputs")
     if path.is_dir():
         opened = _open_bundle(path)
     elif not path.exists():
@@ -162,7 +174,7 @@ def open_model(path: Path, kind: Kind | None = None, input_shapes: Sequence[tupl
     elif is_code(path):
         opened = _open_torch(path, kind, input_shapes)
     else:
-        opened = _open_onnx(path, kind)
+        opened = _open_onnx(path, kind, old_first)
     inputs = opened.model.interface.inputs
     if kind is not None and (kind == "transformation") == ("image" in inputs):
         found = "an image model" if "image" in inputs else "a transformation"
@@ -178,22 +190,31 @@ def _open_bundle(path: Path) -> OpenedModel:
     if not bundle.has("onnx"):
         raise ArtifactError(f"{path}: has no ONNX file to convert onward; export from the source instead")
     file = path / bundle.file("onnx", "fp32").name
-    model = OnnxModel(manifest.kind, file)
+    model = OnnxModel(manifest.kind, file, self_contained=True)
     if model.interface != Interface(manifest.inputs, manifest.output_dim):
         raise ArtifactError(f"{file}: has other inputs or outputs than the manifest states")
     return OpenedModel(model, source, manifest.preprocessing)
 
 
-def _open_onnx(path: Path, kind: Kind | None) -> OpenedModel:
-    model, source = parse_onnx(path), source_of(path)
-    if "image" in read_signature(model, path):
+def _open_onnx(path: Path, kind: Kind | None, old_first: Sequence[str] | None) -> OpenedModel:
+    refuse_data(path)
+    model, data = read_onnx(path)
+    source = Source(path.name, hashlib.sha256(data).hexdigest())  # with its weights, wherever they lie
+    signature = read_signature(model, path, old_first)
+    if "image" in signature:
         notes = () if kind else (_IMAGE_NOTE,)
         return OpenedModel(OnnxModel(kind or "backbone", path), source, notes=notes)
     try:
-        program = program_of_graph(model.graph, path)
+        program = program_of_graph(model.graph, path, old_first)
     except NotAProgramError as error:
-        return OpenedModel(OnnxModel("transformation", path), source, notes=not_for_the_core(error))
-    return OpenedModel(ProgramModel(program, OnnxRuntimeRunner(path, device="cpu")), source)
+        found = OnnxModel("transformation", path, old_first)
+        return OpenedModel(found, source, notes=(_assignment(signature), *not_for_the_core(error)))
+    runner = OnnxRuntimeRunner(path, device="cpu", old_first=old_first)
+    return OpenedModel(ProgramModel(program, runner), source, notes=(_assignment(signature),))
+
+
+def _assignment(signature: Mapping[str, OnnxInput]) -> str:
+    return told([each.name for each in signature.values()], list(signature))
 
 
 def _open_torch(path: Path, kind: Kind | None, input_shapes: Sequence[tuple[int, ...]]) -> OpenedModel:

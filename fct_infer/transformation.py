@@ -112,6 +112,8 @@ class Transformation:
         device_memory: int = 0,
         ranges: Mapping[str, float] | None = None,
     ) -> None:
+        from fct_infer import _core  # noqa: F401 - says what is missing before anything else does
+
         self.program, self.digest = program, program.digest
         self.old_dim, self.side_dim, self.new_dim = program.dims["old"], program.dims.get("side", 0), program.new_dim
         self.threads = thread_count(threads)

@@ -12,6 +12,20 @@ from fct_infer.artifacts.torch_files import load_torch
 from fct_infer.errors import ArtifactError, NotAProgramError, UsageError
 from fct_infer.transformation import Program
 
+DATA_SUFFIXES = (".safetensors", ".json")  # a part of a bundle or of a checkpoint
+
+
+def refuse_data(path: Path) -> None:
+    """Say of a file that is only a part of something what to name instead.
+
+    Raises:
+        ArtifactError: it is one.
+    """
+    if path.is_file() and path.suffix in DATA_SUFFIXES:
+        raise ArtifactError(
+            f"{path}: is no model by itself; name the bundle's folder, or make one of a checkpoint with fct-export"
+        )
+
 
 def load_program(path: str | Path, *, trust: bool = False, input_widths: Sequence[int] | None = None) -> Program:
     """Read a transformation h as data.
@@ -32,18 +46,19 @@ def load_program(path: str | Path, *, trust: bool = False, input_widths: Sequenc
         return program_from_bundle(open_bundle(path))
     if not path.exists():
         raise ArtifactError(f"{path}: no such file or bundle")
+    refuse_data(path)
     if not is_code(path):
         return program_from_onnx(path)
     refuse_untrusted(path, trust)
     model = load_torch(path)  # first: it says so if torch is missing, which the next import needs
-    from fct_infer.artifacts.torch_program import program_from_torch
+    from fct_infer.artifacts.torch_program import in_order, program_from_torch
 
-    return program_from_torch(model, input_widths)
+    return program_from_torch(in_order(model), input_widths)
 
 
 def is_code(path: Path) -> bool:
     """Whether ``path`` is opened as TorchScript or torch.export archive, which are code, rather than as ONNX."""
-    return path.is_file() and path.suffix != ".onnx"
+    return path.is_file() and path.suffix not in (".onnx", *DATA_SUFFIXES)
 
 
 def refuse_untrusted(path: Path, trust: bool) -> None:
@@ -63,7 +78,7 @@ def program_from_bundle(bundle: Bundle) -> Program:
         targets = ", ".join(dict.fromkeys(file.target for file in manifest.files))
         raise NotAProgramError([f"{bundle.path}: the bundle holds no program, only files for {targets}"])
     else:
-        program = program_from_onnx(bundle.path / bundle.file("onnx", "fp32").name)
+        program = program_from_onnx(bundle.path / bundle.file("onnx", "fp32").name, self_contained=True)
     shapes = {name: (dim,) for name, dim in program.dims.items()}
     if shapes != manifest.inputs or program.new_dim != manifest.output_dim:
         raise ArtifactError(f"{bundle.path}: its program and its manifest state different dimensions")

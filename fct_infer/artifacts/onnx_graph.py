@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.artifacts.files import GIBIBYTE, read_file
+from fct_infer.artifacts.onnx_weights import take_weights
 from fct_infer.artifacts.program_builder import Elementwise, Norm, ProgramBuilder, Rows
+from fct_infer.artifacts.roles import roles
 from fct_infer.errors import ArtifactError, MissingExtraError, NotAProgramError
 from fct_infer.transformation import INPUTS, Program
 
@@ -33,38 +35,56 @@ _REAL = "fiu"  # kinds of dtype
 MAX_NODES = 50_000  # and as many weights; a runtime takes seconds to load so many
 
 
-def program_from_onnx(path: Path) -> Program:
+def program_from_onnx(path: Path, *, self_contained: bool = False) -> Program:
     """Read a transformation from an ONNX file.
 
-    One input is the old embedding; two are called ``old`` and ``side`` or come in that order. Rows are (n, d) or
-    (n, d, 1, 1). The file must be self-contained.
+    One input is the old embedding; which of two is told by their names, see :func:`roles.roles`. Rows are (n, d) or
+    (n, d, 1, 1). Weights may lie in files beside it, unless it must be ``self_contained``, as in a bundle.
 
     Raises:
         NotAProgramError: it has nodes that no program has; names them all.
         ArtifactError: the file is no ONNX model, or keeps weights outside itself.
         MissingExtraError: onnx is not installed.
     """
-    return program_of_graph(parse_onnx(path).graph, path)
+    return program_of_graph(read_onnx(path, self_contained=self_contained)[0].graph, path)
 
 
-def program_of_graph(graph: Any, path: Path) -> Program:
-    """Read a transformation from an ``onnx.GraphProto``; errors as :func:`program_from_onnx`."""
+def program_of_graph(graph: Any, path: Path, old_first: Sequence[str] | None = None) -> Program:
+    """Read a transformation from an ``onnx.GraphProto``; errors as :func:`program_from_onnx`.
+
+    ``old_first`` names its inputs in the order old, side, where their names do not tell.
+    """
     try:
         with np.errstate(all="ignore"):  # numbers that are nonsense become NaN or infinity, which Program refuses
-            return _Reader(graph).read()
+            return _Reader(graph, old_first).read()
     except NotAProgramError as error:
         raise NotAProgramError(error.operations, str(path)) from error
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from error
 
 
+def read_onnx(path: Path, *, self_contained: bool = False) -> tuple[Any, bytes]:
+    """Return the file as ``onnx.ModelProto``, and the bytes of one file that holds all of it.
+
+    With ``self_contained`` weights in other files are refused: a bundle's manifest has no digest of those.
+    Read once: a file on the disk could be exchanged after it was checked, and refer to other files.
+
+    Raises:
+        FctError: as :func:`program_from_onnx`.
+    """
+    data = read_file(path, MAX_ONNX_BYTES)
+    model = _parsed(data, path)
+    if self_contained:
+        return model, data  # such weights are refused by whoever reads them
+    return model, model.SerializeToString(deterministic=True) if take_weights(model, path) else data
+
+
 def parse_onnx(path: Path) -> Any:
     """Return the file as ``onnx.ModelProto``; errors as :func:`program_from_onnx`."""
-    return parse_onnx_bytes(read_file(path, MAX_ONNX_BYTES), path)
+    return read_onnx(path)[0]
 
 
-def parse_onnx_bytes(data: bytes, path: Path) -> Any:
-    """Return what was read from ``path`` as ``onnx.ModelProto``; errors as :func:`program_from_onnx`."""
+def _parsed(data: bytes, path: Path) -> Any:
     try:
         import onnx
         from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -121,8 +141,8 @@ class _Node:
 
 
 class _Reader:
-    def __init__(self, graph: Any) -> None:
-        self._graph = graph
+    def __init__(self, graph: Any, old_first: Sequence[str] | None) -> None:
+        self._graph, self._old_first = graph, old_first
         self._builder = ProgramBuilder()
         self._values: dict[str, Value] = {}
         self._refused: list[str] = []
@@ -154,13 +174,13 @@ class _Reader:
         inputs = [value for value in self._graph.input if value.name not in self._values]
         if not 1 <= len(inputs) <= len(INPUTS):
             raise ArtifactError(f"{len(inputs)} inputs, wanted old or old and side")
-        is_named = {value.name for value in inputs} <= set(INPUTS)
-        for value, position in zip(inputs, INPUTS, strict=False):
+        shapes = [[int(dim.dim_value) for dim in value.type.tensor_type.shape.dim[1:]] for value in inputs]
+        found = roles([value.name for value in inputs], [math.prod(shape) for shape in shapes], self._old_first)
+        for value, shape, role in zip(inputs, shapes, found, strict=True):
             tensor = value.type.tensor_type
             if tensor.elem_type != 1:  # onnx.TensorProto.FLOAT
                 raise ArtifactError(f"input {value.name!r} is not float32")
-            shape = [int(dim.dim_value) for dim in tensor.shape.dim[1:]]  # a dim without a number is 0
-            self._values[value.name] = self._builder.input(value.name if is_named else position, shape)
+            self._values[value.name] = self._builder.input(role, shape)
 
     def _read_node(self, node: Any) -> None:
         output = node.output[0] if node.output else ""

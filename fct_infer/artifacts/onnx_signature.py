@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fct_infer.artifacts.manifest import is_image
+from fct_infer.artifacts.roles import roles
 from fct_infer.errors import ArtifactError
 from fct_infer.transformation import INPUTS
 
@@ -24,8 +25,13 @@ class OnnxInput:
     shape: tuple[int, ...]
 
 
-def read_signature(model: Any, path: Path) -> dict[str, OnnxInput]:
+def read_signature(model: Any, path: Path, old_first: Sequence[str] | None = None) -> dict[str, OnnxInput]:
     """Return the inputs of an ``onnx.ModelProto`` by this project's names: ``image``, or ``old`` and maybe ``side``.
+
+    Args:
+        model: the graph.
+        path: for messages.
+        old_first: its own names in the order old, side, where they do not tell; see :func:`roles.roles`.
 
     Raises:
         ArtifactError: it has another number of inputs or outputs, an input that is not float32 with a free batch axis
@@ -44,9 +50,11 @@ def read_signature(model: Any, path: Path) -> dict[str, OnnxInput]:
         if len(inputs) == 1:
             return {"image": inputs[0]}
         raise ArtifactError(f"{path}: takes images and another input; no model of this project does")
-    if {each.name for each in inputs} <= set(INPUTS):
-        return {each.name: each for each in inputs}
-    return dict(zip(INPUTS, inputs, strict=False))
+    try:
+        found = roles([each.name for each in inputs], [math.prod(each.shape) for each in inputs], old_first)
+    except ArtifactError as error:
+        raise ArtifactError(f"{path}: {error}") from error
+    return dict(zip(found, inputs, strict=True))
 
 
 def check_harmless(model: Any, path: Path) -> None:

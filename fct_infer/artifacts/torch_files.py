@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 MAX_INFLATED_BYTES = 64 * MEBIBYTE
+MOST_ROWS = 1 << 16  # that a model is asked for at once
 MAX_LISTING_BYTES = 4 * MEBIBYTE  # of a zip archive's list of entries, 60,000 of them
 _WAY_OUT = "save it as TorchScript: torch.jit.trace(model.eval(), example_inputs).save('model.pt')"
 _DYNAMIC = "torch.export.export(model, example, dynamic_shapes=[{0: torch.export.Dim('batch')}, ...])"
@@ -36,6 +37,7 @@ class TorchModel:
         name: file or class, for messages.
         module: on the CPU, in eval mode, with float32 weights.
         input_count: inputs ``forward`` needs.
+        input_names: of all it can take, optional ones at the end; fewer where they are not known.
         shapes: of the inputs, without the batch axis; None where the file does not tell (TorchScript).
     """
 
@@ -43,6 +45,12 @@ class TorchModel:
     module: nn.Module
     input_count: int
     shapes: tuple[tuple[int, ...], ...] | None = None
+    input_names: tuple[str, ...] = ()
+
+    @property
+    def optional_inputs(self) -> tuple[str, ...]:
+        """Those that may be left out."""
+        return self.input_names[self.input_count :]
 
 
 def load_torch(path: str | Path, *, low_precision: bool = False) -> TorchModel:
@@ -73,7 +81,7 @@ def load_torch(path: str | Path, *, low_precision: bool = False) -> TorchModel:
             else:
                 module: Any = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
                 _check_storages(path, module, entries)
-                model = TorchModel(str(path), module.eval(), count_inputs(module))
+                model = TorchModel(str(path), module.eval(), count_inputs(module), None, input_names(module))
     except ArtifactError:
         raise
     except Exception as error:  # the two loaders raise whatever the damage leads to, KeyErrors and zip errors included
@@ -95,6 +103,16 @@ def count_inputs(module: nn.Module) -> int:
     return sum(parameter.kind in kinds and parameter.default is parameter.empty for parameter in parameters)
 
 
+def input_names(module: nn.Module) -> tuple[str, ...]:
+    """Names of the inputs that ``forward`` can take by position, optional ones included."""
+    forward: Any = module.forward
+    if hasattr(forward, "schema"):
+        return tuple(argument.name for argument in forward.schema.arguments[1:])
+    parameters = inspect.signature(forward).parameters.values()
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return tuple(parameter.name for parameter in parameters if parameter.kind in kinds)
+
+
 def last_line(error: Exception) -> str:
     """What an error of TorchScript says; its message puts its own traceback first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -102,16 +120,21 @@ def last_line(error: Exception) -> str:
 
 
 def _exported_model(path: Path, program: Any) -> TorchModel:
-    names = set(program.graph_signature.user_inputs)
-    values = [node.meta["val"] for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
+    user_inputs = set(program.graph_signature.user_inputs)
+    nodes = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in user_inputs]
+    values = [node.meta["val"] for node in nodes]
     if any(not len(getattr(value, "shape", ())) for value in values):
         raise ArtifactError(f"{path}: takes an input that is no tensor with a batch axis")
     for value in values:
         if isinstance(value.shape[0], int):
             raise ArtifactError(f"{path}: takes only batches of exactly {value.shape[0]}; export it with {_DYNAMIC}")
+        most = program.range_constraints.get(value.shape[0].node.expr)
+        if most is not None and most.upper < MOST_ROWS:
+            raise ArtifactError(f"{path}: takes batches of at most {most.upper} rows; export it with {_DYNAMIC}")
     # A height or width that is free as well is taken as in the example the model was exported with.
     shapes = (tuple(_hint(size) for size in value.shape[1:]) for value in values)
-    return TorchModel(str(path), program.module(), len(values), tuple(shapes))
+    names = tuple(node.name for node in nodes)
+    return TorchModel(str(path), program.module(), len(values), tuple(shapes), names)
 
 
 def _hint(size: Any) -> int:

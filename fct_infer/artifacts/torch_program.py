@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch.jit._fuser import optimized_execution
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fct_infer.artifacts.program_builder import Elementwise, Float64Array, Norm, ProgramBuilder, Rows
+from fct_infer.artifacts.roles import roles_by_name
 from fct_infer.artifacts.torch_files import TorchModel, last_line
 from fct_infer.errors import ArtifactError, NotAProgramError, UsageError
 from fct_infer.reference import apply_float64
@@ -61,6 +63,28 @@ def program_from_torch(model: TorchModel, widths: Sequence[int] | None = None) -
     raise UsageError(f"{model.name}: its weights do not tell how wide its inputs are; {_GIVE_WIDTHS}")
 
 
+def in_order(model: TorchModel) -> TorchModel:
+    """Return the model with its inputs in the order old, side, where their names say that they are the other way."""
+    names = model.input_names[: len(INPUTS)]
+    if roles_by_name(names) != INPUTS[::-1]:
+        return model
+    shapes = None if model.shapes is None else model.shapes[::-1]
+    rest = model.input_names[len(INPUTS) :]
+    return replace(model, module=_Exchanged(model.module), shapes=shapes, input_names=(*names[::-1], *rest))
+
+
+class _Exchanged(nn.Module):
+    """A module whose two inputs come in the other order."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, first: Tensor, second: Tensor) -> Any:
+        """Exchange them."""
+        return self.model(second, first)
+
+
 def accepted_shapes(model: TorchModel, widths: Sequence[int] | None = None) -> Iterator[Shapes]:
     """Yield shapes of the inputs, without the batch axis, that ``model`` runs on: rows (d,) or (d, 1, 1).
 
@@ -68,6 +92,8 @@ def accepted_shapes(model: TorchModel, widths: Sequence[int] | None = None) -> I
         ArtifactError: it does not take one or two inputs.
     """
     count = model.input_count
+    if widths is not None and count < len(widths) <= count + len(model.optional_inputs):
+        count = len(widths)
     if not 1 <= count <= len(INPUTS) or (widths is not None and len(widths) != count):
         raise ArtifactError(f"{model.name}: takes {count} inputs, wanted {'1 or 2' if widths is None else len(widths)}")
     for shapes in _candidates(model, widths):
@@ -102,7 +128,7 @@ def _run(module: nn.Module, inputs: list[Tensor]) -> Any:
         # Under inference mode composite operations would not be taken apart; optimizing costs more than it saves here.
         with torch.no_grad(), optimized_execution(False):
             return module(*inputs)
-    except (RuntimeError, ValueError, TypeError, AssertionError, torch.jit.Error) as error:
+    except Exception as error:  # a user's code raises what it likes
         shapes = " and ".join(str(tuple(tensor.shape)) for tensor in inputs)
         raise ArtifactError(f"does not run on inputs of shape {shapes}: {last_line(error)}") from error
 

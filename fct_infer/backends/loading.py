@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from fct_infer.artifacts.bundle import Bundle, open_bundle
 from fct_infer.artifacts.files import GIBIBYTE, digest_file, read_file
-from fct_infer.artifacts.loading import is_code, load_program, program_from_bundle, refuse_untrusted
+from fct_infer.artifacts.loading import is_code, load_program, program_from_bundle, refuse_data, refuse_untrusted
 from fct_infer.artifacts.manifest import BundleFile, is_image
 from fct_infer.artifacts.precisions import PRECISIONS
 from fct_infer.artifacts.torch_files import TorchModel, load_torch
@@ -204,11 +204,13 @@ def _open(
 ) -> _Opened:
     """Open the file that fits; of a bundle, whose digests have been checked, the first its backend prefers."""
     if bundle is None:
+        refuse_data(path)
         backend = ("torch" if is_code(path) else "onnxruntime") if backend == "auto" else backend
         if precision not in ("auto", "fp32"):
             raise UsageError(f"{path}: a bare file is run as fp32; fct-export makes other precisions")
         runner = _open_bare(path, backend, device, threads, trust)
-        return _Opened(runner, digest_file(path), "fp32")
+        digest = runner.sha256 if isinstance(runner, OnnxRuntimeRunner) else digest_file(path)
+        return _Opened(runner, digest, "fp32")
     if backend == "auto":
         names = [name for name, targets in _TARGETS.items() if any(map(bundle.has, targets))]
         if not names:
@@ -232,7 +234,7 @@ def open_runner(
         FctError: as :func:`load_transformation`.
     """
     if file.target == "onnx":
-        return OnnxRuntimeRunner(path, precision=file.precision, device=device, threads=threads)
+        return OnnxRuntimeRunner(path, precision=file.precision, device=device, threads=threads, self_contained=True)
     refuse_untrusted(path, trust)
     if file.target in ("pt2", "torchscript"):
         return _torch_runner(load_torch(path, low_precision=True), interface.inputs, device, threads)

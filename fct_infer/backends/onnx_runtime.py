@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fct_infer.artifacts.files import GIBIBYTE, read_file
+from fct_infer.artifacts.files import GIBIBYTE
 from fct_infer.artifacts.manifest import is_image
-from fct_infer.artifacts.onnx_graph import MAX_ONNX_BYTES, parse_onnx_bytes
+from fct_infer.artifacts.onnx_graph import read_onnx
 from fct_infer.artifacts.onnx_signature import read_signature
 from fct_infer.artifacts.torch_files import last_line
 from fct_infer.backends.cuda_memory import CudaMemory, DeviceMemory
@@ -34,10 +36,16 @@ class OnnxRuntimeRunner(Runner):
     """An ONNX file in ONNX Runtime.
 
     Args:
-        path: self-contained file; inputs and output may have any names, rows may be (n, d) or (n, d, 1, 1).
+        path: the file, weights in files beside it included; inputs and output may have any names, rows may be (n, d)
+            or (n, d, 1, 1).
         precision: of the file; what the runtime lacks on the device is refused.
         device: ``auto`` is the first CUDA card if the runtime can use one, else the CPU.
         threads: CPU threads of one call; None leaves it to the runtime.
+        old_first: its inputs in the order old, side, where their names do not tell.
+        self_contained: refuse weights in other files.
+
+    Attributes:
+        sha256: of the model with all its weights.
 
     Raises:
         ArtifactError: the runtime refuses the file.
@@ -47,12 +55,20 @@ class OnnxRuntimeRunner(Runner):
     backend = "onnxruntime"
 
     def __init__(
-        self, path: Path, *, precision: str = "fp32", device: str = "auto", threads: int | None = None
+        self,
+        path: Path,
+        *,
+        precision: str = "fp32",
+        device: str = "auto",
+        threads: int | None = None,
+        old_first: Sequence[str] | None = None,
+        self_contained: bool = False,
     ) -> None:
         runtime = _import_onnxruntime()
-        # Read once: a file on the disk could be exchanged after it was checked, and refer to other files.
-        data = read_file(path, MAX_ONNX_BYTES)
-        inputs = read_signature(parse_onnx_bytes(data, path), path)
+        model, data = read_onnx(path, self_contained=self_contained)
+        inputs = read_signature(model, path, old_first)
+        del model
+        self.sha256 = hashlib.sha256(data).hexdigest()
         has_cuda = _CUDA in runtime.get_available_providers()
         index = (0 if has_cuda else None) if device == "auto" else cuda_index(device)
         if index is not None and not has_cuda:

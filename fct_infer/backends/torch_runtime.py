@@ -67,6 +67,9 @@ class TorchRunner(Runner):
             output = self._forward([batch[name].reshape(-1, *shape) for name, shape in self._inputs.items()])
         except (RuntimeError, AssertionError, self._torch.jit.Error) as error:
             raise ResourceError(f"{self.runtime}: {last_line(error)}") from error
+        except Exception as error:  # a user's code raises what it likes
+            rows = len(next(iter(batch.values())))
+            raise ArtifactError(f"does not run on a batch of {rows} rows: {last_line(error)}") from error
         return np.array(output.flatten(1).float().cpu().numpy(), order="C")  # a copy: it may be a view of the input
 
     def run_on_device(self, batch: DeviceBatch, out: DeviceRows, stream: int) -> None:
@@ -92,7 +95,7 @@ class TorchRunner(Runner):
         shapes = " and ".join("x".join(map(str, shape)) for shape in self._inputs.values())
         try:
             output = self._forward([np.zeros((_TRIED_ROWS, *shape), np.float32) for shape in self._inputs.values()])
-        except (RuntimeError, TypeError, ValueError, AssertionError, self._torch.jit.Error) as error:
+        except Exception as error:  # as above
             raise ArtifactError(
                 f"{model.name}: does not run on inputs of shape {shapes}: {last_line(error)}"
             ) from error

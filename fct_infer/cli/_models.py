@@ -17,7 +17,12 @@ CHECKPOINT_SUFFIXES = (".safetensors", ".json")
 
 
 def open_named(
-    path: Path, kind: Kind | None, input_shapes: Sequence[tuple[int, ...]], *, trust_code: bool = False
+    path: Path,
+    kind: Kind | None,
+    input_shapes: Sequence[tuple[int, ...]],
+    old_first: Sequence[str] | None = None,
+    *,
+    trust_code: bool = False,
 ) -> OpenedModel:
     """Open ``path``; a checkpoint is named by either of its two files, or by the folder of the run that made it.
 
@@ -32,7 +37,7 @@ def open_named(
     is_run = (path / "checkpoint.json").is_file()
     if is_run or (path.suffix in CHECKPOINT_SUFFIXES and not path.is_dir()):
         return _open_checkpoint(path, kind, input_shapes, trust_code)
-    return open_model(path, kind, input_shapes)
+    return open_model(path, kind, input_shapes, old_first)
 
 
 def _open_checkpoint(

@@ -21,6 +21,15 @@ if TYPE_CHECKING:
     from fct_infer.export.options import ExportReport
 
 
+def _split_names(_context: object, _parameter: object, text: str | None) -> tuple[str, ...] | None:
+    if text is None:
+        return None
+    names = tuple(text.split(","))
+    if len(names) != 2 or not all(names):
+        raise click.BadParameter(f"{text!r}, wanted two names: old_embedding,side_information")
+    return names
+
+
 def _parse_shapes(
     _context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
 ) -> list[tuple[int, ...]]:
@@ -77,6 +86,13 @@ def _split(_context: click.Context, _parameter: click.Parameter, value: str | No
     help="Where the file cannot tell: 3x32x32 for images; for rows the width of each input, old then side.",
 )
 @click.option(
+    "--inputs",
+    "old_first",
+    metavar="NAME,NAME",
+    callback=_split_names,
+    help="Of an ONNX file: its own names of the old embedding and the side-information, where they do not tell.",
+)
+@click.option(
     "--image-mean", callback=_parse_numbers, metavar="R,G,B", help="How images are prepared, on the scale 0 to 1."
 )
 @click.option("--image-std", callback=_parse_numbers, metavar="R,G,B")
@@ -111,6 +127,7 @@ def command(
     calibration: Path | None,
     calibration_rows: int,
     input_shapes: list[tuple[int, ...]],
+    old_first: tuple[str, ...] | None,
     image_mean: tuple[float, ...] | None,
     image_std: tuple[float, ...] | None,
     image_resize: int | None,
@@ -144,7 +161,7 @@ def command(
     if is_code(model) and model.suffix not in CHECKPOINT_SUFFIXES:
         say_files_are_code(model)
     chosen = next((name for name in KINDS if name == kind), None)
-    opened = open_named(model, chosen, input_shapes, trust_code=trust_code)
+    opened = open_named(model, chosen, input_shapes, old_first, trust_code=trust_code)
     inputs = opened.model.interface.inputs
     options = Options(
         targets=targets,

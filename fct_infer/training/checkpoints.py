@@ -109,6 +109,11 @@ def _files(path: str | Path) -> tuple[Path, Path]:
     if path.suffix in SUFFIXES:
         path = path.with_suffix("")
     weights, description = (path.with_name(path.name + suffix) for suffix in SUFFIXES)
+    if weights.is_file() and not description.exists():
+        raise ArtifactError(
+            f"{weights}: is no checkpoint of this project, for {description.name} is not beside it; weights alone do "
+            "not tell what is computed with them; torch.jit.trace(model.eval(), example).save('model.pt') does"
+        )
     return weights, description
 
 

@@ -201,7 +201,7 @@ def run_main(monkeypatch, capsys, folder, *arguments: object) -> tuple[int, str]
         (["h.pt", "--calibration", "nan"], 4, "nan: row 77 of the sample (old) holds NaN or infinity"),
         (["h.pt", "--engine-rows", "64,8"], 2, "--engine-rows"),
         (["h.pt", "--device", "gpu"], 2, "device 'gpu' does not exist"),
-        (["h.pt", "-o", "."], 6, "exists already"),
+        (["h.pt", "-o", "."], 2, "is not the name of a folder"),
         (["h.pt", "-o", "h.pt/b"], 5, "h.pt"),
     ],
 )  # fmt: skip

@@ -260,7 +260,7 @@ def _(folder: Path) -> Path:
     return _onnx_bundle(folder, inputs={"old": [OLD_DIM], "side": [3]})
 
 
-@case("lies in another file")
+@case("lies in")
 def _(folder: Path) -> Path:
     """ONNX with weights elsewhere"""
     return _onnx_bundle(folder, linear_onnx(external("/etc/passwd")))

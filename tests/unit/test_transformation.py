@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from support.programs import linear_map, paper_h, plain_mlp, random_rows, residual_mlp
 
 from fct_infer import _core
+from fct_infer.artifacts.precisions import LIMITS
 from fct_infer.errors import ArrayError, ArtifactError, NonFiniteError, UnsupportedError, UsageError
 from fct_infer.reference import apply_float64
 from fct_infer.transformation import Linear, Normalize, Program, Transformation
@@ -153,7 +154,7 @@ def test_bf16_is_close_or_refused(name: str) -> None:
     if h.new_dim > 1:
         cosine = np.sum(new * wanted, axis=1) / np.linalg.norm(new, axis=1) / np.linalg.norm(wanted, axis=1)
         assert np.min(cosine) >= 0.999
-    assert relative_error(new, wanted) <= 0.02
+    assert relative_error(new, wanted) <= LIMITS["bf16"].max_relative_error
 
 
 # -- one row, one result -----------------------------------------------------------------------------------------------

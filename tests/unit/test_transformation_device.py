@@ -8,7 +8,7 @@ from support import fake_cards
 from support.fake_cards import Executable
 from support.programs import linear_map, paper_h, random_rows
 
-from fct_infer import _core
+from fct_infer import _core, choose_precision
 from fct_infer.errors import UnsupportedError, UsageError
 from fct_infer.reference import largest_values
 from fct_infer.transformation import Transformation
@@ -35,8 +35,9 @@ def test_it_is_compiled_for_the_device_named(cards, device, name):
 
 
 def test_auto_takes_the_fastest_precision_that_needs_no_ranges(cards):
-    assert Transformation(PROGRAM, device="cuda").precision == "bf16"
-    assert Transformation(PROGRAM).precision == _core.precisions()[-1]
+    assert Transformation(PROGRAM, device="cuda").precision == Transformation(PROGRAM).precision == "fp32"
+    rows = random_rows(20, PROGRAM.dims["old"]), random_rows(20, PROGRAM.dims["side"])
+    assert choose_precision(Transformation(PROGRAM, "auto", device="cuda"), *rows).precision == "bf16"
 
 
 def test_without_a_card_it_says_what_is_missing(monkeypatch):

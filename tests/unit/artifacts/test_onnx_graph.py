@@ -224,7 +224,7 @@ def test_weights_outside_the_file_are_refused_unread(tmp_path, location):
     tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value=location)
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(ArtifactError, match="weight 'w' lies in another file"):
+    with pytest.raises(ArtifactError, match="weight 'w' lies in "):
         program_from_onnx(path)
 
 

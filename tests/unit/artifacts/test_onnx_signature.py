@@ -25,7 +25,9 @@ def identity(inputs, outputs=1):
         ({"a": ["N", 8]}, {"old": ("a", (8,))}),
         ({"a": ["N", 8], "b": ["N", 5]}, {"old": ("a", (8,)), "side": ("b", (5,))}),
         ({"side": ["N", 8], "old": ["N", 5]}, {"side": ("side", (8,)), "old": ("old", (5,))}),
-        ({"side": ["N", 8], "b": ["N", 5]}, {"old": ("side", (8,)), "side": ("b", (5,))}),
+        ({"side": ["N", 8], "b": ["N", 5]}, {"side": ("side", (8,)), "old": ("b", (5,))}),
+        ({"x": ["N", 8], "OLD_Embedding": ["N", 8]}, {"side": ("x", (8,)), "old": ("OLD_Embedding", (8,))}),
+        ({"psi": ["N", 8], "phi": ["N", 8]}, {"side": ("psi", (8,)), "old": ("phi", (8,))}),
         ({"a": ["N", 8, 1, 1]}, {"old": ("a", (8, 1, 1))}),
         ({"a": ["N", 3, 32, 24]}, {"image": ("a", (3, 32, 24))}),
         ({"old": ["N", 3, 1, 24]}, {"image": ("old", (3, 1, 24))}),
@@ -34,6 +36,15 @@ def identity(inputs, outputs=1):
 def test_inputs_get_our_names(inputs, wanted):
     found = read_signature(identity(inputs), PATH)
     assert found == {name: OnnxInput(*each) for name, each in wanted.items()}
+
+
+def test_equal_inputs_whose_names_do_not_tell_are_not_guessed():
+    model = identity({"a": ["N", 8], "b": ["N", 8]})
+    with pytest.raises(ArtifactError, match=r"nothing tells which of its inputs a and b .* fct-export --inputs a,b"):
+        read_signature(model, PATH)
+    assert read_signature(model, PATH, ("b", "a")) == {"side": OnnxInput("a", (8,)), "old": OnnxInput("b", (8,))}
+    with pytest.raises(ArtifactError, match="its inputs are a, b, not a, c"):
+        read_signature(model, PATH, ("a", "c"))
 
 
 def test_weights_that_old_files_list_among_the_inputs_are_no_inputs():

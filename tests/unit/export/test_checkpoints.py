@@ -122,7 +122,7 @@ def test_what_does_not_fit_is_refused(models, name, kind, shapes, error, message
 def test_a_safetensors_file_without_its_description_is_refused(models, tmp_path: Path):
     _, _, folder = models
     (tmp_path / "lonely.safetensors").write_bytes((folder / "h.safetensors").read_bytes())
-    with pytest.raises(FctError, match=r"lonely\.json: no such file"):
+    with pytest.raises(FctError, match=r"lonely\.json is not beside it"):
         open_named(tmp_path / "lonely.safetensors", None, [])
 
 

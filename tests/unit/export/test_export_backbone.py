@@ -109,7 +109,7 @@ def test_eight_bit_files_keep_the_neighbours_of_real_images(tmp_path, model, pre
     report = export_backbone(model, tmp_path / "b", options, image_shape=SHAPE)
     (file,) = report.manifest.files
     assert file.parity.real_rows == 100
-    embed = load_embedder(tmp_path / "b")
+    embed = load_embedder(tmp_path / "b", precision)
     assert embed.precision == precision
     for rows in (1, 2, 7):
         batch = images(rows)

@@ -161,7 +161,7 @@ def test_eight_bit_files_agree_at_any_batch_size(tmp_path, precision, name):
     report = export_transformation(program, tmp_path / "h", options)
     (file,) = report.manifest.files
     assert (file.name, file.parity.real_rows) == (f"model.{precision}.onnx", 300)
-    h = load_transformation(tmp_path / "h", backend="onnxruntime")
+    h = load_transformation(tmp_path / "h", precision, backend="onnxruntime")
     assert h.precision == precision
     for count in BATCHES:
         rows = rows_for(program.dims, count)
@@ -234,7 +234,7 @@ def test_every_form_of_a_transformation_goes_to_every_target(tmp_path, public, n
 def test_what_no_program_can_hold_goes_to_the_other_targets_and_every_operation_is_named(tmp_path):
     model = GatedTransformation(8, 5, 6).eval()
     report = export_transformation(model, tmp_path / "h", Options(TARGETS[1:], FLOATS))
-    (note,) = report.notes
+    _, note = report.notes
     for operation in ("native_layer_norm", "aten.sigmoid.default"):
         assert operation in note
     assert report.manifest.program is None

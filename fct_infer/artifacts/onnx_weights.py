@@ -1,0 +1,79 @@
+"""Weights that an ONNX model keeps in files beside it, as PyTorch's exporter does by default."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from fct_infer.artifacts.files import GIBIBYTE
+from fct_infer.errors import ArtifactError, GalleryError
+from fct_infer.storage import ReadFile
+
+MAX_WEIGHT_BYTES = 2 * GIBIBYTE - (64 << 20)  # what a protobuf message can hold, with room for the graph
+
+
+def take_weights(model: Any, path: Path) -> bool:
+    """Put the weights of the graph that lie in other files into ``model``, which is self-contained then.
+
+    A file is taken from the model's own folder only: a name that leads elsewhere, by ``..``, from the root or through a
+    link, could read whatever the user may read.
+
+    Returns:
+        Whether there were any.
+
+    Raises:
+        ArtifactError: such a file is missing, elsewhere, no regular file, or too short, or weights are too large.
+    """
+    total, found = 0, False
+    for tensor in model.graph.initializer:
+        if not tensor.external_data:
+            continue
+        found = True
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        try:
+            offset, length = int(entries.get("offset", 0)), int(entries["length"]) if "length" in entries else None
+        except ValueError as error:
+            raise ArtifactError(f"{path}: weight {tensor.name!r}: {error}") from error
+        file = _beside(path, entries.get("location", ""), tensor.name)
+        length = file.stat().st_size - offset if length is None else length
+        total += max(length, 0)
+        if offset < 0 or length < 0 or total > MAX_WEIGHT_BYTES:
+            raise ArtifactError(
+                f"{path}: weight {tensor.name!r}: {length:,} bytes from byte {offset:,} of {file.name}, "
+                f"all together at most {MAX_WEIGHT_BYTES:,} are read"
+            )
+        try:
+            with ReadFile(file) as opened:
+                if offset + length > opened.size:
+                    raise ArtifactError(
+                        f"{path}: weight {tensor.name!r}: {file.name} has {opened.size:,} bytes, "
+                        f"wanted {length:,} from byte {offset:,}"
+                    )
+                tensor.raw_data = opened.read(length, offset)
+        except GalleryError as error:
+            raise ArtifactError(f"{path}: weight {tensor.name!r}: {error}") from error
+        del tensor.external_data[:]
+        tensor.data_location = 0  # onnx.TensorProto.DEFAULT
+    return found
+
+
+def _beside(path: Path, location: str, name: str) -> Path:
+    parts = PurePosixPath(location).parts
+    if not parts or location.startswith("/") or ".." in parts or "\\" in location or "\0" in location:
+        raise ArtifactError(f"{path}: weight {name!r} lies in {location!r}, wanted a file in the model's own folder")
+    file = path.parent
+    for part in parts:
+        file = file / part
+        try:
+            mode = file.lstat().st_mode
+        except OSError as error:
+            raise ArtifactError(
+                f"{path}: weight {name!r} lies in {file}, which cannot be read: {error.strerror}; put it beside the "
+                "model, or write one file: onnx.save(onnx.load('model.onnx'), 'whole.onnx')"
+            ) from error
+        if stat.S_ISLNK(mode):
+            raise ArtifactError(f"{path}: weight {name!r} lies behind the link {file}, wanted a file beside the model")
+    if not stat.S_ISREG(mode):
+        raise ArtifactError(f"{path}: weight {name!r} lies in {file}, which is not a regular file")
+    return file
