@@ -39,7 +39,7 @@ def new_gallery(dest: str | Path, inputs: Iterable[str | Path], *, force: bool =
     partial = target.with_name(target.name + ".partial")
     if partial.exists() and not _names(partial) <= {"lock", "gallery"}:
         raise OutputError(
-            f"{partial}: exists and is not what fct-embed leaves behind; remove it, or choose another output"
+            f"{partial}: exists and is not what a killed run leaves behind; remove it, or choose another output"
         )
     lock = FileLock(partial / "lock", str(target))
     work = partial / "gallery"
