@@ -20,6 +20,19 @@ from fct_infer.gallery.source import Part, Schema
 from fct_infer.storage import ReadFile, read_npy_header
 
 _PIECE_BYTES = 4 << 20
+# What zipfile and NumPy's header parser raise on a damaged archive; RuntimeError: it is encrypted.
+_ZIP_ERRORS = (
+    zipfile.BadZipFile,
+    zipfile.LargeZipFile,
+    zlib.error,
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+)
 
 
 def open_npy(path: Path, options: SourceOptions) -> RawSource:
@@ -125,7 +138,7 @@ def _archive(path: Path) -> zipfile.ZipFile:
     ReadFile(path).close()  # refuses what is no regular file
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+    except _ZIP_ERRORS as error:
         raise GalleryError(f"{path}: is not a whole .npz file: {error}") from error
 
 
@@ -142,15 +155,7 @@ class _Member:
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             self.shape, fortran, self.dtype = read(self._stream)
             header = self._stream.tell()
-        except (
-            zipfile.BadZipFile,
-            zipfile.LargeZipFile,
-            OSError,
-            ValueError,
-            EOFError,
-            RuntimeError,
-            KeyError,
-        ) as error:
+        except _ZIP_ERRORS as error:
             self._archive.close()
             raise GalleryError(f"{self._where}: cannot be read: {error}") from error
         if fortran or self.dtype.hasobject or not self.dtype.isnative or not self.dtype.itemsize:
@@ -172,7 +177,7 @@ class _Member:
                 if not count:
                     raise EOFError(f"ends {len(view) - done} bytes short")
                 done += count
-        except (zipfile.BadZipFile, OSError, EOFError, ValueError, zlib.error) as error:
+        except _ZIP_ERRORS as error:
             raise GalleryError(f"{self._where}: cannot be read: {error}") from error
         return out
 

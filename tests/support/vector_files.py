@@ -71,7 +71,7 @@ def write_hdf5(path: Path, vectors: np.ndarray) -> None:
     import h5py
 
     with h5py.File(path, "w") as file:
-        file.create_dataset("train", data=vectors, chunks=(50, vectors.shape[1]), compression="gzip")
+        file.create_dataset("train", data=vectors, chunks=(20, vectors.shape[1]), compression="gzip")
         file["test"] = vectors[:5]
         file["neighbors"] = np.zeros((5, 10), np.int32)
 
