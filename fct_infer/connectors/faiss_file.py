@@ -89,7 +89,7 @@ def _read(path: Path) -> Any:
             before[setter] = getattr(faiss, f"get_deserialization_{name}_limit")()
             getattr(faiss, setter)(value)
     try:
-        return faiss.read_index(str(path))
+        return faiss.read_index(str(path), faiss.IO_FLAG_READ_ONLY)
     except (RuntimeError, MemoryError) as error:
         words = str(error).partition(" at /")[2].partition(": ")[2] or str(error)
         raise GalleryError(f"{path}: cannot be read as a FAISS index: {words.strip()}") from error
@@ -120,6 +120,8 @@ def _by_id(
         stored = _ivf_ids(path, index)
         index.make_direct_map(True) if _is_sequence(stored) else index.set_direct_map_type(faiss.DirectMap.Hashtable)
         order = np.sort(stored)
+        if ids is not None and len(order) and not 0 <= order[0] <= order[-1] < len(ids):
+            raise GalleryError(f"{path}: its lists name vector {order[-1]} of {len(ids)}")
         rows = _batch(index, order, owner)
         ids = order if ids is None else ids[order]
         return rows, ids, exact or np.dtype(np.float32)
@@ -139,7 +141,9 @@ def _exact_dtype(index: Any) -> np.dtype[Any] | None:
 
 def _ivf_ids(path: Path, index: Any) -> NDArray[np.int64]:
     faiss = optional("faiss", "cpu")
-    lists = index.invlists
+    lists = faiss.downcast_InvertedLists(index.invlists)
+    if not isinstance(lists, faiss.ArrayInvertedLists):
+        raise GalleryError(f"{path}: {type(lists).__name__} lie in other files, which are not followed")
     found = [
         faiss.rev_swig_ptr(lists.get_ids(each), lists.list_size(each)).copy()
         for each in range(lists.nlist)

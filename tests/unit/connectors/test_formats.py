@@ -145,6 +145,29 @@ def test_faiss_ids_are_kept_and_order_inverted_lists(tmp_path):
         assert (source.sample(230, 0)[1] == [by_id[each] for each in found.tolist()]).all()
 
 
+def test_an_index_of_ids_over_inverted_lists(tmp_path):
+    ids = np.random.default_rng(0).permutation(230).astype(np.int64) * 7 + 3
+    index = faiss.IndexIDMap(faiss.index_factory(12, "IVF4,Flat"))
+    index.train(VECTORS)
+    index.add_with_ids(VECTORS, ids)
+    faiss.write_index(index, str(tmp_path / "a.faiss"))
+    source = open_source(tmp_path / "a.faiss")
+    with source.open_part(source.parts()[0]) as reader:
+        assert (reader.read_ids(0, 230) == ids).all()
+    assert source.sample(230, 0)[1].tobytes() == VECTORS.tobytes()
+
+
+def test_faiss_lists_in_other_files_are_not_followed(tmp_path):
+    index = faiss.index_factory(12, "IVF4,Flat")
+    index.train(VECTORS)
+    lists = faiss.OnDiskInvertedLists(index.nlist, index.code_size, str(tmp_path / "lists"))
+    index.replace_invlists(lists)
+    index.add(VECTORS)
+    faiss.write_index(index, str(tmp_path / "a.faiss"))
+    with pytest.raises(GalleryError, match="OnDiskInvertedLists lie in other files"):
+        open_source(tmp_path / "a.faiss")
+
+
 def test_approximate_faiss_vectors_are_taken_only_if_asked(tmp_path):
     index = faiss.index_factory(12, "PQ4x4")
     index.train(VECTORS)
