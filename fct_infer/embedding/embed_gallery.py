@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from fct_infer.backends.embedder import Embedder
 from fct_infer.embedding.images import ImageSource, open_images
-from fct_infer.embedding.output import new_gallery
 from fct_infer.errors import InputError, NonFiniteError, UsageError
 from fct_infer.gallery import GalleryWriter
+from fct_infer.gallery.output import new_gallery
 from fct_infer.transformation import Float32Array
 
 OnError: TypeAlias = Literal["fail", "skip"]

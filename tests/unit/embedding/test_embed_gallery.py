@@ -228,7 +228,7 @@ def test_what_a_killed_run_left_is_replaced_and_other_work_is_not(tmp_path, phot
     journal = tmp_path / "h.partial" / "journal.jsonl"  # of an upgrade
     journal.parent.mkdir()
     journal.touch()
-    with pytest.raises(OutputError, match=r"h\.partial: exists and is not what fct-embed leaves behind"):
+    with pytest.raises(OutputError, match=r"h\.partial: exists and is not what a killed run leaves behind"):
         embed_gallery(tmp_path / "photos", tmp_path / "h", numpy_embedder())
     assert journal.exists()
 

@@ -46,7 +46,7 @@ def new_gallery(dest: str | Path, inputs: Iterable[str | Path], *, force: bool =
         name in ("lock", "gallery") or name.startswith("lock.") for name in _names(partial)
     ):
         raise OutputError(
-            f"{partial}: exists and is not what fct-embed leaves behind; remove it, or choose another output"
+            f"{partial}: exists and is not what a killed run leaves behind; remove it, or choose another output"
         )
     lock = FileLock(partial / "lock", str(target))
     work = partial / "gallery"

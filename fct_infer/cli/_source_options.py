@@ -1,0 +1,33 @@
+"""How a source is named on the command line: the same options in every command that reads one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+_OPTIONS = (
+    click.argument("source", type=click.Path(path_type=Path)),
+    click.option("--embedding-column", metavar="NAME", help="Column, data set, array or tensor of the embeddings."),
+    click.option("--side-column", metavar="NAME", help="That of the side-information."),
+    click.option("--id-column", metavar="NAME", help="That of the ids; of the file of ids with --ids."),
+    click.option("--ids", type=click.Path(path_type=Path), help="Ids beside: .txt, .npy, .csv or .parquet, one a row."),
+    click.option("--allow-cast", is_flag=True, help="Narrow float64 and wide integers to float32."),
+    click.option("--lossy", is_flag=True, help="Take the approximate vectors of a compressed FAISS index."),
+)  # fmt: skip
+
+
+def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add SOURCE and its options to a command."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def columns_text(columns: dict[str, str], other: tuple[str, ...]) -> str:
+    """Return which columns are read in which role, and which are not, in one line."""
+    used = ", ".join(f"{role} {name!r}" for role, name in columns.items())
+    left = f"; not read: {', '.join(map(repr, other))}" if other else ""
+    return (used or "one array") + left

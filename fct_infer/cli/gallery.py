@@ -1,0 +1,29 @@
+"""``fct-gallery``: what lies in a gallery, and how to get one."""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import click
+
+from fct_infer.cli._common import run_cli
+from fct_infer.cli.gallery_convert import convert_command
+from fct_infer.cli.gallery_inspect import inspect_command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def command() -> None:
+    """Look into galleries, and make them of vectors in other formats."""
+
+
+command.add_command(convert_command)
+command.add_command(inspect_command)
+
+
+def main() -> NoReturn:
+    """Entry point of ``fct-gallery``."""
+    run_cli(command)
+
+
+if __name__ == "__main__":
+    main()

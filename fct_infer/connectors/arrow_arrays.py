@@ -1,0 +1,151 @@
+"""Arrow columns as NumPy arrays, with suspicion: nulls shift rows, lists may be ragged, offsets hostile."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fct_infer.connectors.options import integer_or_text, optional
+from fct_infer.errors import GalleryError
+
+EXTRA = "parquet"
+
+
+def pyarrow(module: str = "") -> Any:
+    """Return pyarrow, or one of its modules.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    return optional(f"pyarrow.{module}" if module else "pyarrow", EXTRA)
+
+
+def _plain(kind: Any) -> Any:
+    """Return the storage type of an extension type."""
+    return kind.storage_type if isinstance(kind, pyarrow().BaseExtensionType) else kind
+
+
+def is_vector(kind: Any) -> bool:
+    """Whether a type is a list, or list of fixed size, of numbers."""
+    types, kind = pyarrow("types"), _plain(kind)
+    if not (types.is_fixed_size_list(kind) or types.is_list(kind) or types.is_large_list(kind)):
+        return False
+    child = _plain(kind.value_type)
+    return bool(types.is_floating(child) or types.is_integer(child))
+
+
+def is_id(kind: Any) -> bool:
+    """Whether a type is whole numbers, text or bytes."""
+    types, kind = pyarrow("types"), _plain(kind)
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    text = types.is_string(kind) or types.is_large_string(kind)
+    return bool(
+        types.is_integer(kind) or text or types.is_binary(kind) or types.is_large_binary(kind)
+        or types.is_fixed_size_binary(kind)
+    )  # fmt: skip
+
+
+def stored_dtype(kind: Any) -> np.dtype[Any]:
+    """Return the dtype of a vector type's numbers."""
+    dtype: np.dtype[Any] = np.dtype(_plain(_plain(kind).value_type).to_pandas_dtype())
+    return dtype
+
+
+def fixed_dim(kind: Any) -> int | None:
+    """Return the width that a vector type itself tells."""
+    kind = _plain(kind)
+    return int(kind.list_size) if pyarrow("types").is_fixed_size_list(kind) else None
+
+
+def id_dtype(kind: Any) -> np.dtype[Any]:
+    """Return int64, or text or bytes of unknown width (size 0)."""
+    types, kind = pyarrow("types"), _plain(kind)
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    if types.is_integer(kind):
+        return np.dtype(np.int64)
+    return np.dtype("U" if types.is_string(kind) or types.is_large_string(kind) else "S")
+
+
+def vectors(array: Any, dim: int | None, where: str, first: int, file: Path) -> NDArray[Any]:
+    """Return the rows of one array of vectors as a read-only (n, dim) view.
+
+    Args:
+        array: an Arrow array of a type that :func:`is_vector`.
+        dim: the width every row must have; None takes that of the first row.
+        where: the part's words, for messages.
+        first: number of the array's first row in that part.
+        file: for messages about no row in particular.
+
+    Raises:
+        GalleryError: a row or a number in it is null, or a row has another width; names the row.
+    """
+    array = _storage(array, file)
+    if array.null_count:
+        row = first + int(np.argmax(np.asarray(array.is_null())))
+        raise GalleryError(f"{where}, row {row}: is null, wanted a vector")
+    if pyarrow("types").is_fixed_size_list(array.type):
+        width = int(array.type.list_size)
+        begin, end = array.offset * width, (array.offset + len(array)) * width
+        if dim is not None and width != dim:
+            raise GalleryError(f"{where}, row {first}: is {width} wide, wanted {dim}")
+    else:
+        offsets = np.asarray(array.offsets)
+        widths = np.diff(offsets)
+        width = int(widths[0]) if dim is None else dim
+        if (ragged := widths != width).any():
+            row = int(np.argmax(ragged))
+            raise GalleryError(f"{where}, row {first + row}: is {widths[row]} wide, wanted {width}")
+        begin, end = int(offsets[0]), int(offsets[-1])
+    values = _storage(array.values, file)
+    if end > len(values):
+        raise GalleryError(f"{where}: lists reach behind their numbers; the file is damaged")
+    values = values.slice(begin, end - begin)
+    if values.null_count:
+        row = first + int(np.argmax(np.asarray(values.is_null()))) // width
+        raise GalleryError(f"{where}, row {row}: holds a null, wanted numbers")
+    return np.asarray(values.to_numpy(zero_copy_only=True)).reshape(len(array), width)
+
+
+def ids(array: Any, where: str, first: int, file: Path) -> NDArray[Any]:
+    """Return the ids in one array as int64, bytes or str.
+
+    Raises:
+        GalleryError: an id is null, does not fit int64, or holds a NUL at its end, which fixed-width text loses.
+    """
+    array = _storage(array, file)
+    if pyarrow("types").is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if array.null_count:
+        row = first + int(np.argmax(np.asarray(array.is_null())))
+        raise GalleryError(f"{where}, row {row}: has no id (null)")
+    if pyarrow("types").is_integer(array.type):
+        return integer_or_text(array.to_numpy(zero_copy_only=False), where)
+    try:
+        values = array.to_pylist()
+    except UnicodeDecodeError as error:
+        raise GalleryError(f"{where}: an id from row {first} on is not UTF-8") from error
+    return text_ids(values, id_dtype(array.type).kind, where, first)
+
+
+def text_ids(values: list[Any], kind: str, where: str, first: int) -> NDArray[Any]:
+    """Return text or bytes as an array of fixed width; refuses what it would change."""
+    end = "\0" if kind == "U" else b"\0"
+    row = next((row for row, value in enumerate(values) if value.endswith(end)), None)
+    if row is not None:
+        raise GalleryError(f"{where}, row {first + row}: id {values[row]!r} ends with a NUL byte")
+    return np.array(values, dtype=f"{kind}{max(map(len, values), default=1) or 1}")
+
+
+def _storage(array: Any, file: Path) -> Any:
+    """Return the array beneath an extension type, with its offsets and lengths proven to lie inside its buffers."""
+    array = getattr(array, "storage", array)
+    try:
+        array.validate(full=False)
+    except pyarrow().ArrowInvalid as error:
+        raise GalleryError(f"{file}: is damaged: {error}") from error
+    return array

@@ -1,0 +1,179 @@
+"""A FAISS index as the gallery: the vectors it holds exactly, in the order of their ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fct_infer.connectors.options import SourceOptions, check_shape, optional
+from fct_infer.connectors.parted import PartedSource, check_buffer, check_range
+from fct_infer.errors import ArrayError, GalleryError, UsageError
+from fct_infer.gallery.source import Part, Schema
+from fct_infer.storage import ReadFile
+
+_LOOPS = 1 << 24  # more repetitions than this are asked for by damaged files only
+
+
+class FaissSource(PartedSource):
+    """An index file, loaded whole (a FAISS index is one); one part.
+
+    Raises:
+        UsageError: it holds its vectors approximately and ``lossy`` is not set.
+        GalleryError: it cannot be read, or its vectors cannot be had by id.
+    """
+
+    def __init__(self, path: Path, options: SourceOptions) -> None:
+        self._path = path
+        index = _read(path)
+        self._rows, ids, dtype = _by_id(path, index, options.lossy)
+        rows, dim = int(index.ntotal), int(index.d)
+        check_shape(rows, dim, str(path))
+        self.ids = None if ids is None or np.array_equal(ids, np.arange(rows)) else ids
+        schema = Schema(rows, dim, dtype, id_dtype=None if self.ids is None else np.dtype(np.int64))
+        super().__init__(schema, [Part(path.name, rows, 0)])
+
+    def place(self, part: Part) -> str:
+        """The whole path."""
+        return str(self._path)
+
+    def open_part(self, part: Part) -> _Reader:
+        """See :class:`~fct_infer.gallery.source.Source`."""
+        return _Reader(self._path, self._rows, self.ids, self.schema)
+
+
+class _Reader:
+    def __init__(
+        self, path: Path, rows: Callable[[int, int], NDArray[Any]], ids: NDArray[np.int64] | None, schema: Schema
+    ) -> None:
+        self._path, self._rows, self._ids, self._schema = path, rows, ids, schema
+
+    def read_into(self, start: int, stop: int, old: NDArray[Any], side: NDArray[Any] | None) -> None:
+        """See :class:`~fct_infer.gallery.source.PartReader`."""
+        if side is not None:
+            raise ArrayError("side is given, but the source has no side-information")
+        check_range(start, stop, self._schema.rows)
+        check_buffer("old", old, stop - start, self._schema.old_dim, self._schema.embedding_dtype)
+        try:
+            old[:] = self._rows(start, stop)
+        except RuntimeError as error:
+            raise GalleryError(f"{self._path}, rows {start} to {stop}: cannot be had: {error}") from error
+
+    def read_ids(self, start: int, stop: int) -> NDArray[Any]:
+        """See :class:`~fct_infer.gallery.source.PartReader`."""
+        check_range(start, stop, self._schema.rows)
+        return np.arange(start, stop, dtype=np.int64) if self._ids is None else self._ids[start:stop].copy()
+
+    def __enter__(self) -> _Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def _read(path: Path) -> Any:
+    """Load an index; what it may ask for is bounded by its file, as it comes from outside."""
+    faiss = optional("faiss", "cpu")
+    with ReadFile(path) as file:
+        size = file.size
+    limits = (
+        ("vector_byte", max(size, 1 << 20)),
+        ("loop", _LOOPS),
+    )
+    before = {}
+    for name, value in limits:
+        if hasattr(faiss, setter := f"set_deserialization_{name}_limit"):  # FAISS 1.14 and newer
+            before[setter] = getattr(faiss, f"get_deserialization_{name}_limit")()
+            getattr(faiss, setter)(value)
+    try:
+        return faiss.read_index(str(path), faiss.IO_FLAG_READ_ONLY)
+    except (RuntimeError, MemoryError) as error:
+        words = str(error).partition(" at /")[2].partition(": ")[2] or str(error)
+        raise GalleryError(f"{path}: cannot be read as a FAISS index: {words.strip()}") from error
+    finally:
+        for setter, value in before.items():
+            getattr(faiss, setter)(value)
+
+
+def _by_id(
+    path: Path, index: Any, lossy: bool
+) -> tuple[Callable[[int, int], NDArray[Any]], NDArray[np.int64] | None, np.dtype[Any]]:
+    """Return a function from rows to vectors, the rows' ids (None: their numbers), and the dtype that is exact."""
+    faiss = optional("faiss", "cpu")
+    ids, owner = None, index
+    index = faiss.downcast_index(index)
+    if isinstance(index, faiss.IndexIDMap | faiss.IndexIDMap2):
+        ids = faiss.vector_to_array(index.id_map).copy()
+        if len(ids) != index.ntotal:
+            raise GalleryError(f"{path}: has {len(ids)} ids for {index.ntotal} vectors")
+        index = faiss.downcast_index(index.index)
+    exact = _exact_dtype(index)
+    if exact is None and not lossy:
+        name = type(index).__name__
+        raise UsageError(
+            f"{path}: {name} holds its vectors approximately; --lossy takes them as they are, better is the original"
+        )
+    if isinstance(index, faiss.IndexIVF):
+        stored = _ivf_ids(path, index)
+        index.make_direct_map(True) if _is_sequence(stored) else index.set_direct_map_type(faiss.DirectMap.Hashtable)
+        order = np.sort(stored)
+        if ids is not None and len(order) and not 0 <= order[0] <= order[-1] < len(ids):
+            raise GalleryError(f"{path}: its lists name vector {order[-1]} of {len(ids)}")
+        rows = _batch(index, order, owner)
+        ids = order if ids is None else ids[order]
+        return rows, ids, exact or np.dtype(np.float32)
+    return _run(index, owner), ids, exact or np.dtype(np.float32)
+
+
+def _exact_dtype(index: Any) -> np.dtype[Any] | None:
+    """Return the dtype in which an index holds its vectors bit for bit; None if it does not."""
+    faiss = optional("faiss", "cpu")
+    if isinstance(index, faiss.IndexFlat | faiss.IndexIVFFlat):
+        return np.dtype(np.float32)
+    is_scalar = isinstance(index, faiss.IndexScalarQuantizer | faiss.IndexIVFScalarQuantizer)
+    if is_scalar and index.sq.qtype == faiss.ScalarQuantizer.QT_fp16 and not getattr(index, "by_residual", False):
+        return np.dtype(np.float16)
+    return None
+
+
+def _ivf_ids(path: Path, index: Any) -> NDArray[np.int64]:
+    faiss = optional("faiss", "cpu")
+    lists = faiss.downcast_InvertedLists(index.invlists)
+    if not isinstance(lists, faiss.ArrayInvertedLists):
+        raise GalleryError(f"{path}: {type(lists).__name__} lie in other files, which are not followed")
+    found = [
+        faiss.rev_swig_ptr(lists.get_ids(each), lists.list_size(each)).copy()
+        for each in range(lists.nlist)
+        if lists.list_size(each)
+    ]
+    ids: NDArray[np.int64] = np.concatenate(found) if found else np.empty(0, np.int64)
+    if len(ids) != index.ntotal:
+        raise GalleryError(f"{path}: has {len(ids)} vectors in its lists, {index.ntotal} were announced")
+    if len(np.unique(ids)) != len(ids):
+        raise GalleryError(f"{path}: two vectors have the same id, so they cannot be told apart")
+    return ids
+
+
+def _is_sequence(ids: NDArray[np.int64]) -> bool:
+    return bool(len(ids) and ids.min() == 0 and ids.max() == len(ids) - 1)
+
+
+def _batch(index: Any, order: NDArray[np.int64], owner: Any) -> Callable[[int, int], NDArray[Any]]:
+    def rows(start: int, stop: int) -> NDArray[Any]:
+        assert owner is not None  # FAISS frees an inner index with the outermost one
+        found: NDArray[Any] = index.reconstruct_batch(order[start:stop])
+        return found
+
+    return rows
+
+
+def _run(index: Any, owner: Any) -> Callable[[int, int], NDArray[Any]]:
+    def rows(start: int, stop: int) -> NDArray[Any]:
+        assert owner is not None  # as above
+        found: NDArray[Any] = index.reconstruct_n(start, stop - start)
+        return found
+
+    return rows

@@ -1,0 +1,154 @@
+"""Ids from a file beside the vectors: one a row, in the order of the rows. They are held in memory."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fct_infer.connectors import arrow_arrays as arrays
+from fct_infer.connectors.options import ID_NAMES, integer_or_text
+from fct_infer.connectors.parted import check_range
+from fct_infer.errors import GalleryError, UsageError
+from fct_infer.gallery import read_npy
+from fct_infer.gallery.source import Part, PartReader, Sample, Source
+from fct_infer.storage import ReadFile
+
+
+def read_ids(path: Path, column: str | None) -> NDArray[Any]:
+    """Return the ids in a .txt (a line each), .npy, .csv or .parquet file as int64, bytes or str.
+
+    Text that is whole numbers throughout, written as Python writes them, is taken as int64.
+
+    Raises:
+        UsageError: another suffix, or a column that is not there.
+        GalleryError: the file is malformed.
+    """
+    readers = {".txt": _read_txt, ".npy": _read_npy, ".csv": _read_csv, ".parquet": _read_parquet}
+    if path.suffix.lower() not in readers:
+        raise UsageError(f"{path}: ids are read from {', '.join(readers)} files")
+    ids = readers[path.suffix.lower()](path, column)
+    if not len(ids):
+        raise GalleryError(f"{path}: is empty, it holds no ids")
+    return ids
+
+
+def _read_npy(path: Path, _column: str | None) -> NDArray[Any]:
+    ids = read_npy(path)
+    if ids.ndim != 1:
+        raise GalleryError(f"{path}: has shape {ids.shape}, wanted (rows,)")
+    return integer_or_text(ids, str(path))
+
+
+def _text(path: Path) -> str:
+    with ReadFile(path) as file:
+        raw = file.read(file.size)
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise GalleryError(f"{path}: is not UTF-8 text: {error}") from error
+
+
+def _read_txt(path: Path, _column: str | None) -> NDArray[Any]:
+    lines = _text(path).split("\n")
+    if lines and not lines[-1]:
+        lines.pop()
+    return _from_text([line.removesuffix("\r") for line in lines], path)
+
+
+def _read_csv(path: Path, column: str | None) -> NDArray[Any]:
+    try:
+        rows = list(csv.reader(_text(path).splitlines(keepends=True), strict=True))
+    except csv.Error as error:
+        raise GalleryError(f"{path}: is not CSV: {error}") from error
+    if not rows:
+        return np.empty(0, np.int64)
+    place = rows[0].index(_choose(path, rows[0], column))
+    for row, fields in enumerate(rows[1:]):
+        if len(fields) != len(rows[0]):
+            raise GalleryError(f"{path}, row {row}: has {len(fields)} fields, the header has {len(rows[0])}")
+    return _from_text([fields[place] for fields in rows[1:]], path)
+
+
+def _read_parquet(path: Path, column: str | None) -> NDArray[Any]:
+    from fct_infer.connectors.parquet import opened
+
+    with opened(path) as parquet:
+        names = [field.name for field in parquet.schema_arrow if arrays.is_id(field.type)]
+        name = _choose(path, names, column)
+        found, done = [], 0
+        for batch in parquet.iter_batches(65536, columns=[name], use_threads=False):
+            found.append(arrays.ids(batch.column(0), str(path), done, path))
+            done += batch.num_rows
+    return np.concatenate(found) if found else np.empty(0, np.int64)
+
+
+def _choose(path: Path, names: list[str], column: str | None) -> str:
+    if column is not None:
+        if column not in names:
+            raise UsageError(f"{path}: has no column {column!r}; it has {', '.join(map(repr, names))}")
+        return column
+    usual = next((name for wanted in ID_NAMES for name in names if name.lower() == wanted), None)
+    if usual is None and len(names) != 1:
+        raise UsageError(f"{path}: which column holds the ids? Name it with --id-column")
+    return usual or names[0]
+
+
+def _from_text(values: list[str], path: Path) -> NDArray[Any]:
+    row = next((row for row, value in enumerate(values) if not value), None)
+    if row is not None:
+        raise GalleryError(f"{path}, row {row}: has no id")
+    try:
+        numbers = np.array([int(value) for value in values], np.int64)
+        if all(str(number) == value for number, value in zip(numbers.tolist(), values, strict=True)):
+            return numbers
+    except (ValueError, OverflowError):
+        pass
+    return arrays.text_ids(values, "U", str(path), 0)
+
+
+class WithIds:
+    """A source whose ids come from an array.
+
+    Raises:
+        GalleryError: there are more or fewer ids than rows.
+    """
+
+    def __init__(self, source: Source, ids: NDArray[Any], path: Path) -> None:
+        from dataclasses import replace
+
+        if len(ids) != source.schema.rows:
+            raise GalleryError(f"{path}: holds {len(ids)} ids, the source has {source.schema.rows} rows")
+        self._source, self._ids = source, ids
+        columns = source.schema.columns | {"id": str(path)}
+        self.schema = replace(source.schema, id_dtype=ids.dtype, columns=columns)
+        self.parts, self.where = source.parts, source.where
+
+    def open_part(self, part: Part) -> PartReader:
+        """See :class:`~fct_infer.gallery.source.Source`."""
+        return _ReaderWithIds(self._source.open_part(part), part, self._ids)
+
+    def sample(self, rows: int, seed: int) -> Sample:
+        """See :class:`~fct_infer.gallery.source.Source`."""
+        return self._source.sample(rows, seed)
+
+
+class _ReaderWithIds:
+    def __init__(self, reader: PartReader, part: Part, ids: NDArray[Any]) -> None:
+        self._reader, self._part, self._ids = reader, part, ids
+        self.read_into = reader.read_into
+
+    def read_ids(self, start: int, stop: int) -> NDArray[Any]:
+        """Return the ids of the part's rows."""
+        check_range(start, stop, self._part.rows)
+        return self._ids[self._part.first_row + start : self._part.first_row + stop]
+
+    def __enter__(self) -> _ReaderWithIds:
+        self._reader.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._reader.__exit__(None, None, None)

@@ -1,0 +1,99 @@
+"""Which format a path is in, told by its first bytes, and by its suffix where they do not tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+from fct_infer.connectors.options import SourceOptions
+from fct_infer.errors import GalleryError, UsageError
+from fct_infer.gallery.source import Source
+from fct_infer.storage import ReadFile
+
+# kind -> module and the name in it that opens a path; imported on use
+_OPENERS = {
+    "folder": ("npy", "FolderSource"),
+    "npy": ("npy", "open_npy"),
+    "npz": ("npy", "NpzSource"),
+    "parquet": ("parquet", "ParquetSource"),
+    "arrow": ("arrow", "ArrowSource"),
+    "bin": ("flat_files", "open_bin"),
+    "vecs": ("flat_files", "open_vecs"),
+    "hdf5": ("hdf5", "Hdf5Source"),
+    "faiss": ("faiss_file", "FaissSource"),
+    "safetensors": ("safetensors_file", "open_safetensors"),
+}
+_MAGIC = {
+    b"\x93NUMPY": "npy",
+    b"PK\x03\x04": "npz",
+    b"PAR1": "parquet",
+    b"ARROW1": "arrow",
+    b"\x89HDF\r\n\x1a\n": "hdf5",
+    b"\xff\xff\xff\xff": "arrow",  # an IPC stream
+}
+_SUFFIXES = {
+    **dict.fromkeys((".fbin", ".f16bin", ".u8bin", ".i8bin", ".ibin"), "bin"),
+    **dict.fromkeys((".fvecs", ".bvecs", ".ivecs"), "vecs"),
+    ".npy": "npy",
+    ".npz": "npz",
+    **dict.fromkeys((".parquet", ".pq"), "parquet"),
+    **dict.fromkeys((".arrow", ".arrows", ".feather", ".ipc"), "arrow"),
+    **dict.fromkeys((".hdf5", ".h5", ".hdf"), "hdf5"),
+    **dict.fromkeys((".faiss", ".index"), "faiss"),
+    ".safetensors": "safetensors",
+}
+_HEADLESS = ("bin", "vecs", "safetensors")  # nothing in their first bytes says what they are
+_FAISS = (b"Ix", b"Iw", b"IH", b"IN", b"Is")
+
+
+def kind_of(path: Path) -> str:
+    """Return the kind of a file or folder.
+
+    Raises:
+        GalleryError: it does not exist or cannot be read.
+        UsageError: it is of no kind known here.
+    """
+    if path.is_dir():
+        return "folder" if (path / "embeddings").exists() or not _has_parquet(path) else "parquet"
+    by_suffix = _SUFFIXES.get(path.suffix.lower())
+    with ReadFile(path) as file:
+        head = file.read(min(8, file.size))
+    if by_suffix in _HEADLESS:
+        return by_suffix
+    by_content = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
+    if by_content is None and head[:2] in _FAISS:
+        by_content = "faiss"
+    if kind := by_content or by_suffix:
+        return kind
+    raise UsageError(f"{path}: of no format known by its first bytes or its suffix; known are {', '.join(_SUFFIXES)}")
+
+
+def _has_parquet(path: Path) -> bool:
+    return any(next(path.rglob(pattern), None) for pattern in ("*.parquet", "*.pq"))
+
+
+def open_source(path: str | Path, options: SourceOptions | None = None) -> Source:
+    """Open a gallery in whatever format it lies.
+
+    Args:
+        path: a file, a folder of Parquet files or a folder of the project's own layout.
+        options: columns, ids and what is allowed.
+
+    Raises:
+        GalleryError: the file is missing, malformed, truncated or empty; names it.
+        UsageError: the format is not known, or columns must be named.
+        MissingExtraError: the format's library is not installed.
+    """
+    path, options = Path(path), options or SourceOptions()
+    module, name = _OPENERS[kind_of(path)]
+    opener: Callable[[Path, SourceOptions], Source] = getattr(import_module(f"fct_infer.connectors.{module}"), name)
+    if options.ids is None:
+        return opener(path, options)
+    from fct_infer.connectors.ids import WithIds, read_ids
+
+    if options.ids.resolve() == path.resolve():
+        raise GalleryError(f"{options.ids}: is the source itself; name a column with --id-column")
+    source = opener(path, replace(options, id_column=None))
+    return WithIds(source, read_ids(options.ids, options.id_column), options.ids)
