@@ -47,6 +47,7 @@ class UpgradeReport:
         device: where the transformation ran: ``cpu``, ``cuda:0 (NVIDIA H200)``, ``cpu (cuda:0 has too little ...)``.
         index_placement: where the index was trained (``train``) and filled (``add``), the card whose memory its rows
             came from (``rows``), and why not on a card (``reason``), as far as they apply; None without an index.
+        duplicate_ids: rows whose id an earlier row has; see :class:`fct_infer.gallery.ids.IdFacts`.
     """
 
     dest: Path
@@ -59,6 +60,7 @@ class UpgradeReport:
     index: dict[str, Any] | None = field(default=None)
     device: str = "cpu"
     index_placement: dict[str, str] | None = None
+    duplicate_ids: int = 0
 
     @classmethod
     def load(cls, path: Path) -> UpgradeReport:

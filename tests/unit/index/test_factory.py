@@ -71,7 +71,7 @@ def test_rows_worth_training_on(factory, rows, training_rows):
 @pytest.mark.parametrize(
     ("factory", "metric", "words"),
     [
-        ("", "l2", "could not parse"),
+        ("", "l2", "wanted a FAISS factory string"),
         ("NoSuchIndex", "l2", "could not parse index string NoSuchIndex$"),
         ("IVF16", "l2", "could not parse"),
         ("IVF-3,Flat", "l2", "could not parse"),
@@ -82,7 +82,7 @@ def test_rows_worth_training_on(factory, rows, training_rows):
         ("HNSW8,PQ4", "cosine", "does not support metric cosine"),
         ("NSG16", "l2", "cannot be filled block by block"),
         ("IDMap,NSG16", "l2", "cannot be filled block by block"),
-        ("IVF0,Flat", "l2", "has 0 inverted lists, wanted 1 to 1000"),
+        ("IVF0,Flat", "l2", "'IVF0' is zero of something, wanted at least 1"),
         ("IVF1001,Flat", "l2", "has 1001 inverted lists, wanted 1 to 1000"),
         ("IVF1k,Flat", "l2", "has 1024 inverted lists"),
         ("IVF16,PQ4x10", "l2", "needs 1024 rows to be trained, the gallery has 1000"),

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from fct_infer.errors import ArrayError, ArtifactError
 from fct_infer.gallery import GalleryWriter
 from fct_infer.index import IndexBuilder, index_infos, load_index
-from fct_infer.index.text_ids import TextIds
+from fct_infer.index.stored_ids import StoredIds
 from fct_infer.storage import sha256_of_file, write_json
+from fct_infer.storage.strict_json import sealed_bytes
 
 ROWS, DIM, ROWS_PER_SHARD = 700, 8, 300
 DATA = np.random.default_rng(0).standard_normal((ROWS, DIM)).astype(np.float32)
@@ -39,14 +40,19 @@ def publish(path, ids=None, metric="l2", factory="Flat"):
     return builder
 
 
-def write_manifest(path, **changes):
+def write_manifest(path, schema=1, **changes):
+    """What the first release wrote, or what is written now."""
     files = {
         file.relative_to(path).as_posix(): {"size": file.stat().st_size, "sha256": sha256_of_file(file)}
         for file in sorted(path.rglob("*"))
         if file.is_file() and file.name != "manifest.json"
     }
-    manifest = {"schema": 1, "kind": "gallery", "rows": ROWS, "dim": DIM, "metric": "l2", "files": files}
-    write_json(path / "manifest.json", manifest | changes)
+    common = {"rows": ROWS, "dim": DIM, "dtype": "float32", "metric": "l2", "transformation": "0" * 64, "files": files}
+    if schema == 1:
+        write_json(path / "manifest.json", {"schema": 1, "kind": "gallery"} | common | changes)
+    else:
+        document = {"schema": schema, "kind": "gallery", "ids": "rows", "indexed_rows": ROWS} | common | changes
+        (path / "manifest.json").write_bytes(sealed_bytes(document))
 
 
 @pytest.mark.parametrize("ids", list(IDS))
@@ -95,6 +101,10 @@ def test_no_queries_give_no_results(tmp_path):
         (DATA[0], 1, r"queries is float32 \(8,\)"),
         (np.asfortranarray(DATA), 1, "queries is not C-contiguous"),
         (DATA, 0, "k is 0"),
+        (DATA, np.int64(-3), "k is -3"),
+        (DATA, 2.0, "k is 2.0, wanted an integer"),
+        (DATA, True, "k is True, wanted an integer"),
+        (DATA, "3", "k is '3', wanted an integer"),
         (np.where(np.arange(ROWS)[:, None] == 5, np.nan, DATA).astype(np.float32), 1, "queries: row 5 holds NaN"),
         (np.where(np.arange(ROWS)[:, None] == 6, np.inf, DATA).astype(np.float32), 1, "queries: row 6 holds NaN"),
     ],
@@ -111,16 +121,16 @@ def test_queries_that_make_no_sense(tmp_path, queries, k, words):
         (lambda path: (path / "manifest.json").unlink(), "is not a published gallery"),
         (lambda path: (path / "manifest.json").write_text("{"), "manifest.json: is not JSON"),
         (lambda path: (path / "manifest.json").write_bytes(b"\xff\xfe"), "manifest.json: is not JSON"),
-        (lambda path: (path / "manifest.json").write_text("[" * 100_000), "manifest.json: is not JSON"),
+        (lambda path: (path / "manifest.json").write_text("[" * 100_000), "manifest.json: nested too deeply"),
         (lambda path: (path / "manifest.json").write_text("[]"), "does not describe a published gallery"),
         (lambda path: write_manifest(path, kind="transformation"), "does not describe a published gallery"),
-        (lambda path: write_manifest(path, schema=2), "has schema 2; this version reads 1"),
-        (lambda path: write_manifest(path, files=[]), "manifest.json: is malformed"),
-        (lambda path: write_manifest(path, files={"index.faiss": "x"}), "manifest.json: is malformed"),
-        (lambda path: write_manifest(path, rows="many"), "manifest.json: is malformed"),
+        (lambda path: write_manifest(path, schema=3), "has schema 3; this version reads 1 and 2"),
+        (lambda path: write_manifest(path, files=[]), "manifest.files is list, wanted dict"),
+        (lambda path: write_manifest(path, files={"index.faiss": "x"}), "files.index.faiss is str, wanted dict"),
+        (lambda path: write_manifest(path, rows="many"), "manifest.rows is str, wanted int"),
         (lambda path: write_manifest(path, files={}), "has no index.faiss; it was upgraded with --index none"),
         (lambda path: write_manifest(path, rows=ROWS + 1), "holds 700 rows of 8, manifest.json says 701 of 8"),
-        (lambda path: (path / "index.faiss").unlink(), "index.faiss: cannot be read"),
+        (lambda path: (path / "index.faiss").unlink(), "index.faiss: is damaged: is missing"),
         (lambda path: (path / "index.faiss").write_bytes(b"IxFI"), "index.faiss: is damaged"),
     ],
 )
@@ -137,16 +147,14 @@ def test_a_missing_folder(tmp_path):
         load_index(tmp_path / "nowhere")
 
 
-def test_damaged_text_ids_are_noticed_when_they_are_needed(tmp_path):
+def test_damaged_text_ids_are_noticed(tmp_path):
     publish(tmp_path / "g", "str")
     shard = tmp_path / "g" / "ids" / "000001.npy"
     data = bytearray(shard.read_bytes())
     data[-200] ^= 1
     shard.write_bytes(data)
-    index = load_index(tmp_path / "g")
-    assert index.search(DATA[:1], 1)[1].tolist() == [["item-0"]]
     with pytest.raises(ArtifactError, match=f"{shard}: is damaged"):
-        index.search(DATA[ROWS_PER_SHARD : ROWS_PER_SHARD + 1], 1)
+        load_index(tmp_path / "g")
 
 
 def test_text_ids_of_another_length_are_noticed(tmp_path):
@@ -158,15 +166,12 @@ def test_text_ids_of_another_length_are_noticed(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def text_ids(tmp_path_factory):
-    path = tmp_path_factory.mktemp("ids")
+def text_ids():
     names = np.array([f"{'x' * (number % 9)}{number}" for number in range(1500)])
-    digests = {}
-    for number, (start, stop) in enumerate(((0, 513), (513, 514), (514, 1500))):
-        file = path / f"{number}.npy"
-        np.save(file, names[start:stop].astype(f"U{max(map(len, names[start:stop]))}"))
-        digests[file] = sha256_of_file(file)
-    return TextIds(digests), names
+    shards = []
+    for start, stop in ((0, 513), (513, 514), (514, 1500)):
+        shards.append(names[start:stop].astype(f"U{max(map(len, names[start:stop]))}"))
+    return StoredIds(shards), names
 
 
 @settings(max_examples=60, deadline=None)
