@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fct_infer.errors import GalleryError
+from fct_infer.errors import ArtifactError, GalleryError
 from fct_infer.gallery.fingerprint import fingerprint
-from fct_infer.gallery.manifest import MANIFEST_NAME
+from fct_infer.gallery.manifest import own_manifest
 from fct_infer.storage import NpyHeader, ReadFile, read_npy_header
 
 if TYPE_CHECKING:
@@ -109,8 +109,14 @@ class Gallery:
         Raises:
             GalleryError: without ids, the order of the shards' names as text is not that of the numbers in them; or
                 an id means "nothing found": -1, or an empty text.
+            ArtifactError: it was published, and its manifest was altered or names other sizes than its files have.
         """
-        if self.id_dtype is None and not (self.path / MANIFEST_NAME).exists():  # published: its rows have numbers
+        manifest = own_manifest(self.path)
+        if manifest is not None:
+            for name, damage in manifest.damaged_sizes(self.path).items():
+                if name.startswith(("embeddings/", "ids/")):
+                    raise ArtifactError(f"{self.path / name}: is damaged: {damage}")
+        elif self.id_dtype is None:  # where it was published, rows have these numbers already
             _check_order([shard.name for shard in self.shards], self.path / "embeddings")
         if indexed and self.id_facts.nothing is not None:
             raise GalleryError(f"{self.id_facts.nothing}, which searches give for nothing found; give it another id")

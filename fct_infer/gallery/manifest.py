@@ -20,6 +20,7 @@ SCHEMA = 2
 UNSEALED_SCHEMA = 1  # of the first release: no seal, ids and indexed_rows are not said
 MAX_MANIFEST_BYTES = 128 << 20  # 100,000 shards with ids take 40 MB
 MAX_TRIES = 10
+_BEGINNING = 4096  # of a manifest, in which its kind stands
 MAX_ROWS, MAX_DIM, MAX_FILE_BYTES = 1 << 48, 1 << 24, 1 << 60
 
 T = TypeVar("T")
@@ -107,19 +108,40 @@ def manifest_bytes(folder: Path) -> bytes:
         raise ArtifactError(f"{folder}: is not a published gallery: {error}") from error
 
 
-def read_published(folder: Path, read: Callable[[bytes], T]) -> T:
-    """Return what ``read`` makes of a published gallery and its manifest, all of it from one gallery.
-
-    ``read`` is called with ``manifest.json`` as it is. Where the folder was replaced meanwhile, what it made, or
-    raised, counts for nothing, and it is called again.
+def own_manifest(folder: str | Path) -> GalleryManifest | None:
+    """Return the manifest of a gallery that was published; None for one without, or beside a foreign ``manifest.json``.
 
     Raises:
+        ArtifactError: as :func:`read_manifest`.
+    """
+    folder = Path(folder)
+    if not (folder / MANIFEST_NAME).exists():
+        return None
+    data = manifest_bytes(folder)
+    return parse_manifest(folder, data) if b'"gallery"' in data[:_BEGINNING] else None
+
+
+def read_published(folder: Path, read: Callable[[bytes], T]) -> T:
+    """Return what ``read`` makes of a published gallery and its ``manifest.json``, all of it from one gallery.
+
+    Raises:
+        ArtifactError: there is no manifest.
         OutputError: the folder is replaced again and again.
     """
+    return _unmixed(folder, lambda: read(manifest_bytes(folder)))
+
+
+def read_gallery(folder: Path, read: Callable[[GalleryManifest | None], T]) -> T:
+    """Like :func:`read_published`, of any gallery: ``read`` is given its :func:`own_manifest`, if there is one."""
+    return _unmixed(folder, lambda: read(own_manifest(folder)))
+
+
+def _unmixed(folder: Path, read: Callable[[], T]) -> T:
+    """Call ``read`` until the folder was not replaced meanwhile: else what it made, or raised, counts for nothing."""
     for _ in range(MAX_TRIES):
         before = _identity(folder)
         try:
-            found = read(manifest_bytes(folder))
+            found = read()
         except FctError:
             if _identity(folder) == before:
                 raise
@@ -129,13 +151,16 @@ def read_published(folder: Path, read: Callable[[bytes], T]) -> T:
     raise OutputError(f"{folder}: was replaced {MAX_TRIES} times while it was read")
 
 
-def _identity(folder: Path) -> tuple[int, int, int, int] | None:
-    """Return what differs between a folder and another that took its place; None without a manifest."""
-    try:
-        status, manifest = folder.stat(), (folder / MANIFEST_NAME).stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino, manifest.st_ino, manifest.st_mtime_ns
+def _identity(folder: Path) -> tuple[int, ...]:
+    """Return what differs between a folder and another that took its place."""
+    found: tuple[int, ...] = ()
+    for path in (folder, folder / MANIFEST_NAME):
+        try:
+            status = path.stat()
+        except OSError:
+            continue
+        found += (status.st_dev, status.st_ino, status.st_mtime_ns if path is not folder else 0)
+    return found
 
 
 def parse_manifest(folder: Path, data: bytes) -> GalleryManifest:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.errors import ArrayError, ArtifactError
-from fct_infer.gallery.manifest import parse_manifest, read_published
+from fct_infer.gallery.manifest import GalleryManifest, parse_manifest, read_published
 from fct_infer.index.builder import IndexBuilder, load_index_file
 from fct_infer.index.faiss_module import faiss, faiss_errors, inner_indexes, ivf_of
 from fct_infer.index.stored_ids import StoredIds, load_ids
@@ -163,13 +163,21 @@ def _open_once(dest: Path, data: bytes) -> GalleryIndex:
     if INFOS_NAME in manifest.files and sha256_of_file(dest / INFOS_NAME) != manifest.files[INFOS_NAME].sha256:
         raise ArtifactError(f"{dest / INFOS_NAME}: is damaged: its SHA-256 is not the one in manifest.json")
     index = load_index_file(dest / "index.faiss", manifest.files["index.faiss"].sha256)
+    check_index(dest / "index.faiss", index, manifest)
+    return GalleryIndex(index, manifest.metric, load_ids(dest, manifest))
+
+
+def check_index(path: Path, index: Any, manifest: GalleryManifest) -> None:
+    """Check that an index is the one a manifest speaks of.
+
+    Raises:
+        ArtifactError: it has other rows, dims, or another metric.
+    """
     rows = manifest.rows if manifest.indexed_rows is None else manifest.indexed_rows
     if (index.ntotal, index.d) != (rows, manifest.dim):
         raise ArtifactError(
-            f"{dest / 'index.faiss'}: holds {index.ntotal} rows of {index.d}, manifest.json says {rows} "
-            f"of {manifest.dim}"
+            f"{path}: holds {index.ntotal} rows of {index.d}, manifest.json says {rows} of {manifest.dim}"
         )
     kind = faiss().METRIC_L2 if manifest.metric == "l2" else faiss().METRIC_INNER_PRODUCT
     if index.metric_type != kind:
-        raise ArtifactError(f"{dest / 'index.faiss'}: has another metric than {manifest.metric}, as manifest.json says")
-    return GalleryIndex(index, manifest.metric, load_ids(dest, manifest))
+        raise ArtifactError(f"{path}: has another metric than {manifest.metric}, which manifest.json says")
