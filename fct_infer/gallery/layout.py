@@ -197,7 +197,9 @@ def _check_names(files: Mapping[str, Path], counterpart: Shards) -> None:
 
 
 def _check_order(names: list[str], folder: Path) -> None:
-    """Refuse names whose numbers are in another order than the names as text; ``names`` are sorted as text."""
+    """Refuse names that differ in numbers only, in another order than the names as text, in which ``names`` are."""
+    if len({re.sub(r"[0-9]+", "0", name) for name in names}) > 1:
+        return
     by_number = sorted(names, key=_by_number)
     for name, expected in zip(names, by_number, strict=True):
         if name != expected:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from fct_infer.errors import MissingExtraError, UsageError
 from fct_infer.index import IndexBuilder, default_factory, describe_index
+from fct_infer.index.factory import make_index
 from fct_infer.index.faiss_module import faiss as faiss_module
 
 ROWS, DIM = 1500, 16
@@ -125,3 +126,56 @@ def test_a_missing_faiss_names_the_extra(monkeypatch):
         monkeypatch.undo()
         faiss_module.cache_clear()
     assert faiss_module() is faiss
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [
+        "HNSW0",
+        "HNSW1",
+        "HNSW00",
+        "HNSW0,Flat",
+        "HNSW1,SQ8",
+        "HNSW0_PQ4",
+        "IVF4_HNSW0,Flat",
+        "IVF4_HNSW1,Flat",
+        "IVF4(HNSW0),Flat",
+        "IDMap2,HNSW0",
+        "Flat,Refine(HNSW0)",
+        "PCA4,HNSW1",
+        "PQ4x0",
+        "PQ0",
+        "IVF4,PQ4x0",
+        "PQ4x4fs_0",
+        "OPQ4_0,PQ4",
+        "RR0,Flat",
+        "RQ2x0",
+        "LSQ0x4",
+        "PRQ2x0x4",
+        "IVF4,ITQ0,SH",
+        "ZnLattice0x4_2",
+        "NSG0",
+        "IVF0k,Flat",
+        "LSH999999999",
+        "PCA999999999,Flat",
+        "HNSW999999999",
+        "IVF4,RQ999999999x8",
+        "IVF4(" * 60 + "Flat",
+        "Flat\0",
+        "Flat\n",
+        "IVF４,Flat",
+    ],
+)
+def test_what_faiss_does_not_survive_never_reaches_it(factory):
+    for make in (lambda: describe_index(factory, DIM, 1000, "l2"), lambda: make_index(factory, DIM, "l2")):
+        with pytest.raises(UsageError, match="index "):
+            make()
+
+
+def test_what_fails_only_when_rows_are_added_or_searched_is_typed():
+    rows = np.random.default_rng(0).standard_normal((300, DIM)).astype(np.float32)
+    builder = IndexBuilder("IVF16,Flat", DIM, "l2", threads=1)
+    with pytest.raises(UsageError, match="index 'IVF16,Flat' cannot be filled: "):
+        builder.add(rows, np.arange(300))
+    with pytest.raises(UsageError, match="index 'IVF16,Flat' cannot be searched: "):
+        builder.search(rows[:, :3].copy(), 3)
