@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from fct_infer.artifacts.files import MEBIBYTE, read_file
 from fct_infer.artifacts.precisions import PRECISIONS
 from fct_infer.errors import ArtifactError
+from fct_infer.storage.strict_json import Fields as _Fields
+from fct_infer.storage.strict_json import check_seal, parse_strict, sealed_bytes
+from fct_infer.storage.strict_json import number_of as _number
+from fct_infer.storage.strict_json import positive_of as _positive
+from fct_infer.storage.strict_json import typed as _typed
 
 Kind: TypeAlias = Literal["transformation", "backbone", "side-information"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -24,9 +27,6 @@ MANIFEST_NAME = "manifest.json"
 MAX_MANIFEST_BYTES = 16 * MEBIBYTE
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # one plain name: no folder, no "..", no absolute path
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-_AFTER_SEAL = b'"\n}\n'
-_T = TypeVar("_T")
 
 
 def is_image(shape: tuple[int, ...]) -> bool:
@@ -161,9 +161,7 @@ class Manifest:
         """Return ``manifest.json``, its last field a SHA-256 over all bytes before that digest."""
         document = {"schema_version": SCHEMA_VERSION, **asdict(self)}
         document["files"] = {file.pop("name"): file for file in document["files"]}
-        text = json.dumps({**document, "sha256": ""}, indent=2, allow_nan=False).encode() + b"\n"
-        body = text.removesuffix(_AFTER_SEAL)
-        return body + _seal(body) + _AFTER_SEAL
+        return sealed_bytes(document)
 
 
 def read_manifest(bundle: str | Path) -> Manifest:
@@ -175,15 +173,13 @@ def read_manifest(bundle: str | Path) -> Manifest:
     path = Path(bundle) / MANIFEST_NAME
     data = read_file(path, MAX_MANIFEST_BYTES)
     try:
-        document = json.loads(data, parse_constant=_finite, parse_float=_finite)
+        document = parse_strict(data)
         fields = _Fields(document, "manifest")
         version = fields.take("schema_version", int)
         if version != SCHEMA_VERSION:
             raise ArtifactError(f"schema version {version}, this fct-infer reads {SCHEMA_VERSION}; install a newer one")
-        _check_seal(data, fields.sha256("sha256"))
+        check_seal(data, fields.sha256("sha256"))
         return _parse(fields)
-    except RecursionError as error:
-        raise ArtifactError(f"{path}: nested too deeply") from error
     except (ValueError, OverflowError) as error:  # of JSON, UTF-8, numbers out of range, and ArtifactErrors of _parse
         raise ArtifactError(f"{path}: {str(error)[:500]}") from error
 
@@ -278,85 +274,5 @@ def _parse_preprocessing(document: dict[str, Any]) -> Preprocessing:
     return Preprocessing((size[0], size[1]), mean, std, resize, interpolation)
 
 
-class _Fields:
-    """Typed fields of one JSON object, taken one by one; a missing, wrong or left-over one is an ArtifactError."""
-
-    def __init__(self, value: Any, where: str) -> None:
-        self._where = where
-        self._left: dict[str, Any] = dict(_typed(value, dict, where))
-
-    def take(self, key: str, kind: type[_T]) -> _T:
-        if key not in self._left:
-            raise ArtifactError(f"{self._where}: {key!r} is missing")
-        return _typed(self._left.pop(key), kind, f"{self._where}.{key}")
-
-    def take_optional(self, key: str, kind: type[_T]) -> _T | None:
-        return self.take(key, type(None) if self._left.get(key, ...) is None else kind)
-
-    def one_of(self, key: str, choices: tuple[_T, ...]) -> _T:
-        value = self.take(key, str)
-        for choice in choices:
-            if choice == value:
-                return choice
-        raise ArtifactError(f"{self._where}.{key} is {value!r}, wanted one of {', '.join(map(str, choices))}")
-
-    def positive(self, key: str) -> int:
-        return _positive(self.take(key, int), f"{self._where}.{key}")
-
-    def number(self, key: str) -> float:
-        return _number(self.take(key, object), f"{self._where}.{key}")
-
-    def sha256(self, key: str) -> str:
-        value = self.take(key, str)
-        if not _SHA256.fullmatch(value):
-            raise ArtifactError(f"{self._where}.{key} is {value!r}, wanted 64 hex digits")
-        return value
-
-    def nested(self, key: str) -> _Fields:
-        return _Fields(self.take(key, dict), f"{self._where}.{key}")
-
-    def nested_optional(self, key: str) -> _Fields | None:
-        value = self.take_optional(key, dict)
-        return None if value is None else _Fields(value, f"{self._where}.{key}")
-
-    def done(self) -> None:
-        if self._left:
-            raise ArtifactError(f"{self._where}: unknown {', '.join(map(repr, self._left))}")
-
-
-def _typed(value: Any, kind: type[_T], where: str) -> _T:
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
-        raise ArtifactError(f"{where} is {type(value).__name__}, wanted {kind.__name__}")
-    return value
-
-
-def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ArtifactError(f"{where} is {type(value).__name__}, wanted a number")
-    return float(value)
-
-
-def _positive(value: Any, where: str) -> int:
-    if _typed(value, int, where) < 1:
-        raise ArtifactError(f"{where} is {value}, wanted at least 1")
-    return int(value)
-
-
 def _shape(value: Any, where: str) -> tuple[int, ...]:
     return tuple(_positive(size, where) for size in _typed(value, list, where))
-
-
-def _seal(body: bytes) -> bytes:
-    return hashlib.sha256(body).hexdigest().encode()
-
-
-def _check_seal(data: bytes, seal: str) -> None:
-    body = data.removesuffix(seal.encode() + _AFTER_SEAL)
-    if body == data or _seal(body) != seal.encode():
-        raise ArtifactError("does not match its own sha256; it was altered after it was written")
-
-
-def _finite(text: str) -> float:
-    if not math.isfinite(value := float(text)):
-        raise ValueError(f"{text} is not a finite number")
-    return value

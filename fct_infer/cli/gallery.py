@@ -9,15 +9,17 @@ import click
 from fct_infer.cli._common import run_cli
 from fct_infer.cli.gallery_convert import convert_command
 from fct_infer.cli.gallery_inspect import inspect_command
+from fct_infer.cli.gallery_verify import verify_command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def command() -> None:
-    """Look into galleries, and make them of vectors in other formats."""
+    """Look into galleries, make them of vectors in other formats, check published ones."""
 
 
 command.add_command(convert_command)
 command.add_command(inspect_command)
+command.add_command(verify_command)
 
 
 def main() -> NoReturn:

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fct_infer.errors import GalleryError, UsageError
+from fct_infer.errors import ArtifactError, GalleryError, UsageError
 from fct_infer.evaluation.checks import Embeddings, first_row_without
 from fct_infer.evaluation.study import StudyInputs
-from fct_infer.gallery import Gallery, ShardReader, read_npy
+from fct_infer.gallery import Gallery, GalleryManifest, ShardReader, read_npy
+from fct_infer.gallery.manifest import read_gallery
+from fct_infer.storage import sha256_of_file
 
 
 def read_embeddings(path: str | Path) -> Embeddings:
@@ -20,6 +22,7 @@ def read_embeddings(path: str | Path) -> Embeddings:
 
     Raises:
         GalleryError: missing, malformed or truncated, not float32 or float16, or a NaN or infinity; names file and row.
+        ArtifactError: a published gallery's manifest or a shard is damaged.
     """
     path = Path(path)
     if not path.is_dir():
@@ -31,7 +34,15 @@ def read_embeddings(path: str | Path) -> Embeddings:
             )
         _check_finite(path, embeddings)
         return embeddings
+    folder = path
+    return read_gallery(folder, lambda manifest: _read_shards(folder, manifest))
+
+
+def _read_shards(path: Path, manifest: GalleryManifest | None) -> Embeddings:
+    """Read all rows of a gallery; of a published one each shard must be the one its manifest lists."""
     gallery = Gallery.open(path)
+    if manifest is not None:
+        _check_published(gallery, manifest)
     rows: Embeddings = np.empty((gallery.rows, gallery.old_dim), gallery.embedding_dtype)
     for shard in gallery.shards:
         part = rows[shard.first_row : shard.first_row + shard.rows]
@@ -39,6 +50,15 @@ def read_embeddings(path: str | Path) -> Embeddings:
             reader.read_into(0, shard.rows, part, None)
         _check_finite(shard.embeddings, part)
     return rows
+
+
+def _check_published(gallery: Gallery, manifest: GalleryManifest) -> None:
+    wanted = {name: file.sha256 for name, file in manifest.files.items() if name.startswith("embeddings/")}
+    for shard in gallery.shards:
+        if sha256_of_file(shard.embeddings) != wanted.pop(f"embeddings/{shard.embeddings.name}", None):
+            raise ArtifactError(f"{shard.embeddings}: is damaged: its SHA-256 is not the one in manifest.json")
+    for name in wanted:
+        raise ArtifactError(f"{gallery.path / name}: is missing; manifest.json lists it")
 
 
 def read_labels(path: str | Path) -> NDArray[Any]:

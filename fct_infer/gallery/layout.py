@@ -1,24 +1,30 @@
 """The gallery on disk, and everything that is checked about it before any work begins.
 
-GALLERY/  embeddings/*.npy         (n_i, old_dim) float32 | float16; shards are taken in the order of their names
+GALLERY/  embeddings/*.npy         (n_i, old_dim) float32 | float16; shards in the order of their names as text
           side_information/*.npy   same names, same rows, (n_i, side_dim) float32 | float16; absent = none
-          ids/*.npy                same names, (n_i,) int64 or fixed-width bytes or str; absent = row number
+          ids/*.npy                same names, (n_i,) integers or fixed-width bytes or str; absent = row number
 """
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fct_infer.errors import GalleryError
+from fct_infer.errors import ArtifactError, GalleryError
 from fct_infer.gallery.fingerprint import fingerprint
+from fct_infer.gallery.manifest import own_manifest
 from fct_infer.storage import NpyHeader, ReadFile, read_npy_header
+
+if TYPE_CHECKING:
+    from fct_infer.gallery.ids import IdFacts
 
 EMBEDDING_DTYPES = (np.dtype(np.float32), np.dtype(np.float16))
 
@@ -50,7 +56,7 @@ class Gallery:
         rows: over all shards.
         old_dim, side_dim: widths; ``side_dim`` is None without side-information.
         embedding_dtype, side_dtype: float32 or float16.
-        id_dtype: int64, or bytes/str as wide as the widest shard's; None without ids.
+        id_dtype: int64 (uint64 if a shard holds that), or bytes/str as wide as the widest shard's; None without ids.
     """
 
     path: Path
@@ -86,6 +92,34 @@ class Gallery:
             shards.append(Shard(Path(name).stem, header.shape[0], first_row, file, *companions))
             first_row += header.shape[0]
         return cls(root, tuple(shards), first_row, old_dim, side_dim, embedding_dtype, side_dtype, id_dtype)
+
+    @cached_property
+    def id_facts(self) -> IdFacts:
+        """What is to be known of all ids; read once, at first use."""
+        from fct_infer.gallery.ids import examine_ids
+
+        return examine_ids(self)
+
+    def check_upgradable(self, indexed: bool) -> None:
+        """Check what only an upgrade needs: that row numbers are what the user takes them for, and ids can be told.
+
+        Args:
+            indexed: whether an index is built, whose searches say "nothing found" by an id.
+
+        Raises:
+            GalleryError: without ids, the order of the shards' names as text is not that of the numbers in them; or
+                an id means "nothing found": -1, or an empty text.
+            ArtifactError: it was published, and its manifest was altered or names other sizes than its files have.
+        """
+        manifest = own_manifest(self.path)
+        if manifest is not None:
+            for name, damage in manifest.damaged_sizes(self.path).items():
+                if name.startswith(("embeddings/", "ids/")):
+                    raise ArtifactError(f"{self.path / name}: is damaged: {damage}")
+        elif self.id_dtype is None:  # where it was published, rows have these numbers already
+            _check_order([shard.name for shard in self.shards], self.path / "embeddings")
+        if indexed and self.id_facts.nothing is not None:
+            raise GalleryError(f"{self.id_facts.nothing}, which searches give for nothing found; give it another id")
 
     def locate(self, row: int) -> tuple[Shard, int]:
         """Return the shard that holds a row, a number over all shards, and the row's number inside it."""
@@ -162,6 +196,24 @@ def _check_names(files: Mapping[str, Path], counterpart: Shards) -> None:
         raise GalleryError(f"{files[extra[0]]}: has no counterpart in {folder.name}/")
 
 
+def _check_order(names: list[str], folder: Path) -> None:
+    """Refuse names that differ in numbers only, in another order than the names as text, in which ``names`` are."""
+    if len({re.sub(r"[0-9]+", "0", name) for name in names}) > 1:
+        return
+    by_number = sorted(names, key=_by_number)
+    for name, expected in zip(names, by_number, strict=True):
+        if name != expected:
+            raise GalleryError(
+                f"{folder}: {name}.npy comes before {expected}.npy, since names are sorted as text, and without ids/ "
+                "rows are numbered in that order. Rename the shards with leading zeros (in all folders), or add ids/"
+            )
+
+
+def _by_number(name: str) -> list[tuple[int, str]]:
+    """Return a key that orders the numbers in names by value."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"([0-9]+)", name)]
+
+
 def check_vectors(folder: Shards) -> tuple[int, np.dtype[Any]]:
     """Return dim and dtype, float32 or float16, which must be the same in every shard.
 
@@ -189,8 +241,16 @@ def _check_ids(folder: Shards) -> np.dtype[Any]:
     for file, header in folder.values():
         if len(header.shape) != 1:
             raise GalleryError(f"{file}: has shape {header.shape}, wanted (rows,)")
-        if header.dtype != np.int64 and header.dtype.kind not in "SU":
-            raise GalleryError(f"{file}: holds {header.dtype}, wanted int64 or fixed-width bytes or str")
-        if header.dtype.kind != first.dtype.kind:
+        if header.dtype.kind not in "iuSU":
+            raise GalleryError(f"{file}: holds {header.dtype}, wanted integers (int64) or fixed-width bytes or str")
+        is_integer = header.dtype.kind in "iu"
+        if header.dtype.kind != first.dtype.kind and not (is_integer and first.dtype.kind in "iu"):
             raise GalleryError(f"{file}: holds {header.dtype}, {first_file} holds {first.dtype}")
-    return max((header.dtype for _, header in folder.values()), key=lambda dtype: dtype.itemsize)
+    dtypes = {header.dtype for _, header in folder.values()}
+    if first.dtype.kind in "SU":
+        return max(dtypes, key=lambda dtype: dtype.itemsize)
+    if np.dtype(np.uint64) not in dtypes:
+        return np.dtype(np.int64)
+    if any(dtype.kind == "i" for dtype in dtypes):
+        raise GalleryError(f"{first_file.parent}: holds uint64 and {first.dtype}; save all as int64 or all as uint64")
+    return np.dtype(np.uint64)

@@ -12,7 +12,15 @@ from numpy.typing import NDArray
 
 from fct_infer.errors import ArtifactError, GalleryError, ResourceError, UsageError
 from fct_infer.index.factory import make_index
-from fct_infer.index.faiss_module import condensed, faiss, faiss_threads, inner_indexes, ivf_of, transforms_of
+from fct_infer.index.faiss_module import (
+    condensed,
+    faiss,
+    faiss_errors,
+    faiss_threads,
+    inner_indexes,
+    ivf_of,
+    transforms_of,
+)
 from fct_infer.storage import DigestedFile, DurableWriter, ReadFile, sha256_of_file
 from fct_infer.transformation import Float32Array
 
@@ -30,6 +38,7 @@ class IndexBuilder:
         factory, dim, metric: as described by :func:`fct_infer.index.describe_index`.
         threads: for all work, whichever thread calls.
         index: the FAISS index.
+        left_out: zero rows that :meth:`add` was given for the cosine metric.
         placement: on which device it is trained (``train``) and rows are added (``add``), ``cpu`` or ``cuda:0``, and
             why not on a card (``reason``), where one was thought of; on which card rows lay (``rows``), if any did.
 
@@ -41,6 +50,7 @@ class IndexBuilder:
         self.factory, self.dim, self.metric, self.threads = factory, dim, metric, threads
         self.index = _with_ids(make_index(factory, dim, metric))
         self.placement = {"train": "cpu", "add": "cpu"}
+        self.left_out = 0
 
     @property
     def needs_training(self) -> bool:
@@ -49,8 +59,8 @@ class IndexBuilder:
 
     @property
     def rows(self) -> int:
-        """Rows added so far."""
-        return int(self.index.ntotal)
+        """Rows given so far, those left out included."""
+        return int(self.index.ntotal) + self.left_out
 
     def train(self, sample: Float32Array) -> None:
         """Train on rows (n, dim) float32, repeatably for one thread count.
@@ -70,8 +80,23 @@ class IndexBuilder:
         self.index.train(sample)
 
     def add(self, rows: Float32Array, ids: Ids) -> None:
-        """Add rows (n, dim) float32 under their ids (n,) int64; the GIL is released."""
-        with faiss_threads(self.threads):
+        """Add rows (n, dim) float32 under their ids (n,) int64; the GIL is released.
+
+        For the cosine metric rows are normalised already, and one that is zero has no direction: it would beat every
+        row of negative similarity. It is left out and counted in ``left_out``.
+
+        Raises:
+            UsageError: FAISS cannot add to such an index.
+            ResourceError: not enough memory.
+        """
+        if self.metric == "cosine" and not (directed := rows.any(axis=1)).all():
+            self.left_out += len(rows) - int(directed.sum())
+            rows, ids = rows[directed], ids[directed]
+        if len(rows):
+            self._add(rows, ids)
+
+    def _add(self, rows: Float32Array, ids: Ids) -> None:
+        with faiss_threads(self.threads), faiss_errors(f"index {self.factory!r} cannot be filled", UsageError):
             self.index.add_with_ids(rows, ids)
 
     @property
@@ -98,8 +123,13 @@ class IndexBuilder:
         return 0
 
     def search(self, queries: Float32Array, k: int) -> tuple[Float32Array, Ids]:
-        """Return (distances, ids), each (m, k); id -1 where there are fewer than k rows."""
-        with faiss_threads(self.threads):
+        """Return (distances, ids), each (m, k); id -1 where there are fewer than k rows.
+
+        Raises:
+            UsageError: FAISS cannot search such an index.
+            ResourceError: not enough memory.
+        """
+        with faiss_threads(self.threads), faiss_errors(f"index {self.factory!r} cannot be searched", UsageError):
             distances, ids = self.index.search(queries, k)
         return distances, ids
 

@@ -18,6 +18,9 @@ MIN_TRAINING_ROWS = 65_536
 TRAINING_ROWS_PER_LIST = 64
 MAX_CODE_BITS = 16  # of one sub-quantizer; FAISS allocates 2^bits centroids before it looks at any row
 MAX_FACTORY_LENGTH = 200
+MAX_FACTORY_NESTING = 4
+MAX_FACTORY_NUMBER = 1 << 16  # of dims, bits, links ...: FAISS allocates before it looks at any row; lists apart
+MIN_GRAPH_LINKS = 2  # with fewer FAISS divides by log(links) = 0
 _UNITS = {"": 1, "k": 1 << 10, "M": 1 << 20}
 _ID_BYTES = 8
 
@@ -65,11 +68,12 @@ def make_index(factory: str, dim: int, metric: str) -> Any:
         UsageError: FAISS does not accept the factory string for this dim and metric, or the index cannot be filled
             block by block.
     """
+    check_factory(factory)
     module = faiss()
     kind = module.METRIC_L2 if metric == "l2" else module.METRIC_INNER_PRODUCT
     try:
         index = module.index_factory(dim, factory, kind)
-    except (RuntimeError, ValueError, TypeError, MemoryError) as error:
+    except (RuntimeError, ValueError, TypeError, OverflowError, MemoryError) as error:
         raise UsageError(f"index {factory!r} for {dim} dims: {condensed(error)}") from error
     for part in inner_indexes(index):
         if part.metric_type != kind:  # FAISS builds some indexes for another metric than the one asked for
@@ -88,6 +92,7 @@ def describe_index(factory: str, dim: int, rows: int, metric: str) -> IndexPlan:
     Raises:
         UsageError: FAISS refuses the factory string, or the gallery has too few rows to train it.
     """
+    check_factory(factory)
     for lists in _inverted_lists(factory):
         if not 1 <= lists <= rows:
             raise UsageError(f"index {factory!r} has {lists} inverted lists, wanted 1 to {rows}, the gallery's rows")
@@ -107,20 +112,39 @@ def describe_index(factory: str, dim: int, rows: int, metric: str) -> IndexPlan:
     return IndexPlan(factory, metric, dim, bytes_per_row, estimated, training_rows)
 
 
+def check_factory(factory: str) -> None:
+    """Refuse what FAISS does not survive: it aborts, divides by zero or hangs on numbers it never checks.
+
+    Raises:
+        UsageError: a number in the factory string is zero or beyond all sense, a graph has less than two links, or the
+            string is too long, nested too deeply or no printable ASCII.
+    """
+    shown = factory if len(factory) <= MAX_FACTORY_LENGTH else factory[:60] + "..."
+    if len(factory) > MAX_FACTORY_LENGTH or re.search(r"[0-9]{10}", factory):
+        raise UsageError(f"index {shown!r} is too long or has a number that is too large")
+    if not re.fullmatch(r"[!-~]+", factory):
+        raise UsageError(f"index {shown!r}: wanted a FAISS factory string, such as IVF1024,PQ32")
+    if factory.count("(") > MAX_FACTORY_NESTING:
+        raise UsageError(f"index {shown!r} is nested too deeply")
+    bits = [int(digits) for digits in re.findall(r"(?<=[0-9]x)[0-9]+", factory)]
+    if max(bits, default=0) > MAX_CODE_BITS:
+        raise UsageError(f"index {shown!r} is too long or has a number that is too large")
+    if any(int(digits) > MAX_FACTORY_NUMBER for digits in re.findall(r"(?<!IVF)(?<![0-9])[0-9]+", factory)):
+        raise UsageError(f"index {shown!r} is too long or has a number that is too large")
+    zero = re.search(r"[A-Za-z+]*(?<![0-9])0+(?![0-9])", factory)
+    if zero:
+        raise UsageError(f"index {shown!r}: {zero[0]!r} is zero of something, wanted at least 1")
+    if any(int(links) < MIN_GRAPH_LINKS for links in re.findall(r"(?:HNSW|NSG)([0-9]+)", factory)):
+        raise UsageError(f"index {shown!r}: a graph needs at least {MIN_GRAPH_LINKS} links a row")
+
+
 def _nearest_power_of_two(value: float) -> int:
     below = 1 << (int(value).bit_length() - 1)
     return below if value / below < 2 * below / value else 2 * below
 
 
 def _inverted_lists(factory: str) -> list[int]:
-    """Return the list counts a factory string names; FAISS allocates them at once, so they are judged before.
-
-    Raises:
-        UsageError: the string or a number in it is beyond all sense.
-    """
-    bits = [int(digits) for digits in re.findall(r"(?<=[0-9]x)[0-9]+", factory[:MAX_FACTORY_LENGTH])]
-    if len(factory) > MAX_FACTORY_LENGTH or re.search(r"[0-9]{10}", factory) or max(bits, default=0) > MAX_CODE_BITS:
-        raise UsageError(f"index {factory!r} is too long or has a number that is too large")
+    """Return the list counts a checked factory string names; FAISS allocates them at once: they are judged before."""
     plain = [int(digits) * _UNITS[unit] for digits, unit in re.findall(r"IVF([0-9]+)([kM]?)", factory)]
     multi = [1 << int(parts) * int(bits) for parts, bits in re.findall(r"IMI([0-9]{1,2})x([0-9]{1,2})", factory)]
     return plain + multi

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-from fct_infer.errors import MissingExtraError
+from fct_infer.errors import FctError, MissingExtraError, ResourceError
+
+_this_thread = threading.local()
 
 
 @cache
@@ -22,19 +26,48 @@ def faiss() -> Any:
         import faiss as module
     except ImportError as error:
         raise MissingExtraError("faiss", "cpu") from error
+    os.register_at_fork(after_in_child=_after_fork)
     return module
+
+
+def _after_fork() -> None:
+    """Keep the one thread of a forked child to itself.
+
+    OpenMP's threads do not survive ``fork``, and the thread that forked would wait for them for ever. Threads the child
+    starts have none yet, so they may use as many as they like.
+    """
+    _this_thread.is_alone = True
+    faiss().omp_set_num_threads(1)
 
 
 @contextmanager
 def faiss_threads(threads: int) -> Iterator[Any]:
-    """Yield the ``faiss`` module with this thread count; FAISS keeps one per calling thread, which is put back."""
+    """Yield the ``faiss`` module with this thread count; FAISS keeps one per calling thread, which is put back.
+
+    In a process forked after a first use of FAISS the thread that forked works alone: see :func:`_after_fork`.
+    """
     module = faiss()
+    if getattr(_this_thread, "is_alone", False):
+        threads = 1
     before = module.omp_get_max_threads()
     module.omp_set_num_threads(threads)
     try:
         yield module
     finally:
         module.omp_set_num_threads(before)
+
+
+@contextmanager
+def faiss_errors(what: str, kind: type[FctError]) -> Iterator[None]:
+    """Turn what FAISS raises inside the block into one error of ``kind``, or a ResourceError where memory ran out."""
+    try:
+        yield
+    except MemoryError as error:
+        raise ResourceError(f"{what}: not enough memory") from error
+    except (RuntimeError, AssertionError) as error:
+        if "bad_alloc" in str(error):
+            raise ResourceError(f"{what}: not enough memory") from error
+        raise kind(f"{what}: {condensed(error) or type(error).__name__}") from error
 
 
 def condensed(error: Exception) -> str:

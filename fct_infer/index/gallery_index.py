@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import operator
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -10,29 +10,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fct_infer.errors import ArrayError, ArtifactError, GalleryError
+from fct_infer.errors import ArrayError, ArtifactError
+from fct_infer.gallery.manifest import GalleryManifest, parse_manifest, read_published
 from fct_infer.index.builder import IndexBuilder, load_index_file
-from fct_infer.index.faiss_module import faiss, inner_indexes, ivf_of
-from fct_infer.index.text_ids import TextIds
-from fct_infer.storage import ReadFile, read_npy_header
+from fct_infer.index.faiss_module import faiss, faiss_errors, inner_indexes, ivf_of
+from fct_infer.index.stored_ids import StoredIds, load_ids
+from fct_infer.storage import sha256_of_file
 from fct_infer.transformation import Float32Array
 
-MAX_MANIFEST_BYTES = 1 << 28
+INFOS_NAME = "index_infos.json"
 SPEED_QUERIES = 100
 SPEED_K = 10
 
 
 class GalleryIndex:
-    """The index of a published gallery.
+    """The index of a published gallery, in memory with its ids: replacing the folder changes no answer of it.
+
+    In a process forked after a search the thread that forked searches with one thread, since those of OpenMP are gone;
+    threads the child starts itself use as many as FAISS is told.
 
     Attributes:
-        rows, dim: size of the index.
+        rows, dim: size of the index; for cosine rows that are zero, which have no direction, are not in it.
         metric: ``l2``, ``ip`` or ``cosine``.
-        index: the FAISS index itself; its ids are the gallery's int64 ids, or row numbers if those are text or absent.
+        index: the FAISS index itself; its ids are the gallery's, or row numbers if those are absent or no integers
+            from 0 to 2^63 - 1.
     """
 
-    def __init__(self, index: Any, metric: str, text_ids: TextIds | None = None) -> None:
-        self.index, self.metric, self._text_ids = index, metric, text_ids
+    def __init__(self, index: Any, metric: str, ids: StoredIds | None = None) -> None:
+        self.index, self.metric, self._ids = index, metric, ids
         self.rows, self.dim = int(index.ntotal), int(index.d)
 
     def search(self, queries: Float32Array, k: int) -> tuple[Float32Array, NDArray[Any]]:
@@ -40,53 +45,67 @@ class GalleryIndex:
 
         Args:
             queries: (m, dim) float32, embeddings of the new model; normalised here for the cosine metric.
-            k: neighbours wanted.
+            k: neighbours wanted, an integer of Python or NumPy.
 
         Returns:
             distances (m, k) float32, as FAISS gives them (squared for l2), and the gallery's own ids (m, k); where
-            fewer than k were found, id -1 (or an empty text).
+            fewer than k were found, id -1 (or an empty text). Binary ids come as an array of ``bytes`` objects, all
+            of their NULs kept; uint64 ids as uint64, with 2^64 - 1 for nothing found.
 
         Raises:
-            ArrayError: queries are not finite, C-contiguous float32 (m, dim), or k is less than 1.
-            ArtifactError: a file of text ids is damaged.
+            ArrayError: queries are not finite, C-contiguous float32 (m, dim), or for cosine one is zero; or k is no
+                integer or less than 1.
+            ArtifactError: FAISS cannot search this index.
+            ResourceError: not enough memory for m times k results.
         """
         if queries.dtype != np.float32 or queries.ndim != 2 or queries.shape[1] != self.dim:
             raise ArrayError(f"queries is {queries.dtype} {queries.shape}, wanted float32 (m, {self.dim})")
         if not queries.flags.c_contiguous:
             raise ArrayError("queries is not C-contiguous")
+        k = _whole_number("k", k)
         if k < 1:
             raise ArrayError(f"k is {k}, wanted at least 1")
         finite = np.isfinite(queries).all(axis=1)
         if not finite.all():
             raise ArrayError(f"queries: row {int(np.argmin(finite))} holds NaN or infinity")
         if self.metric == "cosine":
-            queries = queries / np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), 1e-12)
-        distances, ids = self.index.search(queries, k)
-        return distances, ids if self._text_ids is None else self._text_ids[ids]
+            queries = _directions(queries)
+        with faiss_errors(f"search for {k:,} neighbours", ArtifactError):
+            distances, labels = self.index.search(queries, k)
+        return distances, labels if self._ids is None else self._ids[labels]
+
+
+def _whole_number(name: str, value: Any) -> int:
+    try:
+        if isinstance(value, bool | np.bool_):
+            raise TypeError
+        return operator.index(value)
+    except TypeError as error:
+        raise ArrayError(f"{name} is {value!r}, wanted an integer") from error
+
+
+def _directions(queries: Float32Array) -> Float32Array:
+    """Return queries divided by their norms, computed in float64: in float32 those of long rows overflow."""
+    norms = np.sqrt(np.einsum("ij,ij->i", queries, queries, dtype=np.float64))
+    if (norms == 0).any():
+        raise ArrayError(f"queries: row {int(np.argmin(norms))} is zero, and has no direction to compare by cosine")
+    directions: Float32Array = (queries / norms[:, None]).astype(np.float32)
+    return directions
 
 
 def load_index(dest: str | Path) -> GalleryIndex:
-    """Open the index of a gallery that :func:`fct_infer.upgrade_gallery` published, checking its digest.
+    """Open the index of a gallery that :func:`fct_infer.upgrade_gallery` published.
+
+    All files are of one gallery, even if ``dest`` is replaced meanwhile: the manifest says what they hold, and where it
+    changed while they were read, they are read again.
 
     Raises:
-        ArtifactError: it is not such a folder, has no index, or the index is damaged.
+        ArtifactError: it is not such a folder, has no index, or a file is damaged: the manifest, one of another size
+            than it says, or the index, its figures or the ids.
         MissingExtraError: FAISS is not installed.
     """
     dest = Path(dest)
-    manifest = _read_manifest(dest)
-    try:
-        digests = {str(name): str(entry["sha256"]) for name, entry in manifest["files"].items()}
-        rows, dim, metric = int(manifest["rows"]), int(manifest["dim"]), str(manifest["metric"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{dest / 'manifest.json'}: is malformed: {type(error).__name__} {error}") from error
-    if "index.faiss" not in digests:
-        raise ArtifactError(f"{dest}: has no index.faiss; it was upgraded with --index none")
-    index = load_index_file(dest / "index.faiss", digests["index.faiss"])
-    if (index.ntotal, index.d) != (rows, dim):
-        raise ArtifactError(
-            f"{dest / 'index.faiss'}: holds {index.ntotal} rows of {index.d}, manifest.json says {rows} of {dim}"
-        )
-    return GalleryIndex(index, metric, _open_text_ids(dest, digests, rows))
+    return read_published(dest, lambda data: _open_once(dest, data))
 
 
 def index_infos(builder: IndexBuilder, path: Path, queries: Float32Array, recall: float) -> dict[str, Any]:
@@ -99,7 +118,7 @@ def index_infos(builder: IndexBuilder, path: Path, queries: Float32Array, recall
         recall: its recall@10.
 
     ``reconstruction error %`` is the mean distance of a row to what the index stores of it, in percent of the mean
-    norm; None if the index cannot say.
+    norm; None if the index cannot say. ``rows left out`` are those that are zero and were to be compared by cosine.
     """
     milliseconds = []
     for number in range(min(len(queries), SPEED_QUERIES)):
@@ -116,9 +135,10 @@ def index_infos(builder: IndexBuilder, path: Path, queries: Float32Array, recall
         "99p_search_speed_ms": float(np.percentile(milliseconds, 99)),
         "reconstruction error %": _reconstruction_error(builder, queries),
         "10-recall@10": recall,
-        "nb vectors": builder.rows,
+        "nb vectors": int(builder.index.ntotal),
+        "rows left out": builder.left_out,
         "vectors dimension": builder.dim,
-        "compression ratio": 4.0 * builder.rows * builder.dim / size,
+        "compression ratio": 4.0 * int(builder.index.ntotal) * builder.dim / size,
     }
 
 
@@ -134,33 +154,30 @@ def _reconstruction_error(builder: IndexBuilder, rows: Float32Array) -> float | 
     return 100 * float(np.linalg.norm(decoded - rows, axis=1).mean()) / norm if norm > 0 else None
 
 
-def _read_manifest(dest: Path) -> dict[str, Any]:
-    path = dest / "manifest.json"
-    try:
-        with ReadFile(path) as file:
-            if file.size > MAX_MANIFEST_BYTES:
-                raise ArtifactError(f"{path}: is {file.size} bytes long, at most {MAX_MANIFEST_BYTES} are accepted")
-            manifest = json.loads(file.read(file.size))
-    except GalleryError as error:
-        raise ArtifactError(f"{dest}: is not a published gallery: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path}: is not JSON: {error}") from error
-    if not isinstance(manifest, dict) or manifest.get("kind") != "gallery":
-        raise ArtifactError(f"{path}: does not describe a published gallery")
-    if manifest.get("schema") != 1:
-        raise ArtifactError(f"{path}: has schema {manifest.get('schema')!r}; this version reads 1")
-    return manifest
+def _open_once(dest: Path, data: bytes) -> GalleryIndex:
+    manifest = parse_manifest(dest, data)
+    if "index.faiss" not in manifest.files:
+        raise ArtifactError(f"{dest}: has no index.faiss; it was upgraded with --index none")
+    for name, damage in manifest.damaged_sizes(dest).items():
+        raise ArtifactError(f"{dest / name}: is damaged: {damage}")
+    if INFOS_NAME in manifest.files and sha256_of_file(dest / INFOS_NAME) != manifest.files[INFOS_NAME].sha256:
+        raise ArtifactError(f"{dest / INFOS_NAME}: is damaged: its SHA-256 is not the one in manifest.json")
+    index = load_index_file(dest / "index.faiss", manifest.files["index.faiss"].sha256)
+    check_index(dest / "index.faiss", index, manifest)
+    return GalleryIndex(index, manifest.metric, load_ids(dest, manifest))
 
 
-def _open_text_ids(dest: Path, digests: dict[str, str], rows: int) -> TextIds | None:
-    """Return the gallery's text ids, or None if its ids are numbers, which the index holds itself, or absent."""
-    names = sorted(name for name in digests if name.startswith("ids/"))
-    if not names:
-        return None
-    with ReadFile(dest / names[0]) as file:
-        if read_npy_header(file).dtype.kind == "i":
-            return None
-    ids = TextIds({dest / name: digests[name] for name in names})
-    if ids.rows != rows:
-        raise ArtifactError(f"{dest / 'ids'}: holds {ids.rows} ids, manifest.json says {rows} rows")
-    return ids
+def check_index(path: Path, index: Any, manifest: GalleryManifest) -> None:
+    """Check that an index is the one a manifest speaks of.
+
+    Raises:
+        ArtifactError: it has other rows, dims, or another metric.
+    """
+    rows = manifest.rows if manifest.indexed_rows is None else manifest.indexed_rows
+    if (index.ntotal, index.d) != (rows, manifest.dim):
+        raise ArtifactError(
+            f"{path}: holds {index.ntotal} rows of {index.d}, manifest.json says {rows} of {manifest.dim}"
+        )
+    kind = faiss().METRIC_L2 if manifest.metric == "l2" else faiss().METRIC_INNER_PRODUCT
+    if index.metric_type != kind:
+        raise ArtifactError(f"{path}: has another metric than {manifest.metric}, which manifest.json says")

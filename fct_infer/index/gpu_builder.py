@@ -83,10 +83,10 @@ class GpuIndexBuilder(IndexBuilder):
         """Rows added so far."""
         return super().rows + (self._lists.rows if self._lists else 0)
 
-    def add(self, rows: Float32Array, ids: Ids) -> None:  # noqa: D102
+    def _add(self, rows: Float32Array, ids: Ids) -> None:
         added = self._add_on_card(rows, ids)
         if added < len(ids):
-            super().add(rows[added:], ids[added:])
+            super()._add(rows[added:], ids[added:])
 
     def add_device_rows(self, rows: Any, ids: Ids) -> int:  # noqa: D102
         if not self.takes_device_rows:

@@ -49,6 +49,9 @@ def exact_neighbours(
     scale = np.einsum("ij,ij->i", queries, queries)
     kept = [_Near() for _ in queries]
     for rows, ids in blocks:
+        if metric == "cosine":  # an index leaves out rows without direction
+            directed = rows.any(axis=1)
+            rows, ids = rows[directed], ids[directed]  # noqa: PLW2901
         distances = _distances(queries, rows, metric, threads)
         nearest = np.sort(np.concatenate([nearest, _smallest(distances, k)], axis=1), axis=1)[:, :k]
         limits = nearest[:, -1] + _TIE * np.maximum(scale, np.abs(nearest[:, -1]))

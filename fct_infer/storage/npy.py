@@ -106,7 +106,7 @@ def _parse(file: ReadFile, text: str) -> tuple[Any, tuple[int, ...]]:
         raise _malformed(file, "shape is not a tuple of integers")
     if any(not 0 <= length < 1 << 48 for length in shape) or len(shape) > 32:
         raise _malformed(file, "shape has a negative or absurd length")
-    if fortran_order:
+    if fortran_order and sum(length != 1 for length in shape) > 1:  # else both orders are the same bytes
         raise GalleryError(f"{file.path}: is in Fortran order; save numpy.ascontiguousarray(array) instead")
     return descr, shape
 

@@ -238,6 +238,7 @@ class Plan:
             "device": self.device,
             "is_replaced_in_one_step": self.is_replaced_in_one_step,
             "precision_choice": self.transformation.choice,
+            "duplicate_ids": self.gallery.id_facts.duplicates,
             "block_rows": self.block_rows,
             "shards_at_once": self.shards_at_once,
             "bytes_read": sum(
@@ -281,6 +282,7 @@ def make_plan(gallery_path: str | Path, h: Transformation, dest: str | Path, set
         raise GalleryError(
             f"{gallery.path}/embeddings: rows are {gallery.old_dim} wide, the transformation wants {h.old_dim}"
         )
+    gallery.check_upgradable(indexed=settings.index != "none")
     side_is_old = h.side_dim > 0 and gallery.side_dim is None
     if side_is_old and h.side_dim != h.old_dim:
         raise GalleryError(

@@ -48,6 +48,7 @@ class UpgradeReport:
         index_placement: where the index was trained (``train``) and filled (``add``), the card whose memory its rows
             came from (``rows``), and why not on a card (``reason``), as far as they apply; None without an index.
         precision_choice: why it has the precision it has, where ``auto`` was asked for.
+        duplicate_ids: rows whose id an earlier row has; see :class:`fct_infer.gallery.ids.IdFacts`.
     """
 
     dest: Path
@@ -61,6 +62,7 @@ class UpgradeReport:
     device: str = "cpu"
     index_placement: dict[str, str] | None = None
     precision_choice: str | None = None
+    duplicate_ids: int = 0
 
     @classmethod
     def load(cls, path: Path) -> UpgradeReport:

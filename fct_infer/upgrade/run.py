@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from fct_infer import __version__, _core
 from fct_infer.cuda import cuda_status
 from fct_infer.errors import GalleryError, GateError, OutputError, UsageError
-from fct_infer.gallery import Gallery, Shard, sample_rows
+from fct_infer.gallery import MANIFEST_NAME, Gallery, GalleryManifest, Shard, sample_rows
 from fct_infer.index import IndexBuilder, exact_neighbours, index_infos, make_builder, tune_nprobe
-from fct_infer.storage import write_json
+from fct_infer.storage import DigestedFile, write_bytes, write_json
 from fct_infer.transformation import Float32Array, Transformation
 from fct_infer.upgrade.plan import SEED, Plan, Settings, make_plan
 from fct_infer.upgrade.report import UpgradeReport, Verification
@@ -228,6 +228,7 @@ class _Run:
             device=plan.device,
             index_placement=builder.placement if builder else None,
             precision_choice=plan.transformation.choice,
+            duplicate_ids=plan.gallery.id_facts.duplicates,
         )
         infos = {
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -245,17 +246,17 @@ class _Run:
             "versions": _versions(plan.device_kind),
         }
         files["upgrade_infos.json"] = vars(write_json(work.gallery / "upgrade_infos.json", infos))
-        manifest = {
-            "schema": 1,
-            "kind": "gallery",
-            "rows": plan.gallery.rows,
-            "dim": plan.new_dim,
-            "dtype": plan.dtype.name,
-            "metric": plan.settings.metric,
-            "transformation": plan.transformation.digest,
-            "files": files,
-        }
-        write_json(work.gallery / "manifest.json", manifest)
+        manifest = GalleryManifest(
+            rows=plan.gallery.rows,
+            dim=plan.new_dim,
+            dtype=plan.dtype.name,
+            metric=plan.settings.metric,
+            transformation=plan.transformation.digest,
+            ids=plan.gallery.id_facts.use,
+            indexed_rows=builder.rows - builder.left_out if builder else None,
+            files={name: DigestedFile(**file) for name, file in files.items()},
+        )
+        write_bytes(work.gallery / MANIFEST_NAME, manifest.to_bytes())
         return report
 
     @contextmanager

@@ -98,7 +98,7 @@ class ShardWriter:
 
 
 class IndexFeeder:
-    """Adds blocks of published values to the index under the gallery's ids (row numbers if there are none or text)."""
+    """Adds blocks of published values to the index under the labels of :func:`index_ids`."""
 
     def __init__(self, plan: Plan, shards: Sequence[Shard], builder: IndexBuilder) -> None:
         self._plan, self._builder = plan, builder
@@ -108,7 +108,9 @@ class IndexFeeder:
         """Add the next block; ``on_card`` is where on the card its :func:`index_rows` lie too, 0 if they do not."""
         shard, start, stop = next(self._blocks)
         ids, added = index_ids(self._plan.gallery, shard, start, stop), 0
-        if on_card:
+        if on_card and (
+            self._plan.settings.metric != "cosine" or new.any(axis=1).all()
+        ):  # the builder leaves out zeros
             added = self._builder.add_device_rows(CardRows(on_card, *new.shape), ids)
         if added < len(ids):
             self._builder.add(index_rows(new[added:], self._plan.settings.metric), ids[added:])
@@ -124,28 +126,23 @@ def kept_on_card(plan: Plan, builder: IndexBuilder | None) -> str:
 
 
 def index_rows(new: Rows, metric: str) -> Float32Array:
-    """Return published rows as the index takes them: float32, L2-normalised for the cosine metric."""
+    """Return published rows as the index takes them: float32, L2-normalised for the cosine metric; zero stays zero."""
     rows = np.asarray(new, np.float32)
     if metric == "cosine":
         norms = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
-        rows = (rows / np.maximum(norms, 1e-12)[:, None]).astype(np.float32)
+        rows = (rows / np.where(norms > 0, norms, 1)[:, None]).astype(np.float32)
     return rows
 
 
 def index_ids(gallery: Gallery, shard: Shard, start: int, stop: int) -> NDArray[np.int64]:
-    """Return the int64 ids of some rows of a shard.
+    """Return the int64 labels under which the index holds some rows of a shard: their ids, or row numbers.
 
-    Raises:
-        GalleryError: an id is negative; FAISS keeps -1 for "nothing found".
+    ``gallery`` decides which; ``shard`` may be one of it or the same shard of what was written.
     """
-    if gallery.id_dtype is None or gallery.id_dtype.kind != "i":
+    if gallery.id_facts.use != "labels":
         return np.arange(shard.first_row + start, shard.first_row + stop, dtype=np.int64)
     with ShardReader(shard) as reader:
-        ids = reader.read_ids(start, stop)
-    if ids.min() < 0:
-        row = start + int(np.argmax(ids < 0))
-        raise GalleryError(f"{shard.ids}: row {row} has id {ids[row - start]}; ids must not be negative")
-    return np.asarray(ids, np.int64)
+        return reader.read_ids(start, stop).astype(np.int64)
 
 
 def ids_of_rows(gallery: Gallery, rows: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -98,5 +98,5 @@ def corpus_blocks(
     """Yield all published rows with their ids, block by block, as the index takes them."""
     for shard, start, stop in blocks_of(written.shards, plan.block_rows):
         rows = index_rows(read_block(plan, shard, start, stop), plan.settings.metric)
-        yield rows, index_ids(written, shard, start, stop)
+        yield rows, index_ids(plan.gallery, shard, start, stop)
         report("verify", shard.first_row + stop)

@@ -119,7 +119,8 @@ FAULTS = {
         r"side_information/000001.npy: holds 2 rows, .*embeddings/000001.npy holds 3",
     ),
     "more ids": (save("ids", np.arange(4)), r"ids/000001.npy: holds 4 rows, .* holds 3"),
-    "int32 ids": (save("ids", np.arange(3, dtype=np.int32)), r"ids/000001.npy: holds int32, wanted int64 or"),
+    "uint64 among int64 ids": (save("ids", np.arange(3, dtype=np.uint64)), r"ids: holds uint64 and int64; save all as"),
+    "bool ids": (save("ids", np.zeros(3, bool)), r"ids/000001.npy: holds bool, wanted integers"),
     "float ids": (save("ids", float32(3)), r"ids/000001.npy: holds float32"),
     "ids of two axes": (
         save("ids", np.zeros((3, 1), np.int64)),

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from fct_infer.errors import MissingExtraError, UsageError
 from fct_infer.index import IndexBuilder, default_factory, describe_index
+from fct_infer.index.factory import make_index
 from fct_infer.index.faiss_module import faiss as faiss_module
 
 ROWS, DIM = 1500, 16
@@ -71,7 +72,7 @@ def test_rows_worth_training_on(factory, rows, training_rows):
 @pytest.mark.parametrize(
     ("factory", "metric", "words"),
     [
-        ("", "l2", "could not parse"),
+        ("", "l2", "wanted a FAISS factory string"),
         ("NoSuchIndex", "l2", "could not parse index string NoSuchIndex$"),
         ("IVF16", "l2", "could not parse"),
         ("IVF-3,Flat", "l2", "could not parse"),
@@ -82,7 +83,7 @@ def test_rows_worth_training_on(factory, rows, training_rows):
         ("HNSW8,PQ4", "cosine", "does not support metric cosine"),
         ("NSG16", "l2", "cannot be filled block by block"),
         ("IDMap,NSG16", "l2", "cannot be filled block by block"),
-        ("IVF0,Flat", "l2", "has 0 inverted lists, wanted 1 to 1000"),
+        ("IVF0,Flat", "l2", "'IVF0' is zero of something, wanted at least 1"),
         ("IVF1001,Flat", "l2", "has 1001 inverted lists, wanted 1 to 1000"),
         ("IVF1k,Flat", "l2", "has 1024 inverted lists"),
         ("IVF16,PQ4x10", "l2", "needs 1024 rows to be trained, the gallery has 1000"),
@@ -125,3 +126,56 @@ def test_a_missing_faiss_names_the_extra(monkeypatch):
         monkeypatch.undo()
         faiss_module.cache_clear()
     assert faiss_module() is faiss
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [
+        "HNSW0",
+        "HNSW1",
+        "HNSW00",
+        "HNSW0,Flat",
+        "HNSW1,SQ8",
+        "HNSW0_PQ4",
+        "IVF4_HNSW0,Flat",
+        "IVF4_HNSW1,Flat",
+        "IVF4(HNSW0),Flat",
+        "IDMap2,HNSW0",
+        "Flat,Refine(HNSW0)",
+        "PCA4,HNSW1",
+        "PQ4x0",
+        "PQ0",
+        "IVF4,PQ4x0",
+        "PQ4x4fs_0",
+        "OPQ4_0,PQ4",
+        "RR0,Flat",
+        "RQ2x0",
+        "LSQ0x4",
+        "PRQ2x0x4",
+        "IVF4,ITQ0,SH",
+        "ZnLattice0x4_2",
+        "NSG0",
+        "IVF0k,Flat",
+        "LSH999999999",
+        "PCA999999999,Flat",
+        "HNSW999999999",
+        "IVF4,RQ999999999x8",
+        "IVF4(" * 60 + "Flat",
+        "Flat\0",
+        "Flat\n",
+        "IVF４,Flat",
+    ],
+)
+def test_what_faiss_does_not_survive_never_reaches_it(factory):
+    for make in (lambda: describe_index(factory, DIM, 1000, "l2"), lambda: make_index(factory, DIM, "l2")):
+        with pytest.raises(UsageError, match="index "):
+            make()
+
+
+def test_what_fails_only_when_rows_are_added_or_searched_is_typed():
+    rows = np.random.default_rng(0).standard_normal((300, DIM)).astype(np.float32)
+    builder = IndexBuilder("IVF16,Flat", DIM, "l2", threads=1)
+    with pytest.raises(UsageError, match="index 'IVF16,Flat' cannot be filled: "):
+        builder.add(rows, np.arange(300))
+    with pytest.raises(UsageError, match="index 'IVF16,Flat' cannot be searched: "):
+        builder.search(rows[:, :3].copy(), 3)

@@ -1,0 +1,136 @@
+"""Whether a published gallery is still, byte for byte, what was published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fct_infer.errors import ArtifactError, InputError, MissingExtraError
+from fct_infer.gallery import Gallery, GalleryManifest
+from fct_infer.gallery.manifest import MANIFEST_NAME, parse_manifest, read_published
+from fct_infer.index.builder import load_index_file
+from fct_infer.index.gallery_index import check_index
+from fct_infer.storage import sha256_of_file
+
+INDEX_NAME = "index.faiss"
+
+
+@dataclass(frozen=True)
+class GalleryCheck:
+    """What :func:`verify_gallery` found.
+
+    Attributes:
+        dest: the folder.
+        rows, dim, files, bytes: what the manifest says there is.
+        is_sealed: whether the manifest carries its own digest; the first release wrote none.
+        damaged: what is wrong, by the file's name inside the folder; empty if all is as it was published.
+        surplus: files that the manifest does not list. Under ``embeddings/`` and ``ids/`` they are damage as well.
+        index_opened: whether there is an index and it was opened; False where FAISS is not installed.
+    """
+
+    dest: Path
+    rows: int
+    dim: int
+    files: int
+    bytes: int
+    is_sealed: bool
+    damaged: dict[str, str]
+    surplus: tuple[str, ...]
+    index_opened: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as strict JSON."""
+        return asdict(self) | {"dest": str(self.dest), "is_whole": not self.damaged}
+
+
+def verify_gallery(dest: str | Path, progress: Callable[[str, int, int], None] | None = None) -> GalleryCheck:
+    """Read every byte of a published gallery and compare it with its manifest.
+
+    Checks the manifest's seal; of each file that it is there, its size and SHA-256; that no other shard is there; that
+    shards hold the rows, dims and dtype the manifest names; and that the index opens and holds its rows.
+
+    Args:
+        dest: the folder.
+        progress: called as ``progress("verify", bytes_done, bytes)``.
+
+    Raises:
+        ArtifactError: it is not a published gallery, or its manifest is malformed or was altered.
+        OutputError: it is replaced again and again while it is read.
+    """
+    dest = Path(dest)
+    return read_published(dest, lambda data: _verify_once(dest, data, progress))
+
+
+def _verify_once(dest: Path, data: bytes, progress: Callable[[str, int, int], None] | None) -> GalleryCheck:
+    manifest = parse_manifest(dest, data)
+    damaged = manifest.damaged_sizes(dest)
+    done, whole = 0, sum(file.size for file in manifest.files.values())
+    for name, file in manifest.files.items():
+        if name not in damaged and (found := _digest_damage(dest / name, file.sha256)):
+            damaged[name] = found
+        done += file.size
+        if progress:
+            progress("verify", done, whole)
+    surplus = _surplus(dest, manifest)
+    damaged |= {name: "is not in manifest.json" for name in surplus if name.startswith(("embeddings/", "ids/"))}
+    index_opened = False
+    if not damaged:
+        damaged |= _shard_damage(dest, manifest)
+        index_opened = _opened_index(dest, manifest, damaged)
+    return GalleryCheck(
+        dest=dest,
+        rows=manifest.rows,
+        dim=manifest.dim,
+        files=len(manifest.files),
+        bytes=whole,
+        is_sealed=manifest.is_sealed,
+        damaged=damaged,
+        surplus=surplus,
+        index_opened=index_opened,
+    )
+
+
+def _digest_damage(path: Path, sha256: str) -> str | None:
+    try:
+        found = sha256_of_file(path)
+    except InputError as error:
+        return str(error).removeprefix(f"{path}: ")
+    return None if found == sha256 else "its SHA-256 is not the one in manifest.json"
+
+
+def _surplus(dest: Path, manifest: GalleryManifest) -> tuple[str, ...]:
+    """Return the files that are not listed; hidden ones, which no reader of galleries looks at, aside."""
+    found = (path.relative_to(dest) for path in dest.rglob("*") if not path.is_dir() or path.is_symlink())
+    names = (path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
+    return tuple(sorted(name for name in names if name not in manifest.files and name != MANIFEST_NAME))
+
+
+def _shard_damage(dest: Path, manifest: GalleryManifest) -> dict[str, str]:
+    """Return how the files, each as it was published, contradict what the manifest says of the gallery."""
+    try:
+        gallery = Gallery.open(dest)
+    except InputError as error:
+        return {"embeddings": str(error).removeprefix(f"{dest}/embeddings/")}
+    found = (gallery.rows, gallery.old_dim, gallery.embedding_dtype.name)
+    wanted = (manifest.rows, manifest.dim, manifest.dtype)
+    if found == wanted:
+        return {}
+    says = "{} rows of {} {}"
+    return {"embeddings": f"holds {says.format(*found)}, manifest.json says {says.format(*wanted)}"}
+
+
+def _opened_index(dest: Path, manifest: GalleryManifest, damaged: dict[str, str]) -> bool:
+    """Open the index, if there is one and FAISS is installed; what is wrong with it goes into ``damaged``."""
+    if INDEX_NAME not in manifest.files:
+        return False
+    path = dest / INDEX_NAME
+    try:
+        check_index(path, load_index_file(path), manifest)
+    except MissingExtraError:
+        return False
+    except ArtifactError as error:
+        damaged[INDEX_NAME] = str(error).removeprefix(f"{path}: ")
+        return False
+    return True
