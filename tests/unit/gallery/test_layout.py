@@ -11,7 +11,7 @@ import pytest
 from support.faults import FailNth
 from support.galleries import write_gallery
 
-from fct_infer.errors import GalleryError
+from fct_infer.errors import GalleryError, ResourceError
 from fct_infer.gallery import Gallery
 from fct_infer.storage import use_filesystem
 
@@ -162,7 +162,7 @@ def test_a_shard_that_is_empty_everywhere_is_named(path):
 
 
 def test_an_unreadable_file_is_named(path):
-    with use_filesystem(FailNth("open", 4)), pytest.raises(GalleryError, match=r"side_information/000001\.npy"):
+    with use_filesystem(FailNth("open", 4)), pytest.raises(ResourceError, match=r"side_information/000001\.npy"):
         Gallery.open(path)
 
 

@@ -250,8 +250,8 @@ def test_a_truncated_index_without_a_digest_is_noticed(saved, tmp_path):
 def test_a_missing_or_unreadable_index(saved, tmp_path):
     with pytest.raises(ArtifactError, match="missing"):
         load_index_file(tmp_path / "missing")
-    for fault in (FailNth("pread_into"), ShrinkingFile(0)):
-        with use_filesystem(fault), pytest.raises(ArtifactError, match=r"index\.faiss"):
+    for fault, kind in ((FailNth("pread_into"), ResourceError), (ShrinkingFile(0), ArtifactError)):
+        with use_filesystem(fault), pytest.raises(kind, match=r"index\.faiss"):
             load_index_file(*saved)
 
 
