@@ -147,7 +147,14 @@ def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
         rows["note"] = (
             "this file system cannot exchange two folders: while it is replaced, DEST is missing for an instant"
         )
+    if estimate["duplicate_ids"]:
+        rows["ids"] = repeated_ids_text(estimate["duplicate_ids"])
     show_rows(rows)
+
+
+def repeated_ids_text(count: int) -> str:
+    """Return the line about rows that share an id."""
+    return f"{count:,} rows have the id of an earlier row"
 
 
 def show_report(report: dict[str, Any], as_json: bool) -> None:
@@ -171,9 +178,15 @@ def show_report(report: dict[str, Any], as_json: bool) -> None:
         rows["resumed"] = f"{report['resumed_rows']:,} rows were done already"
     if report["settings"]["side_information"] == "old":
         rows["note"] = "no side_information/ in the gallery: the old embeddings took its place"
+    if report["duplicate_ids"]:
+        rows["ids"] = repeated_ids_text(report["duplicate_ids"])
     if report["index"]:
         rows["index"] = f"{report['settings']['index']} ({report['settings']['metric']}), "
         rows["index"] += f"recall@10 {checks['recall_at_10']:.3f} on {checks['queries']} queries"
+        if left_out := report["index"].get("rows left out"):
+            rows["left out"] = (
+                f"{left_out:,} rows that are zero have no direction: the index for cosine does not hold them"
+            )
         if reason := report["index_placement"].get("reason"):
             rows["index"] += f"; built on {report['index_placement']['add']}: {reason}"
     show_rows(rows)

@@ -67,6 +67,15 @@ def test_a_large_header_is_read_and_a_huge_one_refused(tmp_path):
         read(tmp_path / "huge.npy")
 
 
+@pytest.mark.parametrize("shape", [(64, 1), (1, 64), (64,), (), (1, 7, 1)], ids=str)
+def test_fortran_order_of_one_row_or_column_is_the_same_bytes(tmp_path, shape):
+    array = np.arange(int(np.prod(shape)), dtype=np.float32).reshape(shape)
+    text = str({"descr": "<f4", "fortran_order": True, "shape": shape})
+    (tmp_path / "a.npy").write_bytes(header_file(text, array.tobytes()))
+    assert read(tmp_path / "a.npy").shape == shape
+    assert np.array_equal(np.load(tmp_path / "a.npy"), array)  # NumPy reads the same numbers
+
+
 GOOD = npy_bytes(np.arange(12, dtype=np.float32).reshape(3, 4))
 FIELDS = "{'descr': %s, 'fortran_order': %s, 'shape': %s, }"
 BAD = {
