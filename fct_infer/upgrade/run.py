@@ -20,6 +20,7 @@ from fct_infer.cuda import cuda_status
 from fct_infer.errors import GalleryError, GateError, OutputError, UsageError
 from fct_infer.gallery import MANIFEST_NAME, Gallery, GalleryManifest, Shard, sample_rows
 from fct_infer.index import IndexBuilder, exact_neighbours, index_infos, make_builder, tune_nprobe
+from fct_infer.machine import usable_cpus
 from fct_infer.storage import DigestedFile, write_bytes, write_json
 from fct_infer.transformation import Float32Array, Transformation
 from fct_infer.upgrade.plan import SEED, Plan, Settings, make_plan
@@ -143,7 +144,10 @@ class _Run:
         plan, index = self.plan, self.plan.index
         assert index is not None
         h, asked = plan.transformation, plan.settings.index_device
-        builder = make_builder(index, h.threads, plan.index_device, plan.index_memory, required=asked != "auto")
+        threads = min(
+            h.threads, usable_cpus()
+        )  # more would only cost FAISS's OpenMP, which ends the process if refused
+        builder = make_builder(index, threads, plan.index_device, plan.index_memory, required=asked != "auto")
         self.at_the_end.callback(builder.close)
         if not builder.needs_training:
             return builder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 
 import pytest
 
@@ -56,3 +57,45 @@ def test_affinity_counts_too(groups, monkeypatch):
     groups("0::/\n", {"cpu.max": "500000 100000"})
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5})
     assert machine.usable_cpus() == 2
+
+
+GIBIBYTE = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("own", "files", "left"),
+    [
+        ("", {}, 8 * GIBIBYTE),
+        ("0::/a\n", {"a/memory.max": "max", "a/memory.current": "5"}, 8 * GIBIBYTE),
+        ("0::/a\n", {"a/memory.max": str(4 * GIBIBYTE), "a/memory.current": str(GIBIBYTE)}, 3 * GIBIBYTE),
+        (
+            "0::/a/b\n",
+            {
+                "a/memory.high": str(2 * GIBIBYTE),
+                "a/memory.current": str(GIBIBYTE),
+                "a/memory.stat": f"anon 5\ninactive_file {GIBIBYTE // 2}",
+            },
+            3 * GIBIBYTE // 2,
+        ),
+        (
+            "5:memory:/x\n",
+            {"memory/x/memory.limit_in_bytes": str(GIBIBYTE), "memory/x/memory.usage_in_bytes": str(2 * GIBIBYTE)},
+            0,
+        ),
+    ],
+)
+def test_memory_of_the_machine_and_of_control_groups(groups, tmp_path, monkeypatch, own, files, left):
+    groups(own, files)
+    (tmp_path / "meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable: {8 * GIBIBYTE // 1024} kB\n")
+    monkeypatch.setattr(machine, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert machine.usable_memory() == left
+
+
+def test_a_limit_on_addresses_counts_with_room_for_libraries(groups, monkeypatch):
+    groups("", {})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (64 * GIBIBYTE, 64 * GIBIBYTE))
+    most = machine.usable_memory()
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (GIBIBYTE // 4, GIBIBYTE // 4))
+    assert machine.usable_memory() == 0 < most < 64 * GIBIBYTE
