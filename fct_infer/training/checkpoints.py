@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
@@ -94,12 +95,24 @@ def load_checkpoint(
     if hashlib.sha256(data).hexdigest() != checkpoint.sha256:
         raise ArtifactError(f"{weights}: does not match the sha256 in {description.name}; it is damaged or replaced")
     try:
+        _check_size(checkpoint, kind, weights, len(data))
         module = checkpoint.model.build(kind)
         module.load_state_dict(load(data))
     except (SafetensorError, RuntimeError, FctError) as error:
         reason = " ".join(str(error).split())  # PyTorch gives each weight a line
         raise ArtifactError(f"{weights}: does not fit the model in {description.name}: {reason[:500]}") from error
     return module.eval(), checkpoint
+
+
+def _check_size(checkpoint: Checkpoint, kind: type[Kind] | tuple[type[Kind], ...], weights: Path, size: int) -> None:
+    """Refuse a description whose model is far larger than its weights, before memory is taken for it."""
+    if checkpoint.model.runs_foreign_code:
+        return
+    with torch.device("meta"):
+        model = checkpoint.model.build(kind)
+    wanted = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    if wanted > size:
+        raise ArtifactError(f"{weights}: has {size:,} bytes, its model needs {wanted:,}")
 
 
 def _files(path: str | Path) -> tuple[Path, Path]:

@@ -18,6 +18,9 @@ Config = TypeVar("Config")
 _NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
 
 
+MAX_CONFIG_CHARACTERS, MAX_ALIASES = 1 << 20, 8
+
+
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Read a YAML file and put ``a.b=value`` overrides on top; values are YAML too.
 
@@ -197,6 +200,11 @@ def _override(values: dict[str, Any], override: str) -> None:
 def _parse_yaml(text: str, where: str) -> Any:
     yaml = _yaml()
     try:
+        if len(text) > MAX_CONFIG_CHARACTERS:
+            raise ValueError(f"has {len(text):,} characters, at most {MAX_CONFIG_CHARACTERS:,} are read")
+        aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader))
+        if aliases > MAX_ALIASES:  # a few of aliases of aliases are billions of values
+            raise ValueError(f"has {aliases:,} aliases, at most {MAX_ALIASES} are followed")
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"{where}: is not YAML: {' '.join(str(error).split())}") from error

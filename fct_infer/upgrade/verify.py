@@ -16,6 +16,7 @@ from fct_infer.upgrade.plan import SEED, Plan
 from fct_infer.upgrade.report import Verification
 from fct_infer.upgrade.stream import Rows, blocks_of, index_ids, index_rows, read_inputs
 
+SEARCHED_AT_ONCE = 4096  # rows at least
 ROWS_ALONE = 64  # that are recomputed one by one
 
 
@@ -95,8 +96,26 @@ def read_block(plan: Plan, shard: Shard, start: int, stop: int) -> Rows:
 def corpus_blocks(
     plan: Plan, written: Gallery, report: Callable[[str, int], None]
 ) -> Iterator[tuple[Float32Array, NDArray[np.int64]]]:
-    """Yield all published rows with their ids, block by block, as the index takes them."""
+    """Yield all published rows with their ids, as the index takes them, in pieces of some thousand rows or more.
+
+    Small shards come together: what is done once a piece would cost more than the rows of one.
+    """
+    pieces: list[tuple[Float32Array, NDArray[np.int64]]] = []
+    waiting = 0
     for shard, start, stop in blocks_of(written.shards, plan.block_rows):
         rows = index_rows(read_block(plan, shard, start, stop), plan.settings.metric)
-        yield rows, index_ids(plan.gallery, shard, start, stop)
-        report("verify", shard.first_row + stop)
+        pieces.append((rows, index_ids(plan.gallery, shard, start, stop)))
+        waiting += stop - start
+        if waiting >= SEARCHED_AT_ONCE:
+            yield _together(pieces)
+            pieces, waiting = [], 0
+            report("verify", shard.first_row + stop)
+    if pieces:
+        yield _together(pieces)
+    report("verify", written.rows)
+
+
+def _together(pieces: list[tuple[Float32Array, NDArray[np.int64]]]) -> tuple[Float32Array, NDArray[np.int64]]:
+    if len(pieces) == 1:
+        return pieces[0]
+    return np.concatenate([rows for rows, _ in pieces]), np.concatenate([ids for _, ids in pieces])

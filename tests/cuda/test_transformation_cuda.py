@@ -60,8 +60,8 @@ def test_the_papers_transformation_is_as_close_as_promised(place):
 
 def test_auto_takes_bf16(card):
     h = Transformation(PROGRAMS["linear_map"](), "auto", device=card)
-    old, side = inputs(compiled("linear_map", card, "fp32"), 100)
-    assert choose_precision(h, old, side).precision == "bf16"
+    rows = inputs(compiled("linear_map", card, "fp32"), 100)
+    assert choose_precision(h, *rows).precision == "bf16"
 
 
 @pytest.mark.parametrize("dtypes", [("float16", "float16"), ("float16", "float32"), ("float32", "float16")])
