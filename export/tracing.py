@@ -29,11 +29,22 @@ def trace(module: nn.Module, *example: Tensor) -> torch.jit.ScriptModule:
         ArtifactError: it cannot be traced.
     """
     try:
-        with without_warnings(), torch.no_grad():
+        with without_warnings(), without_fast_path(), torch.no_grad():
             traced: torch.jit.ScriptModule = torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
             return traced
     except Exception as error:  # a user's code raises what it likes
         raise ArtifactError(f"PyTorch cannot trace the model: {last_line(error)}") from error
+
+
+@contextmanager
+def without_fast_path() -> Iterator[None]:
+    """Let attention run its plain operations: the fused one that it takes in eval mode exists in PyTorch only."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextmanager

@@ -7,13 +7,13 @@ import io
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fct_infer.artifacts.torch_files import last_line
 from fct_infer.backends.runner import Interface
 from fct_infer.errors import ArtifactError
 
-from ..tracing import examples, trace, without_warnings
+from ..tracing import examples, trace, without_fast_path, without_warnings
 from .onnx_model import OPSET, OUTPUT, finish, import_onnx
 
 
@@ -26,26 +26,36 @@ def module_graph(module: nn.Module, interface: Interface) -> Any:
     Raises:
         ArtifactError: the exporter refuses it.
     """
-    buffer: Any = io.BytesIO()  # PyTorch accepts one, its annotation does not say so
     example = examples(interface)
     # Traced, because the exporter cannot trace a module that has TorchScript inside; and copied, because it runs such
     # a module's batch norm in training mode, which changes its statistics.
     with without_warnings():
         copied = copy.deepcopy(module)
-    traced = trace(copied, *example)
-    names = [*interface.inputs, OUTPUT]
-    try:
-        with without_warnings():
-            torch.onnx.export(
-                traced,
-                example,
-                buffer,
-                dynamo=False,
-                opset_version=OPSET,
-                input_names=names[:-1],
-                output_names=names[-1:],
-                dynamic_axes={name: {0: "batch"} for name in names},
-            )
-    except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
-        raise ArtifactError(f"PyTorch cannot write the model as ONNX: {last_line(error)}") from error
-    return finish(import_onnx().load_model_from_string(buffer.getvalue()).graph, interface)
+    forms: list[nn.Module] = [trace(copied, *example)]
+    if not any(isinstance(part, torch.jit.ScriptModule) for part in copied.modules()):
+        forms.append(copied)  # its own trace tells the exporter more: of attention it needs that
+    for form in forms:
+        try:
+            data = _written(form, example, [*interface.inputs, OUTPUT])
+        except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
+            if form is forms[-1]:
+                raise ArtifactError(f"PyTorch cannot write the model as ONNX: {last_line(error)}") from error
+        else:
+            break
+    return finish(import_onnx().load_model_from_string(data).graph, interface)
+
+
+def _written(form: nn.Module, example: tuple[Tensor, ...], names: list[str]) -> bytes:
+    buffer: Any = io.BytesIO()  # PyTorch accepts one, its annotation does not say so
+    with without_warnings(), without_fast_path():
+        torch.onnx.export(
+            form,
+            example,
+            buffer,
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=names[:-1],
+            output_names=names[-1:],
+            dynamic_axes={name: {0: "batch"} for name in names},
+        )
+    return bytes(buffer.getvalue())

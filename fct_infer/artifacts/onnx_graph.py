@@ -191,7 +191,8 @@ class _Reader:
         if output in self._values or output in self._unknown or not output:
             raise ArtifactError(f"{label}: writes {output!r}, which exists already or is no name")
         attributes = {attribute.name: _attribute(attribute) for attribute in node.attribute}
-        read = _OPERATIONS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        domain = "" if node.domain in ("", "ai.onnx") else f"{node.domain}."  # a damaged one comes as bytes
+        read = _OPERATIONS.get(f"{domain}{node.op_type}")
         try:
             if read is None:
                 raise ArtifactError("no transformation program has this")
@@ -199,7 +200,7 @@ class _Reader:
                 inputs = [self._values[name] if name else None for name in node.input]
                 self._values[output] = read(self._builder, _Node(inputs, attributes))
                 return
-        except (ValueError, TypeError, IndexError, OverflowError) as error:  # ArtifactErrors, and NumPy's at nonsense
+        except (ValueError, TypeError, LookupError, OverflowError) as error:  # ArtifactErrors, and NumPy's at nonsense
             self._refused.append(f"{label}: {error}")
         self._unknown.update(node.output)
 
@@ -245,6 +246,24 @@ def _describe(value: Value | None) -> str:
 def _feature_axis(rows: Rows, axis: int) -> None:
     if axis not in (1, 1 - rows.rank):
         raise ArtifactError(f"axis {axis} on rows of shape {rows.shape}, wanted the feature axis 1")
+
+
+def _linear_regressor(builder: ProgramBuilder, node: _Node) -> Rows:
+    """What skl2onnx makes of a linear model."""
+    node.expect(post_transform="NONE")
+    targets = int(node.attributes.get("targets", 1))
+    weight = np.asarray(node.attributes["coefficients"], np.float32).reshape(targets, -1)
+    intercepts = node.attributes.get("intercepts")
+    return builder.linear(node.rows(0), weight, None if intercepts is None else np.asarray(intercepts, np.float32))
+
+
+_SCALER_DEFAULTS = (("offset", 0), ("scale", 1))
+
+
+def _scaler(builder: ProgramBuilder, node: _Node) -> Rows:
+    """(x - offset) * scale, as skl2onnx writes a StandardScaler."""
+    offset, scale = (np.asarray(node.attributes.get(name, default), np.float32) for name, default in _SCALER_DEFAULTS)
+    return builder.constant("mul", builder.constant("sub", node.rows(0), offset), scale)
 
 
 def _gemm(builder: ProgramBuilder, node: _Node) -> Rows:
@@ -409,4 +428,6 @@ _OPERATIONS: dict[str, Callable[[ProgramBuilder, _Node], Value]] = {
     "Sub": _elementwise("sub"),
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
+    "ai.onnx.ml.LinearRegressor": _linear_regressor,
+    "ai.onnx.ml.Scaler": _scaler,
 }

@@ -264,3 +264,23 @@ def test_a_damaged_graph_is_a_program_or_an_artifact_error(folder, data):
         assert str(path) in str(error)
     else:
         assert program.new_dim >= 1
+
+
+def test_linear_models_as_skl2onnx_writes_them_are_programs(tmp_path):
+    """A scaler and a linear model with several targets, in the domain of classical machine learning."""
+    rng = np.random.default_rng(3)
+    offset, scale, weight, bias = rng.normal(size=4), rng.uniform(1, 2, 4), rng.normal(size=(3, 4)), rng.normal(size=3)
+    scaled = onnx.helper.make_node("Scaler", ["X"], ["s"], domain="ai.onnx.ml", offset=offset, scale=scale)
+    options = {"coefficients": weight.ravel(), "intercepts": bias, "targets": 3}
+    regressor = onnx.helper.make_node("LinearRegressor", ["s"], ["y"], domain="ai.onnx.ml", **options)
+    graph = onnx.helper.make_graph(
+        [scaled, regressor],
+        "g",
+        [onnx.helper.make_tensor_value_info("X", 1, [None, 4])],
+        [onnx.helper.make_tensor_value_info("y", 1, [None, 3])],
+    )
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("ai.onnx.ml", 1)]
+    (tmp_path / "h.onnx").write_bytes(onnx.helper.make_model(graph, opset_imports=opsets).SerializeToString())
+    rows = rng.normal(size=(5, 4)).astype(np.float32)
+    found = apply_float64(program_from_onnx(tmp_path / "h.onnx"), rows)
+    np.testing.assert_allclose(found, (rows - offset) * scale @ weight.T + bias, rtol=1e-5, atol=1e-6)

@@ -111,6 +111,27 @@ def test_wrappers_are_taken_off(tmp_path):
         np.testing.assert_allclose(found, rows_of(plain, ROWS[0]), rtol=1e-4, atol=1e-5)
 
 
+class Attention(nn.Module):
+    """In eval mode PyTorch takes a fused operation for it that nothing else has."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.out = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Linear(8, 6)
+
+    def forward(self, x):
+        return self.out(self.encoder(x[:, None, :])[:, 0])
+
+
+def test_attention_is_exported_by_its_plain_operations(tmp_path):
+    module = Attention().eval()
+    before = torch.backends.mha.get_fastpath_enabled()
+    export_transformation(module, tmp_path / "h", Options(("onnx", "torchscript", "pt2")), input_widths=(8,))
+    for backend in ("onnxruntime", "torch"):
+        h = load_transformation(tmp_path / "h", backend=backend, trust=True)
+        np.testing.assert_allclose(h(ROWS[0]), rows_of(module, ROWS[0]), rtol=1e-4, atol=1e-5)
+    assert torch.backends.mha.get_fastpath_enabled() == before
+
+
 class Raises(nn.Module):
     def __init__(self, error):
         super().__init__()
