@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fct_infer.artifacts.bundle import Bundle, open_bundle
-from fct_infer.artifacts.onnx_graph import program_from_onnx
+from fct_infer.artifacts.onnx_graph import parse_onnx, program_from_onnx
+from fct_infer.artifacts.onnx_signature import read_signature
+from fct_infer.artifacts.roles import told
 from fct_infer.artifacts.tensors import read_tensors
 from fct_infer.artifacts.torch_files import load_torch
 from fct_infer.errors import ArtifactError, NotAProgramError, UsageError
@@ -59,6 +61,14 @@ def load_program(path: str | Path, *, trust: bool = False, input_widths: Sequenc
 def is_code(path: Path) -> bool:
     """Whether ``path`` is opened as TorchScript or torch.export archive, which are code, rather than as ONNX."""
     return path.is_file() and path.suffix not in (".onnx", *DATA_SUFFIXES)
+
+
+def told_inputs(path: Path) -> str | None:
+    """Say which input of a bare ONNX file is taken for which; None of any other file, which says so itself."""
+    if not path.is_file() or path.suffix != ".onnx":
+        return None
+    signature = read_signature(parse_onnx(path), path)
+    return told([each.name for each in signature.values()], list(signature))
 
 
 def refuse_untrusted(path: Path, trust: bool) -> None:

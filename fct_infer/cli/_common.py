@@ -100,6 +100,10 @@ def run_cli(command: click.Command, *, resumes: bool = False) -> NoReturn:
         _fail("interrupted", 130)
     except MemoryError:
         _fail("error: out of memory", ResourceError.exit_code)
+    except RuntimeError as error:
+        if "start new thread" not in str(error):
+            raise
+        _fail(f"error: the system allows no more threads: {error}", ResourceError.exit_code)
     except StdoutError as error:
         _forget_stdout()
         if isinstance(error.__cause__, BrokenPipeError):

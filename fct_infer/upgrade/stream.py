@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fct_infer import _core
 from fct_infer.device_arrays import CardRows
-from fct_infer.errors import ArrayError, FctError, GalleryError, NonFiniteError
+from fct_infer.errors import ArrayError, FctError, GalleryError, NonFiniteError, ResourceError
 from fct_infer.gallery import Gallery, NpyShardWriter, Shard, ShardReader
 from fct_infer.index import IndexBuilder
 from fct_infer.storage import DigestedFile, copy_file
@@ -196,7 +196,10 @@ def run_streams(
     pool, futures = ThreadPoolExecutor(len(parts)), []
     try:
         for part in parts:
-            futures.append(pool.submit(run, part))
+            try:
+                futures.append(pool.submit(run, part))
+            except RuntimeError as error:  # Python's word for a limit on threads
+                raise ResourceError(f"shards_at_once is {len(parts)}, but {error}") from error
         wait(futures, return_when=FIRST_EXCEPTION)
     finally:  # all have ended, or one has failed, or we were interrupted: the others end early
         stop.set()

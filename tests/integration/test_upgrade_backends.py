@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from click.testing import CliRunner, Result
@@ -21,6 +22,7 @@ from fct_infer.artifacts.precisions import LIMITS
 from fct_infer.cli.upgrade_gallery import command, main
 from fct_infer.errors import GalleryError, OutputError, StoppedError, UnsupportedError, UsageError
 from fct_infer.export import Options, export_file, export_transformation, probe
+from fct_infer.gallery import Gallery
 from fct_infer.upgrade.plan import Settings
 
 ROWS = (300, 37, 200)
@@ -176,6 +178,7 @@ DYING = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from fct_infer import load_transformation, upgrade_gallery
+from fct_infer.gallery import Gallery
 from fct_infer.upgrade.plan import Settings
 
 gallery, dest, bundle, backend = sys.argv[2:6]
@@ -218,3 +221,23 @@ def test_a_card_that_is_not_there_is_never_replaced_by_the_cpu(folder):
     for backend in ("onnxruntime", "torch"):
         with pytest.raises(UnsupportedError, match="device cuda"):
             load_transformation(folder / "gated", backend=backend, device="cuda", trust=True)
+
+
+def test_a_bare_file_says_which_input_is_which(tmp_path, monkeypatch, capsys):
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Concat", ["psi", "phi"], ["y"], axis=1)],
+        "g",
+        [onnx.helper.make_tensor_value_info(name, 1, ["n", 8]) for name in ("psi", "phi")],
+        [onnx.helper.make_tensor_value_info("y", 1, ["n", 16])],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "h.onnx")
+    arrays = write_gallery(tmp_path / "g", rows_per_shard=(9,), old_dim=8, side_dim=8)
+    arguments = [tmp_path / "g", "--transformation", tmp_path / "h.onnx", "-o", tmp_path / "new", "--index", "none"]
+    monkeypatch.setattr(sys, "argv", ["fct-upgrade-gallery", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 0
+    assert "h.onnx: inputs: psi -> side, phi -> old" in capsys.readouterr().err
+    found = Gallery.open(tmp_path / "new").read_rows(np.arange(9))[0]
+    np.testing.assert_allclose(found, np.concatenate([arrays["side"], arrays["old"]], axis=1), rtol=1e-6)
