@@ -253,8 +253,8 @@ def _linear_regressor(builder: ProgramBuilder, node: _Node) -> Rows:
     node.expect(post_transform="NONE")
     targets = int(node.attributes.get("targets", 1))
     weight = np.asarray(node.attributes["coefficients"], np.float32).reshape(targets, -1)
-    intercepts = node.attributes.get("intercepts")
-    return builder.linear(node.rows(0), weight, None if intercepts is None else np.asarray(intercepts, np.float32))
+    intercepts = np.asarray(node.attributes.get("intercepts", 0), np.float32)  # one may stand for all targets
+    return builder.linear(node.rows(0), weight, np.array(np.broadcast_to(intercepts, targets)))
 
 
 _SCALER_DEFAULTS = (("offset", 0), ("scale", 1))

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from fct_infer.errors import ArtifactError
 from fct_infer.transformation import INPUTS
 
-_SIDE = re.compile(r"side|psi|aux|extra|context|meta")
-_OLD = re.compile(r"old|phi|emb|feat|vector|gallery")
+# Whole words, for "extracted" is not "extra" and "household" not "old".
+_SIDE = frozenset({"side", "sideinfo", "sideinformation", "psi"})
+_OLD = frozenset({"old", "phi", "embedding", "embeddings", "emb"})
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 
 
 def roles(names: Sequence[str], widths: Sequence[int], old_first: Sequence[str] | None = None) -> tuple[str, ...]:
@@ -43,9 +45,11 @@ def roles_by_name(names: Sequence[str]) -> tuple[str, ...] | None:
     """Like :func:`roles`, by the names alone; None where they do not tell."""
     if len(names) < len(INPUTS):
         return INPUTS[: len(names)]
-    for pattern, role, other in ((_SIDE, "side", "old"), (_OLD, "old", "side")):
-        spoken = [bool(pattern.search(name.lower())) for name in names]
-        if spoken.count(True) == 1:
+    for words, role, other in ((_SIDE, "side", "old"), (_OLD, "old", "side")):
+        spoken = [not words.isdisjoint(word.lower() for word in _WORD.findall(name)) for name in names]
+        if all(spoken):
+            return None  # of both, so of neither
+        if any(spoken):
             return tuple(role if is_spoken else other for is_spoken in spoken)
     return None
 

@@ -18,7 +18,7 @@ Config = TypeVar("Config")
 _NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
 
 
-MAX_CONFIG_CHARACTERS, MAX_ALIASES = 1 << 20, 8
+MAX_CONFIG_CHARACTERS, MAX_ALIASES, MAX_DEPTH = 1 << 20, 8, 64
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -202,12 +202,22 @@ def _parse_yaml(text: str, where: str) -> Any:
     try:
         if len(text) > MAX_CONFIG_CHARACTERS:
             raise ValueError(f"has {len(text):,} characters, at most {MAX_CONFIG_CHARACTERS:,} are read")
-        aliases = sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader))
-        if aliases > MAX_ALIASES:  # a few of aliases of aliases are billions of values
-            raise ValueError(f"has {aliases:,} aliases, at most {MAX_ALIASES} are followed")
+        _check_events(yaml, text)
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"{where}: is not YAML: {' '.join(str(error).split())}") from error
+
+
+def _check_events(yaml: Any, text: str) -> None:
+    """Refuse a few lines that are billions of values, or take minutes: the parser's time grows with depth squared."""
+    aliases = depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        aliases += isinstance(event, yaml.AliasEvent)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise ValueError(f"is nested more than {MAX_DEPTH} levels deep")
+    if aliases > MAX_ALIASES:
+        raise ValueError(f"has {aliases:,} aliases, at most {MAX_ALIASES} are followed")
 
 
 def _yaml() -> Any:

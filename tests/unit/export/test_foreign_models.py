@@ -229,3 +229,15 @@ def test_batch_norm_without_statistics_is_refused(tmp_path):
 def test_a_path_is_no_transformation(tmp_path):
     with pytest.raises(UsageError, match=r"h is a str, wanted a Transformation: fct_infer\.load_transformation\('h'\)"):
         upgrade_gallery(tmp_path / "g", "h", tmp_path / "new")
+
+
+@pytest.mark.parametrize("share", [1e-3, 3e-4])
+def test_a_small_share_of_the_neighbours_is_noticed_too(tmp_path, share):
+    nodes = [
+        ("ReduceMean", ["old"], ["m"], {"axes": [0], "keepdims": 1}),
+        ("Mul", ["m", "share"], ["part"]),
+        ("Add", ["old", "part"], ["y"]),
+    ]
+    path = onnx_file(tmp_path / "h.onnx", nodes, {"old": 8}, {"share": np.array(share, np.float32)})
+    with pytest.raises(ArtifactError, match="it mixes the rows of a batch"):
+        export_file(path, tmp_path / "b")

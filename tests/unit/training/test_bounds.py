@@ -26,6 +26,13 @@ def test_aliases_of_aliases_are_not_followed(tmp_path):
     assert read_config(tmp_path / "few.yaml") == {"a": [1, 2], "b": [1, 2]}
 
 
+def test_deep_nesting_is_refused_as_it_is_read(tmp_path):
+    """Whole, 100,000 levels take PyYAML minutes."""
+    (tmp_path / "deep.yaml").write_text("[" * 100_000)
+    with pytest.raises(UsageError, match="nested more than 64 levels deep"):
+        read_config(tmp_path / "deep.yaml")
+
+
 def test_a_huge_configuration_is_not_read(tmp_path):
     (tmp_path / "long.yaml").write_text("a: " + "x" * MAX_CONFIG_CHARACTERS)
     with pytest.raises(UsageError, match="characters, at most"):
