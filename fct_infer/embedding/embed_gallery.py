@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import time
 from collections import deque
@@ -21,6 +20,7 @@ from fct_infer.embedding.images import ImageSource, open_images
 from fct_infer.errors import InputError, NonFiniteError, UsageError
 from fct_infer.gallery import GalleryWriter
 from fct_infer.gallery.output import new_gallery
+from fct_infer.machine import usable_cpus
 from fct_infer.transformation import Float32Array
 
 OnError: TypeAlias = Literal["fail", "skip"]
@@ -128,7 +128,7 @@ def embed_gallery(
     """
     paths = [images] if isinstance(images, str | Path) else list(images)
     models = (model, *side_information)
-    threads = len(os.sched_getaffinity(0)) if threads is None else threads
+    threads = usable_cpus() if threads is None else threads
     _check_at_least_one(batch_size=batch_size, threads=threads, rows_per_shard=rows_per_shard)
     _check_choices(dtype=dtype, on_error=on_error, ids=ids)
     if model.kind == "side-information":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TypeAlias
@@ -10,6 +9,7 @@ from typing import TypeAlias
 from threadpoolctl import threadpool_limits
 
 from fct_infer.errors import UsageError
+from fct_infer.machine import usable_cpus
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called from the caller's own thread with rows done and rows in all."""
@@ -29,7 +29,7 @@ def for_each_block(
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}, wanted at least 1")
     done = 0
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads or len(os.sched_getaffinity(0))) as pool:
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads or usable_cpus()) as pool:
         parts = [slice(start, min(start + block_rows, rows)) for start in range(0, rows, block_rows)]
         futures = {pool.submit(work, part): part for part in parts}
         try:

@@ -51,7 +51,16 @@ class Claim:
 
 
 def _own_name() -> str:
-    return f"{socket.gethostname()}.{_boot()}.{os.getpid()}.{_start_of(os.getpid())}"
+    return f"{_host()}.{_boot()}.{os.getpid()}.{_start_of(os.getpid())}"
+
+
+def _host() -> str:
+    """The machine, and which processes of it are seen: containers number theirs each for itself."""
+    try:
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        namespace = 0
+    return f"{socket.gethostname()}-{namespace}"
 
 
 def _is_held(claim: Path, lock: str) -> bool:

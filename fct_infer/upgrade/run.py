@@ -133,7 +133,11 @@ class _Run:
                 self._replay(work, builder, finished)
         self._stream(work, builder, unfinished)
         with self._timed("verify"):
-            verification = self._verify(work, builder)
+            try:
+                verification = self._verify(work, builder)
+            except GateError:
+                plan.check_unchanged()  # rows that were edited meanwhile are not what was transformed
+                raise
         with self._timed("finish"):
             report = self._finish(work, builder, verification, resumed_rows)
         work.publish()

@@ -8,13 +8,12 @@ DEST.partial/gallery/        becomes DEST by one rename
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from fct_infer.artifacts.files import read_file
 from fct_infer.errors import FctError, GalleryError, OutputError
+from fct_infer.gallery import MANIFEST_NAME, read_manifest
 from fct_infer.storage import (
     FileLock,
     check_replaceable,
@@ -141,12 +140,9 @@ class Work:
     def _begin_or_resume(self) -> None:
         identity = self.plan.identity()
         begun = self.journal.all("begin")
-        if not begun:
-            self.clear()
-            self.journal.append("begin", identity=identity)
-            return
-        different = _differences(begun[0]["identity"], identity)
-        if different and self.journal.all("gate failed"):  # work that cannot be published need not be kept
+        different = _differences(begun[0]["identity"], identity) if begun else []
+        # Work that failed a gate cannot be published as it is, so it need not be kept for the settings it had.
+        if not begun or (different and self.journal.all("gate failed")):
             self.clear()
             self.journal.append("begin", identity=identity)
             return
@@ -164,21 +160,28 @@ class Work:
 
         An index takes rows in order, so all behind a damaged shard are too, where there is one.
         """
+        if self.is_ready:
+            self._refuse_damaged_result()
+            return
         finished = self.finished
-        damaged = [name for name, record in finished.items() if not self._is_intact(record["files"])]
+        damaged = [name for name, record in finished.items() if not self._are_intact(record["files"])]
         if not damaged:
             return
-        if self.is_ready:
-            raise OutputError(f"{self.gallery}: shard {damaged[0]} is damaged; begin again with --restart")
         names = list(finished)
         self.repeated = names[names.index(damaged[0]) :] if self.plan.index else damaged
         for name in self.repeated:
             self.journal.append("damaged", name=name)
 
-    def _is_intact(self, files: dict[str, dict[str, Any]]) -> bool:
+    def _refuse_damaged_result(self) -> None:
+        """All that is left is the rename, so all that its manifest lists has to be what was written, the index too."""
+        for name, file in read_manifest(self.gallery).files.items():
+            if not self._are_intact({name: vars(file)}):
+                raise OutputError(f"{self.gallery / name}: is damaged; begin again with --restart")
+
+    def _are_intact(self, files: dict[str, dict[str, Any]]) -> bool:
         for name, file in files.items():
-            path = self.gallery / name
             with suppress(GalleryError):
+                path = self.gallery / name
                 if path.is_file() and path.stat().st_size == file["size"] and sha256_of_file(path) == file["sha256"]:
                     continue
             return False
@@ -196,12 +199,8 @@ class Work:
 def foreign_to_upgrades(folder: Path) -> str | None:
     """Say what makes a folder something else than a gallery that an upgrade published; None if it is one."""
     try:
-        manifest = json.loads(read_file(folder / "manifest.json", 1 << 30))
-        is_ours = manifest["kind"] == "gallery"
-        known = {"manifest.json", *manifest["files"]}
-    except (FctError, ValueError, KeyError, TypeError):
-        is_ours = False
-    if not is_ours:
+        known = {MANIFEST_NAME, *read_manifest(folder).files}
+    except FctError:
         return "it is not a gallery that fct-upgrade-gallery published"
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()

@@ -13,7 +13,8 @@ from support.galleries import write_gallery
 from support.programs import linear_map
 
 from fct_infer import Transformation, upgrade_gallery
-from fct_infer.errors import GalleryError
+from fct_infer.errors import GalleryError, OutputError
+from fct_infer.upgrade import work
 from fct_infer.upgrade.plan import Settings
 
 
@@ -77,3 +78,40 @@ def test_a_gallery_that_is_edited_meanwhile_is_named(tmp_path, shard):
         )
     assert not (tmp_path / "new").exists()
     upgrade_gallery(tmp_path / "g", Transformation(linear_map(12, 8)), tmp_path / "new", settings=settings)
+
+
+def test_an_edit_that_fails_the_gate_is_named_as_an_edit(tmp_path):
+    """Else the gate would blame the arithmetic, and the same command would fail for ever."""
+    write_gallery(tmp_path / "g", rows_per_shard=(30,), old_dim=12)
+    path = tmp_path / "g" / "embeddings" / "000000.npy"
+
+    def edit(stage, rows, total):
+        if stage == "verify":
+            np.save(path, -np.load(path))
+
+    arguments = tmp_path / "g", Transformation(linear_map(12, 8)), tmp_path / "new"
+    with pytest.raises(GalleryError, match="was changed while the gallery was upgraded"):
+        upgrade_gallery(*arguments, settings=Settings(index="none"), progress=edit)
+    upgrade_gallery(*arguments, settings=Settings(index="none"))
+
+
+@pytest.mark.parametrize("name", ["index.faiss", "index_infos.json", "upgrade_infos.json", "embeddings/000000.npy"])
+def test_what_was_damaged_before_the_last_rename_is_not_published(tmp_path, monkeypatch, name):
+    write_gallery(tmp_path / "g", rows_per_shard=(30, 5), old_dim=12)
+    arguments = tmp_path / "g", Transformation(linear_map(12, 8)), tmp_path / "new"
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "publish_directory", killed)
+        with pytest.raises(KeyboardInterrupt):
+            upgrade_gallery(*arguments, settings=Settings(index="Flat"))
+    path = tmp_path / "new.partial" / "gallery" / name
+    content = bytearray(path.read_bytes())
+    content[-9] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(OutputError, match=rf"{name}: is damaged; begin again with --restart"):
+        upgrade_gallery(*arguments, settings=Settings(index="Flat"))
+    assert not (tmp_path / "new").exists()
+    upgrade_gallery(*arguments, settings=Settings(index="Flat"), restart=True)

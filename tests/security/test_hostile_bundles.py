@@ -266,6 +266,14 @@ def _(folder: Path) -> Path:
     return _onnx_bundle(folder, linear_onnx(external("/etc/passwd")))
 
 
+@case("lies in another file")
+def _(folder: Path) -> Path:
+    """ONNX with weights beside it, which the manifest does not list"""
+    bundle = _onnx_bundle(folder, linear_onnx(external("weights")))
+    (bundle / "weights").write_bytes(bytes(4 * OLD_DIM * NEW_DIM))
+    return bundle
+
+
 @case("takes|holds a|other inputs")
 def _(folder: Path) -> Path:
     """ONNX of rows called a backbone"""

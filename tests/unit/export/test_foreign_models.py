@@ -7,7 +7,7 @@ import onnx
 import pytest
 import torch
 from onnx import helper, numpy_helper
-from support.programs import linear_map, random_rows
+from support.programs import random_rows
 from torch import nn
 
 from fct_infer import load_transformation, upgrade_gallery
@@ -188,14 +188,6 @@ def test_weights_beside_the_file_are_read_and_make_its_identity(tmp_path):
         np.testing.assert_allclose(h(ROWS[0]), number * ROWS[0], rtol=1e-6)
         digests += [h.digest, report.manifest.source.sha256]
     assert len(set(digests)) == 2
-
-
-def test_of_a_bundle_nothing_is_read_that_its_manifest_does_not_list(tmp_path):
-    export_transformation(linear_map(8, 8), tmp_path / "h", Options(("onnx",)))
-    path = with_weights_beside(tmp_path / "h" / "model.onnx", np.eye(8, dtype=np.float32))
-    assert path.exists()
-    with pytest.raises(ArtifactError):
-        load_transformation(tmp_path / "h")
 
 
 # -- rows that depend on their neighbours ------------------------------------------------------------------------------

@@ -35,6 +35,17 @@ def nearly_equal_halves(path):
     return path
 
 
+def stopped(folder, h):
+    """Upgrade folder/g to folder/new until the first rows are written, and stop there."""
+
+    def stop(stage, rows, total):
+        if stage == "transform":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        upgrade_gallery(folder / "g", h, folder / "new", settings=SETTINGS, progress=stop)
+
+
 def test_fp32_is_the_default_even_where_bf16_is_native(native_bf16, tmp_path, monkeypatch, capsys):
     write_gallery(tmp_path / "g", (50,), old_dim=8)
     bundle = core_bundle(linear_map(8, 6), tmp_path / "h")
@@ -63,12 +74,7 @@ def test_a_resumed_upgrade_keeps_what_auto_chose(native_bf16, tmp_path, monkeypa
     write_gallery(tmp_path / "g", (50, 50), old_dim=8)
     h = Transformation(linear_map(8, 6), "auto")
 
-    def stop(stage, rows, total):
-        if stage == "transform":
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        upgrade_gallery(tmp_path / "g", h, tmp_path / "new", settings=SETTINGS, progress=stop)
+    stopped(tmp_path, h)
     report = upgrade_gallery(tmp_path / "g", h, tmp_path / "new", settings=SETTINGS)
     assert report.settings["precision"] == "bf16" and report.precision_choice == (
         "chosen by auto when the upgrade began"
@@ -79,12 +85,7 @@ def test_an_upgrade_that_went_on_elsewhere_says_what_differs(native_bf16, tmp_pa
     write_gallery(tmp_path / "g", (50, 50), old_dim=8)
     h = Transformation(linear_map(8, 6), "auto")
 
-    def stop(stage, rows, total):
-        if stage == "transform":
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        upgrade_gallery(tmp_path / "g", h, tmp_path / "new", settings=SETTINGS, progress=stop)
+    stopped(tmp_path, h)
     monkeypatch.setattr(_core, "precisions", lambda device="cpu": ["fp32"])
     with pytest.raises(OutputError, match=r"settings precision \(was bf16, is fp32\)"):
         upgrade_gallery(tmp_path / "g", h, tmp_path / "new", settings=SETTINGS)
