@@ -37,8 +37,10 @@ def judge(
     new_old: float,
     new_new: float | None,
     curves: Mapping[str, BackfillingCurve] | None = None,
+    *,
+    figure: str = "mAP",
 ) -> Verdict:
-    """Say what to do with a gallery, by mAP (0 to 1).
+    """Say what to do with a gallery, by a figure of merit (0 to 1).
 
     The rule, the first that applies:
 
@@ -55,13 +57,15 @@ def judge(
         new_old: M(new, old): the gallery as it is, transformed or not.
         new_new: M(new, new): the gallery re-embedded; None if not known.
         curves: backfilling curves by order, those only that can be followed in practice (no oracle).
+        figure: what the figures are.
     """
     figures = {"old/old": old_old, "new/old": new_old, "new/new": new_new}
     shown = ", ".join(f"{name} {100 * value:.1f} %" for name, value in figures.items() if value is not None)
+    shown = f"{figure} {shown}"
     if new_new is None:
         return _judge_without_new(old_old, new_old, shown)
     if old_old is not None and new_new <= old_old:
-        return Verdict("keep old", 0.0, f"Keep the old model: the new one is no better (mAP {shown}).")
+        return Verdict("keep old", 0.0, f"Keep the old model: the new one is no better ({shown}).")
     closed = None if old_old is None else gap_closed(new_old, old_old, new_new)
     gap = "" if closed is None else f", {100 * closed:.0f} % of the gap closed"
     level = GOOD_ENOUGH * new_new
@@ -70,7 +74,7 @@ def judge(
             "transform",
             0.0,
             f"Transform and re-embed nothing: {100 * new_old / new_new:.1f} % of what re-embedding everything gives "
-            f"(mAP {shown}{gap}).",
+            f"({shown}{gap}).",
         )
     shares = {name: curve.smallest_share(level) for name, curve in (curves or {}).items()}
     partial = {name: share for name, share in shares.items() if share is not None and share < 1}
@@ -81,7 +85,7 @@ def judge(
             "transform and backfill",
             partial[name],
             f"Transform and backfill {100 * partial[name]:.0f} % of the rows ({name}): that reaches "
-            f"{100 * GOOD_ENOUGH:.0f} % of what re-embedding everything gives (mAP {shown}{gap}).",
+            f"{100 * GOOD_ENOUGH:.0f} % of what re-embedding everything gives ({shown}{gap}).",
         )
     reason = (
         "searching the gallery as it is would be worse than today"
@@ -90,21 +94,19 @@ def judge(
         if curves
         else f"the gallery as it is reaches {100 * new_old / new_new:.1f} % of it"
     )
-    return Verdict("re-embed", 1.0, f"Re-embed everything: {reason} (mAP {shown}{gap}).")
+    return Verdict("re-embed", 1.0, f"Re-embed everything: {reason} ({shown}{gap}).")
 
 
 def _judge_without_new(old_old: float | None, new_old: float, shown: str) -> Verdict:
     if old_old is None:
-        return Verdict(
-            "undecided", None, f"Undecided: mAP {shown}; what the old model and re-embedding give is not known."
-        )
+        return Verdict("undecided", None, f"Undecided: {shown}; what the old model and re-embedding give is not known.")
     if criterion(new_old, old_old):
         return Verdict(
-            "transform", None, f"Transform: better than today (mAP {shown}); what re-embedding would add is not known."
+            "transform", None, f"Transform: better than today ({shown}); what re-embedding would add is not known."
         )
     return Verdict(
         "keep old",
         None,
-        f"Keep the old model: the new one is no better on this gallery (mAP {shown}); "
+        f"Keep the old model: the new one is no better on this gallery ({shown}); "
         "what re-embedding gives is not known.",
     )

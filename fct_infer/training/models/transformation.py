@@ -176,7 +176,7 @@ class ResidualMlpTransformation(LayeredTransformation):
 
 
 def linear_transformation(old_dim: int, side_dim: int, new_dim: int, uncertainty: bool = False) -> MlpTransformation:
-    """Return an affine map, trained like the others; :mod:`fct_infer.training.models.maps` solves for one instead."""
+    """Return an affine map, trained like the others; :mod:`fct_infer.maps` solves for one instead."""
     return MlpTransformation(old_dim, side_dim, new_dim, (), uncertainty)
 
 

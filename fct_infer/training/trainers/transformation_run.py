@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fct_infer.errors import UsageError
 from fct_infer.gallery import Gallery
+from fct_infer.maps import MAPS, Statistics
 from fct_infer.training.alignment import Alignment, measure_alignment
 from fct_infer.training.chains import compose
 from fct_infer.training.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
@@ -26,11 +27,9 @@ from fct_infer.training.loop import Fitted, ProgressCallback, TrainingConfig
 from fct_infer.training.models.base import TransformationModule
 from fct_infer.training.models.folding import to_program, to_uncertainty_program
 from fct_infer.training.models.foreign import is_foreign
-from fct_infer.training.models.maps import MAPS
 from fct_infer.training.models.program import ProgramTransformation, program_arguments
 from fct_infer.training.models.registry import ModelSpec
 from fct_infer.training.models.transformation import TRANSFORMATIONS
-from fct_infer.training.statistics import Statistics
 from fct_infer.training.trainers.transformation import (
     Objective,
     TransformationConfig,

@@ -7,11 +7,10 @@ from hypothesis import strategies as st
 from support.programs import examples, linear_map, paper_h, random_rows
 
 from fct_infer.errors import ArrayError, UsageError
+from fct_infer.maps import Statistics, fit_ridge
 from fct_infer.reference import apply_float64
 from fct_infer.training.alignment import measure_alignment
 from fct_infer.training.chains import apply_by_source, compose
-from fct_infer.training.models.maps import fit_ridge
-from fct_infer.training.statistics import Statistics
 from fct_infer.transformation import Program, Transformation
 
 

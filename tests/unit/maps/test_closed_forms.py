@@ -11,9 +11,8 @@ from scipy.stats import ortho_group
 from sklearn.linear_model import LinearRegression, Ridge
 
 from fct_infer.errors import UsageError
+from fct_infer.maps import MAPS, Statistics, fit_low_rank, fit_procrustes, fit_ridge
 from fct_infer.reference import apply_float64
-from fct_infer.training.models.maps import MAPS, fit_low_rank, fit_procrustes, fit_ridge
-from fct_infer.training.statistics import Statistics
 from fct_infer.transformation import Program
 
 # Maps are float64 until they become float32 programs: relative errors of a few 6e-8.

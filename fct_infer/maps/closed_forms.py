@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fct_infer.errors import UsageError
-from fct_infer.training.statistics import Float64Array, Statistics
+from fct_infer.maps.statistics import Float64Array, Statistics
 from fct_infer.transformation import Concat, Linear, Program, Step
 
 DEFAULT_ALPHAS = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)

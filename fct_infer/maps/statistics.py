@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fct_infer.training.features import Columns
+Float64Array: TypeAlias = NDArray[np.float64]
 
-Float64Array = NDArray[np.float64]
+Columns: TypeAlias = Mapping[str, NDArray[Any]]
+"""Rows of some items: ``old`` (n, old_dim), ``new`` (n, new_dim) and, where there is any, ``side`` (n, side_dim)."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,20 @@ class Statistics:
         mean = self.mean + difference * (other.rows / rows)
         between = np.outer(difference, difference) * (self.rows * other.rows / rows)
         return Statistics(self.old_dim, self.side_dim, rows, mean, self.scatter + other.scatter + between)
+
+    @cached_property
+    def without_side(self) -> Statistics:
+        """The statistics of the same rows from ``old`` alone."""
+        if not self.side_dim:
+            return self
+        kept = np.r_[: self.old_dim, self.input_dim : len(self.mean)]
+        return Statistics(self.old_dim, 0, self.rows, self.mean[kept], self.scatter[np.ix_(kept, kept)])
+
+    @cached_property
+    def rotation(self) -> Float64Array:
+        """The orthogonal Procrustes solution (old_dim, d_out) from centred old rows to new (Schönemann 1966)."""
+        u, _, vt = np.linalg.svd(self.xy[: self.old_dim], full_matrices=False)
+        return cast(Float64Array, u @ vt)
 
     @property
     def input_dim(self) -> int:

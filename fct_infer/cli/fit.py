@@ -1,0 +1,167 @@
+"""``fct-fit``: from items embedded by both models to a transformation, and how good it is."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from fct_infer.cli._common import json_option, run_cli, show_rows
+from fct_infer.cli._progress import progress_on_stderr
+
+if TYPE_CHECKING:
+    from fct_infer.evaluation import Metric
+    from fct_infer.fitting import Fit, Pairs
+
+_PATH = click.Path(path_type=Path)
+_SHOWN = 8  # candidates
+_WIDTH = 100  # of tables in a file or a pipe
+
+
+def _seconds(_context: click.Context, _parameter: click.Parameter, value: str) -> float:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", value)
+    if not found or float(found[1]) == 0:
+        raise click.BadParameter(f"{value!r} is no time; wanted for instance 90s, 5m or 1h")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--old", required=True, type=_PATH, help="Old embeddings: .npy, Parquet, HDF5, ... or a gallery.")
+@click.option("--new", required=True, type=_PATH, help="New embeddings, of the same items or some of them.")
+@click.option("--old-ids", type=_PATH, help="Ids of OLD's rows: .txt, .npy, .csv or .parquet [OLD's own].")
+@click.option("--new-ids", type=_PATH, help="Ids of NEW's rows [NEW's own; without any, rows match by their order].")
+@click.option("--old-embedding-column", metavar="NAME", help="Column of OLD's embeddings.")
+@click.option("--new-embedding-column", metavar="NAME", help="Column of NEW's embeddings.")
+@click.option("--id-column", metavar="NAME", help="Column of the ids, in both.")
+@click.option("--side", type=_PATH, help="Side-information of OLD's rows [OLD's own, if it has any].")
+@click.option("--labels", type=_PATH, help="Labels of OLD's rows, .npy: candidates are judged by mAP.")
+@click.option("--queries", type=_PATH, help="Queries by the new model, .npy: candidates are judged by their recall.")
+@click.option("--truth", type=_PATH, help="Ids of each query's right rows, .npy (n,) or (n, most).")
+@click.option("--old-queries", type=_PATH, help="The queries by the old model: what the old gallery gives today.")
+@click.option(
+    "--direction",
+    type=click.Choice(["old-to-new", "new-to-old"]),
+    default="old-to-new",
+    show_default=True,
+    help="new-to-old makes a map for new queries that search an untouched old gallery.",
+)
+@click.option("-o", "--output", "bundle", required=True, type=_PATH, help="Bundle to write.")
+@click.option(
+    "--metric", type=click.Choice(["l2", "ip", "cosine"]), help="[cosine if all new rows have length 1, or l2]"
+)
+@click.option(
+    "--budget", default="5m", show_default=True, callback=_seconds, help="Time; networks are tried if it lasts."
+)
+@click.option("--no-network", is_flag=True, help="Closed forms only: seconds, and no PyTorch.")
+@click.option(
+    "--max-pairs", type=click.IntRange(min=50), default=100_000, show_default=True, help="Sample of pairs used."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--allow-cast", is_flag=True, help="Narrow float64 and wide integers to float32.")
+@click.option("--force", is_flag=True, help="Replace a bundle that exists once the new one is complete.")
+@json_option()
+def command(
+    bundle: Path,
+    direction: str,
+    metric: Metric | None,
+    budget: float,
+    no_network: bool,
+    max_pairs: int,
+    seed: int,
+    force: bool,
+    as_json: bool,
+    **inputs: Any,
+) -> None:
+    """Fit a transformation from old embeddings to new ones, on items that both models have embedded.
+
+    Two .npy files do: row i of both is the same item. With ids, rows are matched by them. Closed forms and a network
+    are tried on rows held out from them; the one whose gallery is searched best is written as BUNDLE, ready for
+    fct-upgrade-gallery, and what it will be worth is printed.
+
+    \b
+    Example:
+      fct-fit --old old.npy --new new.npy -o h.bundle
+      fct-upgrade-gallery GALLERY --transformation h.bundle -o DEST
+    """
+    from fct_infer.artifacts.bundle import refuse_existing
+    from fct_infer.export import Options, export_transformation
+    from fct_infer.fitting import Settings, fit_pairs
+    from fct_infer.fitting.inputs import read_inputs
+
+    given = {f"--{name.replace('_', '-')}": value for name, value in inputs.items() if isinstance(value, Path)}
+    refuse_existing(bundle, given, force=force)
+    with progress_on_stderr() as progress:
+        pairs, queries = read_inputs(inputs, max_pairs=max_pairs, seed=seed, progress=progress)
+        if direction == "new-to-old":
+            pairs, queries = pairs.swapped(), None if queries is None else queries.swapped()
+    click.echo(_pairs_line(pairs), err=True)
+    with progress_on_stderr("steps") as progress:
+        found = fit_pairs(pairs, Settings(metric, budget, not no_network, seed), queries, progress)
+    report = export_transformation(found.program, bundle, Options(("core",), force=force))
+    next_command = report.next_command
+    if direction == "new-to-old":
+        next_command = f"fct_infer.load_transformation({str(bundle)!r})(queries), then search the old gallery"
+    if as_json:
+        document = found.as_dict() | {"bundle": str(bundle), "direction": direction, "next_command": next_command}
+        click.echo(json.dumps(document, indent=2, allow_nan=False))
+        return
+    show_fit(found)
+    click.echo(f"\nnext: {next_command}")
+
+
+def _pairs_line(pairs: Pairs) -> str:
+    widths = f"{pairs.old.shape[1]} -> {pairs.new.shape[1]}"
+    side = "" if pairs.side is None else f", side-information {pairs.side.shape[1]}"
+    return (
+        f"{pairs.matched:,} items are in both (only in OLD {pairs.only_old:,}, only in NEW {pairs.only_new:,}); "
+        f"{len(pairs):,} are used; {widths}{side}"
+    )
+
+
+def show_fit(found: Fit) -> None:
+    """Print the candidates, what is to be expected of the chosen one, and the verdict."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
+    table = Table("Candidate", title=f"Held-out rows, {found.metric}", title_justify="left", box=None)
+    table.add_column(f"{found.measure}, %", justify="right")
+    table.add_column("MFLOP a row", justify="right")
+    shown = [*found.trials[:_SHOWN]] + [trial for trial in found.trials[_SHOWN:] if trial is found.chosen]
+    for trial in shown:
+        style = "bold" if trial is found.chosen else None
+        mark = "* " if trial is found.chosen else "  "
+        estimate = trial.estimate
+        figures = f"{100 * estimate.mean:.1f} ± {100 * estimate.standard_error:.1f}", f"{trial.flops / 1e6:.2f}"
+        table.add_row(mark + trial.name, *figures, style=style)
+    console.print(table)
+    forecast = found.forecast
+    rows = {found.measure: f"{forecast.measured}, on queries that did not choose"}
+    for name, known in (("old/old", forecast.old_old), ("new/new", forecast.new_new)):
+        if known is not None:
+            rows[name] = str(known)
+    rows["finds itself"] = ", ".join(f"{value} up to rank {k}" for k, value in forecast.recall.items())
+    rows["with fewer pairs"] = ", ".join(
+        f"{point.pairs:,}: {100 * point.estimate.mean:.1f} %" for point in forecast.curve
+    )
+    if forecast.twice is not None:
+        rows["with twice as many"] = f"about {100 * forecast.twice:+.1f}, if gains go on shrinking as they do"
+    rows["time"] = f"{found.seconds:.0f} s for {found.pairs:,} pairs"
+    click.echo()
+    show_rows(rows)
+    for note in found.notes:
+        click.echo(f"note: {note}")
+    click.echo(f"\nIs it worth it? {forecast.verdict.sentence}")
+
+
+def main() -> NoReturn:
+    """Entry point of ``fct-fit``."""
+    run_cli(command)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Fitting from arrays in memory: what ``fct-fit`` does with files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fct_infer.errors import ArrayError, NonFiniteError, UsageError
+from fct_infer.fitting.fit import Fit, Settings, fit_pairs
+from fct_infer.fitting.forecast import Queries
+from fct_infer.fitting.pairs import Pairs, Progress
+from fct_infer.transformation import Float32Array
+
+
+def fit(
+    old: NDArray[Any],
+    new: NDArray[Any],
+    side: NDArray[Any] | None = None,
+    *,
+    labels: NDArray[Any] | None = None,
+    queries: Queries | None = None,
+    settings: Settings | None = None,
+    progress: Progress | None = None,
+) -> Fit:
+    """Fit a transformation from the old model's embeddings to the new one's; row i of all arrays is one item.
+
+    ``fct_infer.Transformation(fit(old, new).program)`` transforms rows;
+    ``fct_infer.export.export_transformation(fit(old, new).program, "h.bundle")`` writes them a bundle.
+
+    Args:
+        old: (n, d_old) floating-point, n at least 50.
+        new: (n, d_new) floating-point.
+        side: (n, d_side) floating-point: side-information that is stored beside the old rows.
+        labels: (n,), to judge candidates by mAP.
+        queries: of the user, to judge candidates by their recall; truth holds row numbers.
+        settings: see :class:`Settings`.
+        progress: told about stages.
+
+    Raises:
+        ArrayError: another dtype or shape, rows with NaN or infinity.
+        FctError: as :func:`fit_pairs`.
+    """
+    rows = np.arange(len(old))
+    columns = {"old": old, "new": new} | ({} if side is None else {"side": side})
+    vectors = {name: _vectors(name, array, len(old)) for name, array in columns.items()}
+    if labels is not None and labels.shape != (len(old),):
+        raise ArrayError(f"labels: is {labels.shape}, wanted ({len(old)},)")
+    if queries is not None and queries.truth.size and queries.truth.max() >= len(old):
+        raise UsageError(f"queries.truth: names row {queries.truth.max()}, there are {len(old)}")
+    pairs = Pairs(vectors["old"], vectors["new"], vectors.get("side"), rows, rows, labels, len(old))
+    return fit_pairs(pairs, settings, queries, progress)
+
+
+def _vectors(name: str, array: NDArray[Any], rows: int) -> Float32Array:
+    if array.ndim != 2 or array.dtype.kind != "f" or array.shape[0] != rows or not array.size:
+        raise ArrayError(f"{name}: is {array.dtype} {array.shape}, wanted floating-point ({rows}, d)")
+    finite = np.isfinite(array).all(axis=1)
+    if not finite.all():
+        raise NonFiniteError(name, int(np.argmin(finite)))
+    return np.ascontiguousarray(array, np.float32)

@@ -1,0 +1,165 @@
+"""Every judged row is transformed by a map that was fitted without it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from fct_infer.fitting.measures import Estimate, Measure
+from fct_infer.fitting.pairs import Int64Array, Pairs
+from fct_infer.maps import Recipe, Statistics
+from fct_infer.maps.statistics import Float64Array
+from fct_infer.transformation import Float32Array, Program, Transformation
+
+FOLDS = 5
+JUDGED_ROWS = 6_000  # of the gallery that candidates are searched in
+QUERIES = 1_000  # that choose, and as many others that report
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which pairs do what.
+
+    Attributes:
+        folds: (n,) of each pair, 0 to 4; a map that transforms a pair is fitted on the other folds.
+        judged: (m,) pairs that make up the gallery in which candidates are searched, ascending.
+        choosing, reporting: queries, by number in the measure: candidates are chosen by the ones, and what is said of
+            the chosen one is measured with the others.
+    """
+
+    folds: Int64Array
+    judged: Int64Array
+    choosing: Int64Array
+    reporting: Int64Array
+
+    @classmethod
+    def draw(cls, pairs: int, queries: int | None, seed: int, kept: Int64Array | None = None) -> Split:
+        """Draw the split.
+
+        Args:
+            pairs: how many there are.
+            queries: how many queries the user brings; None where the judged rows are the queries.
+            seed: of the draw.
+            kept: pairs that have to be judged, such as those that queries look for.
+        """
+        rng = np.random.default_rng(seed)
+        folds = rng.permutation(np.arange(pairs) % FOLDS)
+        order = rng.permutation(pairs)
+        if kept is not None:
+            order = np.concatenate([kept, order[~np.isin(order, kept)]])
+        judged = np.sort(order[: max(JUDGED_ROWS, 0 if kept is None else len(kept))])
+        asked = rng.permutation(len(judged) if queries is None else queries)
+        reporting = min(len(asked) // 3, QUERIES)
+        choosing = asked[reporting:][:QUERIES]
+        return cls(folds, judged, np.sort(choosing), np.sort(asked[:reporting]))
+
+
+class CrossFit:
+    """Transforms the judged rows by maps fitted on other rows."""
+
+    def __init__(self, pairs: Pairs, split: Split) -> None:
+        self.pairs, self.split = pairs, split
+        self._statistics: dict[float, list[Statistics]] = {}
+
+    def statistics(self, share: float = 1.0) -> list[Statistics]:
+        """Return those of the rows outside each fold, or of the first of them in a fixed random order."""
+        if share not in self._statistics:
+            rows = len(self.pairs)
+            among = np.random.default_rng(0).permutation(rows)[: max(2, round(share * rows))]
+            chosen = np.zeros(rows, bool)
+            chosen[among] = True
+            self._statistics[share] = [
+                statistics_of(self.pairs, np.flatnonzero(chosen & (self.split.folds != fold))) for fold in range(FOLDS)
+            ]
+        return self._statistics[share]
+
+    def transformed(self, recipe: Recipe, share: float = 1.0) -> Float32Array:
+        """Return the judged rows, (m, d_new), each by the map of the other folds."""
+        judged, folds = self.split.judged, self.split.folds[self.split.judged]
+        result = np.empty((len(judged), self.pairs.new.shape[1]), np.float32)
+        for fold, statistics in enumerate(self.statistics(share)):
+            rows = np.flatnonzero(folds == fold)
+            if len(rows):
+                result[rows] = transform(recipe.fit(statistics), self.pairs, judged[rows])
+        return result
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate and how it did.
+
+    Attributes:
+        name: for people.
+        scores: (queries,) of the choosing queries.
+        flops: a row.
+        recipe: None for what is not a closed form.
+    """
+
+    name: str
+    scores: Float64Array
+    flops: int
+    recipe: Recipe | None = None
+
+    @property
+    def estimate(self) -> Estimate:
+        """Mean and standard error of the scores."""
+        return Estimate.of(self.scores)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the trial as strict JSON, the scores as their mean."""
+        return {"name": self.name, "flops_per_row": self.flops, **asdict(self.estimate)}
+
+
+def statistics_of(pairs: Pairs, rows: Int64Array) -> Statistics:
+    """Return the statistics of some pairs, in blocks that bound what is held in float64."""
+    names = {"old": pairs.old, "new": pairs.new} | ({} if pairs.side is None else {"side": pairs.side})
+    blocks = (
+        {name: array[rows[start : start + 16_384]] for name, array in names.items()}
+        for start in range(0, len(rows), 16_384)
+    )
+    found = Statistics.of_blocks(blocks)
+    assert found is not None
+    return found
+
+
+def transform(program: Program, pairs: Pairs, rows: Int64Array) -> Float32Array:
+    """Return some pairs' old rows transformed in float32, as an upgrade computes them."""
+    h = Transformation(program, "fp32")
+    side = pairs.side[rows] if h.side_dim and pairs.side is not None else None
+    return h(pairs.old[rows], side)
+
+
+def try_recipe(cross_fit: CrossFit, measure: Measure, recipe: Recipe) -> Trial:
+    """Return how a recipe does on the choosing queries."""
+    scores = measure.scores(cross_fit.transformed(recipe), cross_fit.split.choosing)
+    return Trial(recipe.name, scores, recipe.fit(cross_fit.statistics()[0]).flops_per_row, recipe)
+
+
+def choose(trials: Sequence[Trial], *, prefer_spread: bool) -> Trial:
+    """Return the best trial, or of those that the queries cannot tell from it the cheapest.
+
+    Two cannot be told apart if their mean difference, query by query, is within its standard error.
+
+    Args:
+        trials: at least one, all over the same queries.
+        prefer_spread: among equals take those with unit deviation first. Rows judge only queries like themselves; where
+            a user's are of another kind, such as keywords that search for texts, it is unit deviation that keeps rows
+            near the mean from being found by all of them.
+    """
+    best = max(trials, key=lambda trial: trial.scores.mean())
+    equal = [trial for trial in trials if is_within_noise(best.scores - trial.scores)]
+
+    def order(trial: Trial) -> tuple[bool, int, float]:
+        is_spread = trial.recipe is None or trial.recipe.unit_deviation
+        return prefer_spread and not is_spread, trial.flops, -trial.scores.mean()
+
+    return min(equal, key=order)
+
+
+def is_within_noise(difference: Float64Array) -> bool:
+    """Return whether the mean of (queries,) differences is at most its standard error."""
+    estimate = Estimate.of(difference)
+    return estimate.mean <= estimate.standard_error

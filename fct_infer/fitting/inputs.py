@@ -1,0 +1,80 @@
+"""What ``fct-fit`` is given on disk, as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fct_infer.connectors import SourceOptions, open_source
+from fct_infer.errors import GalleryError, UsageError
+from fct_infer.evaluation import read_embeddings, read_labels, read_truth
+from fct_infer.fitting.forecast import Queries
+from fct_infer.fitting.pairs import MAX_PAIRS, Pairs, Progress, read_pairs
+
+
+def read_inputs(
+    inputs: Mapping[str, Any], *, max_pairs: int = MAX_PAIRS, seed: int = 0, progress: Progress | None = None
+) -> tuple[Pairs, Queries | None]:
+    """Read pairs and the user's queries.
+
+    Args:
+        inputs: ``old``, ``new`` and, each optional, ``side``, ``old_ids``, ``new_ids``, ``labels``, ``queries``,
+            ``truth``, ``old_queries`` (paths), ``old_embedding_column``, ``new_embedding_column``, ``id_column``
+            (names), ``allow_cast``.
+        max_pairs: sample of pairs that is read; the rows that queries look for are among them as far as they are there.
+        seed: of the sample.
+        progress: see :func:`read_pairs`.
+
+    Raises:
+        UsageError: queries without truth or truth without queries, or sources that do not fit together.
+        GalleryError: a file is missing or malformed, or as :func:`read_pairs`.
+    """
+    given = {name: value for name, value in inputs.items() if value is not None}
+    if ("queries" in given) != ("truth" in given):
+        raise UsageError("--queries and --truth go together")
+    if "old_queries" in given and "queries" not in given:
+        raise UsageError("--old-queries wants --queries, the same by the new model")
+    cast, id_column = bool(given.get("allow_cast")), given.get("id_column")
+    old, new = (
+        open_source(
+            given[name],
+            SourceOptions(
+                embedding_column=given.get(f"{name}_embedding_column"),
+                id_column=id_column,
+                ids=given.get(f"{name}_ids"),
+                allow_cast=cast,
+            ),
+        )
+        for name in ("old", "new")
+    )
+    side = open_source(given["side"], SourceOptions(allow_cast=cast)) if "side" in given else None
+    labels = read_labels(given["labels"]) if "labels" in given else None
+    pairs = read_pairs(old, new, side, labels=labels, max_pairs=max_pairs, seed=seed, progress=progress)
+    return pairs, _queries(given, pairs) if "queries" in given else None
+
+
+def _queries(given: Mapping[str, Path], pairs: Pairs) -> Queries:
+    new, truth = read_embeddings(given["queries"]), read_truth(given["truth"])
+    old = read_embeddings(given["old_queries"]) if "old_queries" in given else None
+    for name, found in (("--truth", len(truth)), ("--old-queries", None if old is None else len(old))):
+        if found is not None and found != len(new):
+            raise GalleryError(f"{name} has {found:,} rows, --queries {len(new):,}")
+    places = _places(truth, pairs.ids)
+    known = (places >= 0).any(axis=1)  # a query whose right row has no pair can judge nothing
+    if not known.any():
+        raise GalleryError("--truth names no item that both OLD and NEW have")
+    return Queries(new[known].astype(np.float32), places[known], None if old is None else old[known].astype(np.float32))
+
+
+def _places(truth: NDArray[Any], ids: NDArray[Any]) -> NDArray[np.int64]:
+    """Return where in ``ids`` each id of ``truth`` (q, t) is; -1 for those that are not."""
+    if (truth.dtype.kind in "iu") != (ids.dtype.kind in "iu"):
+        raise UsageError(f"--truth names {truth.dtype} ids, those of the pairs are {ids.dtype}")
+    order = np.argsort(ids, kind="stable")
+    found = np.minimum(np.searchsorted(ids[order], truth), len(ids) - 1)
+    places = order[found]
+    return np.where(ids[places] == truth, places, -1)

@@ -1,0 +1,141 @@
+"""Whether a network does better than the best closed form, found out fold by fold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fct_infer.evaluation import Metric
+from fct_infer.fitting.crossfit import FOLDS, CrossFit, statistics_of, transform
+from fct_infer.fitting.measures import Estimate, Overlap
+from fct_infer.fitting.pairs import Int64Array
+from fct_infer.machine import usable_cpus
+from fct_infer.maps import Recipe
+from fct_infer.transformation import Float32Array, Program
+
+if TYPE_CHECKING:
+    from fct_infer.fitting.network import Residual, Schedule
+
+NAME = "residual network"
+MIN_ROWS = 200  # of a fold's judged rows that say when to stop, and whether it was worth it
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that did better than its start where both were screened.
+
+    Attributes:
+        transformed: (m, d_new) judged rows, each by a network that was trained without it.
+        flops: a row.
+        schedule: where held-out rows said to stop.
+    """
+
+    transformed: Float32Array
+    flops: int
+    schedule: Schedule
+
+
+def cross_fit_network(
+    cross_fit: CrossFit,
+    recipe: Recipe,
+    metric: Metric,
+    budget: float,
+    seed: int,
+    progress: Callable[[int, int], None],
+) -> Network | str:
+    """Train a network on all folds but the first, and on the others if that is better; or say why there is none.
+
+    Args:
+        cross_fit: pairs and split.
+        recipe: what the network starts from.
+        metric: how rows are searched.
+        budget: seconds that all trainings together, the last on all pairs among them, may take.
+        seed: of weights and batches.
+        progress: told steps done, of all that may follow.
+    """
+    if find_spec("torch") is None:
+        return f"no {NAME} was tried: it needs PyTorch (pip install 'fct-infer[train]')"
+    from fct_infer.fitting.network import STEPS, Schedule, one_thread_each, seconds_per_step, train
+
+    pairs, split = cross_fit.pairs, cross_fit.split
+    folds = split.folds[split.judged]
+    if np.count_nonzero(folds == 0) < MIN_ROWS:
+        return f"no {NAME} was tried: that takes {MIN_ROWS * FOLDS:,} pairs, so that held-out rows tell when to stop"
+    schedule = Schedule(512 if max(pairs.old.shape[1], pairs.new.shape[1]) <= 512 else 1024, STEPS, STEPS, seed)
+    starts = [(recipe, statistics) for statistics in cross_fit.statistics()]
+    rows = [np.flatnonzero(split.folds != fold) for fold in range(FOLDS)]
+    at_once = min(FOLDS - 1, usable_cpus())
+    with one_thread_each():
+        # One after the other: the first fold, the others as many at once as there are cores, and all pairs.
+        steps = STEPS * (2 + -(-(FOLDS - 1) // at_once))
+        needed = steps * seconds_per_step(pairs, rows[0], starts[0], schedule.hidden)
+        if needed > budget:
+            return f"no {NAME} was tried: it takes about {needed:,.0f} s, {max(budget, 0):,.0f} s are left"
+        screening = _Screening(cross_fit, recipe, metric, STEPS)
+        train(pairs, rows[0], starts[0], schedule, screening.check, lambda step, _: progress(step, FOLDS * STEPS))
+        if not screening.is_better:
+            return f"a {NAME} was tried: it is no better than the closed form it starts from"
+        schedule = replace(schedule, stop=screening.best_step)
+        transformed = np.empty((len(split.judged), pairs.new.shape[1]), np.float32)
+        transformed[folds == 0] = screening.transformed
+
+        def fit_fold(fold: int) -> int:
+            program = train(pairs, rows[fold], starts[fold], schedule).program()
+            transformed[folds == fold] = transform(program, pairs, split.judged[folds == fold])
+            return program.flops_per_row
+
+        flops = []
+        with ThreadPoolExecutor(at_once) as pool:
+            for each in pool.map(fit_fold, range(1, FOLDS)):
+                flops.append(each)
+                progress((1 + len(flops)) * STEPS, FOLDS * STEPS)
+    return Network(transformed, flops[0], schedule)
+
+
+def final_network(
+    cross_fit: CrossFit, recipe: Recipe, network: Network, progress: Callable[[int, int], None]
+) -> Program:
+    """Train on all pairs as long as was found to be right."""
+    from fct_infer.fitting.network import one_thread_each, train
+
+    rows = np.arange(len(cross_fit.pairs))
+    start = recipe, statistics_of(cross_fit.pairs, rows)
+    with one_thread_each():
+        return train(cross_fit.pairs, rows, start, network.schedule, progress=progress).program()
+
+
+class _Screening:
+    """Looks at the first fold's judged rows: half of them say when to stop, the others whether it was worth it."""
+
+    def __init__(self, cross_fit: CrossFit, recipe: Recipe, metric: Metric, steps: int) -> None:
+        self._pairs, split = cross_fit.pairs, cross_fit.split
+        self._rows: Int64Array = split.judged[split.folds[split.judged] == 0]
+        self._overlap = Overlap(self._pairs.new[self._rows], metric)
+        places = np.arange(len(self._rows))
+        self._stopping, self._comparing = places[::2], places[1::2]
+        closed_form = transform(recipe.fit(cross_fit.statistics()[0]), self._pairs, self._rows)
+        self._before = self._overlap.scores(closed_form, self._comparing)
+        self._best = float(self._overlap.scores(closed_form, self._stopping).mean())
+        self.best_step, self.transformed = 0, closed_form
+        self._patience = steps // 2  # by then the learning rate falls, and with it what training breaks
+
+    def check(self, step: int, network: Residual) -> bool:
+        """Keep what the network makes of the rows if it is the best so far; False if it is time to give up."""
+        transformed = transform(network.program(), self._pairs, self._rows)
+        found = float(self._overlap.scores(transformed, self._stopping).mean())
+        if found > self._best:
+            self._best, self.best_step, self.transformed = found, step, transformed
+        return self.best_step > 0 or step < self._patience
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the best network beats its start by more than the noise."""
+        if not self.best_step:
+            return False
+        gain = Estimate.of(self._overlap.scores(self.transformed, self._comparing) - self._before)
+        return gain.mean > gain.standard_error

@@ -1,0 +1,119 @@
+"""The family of closed forms that ``fct-fit`` chooses from: between ridge regression and a rotation, and as spread.
+
+Regression alone draws rows that are hard to predict toward the mean of all, where they come up for every query; a
+rotation keeps the distances that the old model knew. Both help, and either can be had with *unit deviation*: every
+row's distance from the mean is set to what it is in the new space, mean + r (h - mean) / ||h - mean||.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+
+from fct_infer.maps.statistics import Float64Array, Statistics
+from fct_infer.transformation import Concat, Linear, Normalize, Program, Step
+
+OUTPUT = "new"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a map is made, from whatever rows.
+
+    Attributes:
+        share: of the rotation in the weight: 0 is ridge regression, 1 orthogonal Procrustes (which keeps its scale).
+        alpha: ridge penalty of the old embedding's columns relative to their mean squared deviation, above 0.
+        side_alpha: the same of the side-information; None does without it.
+        rank: of the weight; None for all. Needs ``share`` 0.
+        unit_deviation: whether every row is set as far from the mean as new rows are (root mean square).
+    """
+
+    share: float = 0.0
+    alpha: float = 0.1
+    side_alpha: float | None = None
+    rank: int | None = None
+    unit_deviation: bool = False
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        if self.share == 1:
+            kind = "Procrustes"
+        elif self.rank is not None:
+            kind = f"low rank {self.rank}, alpha {self.alpha:g}"
+        elif self.share == 0:
+            kind = f"ridge, alpha {self.alpha:g}"
+        else:
+            kind = f"ridge, alpha {self.alpha:g}, with {100 * self.share:.0f} % Procrustes"
+        side = "" if self.side_alpha is None else f", side {self.side_alpha:g}"
+        return kind + side + (", unit deviation" if self.unit_deviation else "")
+
+    def fit(self, training: Statistics) -> Program:
+        """Return the map of some rows as a program with the inputs ``old`` and, if it uses it, ``side``."""
+        if self.side_alpha is None or self.share == 1:
+            training = training.without_side
+        d_in = training.input_dim
+        factors = self._factors(training)
+        offset = training.mean[d_in:] - training.mean[:d_in] @ np.linalg.multi_dot([*factors, np.eye(len(training.yy))])
+        return _program(training, factors, offset, self.unit_deviation)
+
+    def _factors(self, training: Statistics) -> list[Float64Array]:
+        if self.share == 1:
+            return [training.rotation]
+        weight = ridge_weight(training, self.alpha, self.side_alpha or 0.0)
+        if self.rank is not None:
+            _, vectors = np.linalg.eigh(weight.T @ training.xx @ weight)  # eigenvalues ascend
+            directions = vectors[:, ::-1][:, : self.rank]
+            return [weight @ directions, directions.T]
+        if self.share:
+            of_old, rotation = weight[: training.old_dim], training.rotation
+            scale = np.linalg.norm(of_old) / np.linalg.norm(rotation)
+            of_old += self.share * (scale * rotation - of_old)
+        return [weight]
+
+
+def ridge_weight(training: Statistics, alpha: float, side_alpha: float = 0.0) -> Float64Array:
+    """Return the W (d_in, d_out) of the smallest ||X W - Y||^2 + lambda ||W||^2 of centred rows.
+
+    Args:
+        training: of the rows.
+        alpha, side_alpha: of the columns of ``old`` and of ``side``: lambda is alpha times the mean over these columns
+            of their summed squared deviations.
+    """
+    xx = training.xx.copy()
+    parts = (slice(0, training.old_dim), alpha), (slice(training.old_dim, training.input_dim), side_alpha)
+    diagonal = xx.reshape(-1)[:: len(xx) + 1]
+    for columns, penalty in parts:
+        own = diagonal[columns]
+        if len(own):
+            own += penalty * own.mean() or 1.0  # columns that never vary weigh nothing
+    return cast(Float64Array, np.linalg.solve(xx, training.xy))
+
+
+def _program(training: Statistics, factors: list[Float64Array], offset: Float64Array, unit_deviation: bool) -> Program:
+    dims, steps, source = {"old": training.old_dim}, list[Step](), "old"
+    if training.side_dim:
+        dims["side"], source = training.side_dim, "concat"
+        steps.append(Concat(("old", "side"), source))
+    mean = training.mean[training.input_dim :]
+    for index, factor in enumerate(factors):
+        is_last = index == len(factors) - 1
+        output = OUTPUT if is_last and not unit_deviation else f"map.{index}"
+        bias = (offset - mean if unit_deviation else offset) if is_last else np.zeros(factor.shape[1])
+        steps.append(_linear(source, output, factor, bias))
+        source = output
+    if unit_deviation:
+        steps += unit_deviation_steps(source, mean, float(np.sqrt(np.trace(training.yy) / training.rows)))
+    return Program(dims, tuple(steps), OUTPUT)
+
+
+def unit_deviation_steps(deviation: str, mean: Float64Array, radius: float) -> list[Step]:
+    """Return the steps from the value ``deviation``, which is h - mean, to mean + radius (h - mean) / ||h - mean||."""
+    unit = f"{deviation}.unit"
+    return [Normalize(deviation, unit), _linear(unit, OUTPUT, radius * np.eye(len(mean)), mean)]
+
+
+def _linear(source: str, output: str, weight: Float64Array, bias: Float64Array) -> Linear:
+    return Linear(source, output, np.ascontiguousarray(weight.T, np.float32), bias.astype(np.float32))

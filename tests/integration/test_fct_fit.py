@@ -1,0 +1,134 @@
+"""From two files to an upgraded gallery, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from support.pairs import clustered, shuffled_rows
+
+from fct_infer import load_transformation
+
+
+def run(command, *arguments):
+    line = [sys.executable, "-m", f"fct_infer.cli.{command}", *map(str, arguments)]
+    return subprocess.run(line, capture_output=True, text=True, check=False, timeout=180)
+
+
+@pytest.fixture
+def files(tmp_path):
+    old, new, labels = clustered(400)
+    for name, array in (("old", old), ("new", new), ("labels", labels)):
+        np.save(tmp_path / f"{name}.npy", array)
+    return tmp_path
+
+
+def fit(folder, *arguments):
+    given = "--old", folder / "old.npy", "--new", folder / "new.npy", "-o", folder / "h", "--no-network"
+    return run("fit", *given, *arguments)
+
+
+def test_two_files_and_nothing_else_do(files):
+    done = fit(files)
+    assert done.returncode == 0, done.stderr
+    assert "400 items are in both" in done.stderr
+    assert "Is it worth it?" in done.stdout and f"next: fct-upgrade-gallery GALLERY --transformation {files / 'h'}" in (
+        done.stdout
+    )
+    assert max(len(line) for line in done.stdout.splitlines() if "Procrustes" in line) <= 100
+    h = load_transformation(files / "h")
+    old, new = np.load(files / "old.npy"), np.load(files / "new.npy")
+    assert np.mean((h(old) - new) ** 2) < np.mean((new - new.mean(0)) ** 2)
+
+
+def test_parquet_with_text_ids_to_an_upgraded_gallery(files):
+    """Rows in another order, written by pyarrow, and only some of them by the new model."""
+    old, new = np.load(files / "old.npy"), np.load(files / "new.npy")
+    names, some = [f"item-{row}" for row in range(400)], np.random.default_rng(0).permutation(400)[:250]
+    for name, rows, ids in (("old", old, names), ("new", new[some], [names[row] for row in some])):
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
+        pq.write_table(pa.table({"item_id": ids, "vector": vectors}), files / f"{name}.parquet")
+    done = run(
+        "fit",
+        "--old",
+        files / "old.parquet",
+        "--new",
+        files / "new.parquet",
+        "-o",
+        files / "h",
+        "--no-network",
+        "--json",
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["pairs"] == 250 and document["forecast"]["agreement"]["mean"] > 0.4
+    assert "250 items are in both (only in OLD 150, only in NEW 0)" in done.stderr
+    assert run("gallery", "convert", files / "old.parquet", files / "gallery").returncode == 0
+    upgraded = run(
+        "upgrade_gallery", files / "gallery", "--transformation", files / "h", "-o", files / "up", "--index", "none"
+    )
+    assert upgraded.returncode == 0, upgraded.stderr
+
+
+def test_labels_and_queries(files):
+    assert "mAP" in fit(files, "--labels", files / "labels.npy").stdout
+    new = np.load(files / "new.npy")
+    np.save(files / "queries.npy", new[:100] + np.float32(0.05))
+    np.save(files / "truth.npy", np.arange(100))
+    done = fit(files, "--queries", files / "queries.npy", "--truth", files / "truth.npy", "--force")
+    assert done.returncode == 0 and "recall@10" in done.stdout and "new/new" in done.stdout
+    done = fit(files, "--queries", files / "queries.npy", "--force")
+    assert (done.returncode, done.stderr) == (2, "error: --queries and --truth go together\n")
+
+
+def test_a_map_for_queries_goes_the_other_way(files):
+    done = fit(files, "--direction", "new-to-old")
+    assert done.returncode == 0 and "then search the old gallery" in done.stdout
+    assert load_transformation(files / "h")(np.load(files / "new.npy")).shape == (400, 12)
+
+
+def test_pairs_of_different_items_are_refused(files):
+    np.save(files / "new.npy", shuffled_rows(np.load(files / "new.npy"), 1.0))
+    done = fit(files)
+    assert done.returncode == 3 and done.stderr.splitlines()[-1].startswith("error: the pairs do not belong together")
+    assert not (files / "h").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--budget", "soon"], 2, "wanted for instance 90s, 5m or 1h"),
+        (["--labels", "old.npy"], 4, "old.npy"),
+        (["--side", "missing.npy"], 4, "missing.npy"),
+        (["--new-ids", "labels.npy"], 2, "OLD has no ids, the other has; name them with --old-ids"),
+        (["--old-ids", "labels.npy", "--new-ids", "labels.npy"], 4, "occurs twice"),
+    ],
+)
+def test_bad_input_is_one_line(files, arguments, code, message):
+    done = fit(files, *(files / each if each.endswith(".npy") else each for each in arguments))
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr.splitlines()[-1]
+    assert not (files / "h").exists()
+
+
+def test_a_bundle_that_exists_is_refused_before_any_work(files):
+    (files / "h").mkdir()
+    (files / "h" / "mine").write_text("")
+    done = fit(files, "--force")
+    assert done.returncode == 6 and "items are in both" not in done.stderr and (files / "h" / "mine").exists()
+
+
+def test_closed_forms_need_neither_torch_nor_onnx(files):
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['onnx'] = None; sys.argv[0] = 'fct-fit'\n"
+        "from fct_infer.cli.fit import main; main()"
+    )
+    line = [sys.executable, "-c", code, "--old", files / "old.npy", "--new", files / "new.npy", "-o", files / "h"]
+    done = subprocess.run(list(map(str, line)), capture_output=True, text=True, check=False, timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert "note: no residual network was tried" in done.stdout

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from support.pairs import clustered, shuffled_rows
+
+import fct_infer
+from fct_infer import Transformation
+from fct_infer.errors import ArrayError, GalleryError, GateError, NonFiniteError, UsageError
+from fct_infer.fitting import Queries, Settings
+from fct_infer.fitting.crossfit import Trial, choose
+from fct_infer.fitting.measures import ByLabels, ByTruth, Overlap
+from fct_infer.maps import Recipe
+
+CLOSED = Settings(network=False)
+
+
+def test_a_rotation_is_found_from_few_pairs():
+    rng = np.random.default_rng(0)
+    old = rng.standard_normal((80, 24)).astype(np.float32)
+    rotation = np.linalg.qr(rng.standard_normal((24, 24)))[0].astype(np.float32)
+    found = fct_infer.fit(old, old @ rotation, settings=CLOSED)
+    fresh = rng.standard_normal((50, 24)).astype(np.float32)
+    h = Transformation(found.program, "fp32")(fresh)
+    cosine = np.sum(h * (fresh @ rotation), axis=1) / np.linalg.norm(h, axis=1) / np.linalg.norm(fresh, axis=1)
+    assert cosine.min() > 0.98
+    assert found.forecast.agreement.mean > 0.9 and found.forecast.verdict.action == "transform"
+
+
+def test_of_equals_the_cheapest_is_taken_and_spread_rows_first_if_wanted():
+    rng = np.random.default_rng(0)
+    scores = rng.random(500)
+    noise = 0.1 * rng.standard_normal(500)
+    noisy = scores + noise - noise.mean() - 0.001  # a fifth of the standard error
+    trials = [
+        Trial("best", scores, 900, Recipe()),
+        Trial("cheap", noisy, 100, Recipe()),
+        Trial("spread", noisy, 300, Recipe(unit_deviation=True)),
+        Trial("worse", scores - 0.1, 10, Recipe(unit_deviation=True)),
+    ]
+    assert choose(trials, prefer_spread=False).name == "cheap"
+    assert choose(trials, prefer_spread=True).name == "spread"
+
+
+def test_candidates_are_judged_on_rows_they_were_not_fitted_on():
+    """With as many columns as rows, least squares fits its own rows perfectly and others not at all."""
+    rng = np.random.default_rng(0)
+    old, new = rng.standard_normal((2, 100, 90)).astype(np.float32)
+    with pytest.raises(GateError, match="the pairs do not belong together"):
+        fct_infer.fit(old, new, settings=CLOSED)
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_mismatched_pairs_are_noticed(share):
+    old, new, _ = clustered(600)
+    new = shuffled_rows(new, share)
+    if share == 1.0:
+        with pytest.raises(GateError, match="the pairs do not belong together"):
+            fct_infer.fit(old, new, settings=CLOSED)
+        return
+    found = fct_infer.fit(old, new, settings=CLOSED)
+    assert any("look as if their two rows were of different items" in note for note in found.notes)
+
+
+def test_good_pairs_are_not_suspected():
+    old, new, _ = clustered(600)
+    assert not any("different items" in note for note in fct_infer.fit(old, new, settings=CLOSED).notes)
+
+
+def test_side_information_that_helps_is_used_and_said():
+    rng = np.random.default_rng(0)
+    old, side = rng.standard_normal((2, 500, 8)).astype(np.float32)
+    new = np.concatenate([old, side], axis=1) @ np.linalg.qr(rng.standard_normal((16, 16)))[0].astype(np.float32)
+    found = fct_infer.fit(old, new, side, settings=CLOSED)
+    assert found.program.dims == {"old": 8, "side": 8}
+    assert any(note.startswith("side-information adds") and "nothing" not in note for note in found.notes)
+    noise = rng.standard_normal(side.shape).astype(np.float32)
+    without = fct_infer.fit(old, old, noise, settings=CLOSED)
+    assert any("adds nothing" in note for note in without.notes) and "side" not in without.program.dims
+
+
+def test_unit_length_is_recognised_and_given_to_the_result():
+    old, new, _ = clustered(300)
+    new /= np.linalg.norm(new, axis=1, keepdims=True)
+    found = fct_infer.fit(old, new, settings=CLOSED)
+    assert found.metric == "cosine" and any("length 1" in note for note in found.notes)
+    norms = np.linalg.norm(Transformation(found.program, "fp32")(old), axis=1)
+    np.testing.assert_allclose(norms, 1, atol=1e-5)
+
+
+def test_labels_and_queries_give_a_verdict_on_the_whole_upgrade():
+    old, new, labels = clustered(600)
+    by_labels = fct_infer.fit(old, new, labels=labels, settings=CLOSED)
+    assert by_labels.measure == "mAP" and by_labels.forecast.old_old is not None
+    assert "mAP old/old" in by_labels.forecast.verdict.sentence
+    truth = np.arange(0, 600, 3)[:, None]
+    rng = np.random.default_rng(0)
+    queries = Queries((new[::3] + 0.1 * rng.standard_normal(new[::3].shape)).astype(np.float32), truth)
+    by_queries = fct_infer.fit(old, new, queries=queries, settings=CLOSED)
+    assert by_queries.measure == "recall@10"
+    assert by_queries.forecast.old_old is None and by_queries.forecast.new_new.mean > 0.9
+
+
+def test_more_pairs_help_along_the_curve():
+    rng = np.random.default_rng(0)
+    old = rng.standard_normal((1000, 60)).astype(np.float32)
+    new = (old @ rng.standard_normal((60, 60)) + 3 * rng.standard_normal((1000, 60))).astype(np.float32)
+    curve = fct_infer.fit(old, new, settings=CLOSED).forecast.curve
+    assert [point.pairs for point in curve] == [250, 500, 1000]
+    assert curve[0].estimate.mean < curve[2].estimate.mean
+
+
+def test_the_same_pairs_give_the_same_map():
+    old, new, _ = clustered(200)
+    first, second = (fct_infer.fit(old, new, settings=CLOSED) for _ in range(2))
+    assert first.program.digest == second.program.digest and first.chosen.name == second.chosen.name
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda old, new: (old[:49], new[:49]), GalleryError, "there are 49 pairs; wanted at least 50"),
+        (lambda old, new: (old, new[:-1]), ArrayError, r"new: is float32 \(99, 16\), wanted floating-point \(100, d\)"),
+        (lambda old, new: (old.astype(int), new), ArrayError, "old: is int64"),
+        (lambda old, new: (np.ones_like(old), new), GalleryError, "OLD: all rows are equal"),
+        (lambda old, new: (np.where(np.arange(100)[:, None] == 7, np.inf, old), new), NonFiniteError, "old: row 7"),
+    ],
+)
+def test_bad_pairs_are_refused(change, error, message):
+    old, new, _ = clustered(100)
+    with pytest.raises(error, match=message):
+        fct_infer.fit(*change(old, new), settings=CLOSED)
+
+
+def test_queries_of_the_other_model_are_told_from_their_width():
+    old, new, _ = clustered(100)
+    queries = Queries(old[:10], np.arange(10)[:, None])
+    with pytest.raises(UsageError, match=r"queries are 12 wide, wanted 16; .* are they swapped"):
+        fct_infer.fit(old, new, queries=queries, settings=CLOSED)
+
+
+# -- measures, against plain loops -------------------------------------------------------------------------------------
+
+
+def ranking(query, gallery, leave_out=None):
+    distances = np.linalg.norm(gallery.astype(np.float64) - query, axis=1)
+    if leave_out is not None:
+        distances[leave_out] = np.inf
+    return np.argsort(distances, kind="stable")
+
+
+def test_overlap_is_what_loops_find():
+    rng = np.random.default_rng(0)
+    new, h = rng.standard_normal((2, 60, 5)).astype(np.float32)
+    rows = np.array([3, 50, 17])
+    overlap = Overlap(new, "l2")
+    both = [len(set(ranking(h[i], h, i)[:10]) & set(ranking(new[i], new, i)[:10])) / 10 for i in rows]
+    across = [len(set(ranking(new[i], h, i)[:10]) & set(ranking(new[i], new, i)[:10])) / 10 for i in rows]
+    np.testing.assert_allclose(overlap.scores(h, rows), both)
+    np.testing.assert_allclose(overlap.agreement(h, rows), across)
+
+
+def test_map_by_labels_is_what_loops_find():
+    rng = np.random.default_rng(0)
+    new, h = rng.standard_normal((2, 40, 3)).astype(np.float32)
+    labels = rng.integers(0, 4, 40)
+    rows = np.array([0, 11, 39])
+    expected = []
+    for i in rows:
+        right = (labels == labels[i])[ranking(new[i], h, i)[:-1]]
+        expected.append(np.mean([right[: place + 1].mean() for place in np.flatnonzero(right)]))
+    np.testing.assert_allclose(ByLabels(new, labels, "l2").scores(h, rows), expected)
+
+
+def test_recall_of_queries_is_what_loops_find():
+    rng = np.random.default_rng(0)
+    searching, h = rng.standard_normal((2, 40, 3)).astype(np.float32)
+    truth = np.stack([rng.permutation(40), np.where(rng.random(40) < 0.5, -1, rng.permutation(40))], axis=1)
+    rows = np.array([5, 6, 30])
+    expected = []
+    for i in rows:
+        right = {row for row in truth[i].tolist() if row >= 0}
+        expected.append(len(right & set(ranking(searching[i], h)[:10].tolist())) / len(right))
+    measure = ByTruth(searching, truth, "l2")
+    for place, i in enumerate(rows):
+        if len(set(truth[i].tolist())) == 2:
+            np.testing.assert_allclose(measure.scores(h, rows)[place], expected[place])
