@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.artifacts.manifest import Kind
-from fct_infer.artifacts.onnx_graph import parse_onnx
+from fct_infer.artifacts.onnx_file import parse_onnx
 from fct_infer.artifacts.onnx_signature import read_signature
 from fct_infer.artifacts.torch_files import TorchModel
 from fct_infer.backends.onnx_runtime import OnnxRuntimeRunner

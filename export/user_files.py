@@ -17,7 +17,8 @@ from fct_infer.artifacts.manifest import (
     Source,
     is_image,
 )
-from fct_infer.artifacts.onnx_graph import program_of_graph, read_onnx
+from fct_infer.artifacts.onnx_file import read_onnx
+from fct_infer.artifacts.onnx_graph import program_of_graph
 from fct_infer.artifacts.onnx_signature import OnnxInput, read_signature
 from fct_infer.artifacts.precisions import CALIBRATION_ROWS
 from fct_infer.artifacts.roles import told

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fct_infer.artifacts.onnx_graph import MAX_ONNX_BYTES
+from fct_infer.artifacts.onnx_file import MAX_ONNX_BYTES
 from fct_infer.backends.runner import Interface
 from fct_infer.errors import GateError, MissingExtraError, UnsupportedError
 

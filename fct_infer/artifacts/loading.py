@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fct_infer.artifacts.bundle import Bundle, open_bundle
-from fct_infer.artifacts.onnx_graph import parse_onnx, program_from_onnx
+from fct_infer.artifacts.onnx_file import parse_onnx
+from fct_infer.artifacts.onnx_graph import program_from_onnx
 from fct_infer.artifacts.onnx_signature import read_signature
 from fct_infer.artifacts.roles import told
 from fct_infer.artifacts.tensors import read_tensors

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fct_infer.artifacts.files import GIBIBYTE
 from fct_infer.artifacts.manifest import is_image
-from fct_infer.artifacts.onnx_graph import read_onnx
+from fct_infer.artifacts.onnx_file import read_onnx
 from fct_infer.artifacts.onnx_signature import read_signature
 from fct_infer.artifacts.torch_files import last_line
 from fct_infer.backends.cuda_memory import CudaMemory, DeviceMemory

@@ -1,4 +1,4 @@
-"""Weights that an ONNX model keeps in files beside it, as PyTorch's exporter does by default."""
+"""Reads an ONNX file, and the weights that it keeps in files beside it, as PyTorch's exporter does by default."""
 
 from __future__ import annotations
 
@@ -6,11 +6,52 @@ import stat
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fct_infer.artifacts.files import GIBIBYTE
-from fct_infer.errors import ArtifactError, GalleryError
+from fct_infer.artifacts.files import GIBIBYTE, read_file
+from fct_infer.errors import ArtifactError, GalleryError, MissingExtraError
 from fct_infer.storage import ReadFile
 
-MAX_WEIGHT_BYTES = 2 * GIBIBYTE - (64 << 20)  # what a protobuf message can hold, with room for the graph
+MAX_ONNX_BYTES = 2 * GIBIBYTE
+MAX_WEIGHT_BYTES = MAX_ONNX_BYTES - (64 << 20)  # what a protobuf message can hold, with room for the graph
+MAX_NODES = 50_000  # and as many weights; a runtime takes seconds to load so many
+
+
+def read_onnx(path: Path, *, self_contained: bool = False) -> tuple[Any, bytes]:
+    """Return the file as ``onnx.ModelProto``, and the bytes of one file that holds all of it.
+
+    With ``self_contained`` weights in other files are refused: a bundle's manifest has no digest of those.
+    Read once: a file on the disk could be exchanged after it was checked, and refer to other files.
+
+    Raises:
+        FctError: as :func:`program_from_onnx`.
+    """
+    data = read_file(path, MAX_ONNX_BYTES)
+    model = _parsed(data, path)
+    if self_contained:
+        return model, data  # such weights are refused by whoever reads them
+    return model, model.SerializeToString(deterministic=True) if take_weights(model, path) else data
+
+
+def parse_onnx(path: Path) -> Any:
+    """Return the file as ``onnx.ModelProto``; errors as :func:`program_from_onnx`."""
+    return read_onnx(path)[0]
+
+
+def _parsed(data: bytes, path: Path) -> Any:
+    try:
+        import onnx
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise MissingExtraError("onnx", "export") from error
+    try:
+        model = onnx.load_model_from_string(data)
+    except (DecodeError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path}: not an ONNX model: {error}") from error
+    if not model.graph.node:
+        raise ArtifactError(f"{path}: not an ONNX model, or one without nodes")
+    count = max(len(model.graph.node), len(model.graph.initializer))
+    if count > MAX_NODES:
+        raise ArtifactError(f"{path}: a graph of {count:,} nodes or weights, at most {MAX_NODES:,} are accepted")
+    return model
 
 
 def take_weights(model: Any, path: Path) -> bool:
