@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -65,56 +64,52 @@ def take_weights(model: Any, path: Path) -> bool:
 
     Raises:
         ArtifactError: such a file is missing, elsewhere, no regular file, or too short, or weights are too large.
+        ResourceError: the machine failed.
     """
     total, found = 0, False
     for tensor in model.graph.initializer:
         if not tensor.external_data:
             continue
         found = True
-        entries = {entry.key: entry.value for entry in tensor.external_data}
+        where = f"{path}: weight {tensor.name!r}"
+        location, offset, length = _place(tensor, where)
         try:
-            offset, length = int(entries.get("offset", 0)), int(entries["length"]) if "length" in entries else None
-        except ValueError as error:
-            raise ArtifactError(f"{path}: weight {tensor.name!r}: {error}") from error
-        file = _beside(path, entries.get("location", ""), tensor.name)
-        length = file.stat().st_size - offset if length is None else length
-        total += max(length, 0)
-        if offset < 0 or length < 0 or total > MAX_WEIGHT_BYTES:
-            raise ArtifactError(
-                f"{path}: weight {tensor.name!r}: {length:,} bytes from byte {offset:,} of {file.name}, "
-                f"all together at most {MAX_WEIGHT_BYTES:,} are read"
-            )
-        try:
-            with ReadFile(file) as opened:
+            with ReadFile(location, below=path.parent) as opened:
+                length = max(opened.size - offset, 0) if length is None else length
+                total += length
+                if total > MAX_WEIGHT_BYTES:
+                    raise ArtifactError(f"{path}: more than {MAX_WEIGHT_BYTES:,} bytes of weights in other files")
                 if offset + length > opened.size:
                     raise ArtifactError(
-                        f"{path}: weight {tensor.name!r}: {file.name} has {opened.size:,} bytes, "
-                        f"wanted {length:,} from byte {offset:,}"
+                        f"{where}: {opened.path.name} has {opened.size:,} bytes, wanted {length:,} from byte {offset:,}"
                     )
                 tensor.raw_data = opened.read(length, offset)
         except GalleryError as error:
-            raise ArtifactError(f"{path}: weight {tensor.name!r}: {error}") from error
+            raise ArtifactError(f"{where} lies in another file; {error}{_way_out(error)}") from error
         del tensor.external_data[:]
         tensor.data_location = 0  # onnx.TensorProto.DEFAULT
     return found
 
 
-def _beside(path: Path, location: str, name: str) -> Path:
+def _place(tensor: Any, where: str) -> tuple[str, int, int | None]:
+    """Return file, offset and length of a weight; a key said twice could mean either to whoever reads it next."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    if len(entries) != len(tensor.external_data):
+        raise ArtifactError(f"{where}: says twice where it lies")
+    try:
+        offset, length = int(entries.get("offset", 0)), int(entries["length"]) if "length" in entries else None
+    except ValueError as error:
+        raise ArtifactError(f"{where}: {error}") from error
+    if offset < 0 or (length or 0) < 0:
+        raise ArtifactError(f"{where}: {length} bytes from byte {offset} of a file")
+    location = entries.get("location", "")
     parts = PurePosixPath(location).parts
     if not parts or location.startswith("/") or ".." in parts or "\\" in location or "\0" in location:
-        raise ArtifactError(f"{path}: weight {name!r} lies in {location!r}, wanted a file in the model's own folder")
-    file = path.parent
-    for part in parts:
-        file = file / part
-        try:
-            mode = file.lstat().st_mode
-        except OSError as error:
-            raise ArtifactError(
-                f"{path}: weight {name!r} lies in {file}, which cannot be read: {error.strerror}; put it beside the "
-                "model, or write one file: onnx.save(onnx.load('model.onnx'), 'whole.onnx')"
-            ) from error
-        if stat.S_ISLNK(mode):
-            raise ArtifactError(f"{path}: weight {name!r} lies behind the link {file}, wanted a file beside the model")
-    if not stat.S_ISREG(mode):
-        raise ArtifactError(f"{path}: weight {name!r} lies in {file}, which is not a regular file")
-    return file
+        raise ArtifactError(f"{where} lies in {location!r}, wanted a file in the model's own folder")
+    return location, offset, length
+
+
+def _way_out(error: GalleryError) -> str:
+    if not isinstance(error.__cause__, FileNotFoundError):
+        return ""
+    return "; put it beside the model, or write one file: onnx.save(onnx.load('model.onnx'), 'whole.onnx')"

@@ -85,3 +85,17 @@ def test_no_descriptor_is_left_open(path, tmp_path):
         with pytest.raises(GalleryError):
             ReadFile(tmp_path)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_below_a_folder_no_link_is_followed(tmp_path, path):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "file").write_bytes(DATA[:5])
+    (tmp_path / "link").symlink_to(path)
+    (tmp_path / "to_folder").symlink_to(tmp_path / "inner")
+    with ReadFile("inner/file", below=tmp_path) as file:
+        assert file.read(5) == DATA[:5] and file.path == tmp_path / "inner" / "file"
+    for name in ("link", "to_folder/file"):
+        with pytest.raises(GalleryError, match=f"{name}: lies behind a link"):
+            ReadFile(name, below=tmp_path)
+    with pytest.raises(GalleryError, match="missing: cannot be read: No such file"):
+        ReadFile("missing", below=tmp_path)
