@@ -28,9 +28,9 @@ class PlainModule(nn.Module):
         self.model = model
         self.is_column = [len(shape) == 3 and not is_image(shape) for shape in shapes]
 
-    def forward(self, first: Tensor, second: Tensor | None = None) -> Tensor:
-        """Reshape, run, flatten."""
-        given = [first] if second is None else [first, second]
+    def forward(self, old: Tensor, side: Tensor | None = None) -> Tensor:
+        """Reshape, run, flatten. Archives keep the names; an image model has one input, whatever it is called."""
+        given = [old] if side is None else [old, side]
         pairs = zip(given, self.is_column, strict=True)
         inputs = [rows[:, :, None, None] if is_column else rows for rows, is_column in pairs]
         output: Tensor = self.model(*inputs)
@@ -49,9 +49,9 @@ class Lowered(nn.Module):
         super().__init__()
         self.model, self.dtype = _copy(model).to(dtype), dtype
 
-    def forward(self, first: Tensor, second: Tensor | None = None) -> Tensor:
+    def forward(self, old: Tensor, side: Tensor | None = None) -> Tensor:
         """Cast, run, cast back."""
-        given = [first] if second is None else [first, second]
+        given = [old] if side is None else [old, side]
         output: Tensor = self.model(*(rows.to(self.dtype) for rows in given))
         return output.float()
 

@@ -75,8 +75,8 @@ def export_file(
         options: see :class:`fct_infer.export.Options`.
         kind: None finds it from the inputs of the file and a trial run; an image model is then a ``backbone``.
         input_shapes: where the file cannot tell: one (channels, height, width), or one (width,) per input.
-        old_first: of an ONNX file with two inputs, its own names of the old embedding and the side-information, where
-            they do not tell which is which.
+        old_first: of a file with two inputs, its own names of the old embedding and the side-information, where they
+            do not tell which is which.
         preprocessing: what images must go through before the model; None is what the file says, if it does.
         calibration: see :func:`fct_infer.export.calibration.read_calibration`; takes the place of the option's rows.
         calibration_rows: rows to take of it.
@@ -166,14 +166,14 @@ def open_model(
     old_first: Sequence[str] | None = None,
 ) -> OpenedModel:
     """Open a file and find out what it holds; arguments and errors as for :func:`export_file`."""
-    if old_first is not None and path.suffix != ".onnx":
-        raise UsageError(f"{path}: only an ONNX file has names of inputs that can be told apart by --inputs")
     if path.is_dir():
+        if old_first is not None:
+            raise UsageError(f"{path}: a bundle's inputs are old and side; --inputs is for a file")
         opened = _open_bundle(path)
     elif not path.exists():
         raise ArtifactError(f"{path}: no such file or bundle")
     elif is_code(path):
-        opened = _open_torch(path, kind, input_shapes)
+        opened = _open_torch(path, kind, input_shapes, old_first)
     else:
         opened = _open_onnx(path, kind, old_first)
     inputs = opened.model.interface.inputs
@@ -203,6 +203,8 @@ def _open_onnx(path: Path, kind: Kind | None, old_first: Sequence[str] | None) -
     source = Source(path.name, hashlib.sha256(data).hexdigest())  # with its weights, wherever they lie
     signature = read_signature(model, path, old_first)
     if "image" in signature:
+        if old_first is not None:
+            raise UsageError(f"{path}: takes images; --inputs is for a transformation")
         notes = () if kind else (_IMAGE_NOTE,)
         return OpenedModel(OnnxModel(kind or "backbone", path), source, notes=notes)
     try:
@@ -218,9 +220,11 @@ def _assignment(signature: Mapping[str, OnnxInput]) -> str:
     return told([each.name for each in signature.values()], list(signature))
 
 
-def _open_torch(path: Path, kind: Kind | None, input_shapes: Sequence[tuple[int, ...]]) -> OpenedModel:
+def _open_torch(
+    path: Path, kind: Kind | None, input_shapes: Sequence[tuple[int, ...]], old_first: Sequence[str] | None
+) -> OpenedModel:
     model, source = load_torch(path), source_of(path)
-    may_take_images = kind != "transformation" and model.input_count == 1
+    may_take_images = kind != "transformation" and model.input_count == 1 and old_first is None
     if may_take_images:
         image_shape, notes = _image_shape(model, input_shapes)
         if image_shape is not None:
@@ -233,7 +237,7 @@ def _open_torch(path: Path, kind: Kind | None, input_shapes: Sequence[tuple[int,
         raise UsageError(f"{path}: takes rows; give the width of each input: --input-shape 128 --input-shape 64")
     widths = tuple(shape[0] for shape in input_shapes) or None
     try:
-        transformation, notes = transformation_of(model, widths)
+        transformation, notes = transformation_of(model, widths, old_first)
     except (ArtifactError, UsageError) as error:
         if may_take_images and not input_shapes:
             error.args = (f"{error}. Nor does it make embeddings of images of a usual size (--input-shape 3x32x32)",)

@@ -7,6 +7,7 @@ called.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -18,7 +19,7 @@ from torch.jit._fuser import optimized_execution
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fct_infer.artifacts.program_builder import Elementwise, Float64Array, Norm, ProgramBuilder, Rows
-from fct_infer.artifacts.roles import roles_by_name
+from fct_infer.artifacts.roles import roles, roles_by_name
 from fct_infer.artifacts.torch_files import TorchModel, last_line
 from fct_infer.errors import ArtifactError, NotAProgramError, UsageError
 from fct_infer.reference import apply_float64
@@ -41,7 +42,7 @@ def program_from_torch(model: TorchModel, widths: Sequence[int] | None = None) -
 
     Raises:
         NotAProgramError: it runs operations that no program has; names them all.
-        ArtifactError: it computes something else on other rows, or takes other inputs.
+        ArtifactError: it computes something else on other rows, or takes other inputs, or two that nothing tells apart.
         UsageError: the widths cannot be told from the file.
     """
     refusal = None
@@ -55,6 +56,7 @@ def program_from_torch(model: TorchModel, widths: Sequence[int] | None = None) -
         are_told = widths is not None or model.shapes is not None
         if not are_told and not {step.input for step in program.steps if isinstance(step, Linear)} >= {*program.dims}:
             raise UsageError(f"{model.name}: its inputs meet before its first layer; {_GIVE_WIDTHS}")
+        refuse_untold(model, shapes)
         return program
     if isinstance(refusal, NotAProgramError):
         raise NotAProgramError(refusal.operations, model.name) from refusal
@@ -63,14 +65,40 @@ def program_from_torch(model: TorchModel, widths: Sequence[int] | None = None) -
     raise UsageError(f"{model.name}: its weights do not tell how wide its inputs are; {_GIVE_WIDTHS}")
 
 
-def in_order(model: TorchModel) -> TorchModel:
-    """Return the model with its inputs in the order old, side, where their names say that they are the other way."""
-    names = model.input_names[: len(INPUTS)]
-    if roles_by_name(names) != INPUTS[::-1]:
+def in_order(model: TorchModel, old_first: Sequence[str] | None = None) -> TorchModel:
+    """Return the model with its inputs in the order old, side, and so named, where that is told.
+
+    Args:
+        model: with one input or two.
+        old_first: its own names of them in that order; None leaves it to the names.
+
+    Raises:
+        ArtifactError: ``old_first`` has other names.
+    """
+    names, rest = model.input_names[: len(INPUTS)], model.input_names[len(INPUTS) :]
+    try:
+        found = roles_by_name(names) if old_first is None else roles(names, (), old_first)
+    except ArtifactError as error:
+        raise ArtifactError(f"{model.name}: {error}") from error
+    if found is None or len(found) < len(INPUTS):
         return model
-    shapes = None if model.shapes is None else model.shapes[::-1]
-    rest = model.input_names[len(INPUTS) :]
-    return replace(model, module=_Exchanged(model.module), shapes=shapes, input_names=(*names[::-1], *rest))
+    count = model.input_count if old_first is None else max(model.input_count, len(INPUTS))
+    model = replace(model, input_count=count, input_names=(*INPUTS, *rest))
+    if found == INPUTS:
+        return model
+    return replace(model, module=_Exchanged(model.module), shapes=model.shapes and model.shapes[::-1])
+
+
+def refuse_untold(model: TorchModel, shapes: Shapes) -> None:
+    """Refuse two inputs that neither their names nor, once it is known, their shapes tell apart.
+
+    Raises:
+        ArtifactError: they are of one width; the message names them, and the way out.
+    """
+    try:
+        roles(model.input_names[: len(shapes)], [math.prod(shape) for shape in shapes])
+    except ArtifactError as error:
+        raise ArtifactError(f"{model.name}: {error}") from error
 
 
 class _Exchanged(nn.Module):

@@ -259,13 +259,15 @@ def _open_bare(path: Path, backend: str, device: str, threads: int | None, trust
 
 
 def _torch_runner(model: TorchModel, inputs: Shapes | None, device: str, threads: int | None) -> TorchRunner:
-    from fct_infer.artifacts.torch_program import accepted_shapes
+    from fct_infer.artifacts.torch_program import accepted_shapes, in_order, refuse_untold
     from fct_infer.backends.torch_runtime import TorchRunner
 
     if inputs is None:
+        model = in_order(model)
         shapes = model.shapes or next(accepted_shapes(model), None)
         if shapes is None:
             raise UsageError(f"{model.name}: does not tell the shape of its inputs; run fct-export on it first")
+        refuse_untold(model, shapes)
         names = ("image",) if len(shapes) == 1 and is_image(shapes[0]) else INPUTS
         inputs = dict(zip(names, shapes, strict=False))
     return TorchRunner(model, inputs, device=device, threads=threads)
