@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fct_infer.artifacts.bundle import write_bundle
 from fct_infer.artifacts.files import digest_file
+from fct_infer.artifacts.foreign_code import foreign_code
 from fct_infer.artifacts.manifest import MANIFEST_NAME, BundleFile, Kind, Manifest, Preprocessing, Source
 from fct_infer.artifacts.roles import roles, roles_by_name, told
 from fct_infer.artifacts.torch_files import TorchModel, count_inputs, input_names
@@ -27,6 +28,12 @@ from .template import Job
 if TYPE_CHECKING:
     from torch import nn
 
+_WRAPPERS = {
+    "OptimizedModule": "_orig_mod",
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "AveragedModel": "module",
+}
 _LIBRARIES = ("fct-infer", "numpy", "safetensors", "onnx", "onnxruntime", "torch", "tensorrt", "tensorrt-rtx-cu13")
 
 
@@ -60,8 +67,10 @@ def export_transformation(
             raise UsageError("a program's inputs are old and side; old_first= is for a module")
         return publish(ProgramModel(source), bundle, Source("program", source.digest), options or Options())
     source = unwrapped(source)
-    names = input_names(source)
-    model = TorchModel(type(source).__name__, _in_eval_mode(source), count_inputs(source), None, names)
+    name = type(source).__name__
+    with foreign_code(f"{name}: its forward does not tell its inputs"):
+        names, count = input_names(source), count_inputs(source)
+    model = TorchModel(name, _in_eval_mode(source), count, None, names)
     exported, notes = transformation_of(model, input_widths, old_first)
     report = publish(exported, bundle, Source("module", exported.digest), options or Options())
     return replace(report, notes=notes)
@@ -219,15 +228,22 @@ def _original(model: TorchModel, inputs: Shapes) -> Any:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """Return what torch.compile or a data-parallel wrapper was put around."""
-    for name in ("_orig_mod", "module"):
-        inner = getattr(module, name, None)
-        if (
-            type(module).__name__ in ("OptimizedModule", "DataParallel", "DistributedDataParallel")
-            and inner is not None
-        ):
-            return unwrapped(inner)
-    return module
+    """Return what torch.compile, a data-parallel wrapper or an average of weights was put around.
+
+    Raises:
+        UsageError: it is no module.
+    """
+    from torch import nn
+
+    if not isinstance(module, nn.Module):
+        hint = "; fct_infer.export.export_file takes a file" if isinstance(module, str | Path) else ""
+        raise UsageError(f"the source is {_described(module)}, wanted a torch.nn.Module or a Program{hint}")
+    inner = getattr(module, _WRAPPERS.get(type(module).__name__, ""), None)
+    return module if inner is None else unwrapped(inner)
+
+
+def _described(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
 
 
 def _in_eval_mode(module: nn.Module) -> nn.Module:

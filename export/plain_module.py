@@ -8,11 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from fct_infer.artifacts.foreign_code import foreign_code
 from fct_infer.artifacts.manifest import is_image
-from fct_infer.artifacts.torch_files import last_line
 from fct_infer.errors import ArtifactError
 
 from .tracing import without_warnings
+
+_QUANTIZED = ("torch.ao.nn.quantized", "torch.nn.quantized")
 
 
 class PlainModule(nn.Module):
@@ -58,18 +60,32 @@ class Lowered(nn.Module):
 
 def float32_copy(module: nn.Module) -> nn.Module:
     """Return a copy on the CPU, in float32 and, where it has two modes, in eval mode."""
-    copied = _copy(module).cpu().float()
-    if not isinstance(copied, torch.fx.GraphModule):  # of a torch.export archive: it has one mode only and refuses
-        copied.eval()
+    name = type(module).__name__
+    _check_weights(module, name)
+    copied = _copy(module)
+    with foreign_code(f"{name} cannot be brought to the CPU, float32 and eval mode"):
+        copied = copied.cpu().float()
+        if not isinstance(copied, torch.fx.GraphModule):  # of a torch.export archive: it has one mode only and refuses
+            copied.eval()
     return copied
 
 
+def _check_weights(module: nn.Module, name: str) -> None:
+    """Refuse weights without numbers, and layers whose rounding depends on which rows come together."""
+    with foreign_code(f"{name} does not tell its weights"):
+        for weight, tensor in (*module.named_parameters(), *module.named_buffers()):
+            if tensor.is_meta:
+                raise ArtifactError(f"{name}: {weight} is on the meta device, which keeps no numbers; load them first")
+        for part in module.modules():
+            if type(part).__module__.startswith(_QUANTIZED):
+                kind = f"quantized {type(part).__name__}"
+                raise ArtifactError(f"{name}: has a {kind}; export the float model, --precision int8 quantizes it")
+
+
 def _copy(module: nn.Module) -> nn.Module:
-    try:
-        with without_warnings(), torch.no_grad():  # copies of TorchScript weights would remember where they came from
-            return copy.deepcopy(module)
-    except Exception as error:  # whatever a user's module makes of it
-        raise ArtifactError(
-            f"{type(module).__name__} cannot be copied: {last_line(error)}; if a parametrisation such as the old "
-            "torch.nn.utils.weight_norm is the reason, remove it first, or trace the model and export the archive"
-        ) from error
+    problem = (
+        f"{type(module).__name__} cannot be copied (if a parametrisation such as the old torch.nn.utils.weight_norm is "
+        "the reason, remove it first, or trace the model and export the archive)"
+    )
+    with foreign_code(problem), without_warnings(), torch.no_grad():  # else TorchScript weights keep their history
+        return copy.deepcopy(module)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fct_infer.artifacts.bundle import open_bundle, refuse_existing
+from fct_infer.artifacts.files import path_of
 from fct_infer.artifacts.loading import is_code, program_from_bundle, refuse_data
 from fct_infer.artifacts.manifest import (
     DEFAULT_INTERPOLATION,
@@ -84,7 +85,7 @@ def export_file(
     Raises:
         FctError: as :func:`export_transformation` and :func:`export_backbone`.
     """
-    path, options = Path(path), options or Options()
+    path, options = path_of(path), options or Options()
     bundle = default_bundle(path) if bundle is None else Path(bundle)
     inputs = {"model": path} | ({"calibration": calibration} if calibration is not None else {})
     refuse_existing(bundle, inputs, force=options.force)

@@ -263,6 +263,14 @@ class Transformation:
         )
 
 
+def check_transformation(h: object) -> None:
+    """Raise UsageError unless ``h`` is a transformation; a path is told how to become one."""
+    if isinstance(h, Transformation):
+        return
+    way = f": fct_infer.load_transformation({str(h)!r})" if isinstance(h, str | Path) else " (load_transformation(...))"
+    raise UsageError(f"h is a {type(h).__name__}, wanted a Transformation{way}")
+
+
 def thread_count(threads: int | None) -> int:
     """Return ``threads``, at most :data:`MAX_THREADS`, or for None the CPUs this process may keep busy.
 

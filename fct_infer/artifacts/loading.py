@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fct_infer.artifacts.bundle import Bundle, open_bundle
+from fct_infer.artifacts.files import path_of
 from fct_infer.artifacts.onnx_file import parse_onnx
 from fct_infer.artifacts.onnx_graph import program_from_onnx
 from fct_infer.artifacts.onnx_signature import read_signature
@@ -44,7 +45,7 @@ def load_program(path: str | Path, *, trust: bool = False, input_widths: Sequenc
         UsageError: it is code and ``trust`` is not set.
         MissingExtraError: it takes onnx or torch to read it, which is not installed.
     """
-    path = Path(path)
+    path = path_of(path)
     if path.is_dir():
         return program_from_bundle(open_bundle(path))
     if not path.exists():

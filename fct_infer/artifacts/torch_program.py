@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.jit._fuser import optimized_execution
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fct_infer.artifacts.foreign_code import foreign_code
 from fct_infer.artifacts.program_builder import Elementwise, Float64Array, Norm, ProgramBuilder, Rows
 from fct_infer.artifacts.roles import roles, roles_by_name
-from fct_infer.artifacts.torch_files import TorchModel, last_line
+from fct_infer.artifacts.torch_files import TorchModel
 from fct_infer.errors import ArtifactError, NotAProgramError, UsageError
 from fct_infer.reference import apply_float64
 from fct_infer.transformation import INPUTS, Linear, Program
@@ -117,19 +118,24 @@ def accepted_shapes(model: TorchModel, widths: Sequence[int] | None = None) -> I
     """Yield shapes of the inputs, without the batch axis, that ``model`` runs on: rows (d,) or (d, 1, 1).
 
     Raises:
-        ArtifactError: it does not take one or two inputs.
+        ArtifactError: it does not take one or two inputs, or does not run on those whose widths are given.
     """
     count = model.input_count
     if widths is not None and count < len(widths) <= count + len(model.optional_inputs):
         count = len(widths)
     if not 1 <= count <= len(INPUTS) or (widths is not None and len(widths) != count):
         raise ArtifactError(f"{model.name}: takes {count} inputs, wanted {'1 or 2' if widths is None else len(widths)}")
+    refusal, is_accepted = None, False
     for shapes in _candidates(model, widths):
         try:
             _run(model.module, _random_inputs(shapes, _WATCHED_ROWS, seed=0))
-        except ArtifactError:
+        except ArtifactError as error:
+            refusal = error  # of plain rows, which are tried last
             continue
+        is_accepted = True
         yield shapes
+    if refusal and not is_accepted and (widths is not None or model.shapes is not None):  # nothing was guessed
+        raise ArtifactError(f"{model.name}: {refusal}") from refusal
 
 
 def _candidates(model: TorchModel, widths: Sequence[int] | None) -> Iterator[Shapes]:
@@ -140,7 +146,8 @@ def _candidates(model: TorchModel, widths: Sequence[int] | None) -> Iterator[Sha
         yield model.shapes
         return
     # Input widths of all weights, in the order of the file: among them are those of the inputs.
-    weights = dict.fromkeys(weight.shape[1] for weight in model.module.parameters() if weight.ndim >= 2)
+    with foreign_code(f"{model.name}: does not tell its parameters"):
+        weights = dict.fromkeys(weight.shape[1] for weight in model.module.parameters() if weight.ndim >= 2)
     for chosen in itertools.product(weights, repeat=model.input_count) if widths is None else [tuple(widths)]:
         for rank in _RANKS:
             yield tuple((width, 1, 1)[: rank - 1] for width in chosen)
@@ -152,13 +159,10 @@ def _random_inputs(shapes: Shapes, rows: int, seed: int) -> list[Tensor]:
 
 
 def _run(module: nn.Module, inputs: list[Tensor]) -> Any:
-    try:
-        # Under inference mode composite operations would not be taken apart; optimizing costs more than it saves here.
-        with torch.no_grad(), optimized_execution(False):
-            return module(*inputs)
-    except Exception as error:  # a user's code raises what it likes
-        shapes = " and ".join(str(tuple(tensor.shape)) for tensor in inputs)
-        raise ArtifactError(f"does not run on inputs of shape {shapes}: {last_line(error)}") from error
+    shapes = " and ".join(str(tuple(tensor.shape)) for tensor in inputs)
+    # Under inference mode composite operations would not be taken apart; optimizing costs more than it saves here.
+    with foreign_code(f"does not run on inputs of shape {shapes}"), torch.no_grad(), optimized_execution(False):
+        return module(*inputs)
 
 
 def _watch(module: nn.Module, shapes: Shapes) -> Program:

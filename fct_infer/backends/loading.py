@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fct_infer.artifacts.bundle import Bundle, open_bundle
-from fct_infer.artifacts.files import GIBIBYTE, digest_file, read_file
+from fct_infer.artifacts.files import GIBIBYTE, digest_file, path_of, read_file
 from fct_infer.artifacts.loading import is_code, load_program, program_from_bundle, refuse_data, refuse_untrusted
 from fct_infer.artifacts.manifest import BundleFile, is_image
 from fct_infer.artifacts.precisions import PRECISIONS
@@ -72,7 +72,7 @@ def load_transformation(
         DeviceMemoryError: a card that was asked for has too little free memory, or ``device_memory`` is too little.
     """
     _check_choices(backend, precision)
-    path = Path(path)
+    path = path_of(path)
     bundle = open_bundle(path) if path.is_dir() else None
     program: Program | None = None
     try:
@@ -166,7 +166,7 @@ def load_embedder(
         UsageError: it is code and ``trust`` is not set.
     """
     _check_choices(backend, precision)
-    path = Path(path)
+    path = path_of(path)
     bundle = open_bundle(path) if path.is_dir() else None
     if backend == "core":
         raise UnsupportedError("backend core runs transformations; an image model runs in onnxruntime, torch, tensorrt")

@@ -65,6 +65,7 @@ class Runner(ABC):
             (n, output_dim) float32, C-contiguous, in memory of its own.
 
         Raises:
+            ArtifactError: the model does not run on such a batch.
             ResourceError: the runtime fails, for instance for want of memory.
         """
 
@@ -94,6 +95,7 @@ class Runner(ABC):
 
         Raises:
             ArrayError: the runtime asks more of an address than that it suits float32.
+            ArtifactError: the model does not run on such a batch.
             ResourceError: the runtime fails, for instance for want of memory.
             UnsupportedError: the runtime, or the model in it, takes no arrays on a card.
         """
