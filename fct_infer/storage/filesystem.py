@@ -136,8 +136,17 @@ _OF_THE_MACHINE = frozenset(
 )
 
 
-def _read_error(message: str, error: OSError) -> FctError:
-    return ResourceError(message) if error.errno in _OF_THE_MACHINE else GalleryError(message)
+def read_error(message: str, error: Exception) -> FctError:
+    """Return the error of a read that failed: the machine's fault, or what was read is malformed.
+
+    Args:
+        message: of the result.
+        error: of the system, or of a library that opens files by itself; some pass on the errno, some only its text.
+    """
+    is_of_the_machine = getattr(error, "errno", None) in _OF_THE_MACHINE or any(
+        os.strerror(number) in str(error) for number in _OF_THE_MACHINE
+    )
+    return ResourceError(message) if is_of_the_machine else GalleryError(message)
 
 
 class ReadFile:
@@ -164,7 +173,7 @@ class ReadFile:
         except OSError as error:
             if below is not None and error.errno in (errno.ELOOP, errno.ENOTDIR):
                 raise GalleryError(f"{self.path}: lies behind a link, which is not followed") from error
-            raise _read_error(f"{self.path}: cannot be read: {error.strerror}", error) from error
+            raise read_error(f"{self.path}: cannot be read: {error.strerror}", error) from error
         if not stat.S_ISREG(self.stat().st_mode):
             self.close()
             raise GalleryError(f"{self.path}: is not a regular file")
@@ -186,7 +195,7 @@ class ReadFile:
             try:
                 count = self._fs.pread_into(self._fd, view[done:], offset + done)
             except OSError as error:
-                raise _read_error(
+                raise read_error(
                     f"{self.path}: read failed at byte {offset + done}: {error.strerror}", error
                 ) from error
             if count == 0:
