@@ -82,7 +82,7 @@ def upgrade_gallery(
     plan.check_resources()
     run = _Run(plan, progress)
     run.timings["plan"] = time.perf_counter() - started
-    work = Work(plan, restart=restart, force=force)
+    work = Work(plan, restart=restart, force=force, progress=progress)
     try:
         if work.is_published:  # killed after the rename
             report = UpgradeReport.load(plan.dest / "upgrade_infos.json")
