@@ -298,6 +298,33 @@ def test_a_model_that_mixes_rows_is_neither_exported_nor_published(tmp_path, nam
     assert not (tmp_path / "new").exists()
 
 
+class Centred(nn.Module):
+    """Rows less their mean; the weight tells how wide they are."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.layer(x - x.mean(dim=0)))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pt2"])
+def test_pytorch_is_asked_for_rows_in_other_company_too(tmp_path, suffix):
+    path = tmp_path / f"h{suffix}"
+    if suffix == ".pt":
+        torch.jit.script(Centred()).save(path)
+    else:
+        rows = ({0: torch.export.Dim("batch")},)
+        torch.export.save(torch.export.export(Centred(), (torch.zeros(3, 8),), dynamic_shapes=rows), path)
+    (tmp_path / "g" / "embeddings").mkdir(parents=True)
+    np.save(tmp_path / "g" / "embeddings" / "0.npy", ROWS[0] + 3)
+    h = load_transformation(path, backend="torch", trust=True)
+    with pytest.raises(GateError, match="to its recomputation is below"):
+        upgrade_gallery(tmp_path / "g", h, tmp_path / "new", settings=Settings(index="none"))
+    assert not (tmp_path / "new").exists()
+
+
 def test_batch_norm_without_statistics_is_refused(tmp_path):
     module = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8, track_running_stats=False), nn.Linear(8, 6)).eval()
     with pytest.raises(ArtifactError):
