@@ -118,7 +118,8 @@ def transformation_of(
         ArtifactError: it takes or makes something else than rows, or nothing tells its two inputs apart.
         UsageError: the widths cannot be told from it.
     """
-    from fct_infer.artifacts.torch_program import accepted_shapes, in_order, program_from_torch, refuse_untold
+    from fct_infer.artifacts.input_order import in_order, refuse_untold
+    from fct_infer.artifacts.torch_program import accepted_shapes, program_from_torch
 
     notes = _input_notes(model, widths, old_first)
     model = in_order(model, old_first)

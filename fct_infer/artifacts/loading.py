@@ -55,7 +55,8 @@ def load_program(path: str | Path, *, trust: bool = False, input_widths: Sequenc
         return program_from_onnx(path)
     refuse_untrusted(path, trust)
     model = load_torch(path)  # first: it says so if torch is missing, which the next import needs
-    from fct_infer.artifacts.torch_program import in_order, program_from_torch
+    from fct_infer.artifacts.input_order import in_order
+    from fct_infer.artifacts.torch_program import program_from_torch
 
     return program_from_torch(in_order(model), input_widths)
 

@@ -259,7 +259,8 @@ def _open_bare(path: Path, backend: str, device: str, threads: int | None, trust
 
 
 def _torch_runner(model: TorchModel, inputs: Shapes | None, device: str, threads: int | None) -> TorchRunner:
-    from fct_infer.artifacts.torch_program import accepted_shapes, in_order, refuse_untold
+    from fct_infer.artifacts.input_order import in_order, refuse_untold
+    from fct_infer.artifacts.torch_program import accepted_shapes
     from fct_infer.backends.torch_runtime import TorchRunner
 
     if inputs is None:
