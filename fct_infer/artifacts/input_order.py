@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fct_infer.artifacts.roles import roles, roles_by_name
+from fct_infer.artifacts.roles import roles, roles_by_name, told
 from fct_infer.artifacts.torch_files import TorchModel
 from fct_infer.errors import ArtifactError
 from fct_infer.transformation import INPUTS
@@ -37,6 +37,12 @@ def in_order(model: TorchModel, old_first: Sequence[str] | None = None) -> Torch
     if found == INPUTS:
         return model
     return replace(model, module=_Exchanged(model.module), shapes=model.shapes and model.shapes[::-1])
+
+
+def assignment_of(model: TorchModel) -> str:
+    """Say which of the inputs that ``model`` needs is taken for which."""
+    names = model.input_names[: model.input_count]
+    return told(names, roles_by_name(names) or INPUTS)
 
 
 def refuse_untold(model: TorchModel, shapes: Sequence[tuple[int, ...]]) -> None:

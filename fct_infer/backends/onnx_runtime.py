@@ -17,6 +17,7 @@ from fct_infer.artifacts.foreign_code import foreign_code, said_by
 from fct_infer.artifacts.manifest import is_image
 from fct_infer.artifacts.onnx_file import read_onnx
 from fct_infer.artifacts.onnx_signature import read_signature
+from fct_infer.artifacts.roles import told
 from fct_infer.backends.cuda_memory import CudaMemory, DeviceMemory
 from fct_infer.backends.device import cuda_index
 from fct_infer.backends.runner import Batch, DeviceBatch, Interface, Runner
@@ -90,6 +91,7 @@ class OnnxRuntimeRunner(Runner):
                 )
             index = None
         self._session, self._inputs = session, inputs
+        self.assignment = told([each.name for each in inputs.values()], list(inputs))
         self._output_row, self._output_dtype = tried.shape[1:], tried.dtype
         self.device = "cpu" if index is None else f"cuda:{index}"
         self.runtime = f"onnxruntime {runtime.__version__} {self.device}"

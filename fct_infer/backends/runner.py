@@ -47,12 +47,14 @@ class Runner(ABC):
         device: where it computes, truly: ``cpu`` or ``cuda:0``.
         runtime: backend, version and device, for people and manifests.
         interface: of the model.
+        assignment: which input of a bare file is taken for which, for people.
     """
 
     backend: str
     device: str
     runtime: str
     interface: Interface
+    assignment: str | None = None
 
     @abstractmethod
     def run(self, batch: Batch) -> Float32Array:

@@ -132,10 +132,29 @@ def test_pytorch_runs_inputs_in_the_other_order_too(tmp_path, form):
     np.testing.assert_allclose(h(old, side), rows_of(module, side, old), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("tanh", [False, True])
+@pytest.mark.parametrize("form", ["scripted", "pt2", "onnx"])
+def test_a_bare_file_tells_its_assignment_and_is_not_parsed_for_that(tmp_path, monkeypatch, form, tanh):
+    if form == "onnx":
+        node = ("Tanh", ["x"], ["y"]) if tanh else ("MatMul", ["x", "w"], ["y"])
+        path = onnx_file(tmp_path / "m.onnx", [node], {"x": 8}, {"w": np.eye(8, dtype=np.float32)})
+        wanted, backend = "inputs: x -> old", "onnxruntime" if tanh else "core"
+    else:
+        path = saved(Untold((8, 5), tanh).eval(), form, tmp_path, (8, 5))
+        wanted, backend = "inputs: x -> old, y -> side", "torch" if tanh else "core"
+    parsed = []
+    load = onnx.load_model_from_string
+    monkeypatch.setattr(onnx, "load_model_from_string", lambda data: parsed.append(data) or load(data))
+    h = load_transformation(path, trust=True)
+    assert (h.assignment, h.backend) == (wanted, backend)
+    assert len(parsed) == (0 if form != "onnx" else 1 + (backend != "core"))  # once more by the runtime's runner
+
+
 def test_what_this_project_exports_tells_its_inputs(tmp_path):
     (old, side), module = ROWS, Untold(tanh=True).eval()
     options = Options(("torchscript", "pt2"), ("fp32", "fp16"))
     bundle = export_transformation(module, tmp_path / "h", options, old_first=("x", "y")).bundle
+    assert load_transformation(bundle, backend="torch", trust=True).assignment is None
     for name in ("model.pt", "model.pt2"):
         h = load_transformation(bundle / name, backend="torch", trust=True)
         np.testing.assert_allclose(h(old, side), rows_of(module, old, side), rtol=1e-4, atol=1e-5)
