@@ -15,7 +15,7 @@ from fct_infer.connectors.options import SourceOptions, check_shape, find_column
 from fct_infer.connectors.parted import ColumnsReader, Forward, PartedSource
 from fct_infer.errors import GalleryError
 from fct_infer.gallery.source import Part, Schema
-from fct_infer.storage import ReadFile
+from fct_infer.storage import ReadFile, read_error
 
 _ROWS_AT_ONCE = 65536
 
@@ -108,7 +108,7 @@ def _opened(path: Path) -> Iterator[tuple[Any, Iterator[Any]]]:
                 yield stream.schema, iter(stream)
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         words = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise GalleryError(f"{path}: cannot be read as Arrow: {words}") from error
+        raise read_error(f"{path}: cannot be read as Arrow: {words}", error) from error
 
 
 def _batches(path: Path) -> Generator[Any, None, None]:

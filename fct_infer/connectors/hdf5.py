@@ -22,7 +22,7 @@ from fct_infer.connectors.options import (
 from fct_infer.connectors.parted import PartedSource, check_buffer, check_range
 from fct_infer.errors import ArrayError, GalleryError
 from fct_infer.gallery.source import Part, Schema
-from fct_infer.storage import ReadFile
+from fct_infer.storage import ReadFile, read_error
 
 _PIECE_BYTES = 4 << 20
 _MAX_COMPRESSION = 1100  # of deflate; more rows than the bytes can be are a damaged header
@@ -102,7 +102,7 @@ class _Reader:
                     out[first - start : end - start] = data[first:end]
                 except (OSError, RuntimeError, ValueError) as error:
                     words = str(error).splitlines()[0]
-                    raise GalleryError(f"{self._path}, rows {first} to {end}: cannot be read: {words}") from error
+                    raise read_error(f"{self._path}, rows {first} to {end}: cannot be read: {words}", error) from error
 
     def read_ids(self, start: int, stop: int) -> NDArray[Any]:
         """See :class:`~fct_infer.gallery.source.PartReader`."""
@@ -116,7 +116,7 @@ class _Reader:
             if values.dtype.kind == "O":
                 return text_ids([value.decode() for value in values], "U", where, start)
         except (OSError, RuntimeError, UnicodeDecodeError, AttributeError) as error:
-            raise GalleryError(f"{where}, rows {start} to {stop}: cannot be read: {error}") from error
+            raise read_error(f"{where}, rows {start} to {stop}: cannot be read: {error}", error) from error
         return integer_or_text(values, where)
 
     def __enter__(self) -> _Reader:
@@ -133,7 +133,7 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         file = h5py.File(path, "r")
     except (OSError, RuntimeError) as error:
-        raise GalleryError(f"{path}: cannot be read as HDF5: {str(error).splitlines()[0]}") from error
+        raise read_error(f"{path}: cannot be read as HDF5: {str(error).splitlines()[0]}", error) from error
     with file:
         yield file
 
@@ -151,7 +151,7 @@ def _datasets(file: Any, path: Path) -> dict[str, Any]:
     try:
         file.visititems(visit)  # follows hard links only
     except (OSError, RuntimeError, KeyError) as error:
-        raise GalleryError(f"{path}: cannot be read as HDF5: {str(error).splitlines()[0]}") from error
+        raise read_error(f"{path}: cannot be read as HDF5: {str(error).splitlines()[0]}", error) from error
     return found
 
 

@@ -15,7 +15,7 @@ from fct_infer.connectors.options import Columns, SourceOptions, check_shape, fi
 from fct_infer.connectors.parted import ColumnsReader, Forward, PartedSource
 from fct_infer.errors import GalleryError
 from fct_infer.gallery.source import Part, Schema
-from fct_infer.storage import ReadFile
+from fct_infer.storage import ReadFile, read_error
 
 _BATCH_BYTES = 4 << 20
 _BUFFER_BYTES = 1 << 20  # read from the file at once; pages are decoded out of it
@@ -131,7 +131,7 @@ def opened(file: Path) -> Iterator[Any]:
             yield opened_file
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         words = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise GalleryError(f"{file}: cannot be read as Parquet: {words}") from error
+        raise read_error(f"{file}: cannot be read as Parquet: {words}", error) from error
 
 
 def _columns(file: Path, schema: Any, options: SourceOptions) -> Columns:
