@@ -48,6 +48,7 @@ SIDE_INFORMATION = SideInformationConfig(
 TRANSFORMATION = TransformationConfig(
     ModelSpec("paper", {"inner_dim": 512}),
     TrainingConfig(20, 2e-3, batch_size=256, warmup_epochs=2, optimizer="adam", freeze_batch_norm_from=0.5, seed=4),
+    standardize=False,
 )
 TRAINING_VIEWS = 2
 """Random views of each training image whose embeddings h is trained on."""

@@ -170,7 +170,7 @@ def test_two_processes_share_the_batches_and_agree(config, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "exit_code", "message"),
     [
-        (["backbone", "missing.yaml"], 2, "error: missing.yaml: cannot be read: No such file or directory"),
+        (["backbone", "missing.yaml"], 2, "error: missing.yaml: no such file"),
         (
             ["backbone", "old.yaml", "--set", "training.epoch=1"],
             2,

@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from fct_infer.errors import UsageError
+from fct_infer.maps.statistics import Float64Array
 from fct_infer.training.models.base import TransformationModule
 from fct_infer.training.models.program import ProgramTransformation
+from fct_infer.training.models.standardized import StandardizedTransformation
 from fct_infer.training.models.transformation import (
     LayeredTransformation,
     MlpTransformation,
@@ -37,8 +39,7 @@ def to_program(module: TransformationModule) -> Program:
         return module.program()
     if not isinstance(module, LayeredTransformation):
         raise UsageError(f"{type(module).__name__} has no program")
-    steps = _steps(module)
-    return Program(_dims(module), tuple(steps), steps[-1].output)
+    return _program(module)
 
 
 def to_uncertainty_program(module: TransformationModule) -> Program:
@@ -51,14 +52,52 @@ def to_uncertainty_program(module: TransformationModule) -> Program:
     _check_mode(module)
     if not isinstance(module, LayeredTransformation) or module.uncertainty is None:
         raise UsageError(f"this {type(module).__name__} has no uncertainty head; train it with FastFill's loss")
-    steps, head = _steps(module), module.uncertainty
-    layer = Linear(steps[-1].output, LOG_VARIANCE, _float32(head.weight.detach()), _float32(head.bias.detach()))
-    return Program(_dims(module), (*steps, layer), LOG_VARIANCE)
+    program, head = _program(module), module.uncertainty
+    layer = Linear(program.output, LOG_VARIANCE, _float32(head.weight.detach()), _float32(head.bias.detach()))
+    return Program(program.dims, (*program.steps, layer), LOG_VARIANCE)
 
 
 def _check_mode(module: TransformationModule) -> None:
     if module.training:
         raise UsageError("a transformation in training mode has no fixed arithmetic; call .eval() first")
+
+
+def _program(module: LayeredTransformation) -> Program:
+    if isinstance(module, StandardizedTransformation):
+        return _with_scales(_program(module.inner), module)
+    steps = _steps(module)
+    return Program(_dims(module), tuple(steps), steps[-1].output)
+
+
+def _with_scales(program: Program, module: StandardizedTransformation) -> Program:
+    """Return the program with means and scales in the layers that read its inputs, and in the last one."""
+    parts = {name: _scale(module, name) for name in program.dims}
+    for step in program.steps:
+        if isinstance(step, Concat) and set(step.inputs) <= set(program.dims):
+            sides = [parts[name] for name in step.inputs]
+            parts[step.output] = (np.concatenate([mean for mean, _ in sides]), np.concatenate([by for _, by in sides]))
+    steps: list[Step] = []
+    for step in program.steps:
+        if isinstance(step, Linear):
+            weight, bias = step.weight.astype(np.float64), step.bias.astype(np.float64)
+            if step.input in parts:
+                mean, scale = parts[step.input]
+                weight = weight / scale
+                bias = bias - weight @ mean
+            if step.output == program.output:
+                mean, scale = _scale(module, "new")
+                weight, bias = weight * scale[:, None], bias * scale + mean
+            parameters = np.ascontiguousarray(weight, np.float32), bias.astype(np.float32)
+            steps.append(Linear(step.input, step.output, *parameters, step.activation))
+        else:
+            steps.append(step)
+    return Program(program.dims, tuple(steps), program.output)
+
+
+def _scale(module: StandardizedTransformation, name: str) -> tuple[Float64Array, Float64Array]:
+    """Return mean and scale of each column of a part."""
+    mean = module.get_buffer(f"{name}_mean").double().cpu().numpy()
+    return mean, np.full(len(mean), float(module.get_buffer(f"{name}_scale")))
 
 
 def _dims(module: TransformationModule) -> dict[str, int]:

@@ -18,7 +18,8 @@ from fct_infer.training.models.foreign import build_foreign, is_foreign
 from fct_infer.training.models.mobilenet import MobileNetV2
 from fct_infer.training.models.program import ProgramTransformation
 from fct_infer.training.models.resnet import ResNet
-from fct_infer.training.models.transformation import TRANSFORMATIONS
+from fct_infer.training.models.standardized import StandardizedTransformation
+from fct_infer.training.models.transformation import TRANSFORMATIONS, LayeredTransformation
 
 Kind = TypeVar("Kind", bound=nn.Module)
 
@@ -27,11 +28,16 @@ def _unit(backbone: Mapping[str, Any]) -> UnitBackbone:
     return UnitBackbone(ModelSpec(**backbone).build(Backbone))
 
 
+def _standardized(model: Mapping[str, Any], uncertainty: bool = False) -> StandardizedTransformation:
+    return StandardizedTransformation(ModelSpec(**model).build(LayeredTransformation), uncertainty)
+
+
 _MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet": ResNet,
     **{f"resnet{depth}": partial(DeepResNet, depth) for depth in (18, 34, 50, 101)},
     "mobilenet_v2": MobileNetV2,
     "unit": _unit,
+    "standardized": _standardized,
     "linear_classifier": LinearClassifier,
     "cosine_classifier": CosineClassifier,
     "program": ProgramTransformation,
@@ -44,7 +50,8 @@ class ModelSpec:
     """A model as data: its name and the arguments of its constructor (JSON values only).
 
     The name is one of the registry, or ``module:function``, ``timm/NAME`` or ``torchvision/NAME``. The model ``unit``
-    brings the embeddings of another, its argument ``backbone``, to length 1.
+    brings the embeddings of another, its argument ``backbone``, to length 1; ``standardized`` puts another h, its
+    argument ``model``, between standardised spaces.
     """
 
     name: str
@@ -53,7 +60,7 @@ class ModelSpec:
     @property
     def runs_foreign_code(self) -> bool:
         """Whether building it imports what is not this project's."""
-        inner = self.arguments.get("backbone")
+        inner = self.arguments.get("model" if self.name == "standardized" else "backbone")
         return is_foreign(self.name) or (isinstance(inner, dict) and ModelSpec(**inner).runs_foreign_code)
 
     def build(self, kind: type[Kind] | tuple[type[Kind], ...]) -> Kind:

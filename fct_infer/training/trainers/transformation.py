@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fct_infer.errors import ArrayError, UsageError
+from fct_infer.maps import Statistics
 from fct_infer.training.alignment import alignment_loss
 from fct_infer.training.data.batches import Batches, TensorBatches
 from fct_infer.training.fastfill import fastfill_loss
@@ -20,7 +21,8 @@ from fct_infer.training.loop import ProgressCallback, Trained, TrainingConfig, V
 from fct_infer.training.models.base import TransformationModule
 from fct_infer.training.models.classifiers import Classifier
 from fct_infer.training.models.registry import ModelSpec
-from fct_infer.training.models.transformation import LayeredTransformation
+from fct_infer.training.models.standardized import StandardizedTransformation
+from fct_infer.training.models.transformation import TRANSFORMATIONS, LayeredTransformation
 
 if TYPE_CHECKING:
     from fct_infer.training.run import RunFolder
@@ -39,12 +41,15 @@ class TransformationConfig:
         training: the schedule.
         loss: against the raw new embedding; ``"fastfill"`` adds FastFill's head and needs labels and a classifier.
         label_smoothing: of FastFill's cross entropy.
+        standardize: train between spaces of mean 0 and variance 1, which h's first and last layers bring rows to and
+            from. The paper does not; without it, h learns nothing from embeddings of length 1 in the paper's steps.
     """
 
     model: ModelSpec
     training: TrainingConfig
     loss: TransformationLoss = "mse"
     label_smoothing: float = 0.1
+    standardize: bool = True
 
 
 @dataclass(frozen=True)
@@ -110,9 +115,12 @@ def train_transformation(
         tensors.append(torch.from_numpy(labels.astype(np.int64)))
     dims = {"old_dim": old.shape[1], "side_dim": 0 if side is None else side.shape[1], "new_dim": new.shape[1]}
     objective = build_objective(dims, config, classifier, has_labels=labels is not None)
+    batches = TensorBatches(*tensors, batch_size=config.training.batch_size, seed=config.training.seed)
+    if isinstance(objective.module, StandardizedTransformation):
+        parts = {"old": old, "new": new} | ({} if side is None else {"side": side})
+        objective.module.fit_scales(Statistics.of_block(parts))
     if labels is not None and classifier is not None:
         check_labels(labels, len(classifier.weight))
-    batches = TensorBatches(*tensors, batch_size=config.training.batch_size, seed=config.training.seed)
     return train_on_batches(objective, batches, config.training, on_progress)
 
 
@@ -136,7 +144,11 @@ def build_objective(
         ArrayError: the classifier does not fit the new embeddings.
     """
     extra = {"uncertainty": True} if config.loss == "fastfill" else {}
-    model = ModelSpec(config.model.name, {**dims, **extra, **config.model.arguments})
+    model = ModelSpec(config.model.name, {**dims, **config.model.arguments})
+    if config.standardize and model.name in TRANSFORMATIONS:
+        model = ModelSpec("standardized", {"model": asdict(model), **extra})
+    else:
+        model = ModelSpec(model.name, {**model.arguments, **extra})
     with seeded(config.training.seed):
         module = model.build(TransformationModule)
     if config.loss != "fastfill":

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fct_infer.errors import UsageError
 from fct_infer.gallery import Gallery
-from fct_infer.maps import MAPS, Statistics
+from fct_infer.maps import MAPS, Recipe, Statistics
 from fct_infer.training.alignment import Alignment, measure_alignment
 from fct_infer.training.chains import compose
 from fct_infer.training.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
@@ -29,6 +30,7 @@ from fct_infer.training.models.folding import to_program, to_uncertainty_program
 from fct_infer.training.models.foreign import is_foreign
 from fct_infer.training.models.program import ProgramTransformation, program_arguments
 from fct_infer.training.models.registry import ModelSpec
+from fct_infer.training.models.standardized import StandardizedTransformation
 from fct_infer.training.models.transformation import TRANSFORMATIONS
 from fct_infer.training.trainers.transformation import (
     Objective,
@@ -45,7 +47,7 @@ from fct_infer.training.trainers.transformation_data import (
     load_classifier,
     open_features,
 )
-from fct_infer.transformation import Program, Transformation
+from fct_infer.transformation import Linear, Program, Transformation
 
 if TYPE_CHECKING:
     from fct_infer.training.run import RunFolder
@@ -60,6 +62,7 @@ PAPER_RECIPE = TrainingConfig(
 )
 """How the paper trains h (arXiv 2112.02805, its public code)."""
 
+_LEAST_BATCH, _BATCHES = 32, 32  # rows of a batch, and batches of an epoch
 _VALIDATION_ROWS = 8192  # at once
 _MODELS = (*TRANSFORMATIONS, *MAPS, "chain", "module:function")
 
@@ -108,6 +111,9 @@ class ImageTransformationRunConfig(_RunConfig):
     models: EmbeddingModels
 
 
+_Settings = TypeVar("_Settings", bound=_RunConfig)
+
+
 @dataclass(frozen=True)
 class _Outcome:
     """What a run made, and how to build it again."""
@@ -152,11 +158,18 @@ def run_transformation(
     else:
         features = settings.data
     data = open_features((features, *settings.mixture), classifier, settings.validation, seed)
-    outcome = _make(settings, data, run, on_progress)
+    statistics = Statistics.of_blocks(data.features.blocks(data.split.is_training))
+    assert statistics is not None
+    if "batch_size" not in config.get("training", {}):
+        settings = _with_batch_size(settings, statistics.rows)
+    outcome = _make(settings, data, statistics, run, on_progress)
     run.begin()
     run.first(lambda: _write(settings, outcome, run.path, gallery))
     program = to_program(outcome.module)
-    judged = asdict(_judge(program, data.held_out)) if len(data.held_out["old"]) else {}
+    judged, warnings = dict[str, Any](), list[str]()
+    if len(data.held_out["old"]):
+        alignment = _judge(program, data.held_out)
+        judged, warnings = asdict(alignment), _warnings(alignment, statistics, data.held_out)
     return run.finish(
         {
             "checkpoint": str(run.path / f"{CHECKPOINT}.safetensors"),
@@ -165,6 +178,7 @@ def run_transformation(
             "flops_per_row": program.flops_per_row,
             **outcome.findings,
             **{f"validation_{name}": value for name, value in judged.items()},
+            **({"warning": "; ".join(warnings)} if warnings else {}),
         }
     )
 
@@ -184,27 +198,45 @@ def _settings(config: Mapping[str, Any]) -> TransformationRunConfig | ImageTrans
     return from_plain(TransformationRunConfig, config)
 
 
-def _make(settings: _RunConfig, data: TrainingData, run: RunFolder, on_progress: ProgressCallback | None) -> _Outcome:
+def _with_batch_size(settings: _Settings, rows: int) -> _Settings:
+    """Return the settings with the paper's batch, or a 32nd of the rows where there are too few for it to learn."""
+    size = min(settings.training.batch_size, max(_LEAST_BATCH, rows // _BATCHES), rows)
+    return replace(settings, training=replace(settings.training, batch_size=size))
+
+
+def _make(
+    settings: _RunConfig,
+    data: TrainingData,
+    statistics: Statistics,
+    run: RunFolder,
+    on_progress: ProgressCallback | None,
+) -> _Outcome:
     if settings.model.name in MAPS:
-        return _fit_map(settings, data)
+        return _fit_map(settings, statistics, data.held_out)
     if settings.model.name == "chain":
         return _chain(settings.model.arguments)
-    return _train(settings, data, run, on_progress)
+    return _train(settings, data, statistics, run, on_progress)
 
 
-def _train(settings: _RunConfig, data: TrainingData, run: RunFolder, on_progress: ProgressCallback | None) -> _Outcome:
+def _train(
+    settings: _RunConfig,
+    data: TrainingData,
+    statistics: Statistics,
+    run: RunFolder,
+    on_progress: ProgressCallback | None,
+) -> _Outcome:
     dims = {name: getattr(data.features, name) for name in ("old_dim", "side_dim", "new_dim")}
     objective = build_objective(dims, settings, data.classifier, has_labels=data.features.has_labels)
+    if isinstance(objective.module, StandardizedTransformation):
+        objective.module.fit_scales(statistics)
     batches = FeatureBatches(data.features, data.split, settings.training.batch_size, settings.training.seed)
     judge = partial(validate, objective, data.held_out) if len(data.held_out["old"]) else None
     trained = train_on_batches(objective, batches, settings.training, on_progress, run, judge)
     return _Outcome(trained.module, trained.model, trained.fitted.figures, trained.fitted)
 
 
-def _fit_map(settings: _RunConfig, data: TrainingData) -> _Outcome:
-    training = Statistics.of_blocks(data.features.blocks(data.split.is_training))
-    assert training is not None
-    validation = Statistics.of_blocks([data.held_out])
+def _fit_map(settings: _RunConfig, training: Statistics, held_out: Columns) -> _Outcome:
+    validation = Statistics.of_blocks([held_out])
     fit, arguments = partial(MAPS[settings.model.name], training, validation), settings.model.arguments
     check_arguments(fit, arguments, f"model {settings.model.name!r}")
     try:
@@ -251,6 +283,26 @@ def _judge(program: Program, held_out: Columns) -> Alignment:
         return h(old, (old if side is None else side) if h.side_dim else None)
 
     return measure_alignment(transform, _slices(held_out))
+
+
+def _warnings(found: Alignment, training: Statistics, held_out: Columns) -> list[str]:
+    """Say which maps that need no training are nearer to the held-out rows than h, by error and by angle."""
+    new_dim = len(training.yy)
+    mean = training.mean[training.input_dim :].astype(np.float32)
+    step = Linear("old", "mean", np.zeros((new_dim, training.old_dim), np.float32), mean)
+    simpler = {
+        "the mean of the new rows, for every row": Program({"old": training.old_dim}, (step,), "mean"),
+        "Procrustes": Recipe(share=1).fit(training),
+        "ridge regression": Recipe(alpha=0.1, side_alpha=0.1 if training.side_dim else None).fit(training),
+    }
+    better = []
+    for name, program in simpler.items():
+        other = _judge(program, held_out)
+        if other.mse < found.mse and other.cosine > found.cosine:
+            better.append(name)
+    if not better:
+        return []
+    return [f"on held-out rows h is worse than {' and '.join(better)}; fct-fit finds the better map in seconds"]
 
 
 def _slices(columns: Columns) -> Iterator[Columns]:

@@ -187,7 +187,7 @@ def test_a_run_embeds_its_images_and_holds_out_whole_images(tmp_path, models):
     assert (result["training_rows"], result["validation_rows"]) == (96, 24)
     assert columns_of(tmp_path / "h" / "features")["side"].shape == (120, 12)
     described = json.loads((tmp_path / "h" / "checkpoint.json").read_text())
-    assert described["model"]["arguments"]["side_dim"] == 12
+    assert described["model"]["arguments"]["model"]["arguments"]["side_dim"] == 12
     # The same again from what it cached.
     folder = tmp_path / "h" / "features"
     cached = {name: str(folder / name) for name in ("old", "side", "new", "groups")}

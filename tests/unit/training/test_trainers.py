@@ -114,7 +114,7 @@ def error_of(side_is_old: bool) -> float:
 
 def test_a_transformation_learns_what_both_inputs_tell():
     with_side, without = error_of(side_is_old=False), error_of(side_is_old=True)
-    assert with_side < 0.2
+    assert with_side < 0.25
     assert without > 2 * with_side
 
 
