@@ -14,7 +14,7 @@ from fct_infer.storage import ReadFile
 
 # kind -> module and the name in it that opens a path; imported on use
 _OPENERS = {
-    "folder": ("npy", "FolderSource"),
+    "folder": ("npy", "open_folder"),
     "npy": ("npy", "open_npy"),
     "npz": ("npy", "NpzSource"),
     "parquet": ("parquet", "ParquetSource"),

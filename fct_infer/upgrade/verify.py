@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.errors import GalleryError, GateError
-from fct_infer.gallery import Gallery, Shard, ShardReader, sample_rows
+from fct_infer.gallery import Gallery, Part, SourceReader, sample_rows
 from fct_infer.reference import apply_float64, row_cosines
 from fct_infer.transformation import Float32Array, Transformation
 from fct_infer.upgrade.plan import SEED, Plan
 from fct_infer.upgrade.report import Verification
-from fct_infer.upgrade.stream import Rows, blocks_of, index_ids, index_rows, read_inputs
+from fct_infer.upgrade.stream import Rows, blocks_of, index_labels, index_rows, read_inputs
 
 SEARCHED_AT_ONCE = 4096  # rows at least
 ROWS_ALONE = 64  # that are recomputed one by one
@@ -27,10 +27,10 @@ def open_written(plan: Plan, folder: Path) -> Gallery:
         GalleryError: something is missing or has the wrong size.
     """
     written = Gallery.open(folder)
-    wanted = [(shard.name, shard.rows) for shard in plan.gallery.shards]
+    wanted = [(part.name, part.rows) for part in plan.gallery.parts()]
     if [(shard.name, shard.rows) for shard in written.shards] != wanted:
         raise GalleryError(f"{folder}: the shards written are not those of {plan.gallery.path}")
-    if (written.id_dtype is None) != (plan.gallery.id_dtype is None):
+    if (written.id_dtype is None) != (plan.gallery.schema.id_dtype is None):
         raise GalleryError(f"{folder}: ids were not carried over")
     return written
 
@@ -84,11 +84,10 @@ def _way_out(h: Transformation) -> str:
     return accept if h.precision == "fp32" else f"--precision fp32 is more exact and begins again by itself; {accept}"
 
 
-def read_block(plan: Plan, shard: Shard, start: int, stop: int) -> Rows:
-    """Return published rows ``start`` to ``stop`` of a shard from the disk."""
+def read_block(plan: Plan, reader: SourceReader, part: Part, start: int, stop: int) -> Rows:
+    """Return published rows ``start`` to ``stop`` of a part from the disk."""
     new = np.empty((stop - start, plan.new_dim), plan.dtype)
-    with ShardReader(shard) as reader:
-        reader.read_into(start, stop, new, None)
+    reader.at(part).read_into(start, stop, new, None)
     return new
 
 
@@ -101,14 +100,15 @@ def corpus_blocks(
     """
     pieces: list[tuple[Float32Array, NDArray[np.int64]]] = []
     waiting = 0
-    for shard, start, stop in blocks_of(written.shards, plan.block_rows):
-        rows = index_rows(read_block(plan, shard, start, stop), plan.settings.metric)
-        pieces.append((rows, index_ids(plan.gallery, shard, start, stop)))
-        waiting += stop - start
-        if waiting >= SEARCHED_AT_ONCE:
-            yield _together(pieces)
-            pieces, waiting = [], 0
-            report("verify", shard.first_row + stop)
+    with SourceReader(written) as reader:
+        for part, start, stop in blocks_of(written.parts(), plan.block_rows):
+            rows = index_rows(read_block(plan, reader, part, start, stop), plan.settings.metric)
+            pieces.append((rows, index_labels(plan, reader, part, start, stop)))
+            waiting += stop - start
+            if waiting >= SEARCHED_AT_ONCE:
+                yield _together(pieces)
+                pieces, waiting = [], 0
+                report("verify", part.first_row + stop)
     if pieces:
         yield _together(pieces)
     report("verify", written.rows)
