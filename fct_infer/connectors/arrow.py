@@ -15,7 +15,7 @@ from fct_infer.connectors.options import SourceOptions, check_shape, find_column
 from fct_infer.connectors.parted import Forward, PartedSource
 from fct_infer.errors import GalleryError
 from fct_infer.gallery.source import Schema
-from fct_infer.storage import ReadFile
+from fct_infer.storage import ReadFile, SeekableFile
 
 _ROWS_AT_ONCE = 65536
 
@@ -89,7 +89,7 @@ def _opened(path: Path, group: int = 0) -> Iterator[tuple[Any, Iterator[Any]]]:
     arrow, ipc = arrays.pyarrow(), arrays.pyarrow("ipc")
     is_file = _is_file(path)
     try:
-        with arrow.OSFile(str(path)) as file:
+        with SeekableFile(path) as seekable, arrow.PythonFile(seekable, "r") as file:
             if is_file:
                 reader = ipc.open_file(file)
                 yield reader.schema, (reader.get_batch(number) for number in range(group, reader.num_record_batches))

@@ -18,7 +18,7 @@ from fct_infer.connectors.options import Columns, SourceOptions, check_shape, fi
 from fct_infer.connectors.parted import Forward, PartedSource
 from fct_infer.errors import GalleryError
 from fct_infer.gallery.source import Schema
-from fct_infer.storage import ReadFile
+from fct_infer.storage import SeekableFile
 
 _BATCH_BYTES = 4 << 20
 _ID_ROWS = 16384
@@ -146,9 +146,11 @@ def parquet_files(path: Path) -> list[Path]:
 def opened(file: Path) -> Iterator[Any]:
     """Yield an open ``pyarrow.parquet.ParquetFile`` that reads in bounded memory, on this thread alone."""
     arrow, parquet = arrays.pyarrow(), arrays.pyarrow("parquet")
-    ReadFile(file).close()  # refuses what is no regular file, before pyarrow waits for a pipe
     try:
-        with parquet.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES) as opened_file:
+        with (
+            SeekableFile(file) as seekable,
+            parquet.ParquetFile(seekable, pre_buffer=False, buffer_size=_BUFFER_BYTES) as opened_file,
+        ):
             yield opened_file
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         words = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -77,8 +77,8 @@ class PartedSource(Source):
     def where(self, row: int, role: str = "embedding") -> str:
         """See :class:`~fct_infer.gallery.source.Source`."""
         words, number = self.place(row)
-        column = f", column {self.schema.columns[role]!r}" if role != "embedding" else ""
-        return f"{words}, row {number}{column}"
+        name = None if role == "embedding" else self.schema.columns.get(role)
+        return f"{words}, row {number}" + (f", column {name!r}" if name else "")
 
 
 def cut(groups: Sequence[int], most: int) -> tuple[Part, ...]:

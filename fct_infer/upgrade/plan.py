@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from fct_infer.artifacts.precisions import CALIBRATION_ROWS, LIMITS
+from fct_infer.connectors import open_source
 from fct_infer.cuda import card_numbers, device_text
 from fct_infer.errors import GalleryError, ResourceError, UsageError
-from fct_infer.gallery import Gallery, Source, sample_rows
+from fct_infer.gallery import Source, sample_rows
 from fct_infer.index import IndexPlan, default_factory, describe_index, require_gpu
 from fct_infer.machine import usable_memory
 from fct_infer.storage import can_exchange, check_place, check_text, work_folder
@@ -22,6 +23,7 @@ from fct_infer.upgrade.calibration import calibrate
 
 METRICS = ("l2", "ip", "cosine")
 DTYPES = ("float32", "float16")
+ID_KINDS = {"i": "integers", "u": "integers", "S": "bytes", "U": "text"}
 BLOCK_BYTES = {"cpu": 16 << 20, "cuda": 128 << 20}  # a card is done with less before the next block is read
 MOST_BLOCK_PARTS = 4  # with several shards at once blocks are smaller, but no smaller than that
 MOST_BLOCK_ROWS = {"cpu": 1 << 16, "cuda": 1 << 18}  # that are taken unasked
@@ -239,6 +241,9 @@ class Plan:
             "dest": str(self.dest),
             "rows": schema.rows,
             "shards": len(self.gallery.parts()),
+            "columns": schema.columns,
+            "left_out": list(schema.other_columns),
+            "ids": None if schema.id_dtype is None else ID_KINDS[schema.id_dtype.kind],
             "dims": {"old": schema.old_dim, "side_information": schema.side_dim, "new": self.new_dim},
             "settings": self.result_settings(),
             "device": self.device,
@@ -274,12 +279,14 @@ def make_plan(source: str | Path | Source, h: Transformation, dest: str | Path, 
         GalleryError: the gallery is malformed, or its dims do not fit the transformation.
         UsageError: a setting makes no sense, or the FAISS factory string is refused.
     """
-    gallery = source if isinstance(source, Source) else Gallery.open(source)
+    gallery = source if isinstance(source, Source) else open_source(source)
     schema = gallery.schema
     check_text(gallery.path.absolute())
     for name in gallery.files:
         check_text(name)
-    dest = check_place(dest, {"gallery": gallery.path} | ({"transformation": h.source} if h.source else {}))
+    inputs = {"gallery": gallery.path} | ({"transformation": h.source} if h.source else {})
+    beside = {name: file for name, file in gallery.files.items() if not file.is_relative_to(gallery.path)}
+    dest = check_place(dest, inputs | beside)
     if schema.old_dim != h.old_dim:
         raise GalleryError(
             f"{gallery.column('embedding')}: rows are {schema.old_dim} wide, the transformation wants {h.old_dim}"
