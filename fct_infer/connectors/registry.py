@@ -6,9 +6,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from fct_infer.connectors.options import SourceOptions
 from fct_infer.errors import GalleryError, UsageError
+from fct_infer.gallery.sink import Sink
 from fct_infer.gallery.source import Source
 from fct_infer.storage import ReadFile
 
@@ -24,6 +28,9 @@ _OPENERS = {
     "hdf5": ("hdf5", "Hdf5Source"),
     "faiss": ("faiss_file", "FaissSource"),
     "safetensors": ("safetensors_file", "open_safetensors"),
+}
+SINKS = {
+    "npy": ("fct_infer.gallery.sink", "FolderSink"),
 }
 _MAGIC = {
     b"\x93NUMPY": "npy",
@@ -72,6 +79,23 @@ def kind_of(path: Path) -> str:
 
 def _has_parquet(path: Path) -> bool:
     return any(next(path.rglob(pattern), None) for pattern in ("*.parquet", "*.pq"))
+
+
+def open_sink(kind: str, folder: Path, source: Source, dim: int, dtype: np.dtype[Any]) -> Sink:
+    """Open a folder to write the new rows of a source to.
+
+    Args:
+        kind: of :data:`SINKS`.
+        folder: that they are written into.
+        source: whose ids, and other columns where the format has a place for them, are carried along.
+        dim, dtype: of the new rows.
+
+    Raises:
+        MissingExtraError: the format's library is not installed.
+    """
+    module, name = SINKS[kind]
+    opener: Callable[[Path, Source, int, np.dtype[Any]], Sink] = getattr(import_module(module), name)
+    return opener(folder, source, dim, dtype)
 
 
 def open_source(path: str | Path, options: SourceOptions | None = None) -> Source:

@@ -6,6 +6,7 @@ from fct_infer.gallery.manifest import MANIFEST_NAME, GalleryManifest, read_mani
 from fct_infer.gallery.reader import ShardReader, read_npy
 from fct_infer.gallery.rows import read_row_ids, read_rows
 from fct_infer.gallery.sampling import sample_rows
+from fct_infer.gallery.sink import PartWriter, Sink
 from fct_infer.gallery.source import Part, Schema, Source, SourceReader
 from fct_infer.gallery.writer import GalleryWriter, NpyShardWriter, write_ids, write_npy
 
@@ -16,9 +17,11 @@ __all__ = [
     "GalleryWriter",
     "NpyShardWriter",
     "Part",
+    "PartWriter",
     "Schema",
     "Shard",
     "ShardReader",
+    "Sink",
     "Source",
     "SourceReader",
     "fingerprint",

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from fct_infer.artifacts.precisions import CALIBRATION_ROWS, LIMITS
-from fct_infer.connectors import open_source
+from fct_infer.connectors import SINKS, open_sink, open_source
 from fct_infer.cuda import card_numbers, device_text
 from fct_infer.errors import GalleryError, ResourceError, UsageError
-from fct_infer.gallery import Source, sample_rows
+from fct_infer.gallery import Sink, Source, sample_rows
 from fct_infer.index import IndexPlan, default_factory, describe_index, require_gpu
 from fct_infer.machine import usable_memory
 from fct_infer.storage import can_exchange, check_place, check_text, work_folder
@@ -53,6 +53,7 @@ class Settings:
         shards_at_once: shards upgraded at the same time, each read, hashed and written by threads of its own; None
             takes one, or, where a card would outrun those, as many as there are threads for. With an index, which
             takes rows in order, one.
+        format: of what is published: ``npy``, or ``parquet`` with all other columns of a Parquet source.
         index_device: where the index is built: ``cpu``, ``cuda:N``, or ``auto``: on the transformation's card if FAISS
             can use it, else on the CPU.
     """
@@ -67,12 +68,15 @@ class Settings:
     block_rows: int | None = None
     shards_at_once: int | None = None
     index_device: str = "auto"
+    format: str = "npy"
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
             raise UsageError(f"metric is {self.metric!r}, wanted one of {', '.join(METRICS)}")
         if self.dtype not in (None, *DTYPES):
             raise UsageError(f"dtype is {self.dtype!r}, wanted one of {', '.join(DTYPES)}")
+        if self.format not in SINKS:
+            raise UsageError(f"format is {self.format!r}, wanted one of {', '.join(SINKS)}")
         if self.index_device != "auto":
             card_numbers(self.index_device)
         for name, most in (
@@ -183,6 +187,10 @@ class Plan:
         blocks = self.shards_at_once * BLOCKS_IN_FLIGHT[self.device_kind] * self.block_rows * row
         return max(blocks, sample) + 2 * (self.index.estimated_bytes if self.index else 0) + (200 << 20)
 
+    def open_sink(self, folder: Path) -> Sink:
+        """Return what writes the new rows into a folder, and reads them from there."""
+        return open_sink(self.settings.format, folder, self.gallery, self.new_dim, self.dtype)
+
     def result_settings(self) -> dict[str, Any]:
         """Return the choices that decide the bytes of the result."""
         return {
@@ -199,6 +207,8 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """Return what must be equal for unfinished work to be resumed."""
         settings = self.result_settings()
+        if self.settings.format != "npy":
+            settings["format"] = self.settings.format
         if self.index and "HNSW" in self.index.factory:
             settings["block_rows"] = self.block_rows  # a graph depends on how its rows were cut into blocks
         identity = {

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fct_infer import __version__, _core
 from fct_infer.cuda import cuda_status
 from fct_infer.errors import GalleryError, GateError, OutputError, UsageError
-from fct_infer.gallery import MANIFEST_NAME, Gallery, GalleryManifest, Part, Source, SourceReader, sample_rows
+from fct_infer.gallery import MANIFEST_NAME, GalleryManifest, Part, Source, SourceReader, sample_rows
 from fct_infer.index import IndexBuilder, exact_neighbours, index_infos, make_builder, tune_nprobe
 from fct_infer.machine import usable_cpus
 from fct_infer.storage import DigestedFile, write_bytes, write_json
@@ -170,7 +170,7 @@ class _Run:
         """Feed the index the parts that an earlier run finished: its own memory of them died with it."""
         if not finished:
             return
-        feeder, written = IndexFeeder(self.plan, finished, builder), Gallery.open(work.gallery)
+        feeder, written = IndexFeeder(self.plan, finished, builder), open_written(self.plan, work.gallery, finished)
         with closing(feeder), SourceReader(written) as reader:
             for part, start, stop in blocks_of(written.parts(), self.plan.block_rows):
                 feeder(read_block(self.plan, reader, part, start, stop))
@@ -186,21 +186,21 @@ class _Run:
     def _verify(self, work: Work, builder: IndexBuilder | None) -> Verification:
         plan = self.plan
         with _own_work(work):
-            written = open_written(plan, work.gallery)
+            written = open_written(plan, work.gallery, plan.gallery.parts())
         self._report("verify", 0)
         verification = verify_cosine(plan, written)
         if builder is None:
             return verification
-        if builder.rows != written.rows:
-            raise GateError(f"the index holds {builder.rows} rows, the gallery {written.rows}")
-        rows = sample_rows(written.rows, RECALL_QUERIES, SEED + 2)
+        if builder.rows != written.schema.rows:
+            raise GateError(f"the index holds {builder.rows} rows, the gallery {written.schema.rows}")
+        rows = sample_rows(written.schema.rows, RECALL_QUERIES, SEED + 2)
         self.queries = index_rows(written.read_rows(rows)[0], plan.settings.metric)
         own_ids = labels_of_rows(plan, rows)
         with _own_work(work):
             recall = self._recall(builder, written, own_ids)
         return replace(verification, queries=len(rows), recall_at_10=recall)
 
-    def _recall(self, builder: IndexBuilder, written: Gallery, own_ids: NDArray[np.int64]) -> float:
+    def _recall(self, builder: IndexBuilder, written: Source, own_ids: NDArray[np.int64]) -> float:
         """Measure recall@10 against exact search over all published rows, choosing nprobe on the way."""
         limit, metric = self.plan.settings.min_recall, self.plan.settings.metric
         blocks = corpus_blocks(self.plan, written, self._report)

@@ -1,4 +1,4 @@
-"""The stages around the C++ pipeline: read blocks of parts, write new shards, feed the index."""
+"""The stages around the C++ pipeline: read blocks of parts, write new parts, feed the index."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from fct_infer import _core
 from fct_infer.device_arrays import CardRows
 from fct_infer.errors import ArrayError, FctError, GalleryError, NonFiniteError, ResourceError
-from fct_infer.gallery import NpyShardWriter, Part, SourceReader, read_row_ids, write_ids
+from fct_infer.gallery import Part, PartWriter, SourceReader, read_row_ids
 from fct_infer.index import IndexBuilder
-from fct_infer.storage import DigestedFile
 from fct_infer.transformation import Float32Array
 from fct_infer.upgrade.journal import Journal
 from fct_infer.upgrade.plan import Plan
@@ -55,40 +54,33 @@ class BlockReader:
         self._reader.close()
 
 
-class ShardWriter:
-    """Writes blocks to new shards; a shard is journalled once it and its ids are durable."""
+class PartsWriter:
+    """Writes blocks to a sink; a part is journalled once all of it is durable."""
 
     def __init__(
         self, plan: Plan, parts: Sequence[Part], folder: Path, journal: Journal, wrote: Callable[[int], None]
     ) -> None:
-        self._plan, self._folder, self._journal, self._wrote = plan, folder, journal, wrote
+        self._journal, self._wrote = journal, wrote
         self._blocks = blocks_of(parts, plan.block_rows)
-        self._ids = SourceReader(plan.gallery)
-        self._writer: NpyShardWriter | None = None
+        self._sink = plan.open_sink(folder)
+        self._writer: PartWriter | None = None
 
     def __call__(self, new: Rows) -> None:
         """Write the next block."""
         part, start, stop = next(self._blocks)
         if start == 0:
-            path = self._folder / "embeddings" / f"{part.name}.npy"
-            self._writer = NpyShardWriter(path, part.rows, self._plan.new_dim, self._plan.dtype)
+            self._writer = self._sink.open_part(part)
         assert self._writer is not None
-        self._writer.write_rows(new)
+        self._writer.write(new)
         if stop == part.rows:
-            self._finish(part, self._writer.commit())
+            files = {name: vars(file) for name, file in self._writer.commit().items()}
+            self._journal.append("shard", name=part.name, rows=part.rows, files=files)
             self._writer = None
         self._wrote(stop - start)
 
-    def _finish(self, part: Part, embeddings: DigestedFile) -> None:
-        files = {f"embeddings/{part.name}.npy": vars(embeddings)}
-        if self._plan.gallery.schema.id_dtype is not None:
-            name = f"ids/{part.name}.npy"
-            files[name] = vars(write_ids(self._folder / name, self._plan.gallery, self._ids, part))
-        self._journal.append("shard", name=part.name, rows=part.rows, files=files)
-
     def close(self) -> None:
-        """Drop a shard that was not finished, if any."""
-        self._ids.close()
+        """Drop a part that was not finished, if any."""
+        self._sink.close()
         if self._writer is not None:
             self._writer.abort()
             self._writer = None
@@ -236,7 +228,7 @@ def _run_stream(
     """Upgrade parts one after the other; once asked to stop, leave the one in work."""
     h, schema = plan.transformation, plan.gallery.schema
     reader = BlockReader(plan, parts, stop)
-    writer = ShardWriter(plan, parts, folder, journal, wrote)
+    writer = PartsWriter(plan, parts, folder, journal, wrote)
     feeder = IndexFeeder(plan, parts, builder) if builder else None
     try:
         times = _core.run_pipeline(

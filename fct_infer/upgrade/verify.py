@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.errors import GalleryError, GateError
-from fct_infer.gallery import Gallery, Part, SourceReader, sample_rows
+from fct_infer.gallery import Part, Source, SourceReader, sample_rows
 from fct_infer.reference import apply_float64, row_cosines
 from fct_infer.transformation import Float32Array, Transformation
 from fct_infer.upgrade.plan import SEED, Plan
@@ -20,22 +21,22 @@ SEARCHED_AT_ONCE = 4096  # rows at least
 ROWS_ALONE = 64  # that are recomputed one by one
 
 
-def open_written(plan: Plan, folder: Path) -> Gallery:
-    """Open what was written as a gallery and check that rows and ids are those of the input.
+def open_written(plan: Plan, folder: Path, parts: Sequence[Part]) -> Source:
+    """Open what was written of some parts and check that rows and ids are those of the input.
 
     Raises:
         GalleryError: something is missing or has the wrong size.
     """
-    written = Gallery.open(folder)
-    wanted = [(part.name, part.rows) for part in plan.gallery.parts()]
-    if [(shard.name, shard.rows) for shard in written.shards] != wanted:
+    with closing(plan.open_sink(folder)) as sink:
+        written = sink.as_source()
+    if [(part.name, part.rows) for part in written.parts()] != [(part.name, part.rows) for part in parts]:
         raise GalleryError(f"{folder}: the shards written are not those of {plan.gallery.path}")
-    if (written.id_dtype is None) != (plan.gallery.schema.id_dtype is None):
+    if (written.schema.id_dtype is None) != (plan.gallery.schema.id_dtype is None):
         raise GalleryError(f"{folder}: ids were not carried over")
     return written
 
 
-def verify_cosine(plan: Plan, written: Gallery) -> Verification:
+def verify_cosine(plan: Plan, written: Source) -> Verification:
     """Recompute sampled rows from the inputs and compare them with what is on the disk.
 
     In float64, or, if no program holds the transformation, once more by its own runtime, in other batches.
@@ -43,7 +44,7 @@ def verify_cosine(plan: Plan, written: Gallery) -> Verification:
     Raises:
         GateError: the lowest cosine is below the limit; names the row.
     """
-    rows = sample_rows(written.rows, plan.settings.verify_rows, SEED + 1)
+    rows = sample_rows(written.schema.rows, plan.settings.verify_rows, SEED + 1)
     old, side = read_inputs(plan, rows)
     h = plan.transformation
     if h.program is not None:
@@ -92,7 +93,7 @@ def read_block(plan: Plan, reader: SourceReader, part: Part, start: int, stop: i
 
 
 def corpus_blocks(
-    plan: Plan, written: Gallery, report: Callable[[str, int], None]
+    plan: Plan, written: Source, report: Callable[[str, int], None]
 ) -> Iterator[tuple[Float32Array, NDArray[np.int64]]]:
     """Yield all published rows with their ids, as the index takes them, in pieces of some thousand rows or more.
 
@@ -111,7 +112,7 @@ def corpus_blocks(
                 report("verify", part.first_row + stop)
     if pieces:
         yield _together(pieces)
-    report("verify", written.rows)
+    report("verify", written.schema.rows)
 
 
 def _together(pieces: list[tuple[Float32Array, NDArray[np.int64]]]) -> tuple[Float32Array, NDArray[np.int64]]:
