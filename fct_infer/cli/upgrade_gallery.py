@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 @source_options
 @click.option("--transformation", required=True, type=click.Path(path_type=Path), help="Bundle, h.onnx or h.pt.")
 @click.option("-o", "--output", "dest", required=True, type=click.Path(path_type=Path), help="Folder to create.")
+@click.option(
+    "--format",
+    type=click.Choice(["npy", "parquet"]),
+    help="Of DEST; parquet carries all other columns along [default: parquet if DEST ends with .parquet, else npy].",
+)
 @click.option("--index", default="auto", show_default=True, help="FAISS factory string, auto, or none.")
 @click.option("--metric", default="l2", show_default=True, type=click.Choice(["l2", "ip", "cosine"]))
 @click.option("--normalize", is_flag=True, help="L2-normalise the new embeddings.")
@@ -102,6 +107,7 @@ def command(
         say_files_are_code(transformation)
     # A file that is code was named by the user; of a bundle, code runs only if its backend was asked for.
     trust = is_code(transformation) or backend != "auto"
+    settings["format"] = settings["format"] or ("parquet" if dest.suffix == ".parquet" else "npy")
     chosen = Settings(**settings)
     h = load_transformation(
         transformation,

@@ -114,7 +114,7 @@ def _from_text(values: list[str], path: Path) -> NDArray[Any]:
 
 
 class WithIds(Source):
-    """A source whose ids come from an array.
+    """A source (``inner``) whose ids come from an array.
 
     Raises:
         GalleryError: there are more or fewer ids than rows.
@@ -123,39 +123,39 @@ class WithIds(Source):
     def __init__(self, source: Source, ids: NDArray[Any], path: Path) -> None:
         if len(ids) != source.schema.rows:
             raise GalleryError(f"{path}: holds {len(ids)} ids, the source has {source.schema.rows} rows")
-        self._source, self._ids, self._ids_path = source, ids, path
+        self.inner, self._ids, self._ids_path = source, ids, path
         self.path, self.capabilities = source.path, source.capabilities
 
     @cached_property
     def schema(self) -> Schema:
         """That of the source, with the ids."""
-        schema = self._source.schema
+        schema = self.inner.schema
         return replace(schema, id_dtype=self._ids.dtype, columns=schema.columns | {"id": str(self._ids_path)})
 
     @property
     def files(self) -> Mapping[str, Path]:
         """Those of the source, and the ids."""
-        return {**self._source.files, f"ids beside: {self._ids_path.name}": self._ids_path}
+        return {**self.inner.files, f"ids beside: {self._ids_path.name}": self._ids_path}
 
     def parts(self) -> Sequence[Part]:
         """Those of the source."""
-        return self._source.parts()
+        return self.inner.parts()
 
     def open_part(self, part: Part) -> PartReader:
         """See :class:`~fct_infer.gallery.source.Source`."""
-        return _ReaderWithIds(self._source.open_part(part), part, self._ids)
+        return _ReaderWithIds(self.inner.open_part(part), part, self._ids)
 
     def where(self, row: int, role: str = "embedding") -> str:
         """See :class:`~fct_infer.gallery.source.Source`."""
-        return f"{self._ids_path}, row {row}" if role == "id" else self._source.where(row, role)
+        return f"{self._ids_path}, row {row}" if role == "id" else self.inner.where(row, role)
 
     def column(self, role: str) -> str:
         """See :class:`~fct_infer.gallery.source.Source`."""
-        return str(self._ids_path) if role == "id" else self._source.column(role)
+        return str(self._ids_path) if role == "id" else self.inner.column(role)
 
     def check_upgradable(self, indexed: bool) -> None:
         """Check the ids, and the source without them."""
-        self._source.check_upgradable(indexed=False)
+        self.inner.check_upgradable(indexed=False)
         super().check_upgradable(indexed)
 
 

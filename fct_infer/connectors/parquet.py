@@ -22,6 +22,7 @@ from fct_infer.storage import SeekableFile
 
 _BATCH_BYTES = 4 << 20
 _ID_ROWS = 16384
+_OTHER_ROWS = 1024  # they may be whole documents
 _BUFFER_BYTES = 1 << 20  # read from the file at once; pages are decoded out of it
 
 
@@ -40,17 +41,26 @@ class _Group:
 
 
 class ParquetSource(PartedSource):
-    """Files of one schema, in the order of their names."""
+    """Files in the order of their names, with the same columns as far as they are read.
+
+    Attributes:
+        columns: what is read, and what is not.
+        arrow_schema: of the first file.
+        different: a file whose schema is another one.
+    """
 
     capabilities = frozenset({"stable_order"})
 
     def __init__(self, path: Path, options: SourceOptions) -> None:
         self._root, self._paths = path, parquet_files(path)
         self._groups: list[_Group] = []
+        self._stored_bytes = 0
+        self.different: Path | None = None
         for file in self._paths:
             with opened(file) as parquet:
                 found = parquet.schema_arrow
                 if file is self._paths[0]:
+                    self.arrow_schema = found
                     self._kinds = {field.name: field.type for field in found}
                     self.columns = _columns(file, found, options)
                 for name in self.columns.roles.values():
@@ -58,6 +68,8 @@ class ParquetSource(PartedSource):
                         raise GalleryError(
                             f"{file}: column {name!r} is missing or of another type than in {self._paths[0]}"
                         )
+                if self.different is None and not found.equals(self.arrow_schema):
+                    self.different = file
                 self._add_groups(file, parquet.metadata)
         if not self._groups:
             raise GalleryError(f"{path}: is empty, it holds no rows")
@@ -71,6 +83,8 @@ class ParquetSource(PartedSource):
                 raise GalleryError(f"{file}, row group {number}: says it has {rows} rows")
             if rows:
                 self._groups.append(_Group(file, number, rows, self._rows()))
+
+                self._stored_bytes += metadata.row_group(number).total_byte_size
 
     def _rows(self) -> int:
         return self._groups[-1].first_row + self._groups[-1].rows if self._groups else 0
@@ -99,9 +113,9 @@ class ParquetSource(PartedSource):
 
     def _first_width(self, name: str) -> int:
         group = self._groups[0]
-        with closing(_batches([group], name, 1)) as batches:
+        with closing(_batches([group], [name], 1)) as batches:
             for _, batch, _ in batches:
-                return int(arrays.vectors(batch, None, group.place, 0, group.file).shape[1])
+                return int(arrays.vectors(batch.column(0), None, group.place, 0, group.file).shape[1])
         raise GalleryError(f"{group.place}: ends after 0 rows, {group.rows} were announced")
 
     @property
@@ -114,6 +128,31 @@ class ParquetSource(PartedSource):
         group = self._groups[bisect_right(self._starts, row) - 1]
         return group.place, row - group.first_row
 
+    @property
+    def first_file(self) -> Path:
+        """The one whose columns count."""
+        return self._paths[0]
+
+    @property
+    def column_names(self) -> list[str]:
+        """All columns of the first file."""
+        return list(self.arrow_schema.names)
+
+    @property
+    def stored_row_bytes(self) -> int:
+        """Bytes of a row with all its columns, encoded and not compressed, on the average."""
+        return int(self._stored_bytes // self.schema.rows)
+
+    def open_others(self) -> Forward:
+        """Open all columns but the embeddings together; what is read are Arrow's record batches."""
+        names = [name for name in self.column_names if name != self.columns.embedding]
+
+        def batches(first: int) -> Generator[Any, None, None]:
+            for _, batch, _ in _batches(self._groups[first:], names, _OTHER_ROWS):
+                yield batch
+
+        return Forward(batches, self._starts, self.schema.rows, str(self.path))
+
     def open_column(self, role: str) -> Forward:
         """See :class:`~fct_infer.connectors.parted.PartedSource`."""
         name, dim = self.columns.roles[role], self._widths.get(role)
@@ -122,7 +161,8 @@ class ParquetSource(PartedSource):
             at_once = max(1, min(65536, _BATCH_BYTES // (dim * arrays.stored_dtype(self._kinds[name]).itemsize)))
 
         def batches(first: int) -> Generator[NDArray[Any], None, None]:
-            for group, array, done in _batches(self._groups[first:], name, at_once):
+            for group, batch, done in _batches(self._groups[first:], [name], at_once):
+                array = batch.column(0)
                 if dim is None:
                     yield arrays.ids(array, group.place, done, group.file)
                 else:
@@ -169,15 +209,15 @@ def _name(root: Path, file: Path) -> str:
     return file.name if file == root else file.relative_to(root).as_posix()
 
 
-def _batches(groups: Sequence[_Group], name: str, rows: int) -> Generator[tuple[_Group, Any, int], None, None]:
-    """Yield one column of row groups as arrays of at most ``rows`` rows, each with its group and first row there."""
+def _batches(groups: Sequence[_Group], columns: list[str], rows: int) -> Generator[tuple[_Group, Any, int], None, None]:
+    """Yield some columns of row groups as record batches of at most ``rows`` rows, with group and first row there."""
     for file, inside in groupby(groups, key=lambda group: group.file):
         with opened(file) as parquet:
             for group in inside:
                 done = 0
                 # Fields of a list column are named "column.list.element"; iter_batches takes the column's own name.
-                for batch in parquet.iter_batches(rows, row_groups=[group.number], columns=[name], use_threads=False):
-                    yield group, batch.column(0), done
+                for batch in parquet.iter_batches(rows, row_groups=[group.number], columns=columns, use_threads=False):
+                    yield group, batch, done
                     done += batch.num_rows
                 if done != group.rows:
                     raise GalleryError(f"{group.place}: ends after {done} rows, {group.rows} were announced")

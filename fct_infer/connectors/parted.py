@@ -46,7 +46,10 @@ class PartedSource(Source):
 
     def __init__(self, path: Path, schema: Schema, groups: Sequence[int] = ()) -> None:
         self.path, self._schema = path, schema
-        self._parts = cut(groups or [schema.rows], max(1, PART_BYTES // schema.row_bytes))
+        self._parts = self._cut(groups or [schema.rows])
+
+    def _cut(self, groups: Sequence[int]) -> tuple[Part, ...]:
+        return cut(groups, max(1, PART_BYTES // self.schema.row_bytes))
 
     @property
     def schema(self) -> Schema:

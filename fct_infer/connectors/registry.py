@@ -31,6 +31,7 @@ _OPENERS = {
 }
 SINKS = {
     "npy": ("fct_infer.gallery.sink", "FolderSink"),
+    "parquet": ("fct_infer.connectors.parquet_sink", "ParquetSink"),
 }
 _MAGIC = {
     b"\x93NUMPY": "npy",
@@ -63,7 +64,8 @@ def kind_of(path: Path) -> str:
         UsageError: it is of no kind known here.
     """
     if path.is_dir():
-        return "folder" if (path / "embeddings").exists() or not _has_parquet(path) else "parquet"
+        folder = path / "embeddings" if (path / "embeddings").exists() else path
+        return "parquet" if _has_parquet(folder) else "folder"
     by_suffix = _SUFFIXES.get(path.suffix.lower())
     with ReadFile(path) as file:
         head = file.read(min(8, file.size))

@@ -15,12 +15,13 @@ _MAX_GAP_BYTES = 4096
 _MAX_ROWS_AT_ONCE = 2048
 
 
-def read_rows(source: Source, rows: NDArray[np.int64]) -> tuple[Rows, Rows | None]:
+def read_rows(source: Source, rows: NDArray[np.int64], with_side: bool = True) -> tuple[Rows, Rows | None]:
     """Return ``old`` (n, old_dim) and ``side`` (n, side_dim) or None of some rows, as they are read.
 
     Args:
         source: where to read; parts without a chosen row are not opened.
         rows: (n,) int64 row numbers over all parts, sorted.
+        with_side: read the side-information, if there is any.
 
     Raises:
         ArrayError: ``rows`` is not sorted int64 within the source.
@@ -28,7 +29,8 @@ def read_rows(source: Source, rows: NDArray[np.int64]) -> tuple[Rows, Rows | Non
     """
     schema = source.schema
     old = np.empty((len(rows), schema.old_dim), schema.embedding_dtype)
-    side = None if schema.side_dim is None else np.empty((len(rows), schema.side_dim), schema.side_dtype)
+    side_dim = schema.side_dim if with_side else None
+    side = None if side_dim is None else np.empty((len(rows), side_dim), schema.side_dtype)
     row_bytes = schema.old_dim * schema.embedding_dtype.itemsize
     with SourceReader(source) as reader:
         for part, place, start, stop, chosen in _runs(source, rows, row_bytes):

@@ -175,11 +175,11 @@ class Source(ABC):
         parts = self.parts()
         return parts[max(0, bisect_right(parts, row, key=lambda each: each.first_row) - 1)]
 
-    def read_rows(self, rows: NDArray[np.int64]) -> tuple[Rows, Rows | None]:
+    def read_rows(self, rows: NDArray[np.int64], with_side: bool = True) -> tuple[Rows, Rows | None]:
         """See :func:`fct_infer.gallery.rows.read_rows`."""
         from fct_infer.gallery.rows import read_rows
 
-        return read_rows(self, rows)
+        return read_rows(self, rows, with_side)
 
     def sample(self, rows: int, seed: int) -> Sample:
         """Return ``rows`` rows drawn without repetition, all if there are no more."""

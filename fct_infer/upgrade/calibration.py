@@ -59,7 +59,7 @@ def _begun_with(h: Transformation, fingerprint: dict[str, Any], dest: Path) -> d
 
 
 def _sample(h: Transformation, gallery: Source, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    old, side = gallery.read_rows(rows)
+    old, side = gallery.read_rows(rows, with_side=h.side_dim > 0)
     _check_finite(old, "embedding", gallery, rows)
     if not h.side_dim:
         return old, None

@@ -325,6 +325,7 @@ def make_plan(source: str | Path | Source, h: Transformation, dest: str | Path, 
     shards_at_once = settings.shards_at_once or default_shards_at_once(h, index)
     shards_at_once = min(shards_at_once, len(gallery.parts()))
     wanted_rows = settings.block_rows or default_block_rows(h, shards_at_once)
+    open_sink(settings.format, dest, gallery, h.new_dim, np.dtype(np.float32)).close()  # refuses what it cannot carry
     return Plan(
         gallery=gallery,
         transformation=h,

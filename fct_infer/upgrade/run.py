@@ -194,7 +194,7 @@ class _Run:
         if builder.rows != written.schema.rows:
             raise GateError(f"the index holds {builder.rows} rows, the gallery {written.schema.rows}")
         rows = sample_rows(written.schema.rows, RECALL_QUERIES, SEED + 2)
-        self.queries = index_rows(written.read_rows(rows)[0], plan.settings.metric)
+        self.queries = index_rows(written.read_rows(rows, with_side=False)[0], plan.settings.metric)
         own_ids = labels_of_rows(plan, rows)
         with _own_work(work):
             recall = self._recall(builder, written, own_ids)

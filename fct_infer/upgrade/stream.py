@@ -276,7 +276,7 @@ def transform_rows(plan: Plan, rows: NDArray[np.int64]) -> Rows:
 
 def read_inputs(plan: Plan, rows: NDArray[np.int64]) -> tuple[Rows, Rows | None]:
     """Return ``old`` and ``side`` of some rows, as the transformation takes them."""
-    old, side = plan.gallery.read_rows(rows)
+    old, side = plan.gallery.read_rows(rows, with_side=plan.transformation.side_dim > 0)
     if plan.transformation.side_dim == 0:
         return old, None
     return old, old if plan.side_is_old else side

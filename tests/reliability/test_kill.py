@@ -54,11 +54,12 @@ DYING = textwrap.dedent("""
             super().exchange(first, second)
             self._count()
 
+    FORMAT = "parquet" if sys.argv[3].endswith(".parquet") else "npy"
     AT_ONCE = {"none": 2}.get(sys.argv[5], 1)
     program = paper_h(old_dim=12, side_dim=6, new_dim=10, inner=16, seed=1)
     with use_filesystem(Dying()):
         upgrade_gallery(sys.argv[2], Transformation(program), sys.argv[3],
-                        settings=Settings(index=sys.argv[5], block_rows=40, shards_at_once=AT_ONCE),
+                        settings=Settings(index=sys.argv[5], block_rows=40, shards_at_once=AT_ONCE, format=FORMAT),
                         force=len(sys.argv) > 6)
     print(next(Dying.calls))
 """)
@@ -67,7 +68,7 @@ TESTS = Path(__file__).parent.parent
 
 def result_of(dest: Path) -> dict[str, bytes]:
     """Everything an upgrade promises to be repeatable; the infos hold times."""
-    names = ("embeddings/*.npy", "ids/*.npy", "index.faiss")
+    names = ("embeddings/*", "ids/*.npy", "index.faiss")
     return {str(p.relative_to(dest)): p.read_bytes() for name in names for p in sorted(dest.glob(name))}
 
 
@@ -102,9 +103,9 @@ def test_killed_at_every_kind_of_moment(tmp_path, index):
         assert not dest.with_name(dest.name + ".partial").exists()
 
 
-@pytest.mark.parametrize("index", ["Flat", "none"])
-def test_killed_while_reading_parquet(tmp_path, monkeypatch, index):
-    """A part is some row groups, or a range of one; text ids are read from their column."""
+@pytest.mark.parametrize(("index", "suffix"), [("Flat", ""), ("none", ""), ("Flat", ".parquet"), ("none", ".parquet")])
+def test_killed_while_reading_parquet(tmp_path, monkeypatch, index, suffix):
+    """A part is some row groups, or a range of one; text ids lie in a column. DEST may be Parquet, too."""
     monkeypatch.setattr(parted, "PART_BYTES", 70 * 18 * 4)
     rows = np.random.default_rng(1).standard_normal((231, 18), np.float32)
     columns = {"old": lists(rows[:, :12]), "side": lists(rows[:, 12:]), "id": [f"item-{row}" for row in range(231)]}
@@ -112,13 +113,19 @@ def test_killed_while_reading_parquet(tmp_path, monkeypatch, index):
     with pa.parquet.ParquetWriter(source, pa.table(columns).schema) as writer:
         for start, stop in ((0, 30), (30, 60), (60, 200), (200, 231)):
             writer.write_table(pa.table(columns).slice(start, stop - start))
-    settings = Settings(index=index, block_rows=40, shards_at_once=2 if index == "none" else 1)
+    settings = Settings(
+        index=index,
+        block_rows=40,
+        shards_at_once=2 if index == "none" else 1,
+        format="parquet" if suffix else "npy",
+    )
     h = Transformation(paper_h(old_dim=12, side_dim=6, new_dim=10, inner=16, seed=1))
-    calls = die_at(NEVER, source, tmp_path / "calm", index)
-    expected, resumed = result_of(tmp_path / "calm"), set()
+    calm = tmp_path / f"calm{suffix}"
+    calls = die_at(NEVER, source, calm, index)
+    expected, resumed = result_of(calm), set()
     assert [name for name in expected if name.startswith("ids")] == [f"ids/00000{part}.npy" for part in range(4)]
     for call in range(3, calls - 3, max(1, calls // 9)):
-        dest = tmp_path / f"killed{call}"
+        dest = tmp_path / f"killed{call}{suffix}"
         die_at(call, source, dest, index)
         resumed.add(upgrade_gallery(source, h, dest, settings=settings).resumed_rows)
         assert result_of(dest) == expected, f"killed at call {call} of {calls}"
