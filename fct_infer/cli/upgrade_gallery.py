@@ -154,13 +154,16 @@ def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
         + f" -> {dims['new']}",
         "result": f"{settings['dtype']}, precision {settings['precision']}"
         + (f" ({estimate['precision_choice']})" if estimate["precision_choice"] else "")
-        + (", L2-normalised" if settings["normalize"] else ""),
+        + (", L2-normalised" if settings["normalize"] else "")
+        + (", as Parquet with all other columns" if settings.get("format") == "parquet" else ""),
         "device": estimate["device"],
         "index": "none"
         if index is None
         else f"{index['factory']} ({settings['metric']}), about {size_text(index['estimated_bytes'])}, "
         f"trained on {index['training_rows']:,} rows",
-        "disk": f"read {size_text(estimate['bytes_read'])}, write about {size_text(estimate['bytes_written'])}",
+        "disk": f"read {size_text(estimate['bytes_read'])}"
+        + (f" {estimate['readings']} times, as samples are read forward" if estimate["readings"] > 1 else "")
+        + f", write about {size_text(estimate['bytes_written'])}",
         "memory": f"about {size_text(estimate['memory_bytes'])}",
         "time": f"about {duration_text(estimate['transformation_seconds'])} for the transformation "
         f"({estimate['transformation_rows_per_second']:,.0f} rows/s measured now), plus the index",

@@ -81,7 +81,7 @@ class ParquetSink:
         name = self._columns["embedding"]
         if name in schema.names:
             place = schema.get_field_index(name)
-            schema = schema.set(place, arrow.field(name, new, False, schema.field(place).metadata))
+            schema = schema.set(place, arrow.field(name, new, False, _metadata(schema.field(place))))
         else:
             schema = schema.append(arrow.field(name, new, False))
         if "id" in self._columns and self._columns["id"] not in schema.names:
@@ -93,7 +93,9 @@ class ParquetSink:
         assert dtype is not None
         if dtype.kind in "iu":
             return arrow.from_numpy_dtype(dtype)
-        return arrow.string() if dtype.kind == "U" else arrow.binary()
+        if dtype.kind == "U":
+            return arrow.string()
+        return arrow.binary((self._source.id_facts.use == "binary" and dtype.itemsize) or -1)
 
     def table(self, part: Part, start: int, vectors: NDArray[Any]) -> Any:
         """Return the rows of a part from ``start`` on as an Arrow table of the schema, around their new vectors."""
@@ -108,7 +110,7 @@ class ParquetSink:
             found |= {name: others.column(name) for name in others.column_names}
         if "id" in self._columns and self._columns["id"] not in found:
             ids = self._ids.at(part).read_ids(start, stop)
-            found[self._columns["id"]] = arrow.array(ids.tolist(), self._id_type())
+            found[self._columns["id"]] = _ids_column(ids, self._id_type())
         columns = [_cast(found[field.name], field.type) for field in self.schema]
         return arrow.Table.from_arrays(columns, schema=self.schema)
 
@@ -227,6 +229,21 @@ def _check_carried(source: ParquetSource) -> None:
         raise GalleryError(
             f"{source.path}: the folder {partition} is a column, which is not carried along; choose the format npy"
         )
+
+
+def _metadata(field: Any) -> dict[bytes, bytes]:
+    """Return a field's metadata without the extension type that its old values were of."""
+    return {name: value for name, value in (field.metadata or {}).items() if not name.startswith(b"ARROW:extension")}
+
+
+def _ids_column(ids: NDArray[Any], kind: Any) -> Any:
+    """Return ids as a column; those of bytes whole, with the NULs at the end of a fixed width."""
+    values = [each.ljust(kind.byte_width, b"\0") for each in ids.tolist()] if _is_fixed(kind) else ids.tolist()
+    return arrays.pyarrow().array(values, kind)
+
+
+def _is_fixed(kind: Any) -> bool:
+    return bool(arrays.pyarrow("types").is_fixed_size_binary(kind))
 
 
 def _free(names: tuple[str, ...], taken: list[str]) -> str:

@@ -17,6 +17,7 @@ from fct_infer.errors import ArrayError, GalleryError
 from fct_infer.gallery.source import Part, Schema, Source
 
 PART_BYTES = 128 << 20  # of a part's vectors: as large as a shard, and what a killed upgrade may have to repeat
+MAX_PARTS = 1 << 18  # 32 TiB; more are promised by damaged files
 
 
 class Column(Protocol):
@@ -49,7 +50,10 @@ class PartedSource(Source):
         self._parts = self._cut(groups or [schema.rows])
 
     def _cut(self, groups: Sequence[int]) -> tuple[Part, ...]:
-        return cut(groups, max(1, PART_BYTES // self.schema.row_bytes))
+        most = max(1, PART_BYTES // self.schema.row_bytes)
+        if sum(groups) > MAX_PARTS * most:
+            raise GalleryError(f"{self.path}: says it has {sum(groups):,} rows, more than are accepted")
+        return cut(groups, most)
 
     @property
     def schema(self) -> Schema:

@@ -26,11 +26,13 @@ class IdFacts:
         use: how an index holds them; see :class:`~fct_infer.gallery.manifest.GalleryManifest`.
         duplicates: rows whose id an earlier row has; of more than 16 million rows estimated, from the ids whose hash is
             a multiple of some number.
+        uneven: whether ids of bytes have several lengths, in a source that does not store them all as wide.
         nothing: file, row, and what it has (id -1, or an empty id), if a row has what stands for nothing found.
     """
 
     use: IdUse
     duplicates: int = 0
+    uneven: bool = False
     nothing: str | None = None
 
 
@@ -47,7 +49,7 @@ def examine_ids(source: Source) -> IdFacts:
     use: IdUse = "text" if is_text else "labels"
     share = -(-source.schema.rows // MAX_COMPARED)
     missing_id = nothing_found(id_dtype)
-    hashes, nothing = [], None
+    hashes, lengths, nothing = [], set[int](), None
     for first, ids in _blocks(source):
         if ids.dtype.kind == "S" and _has_control_characters(ids):
             use = "binary"
@@ -57,11 +59,13 @@ def examine_ids(source: Source) -> IdFacts:
         if nothing is None and is_nothing.any():
             what = "an empty id" if is_text else f"id {missing_id}"
             nothing = f"{source.where(first + int(np.argmax(is_nothing)), 'id')} has {what}"
+        if id_dtype == "S":
+            lengths |= set(np.unique(np.char.str_len(ids)).tolist())
         hashed = _hashes(ids)
         hashes.append(hashed[hashed % np.uint64(share) == 0])
     if use == "binary":  # one of NULs only is told from nothing found by its length
         nothing = None
-    return IdFacts(use, _repeated(np.concatenate(hashes)) * share, nothing)
+    return IdFacts(use, _repeated(np.concatenate(hashes)) * share, len(lengths) > 1, nothing)
 
 
 def nothing_found(dtype: np.dtype[Any]) -> Any:

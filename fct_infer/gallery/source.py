@@ -165,8 +165,13 @@ class Source(ABC):
             indexed: whether an index is built, whose searches say "nothing found" by an id.
 
         Raises:
-            GalleryError: an id means "nothing found": -1, or an empty text.
+            GalleryError: an id means "nothing found": -1, or an empty text; or ids are binary, of several lengths.
         """
+        if indexed and self.id_facts.use == "binary" and self.id_facts.uneven:
+            raise GalleryError(
+                f"{self.column('id')}: ids are bytes with control characters, of several lengths, which an index gives "
+                "back as long as the longest; store them as wide as each other, or as text"
+            )
         if indexed and self.id_facts.nothing is not None:
             raise GalleryError(f"{self.id_facts.nothing}, which searches give for nothing found; give it another id")
 

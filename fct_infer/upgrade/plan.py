@@ -166,7 +166,20 @@ class Plan:
     def output_bytes(self) -> int:
         """Bytes of all that will be published: rows, ids, index."""
         index = self.index.estimated_bytes if self.index else 0
-        return int(self.gallery.schema.rows * self.new_dim * self.dtype.itemsize + self._ids_bytes + index)
+        carried = self._bytes_read if self.settings.format == "parquet" else 0
+        rows = self.gallery.schema.rows * self.new_dim * self.dtype.itemsize
+        return int(rows + self._ids_bytes + carried + index)
+
+    @property
+    def _bytes_read(self) -> int:
+        return sum(file.stat().st_size for file in self.gallery.files.values())
+
+    @property
+    def readings(self) -> int:
+        """How often the source is read, about: for the samples as well, where rows cannot be had at random."""
+        if "random_rows" in self.gallery.capabilities:
+            return 1
+        return 2 + (self.index is not None and self.index.training_rows > 0)
 
     @property
     def _ids_bytes(self) -> int:
@@ -262,7 +275,8 @@ class Plan:
             "duplicate_ids": self.gallery.id_facts.duplicates,
             "block_rows": self.block_rows,
             "shards_at_once": self.shards_at_once,
-            "bytes_read": sum(file.stat().st_size for file in self.gallery.files.values()),
+            "bytes_read": self._bytes_read,
+            "readings": self.readings,
             "bytes_written": self.output_bytes,
             "memory_bytes": self.memory_bytes,
             "transformation_rows_per_second": speed,

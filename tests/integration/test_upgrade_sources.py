@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import faiss
@@ -26,6 +27,7 @@ from fct_infer.upgrade.plan import Settings
 
 VECTORS = np.random.default_rng(3).standard_normal((230, 12), np.float32)
 SETTINGS = Settings(index="Flat", block_rows=30)
+PARQUET = replace(SETTINGS, format="parquet")
 
 
 @pytest.fixture
@@ -107,6 +109,44 @@ def test_ids_of_an_index_and_ids_beside_are_carried(tmp_path, small_parts, h):
     upgrade_gallery(beside, h, tmp_path / "beside", settings=SETTINGS)
     assert result_of(tmp_path / "new") == result_of(tmp_path / "beside")
     assert (load_index(tmp_path / "new").search(rows_of(tmp_path / "new"), k=1)[1][:, 0] == ids).all()
+
+
+def test_binary_ids_are_whole(tmp_path, small_parts, h):
+    keys = [bytes([row, 7, 0, 0]) for row in range(230)]
+    source = parquet(tmp_path / "a.parquet", key=pa.array(keys, pa.binary(4)))
+    for form in ("npy", "parquet"):
+        dest = tmp_path / form
+        upgrade_gallery(source, h, dest, settings=replace(SETTINGS, format=form))
+        found = load_index(dest).search(np.ascontiguousarray(h(VECTORS)), k=1)[1]
+        assert found[:, 0].tolist() == keys
+    assert pa.parquet.read_table(tmp_path / "parquet/embeddings")["key"].to_pylist() == keys
+    upgrade_gallery(tmp_path / "npy", Transformation(linear_map(10, 4, seed=1)), tmp_path / "again", settings=PARQUET)
+    assert pa.parquet.read_table(tmp_path / "again/embeddings")["id"].to_pylist() == keys
+
+
+def test_binary_ids_of_several_lengths_are_refused_where_there_is_an_index(tmp_path, small_parts, h):
+    source = parquet(tmp_path / "a.parquet", key=[bytes([row, 7][: 1 + row % 2]) + b"x" for row in range(230)])
+    with pytest.raises(GalleryError, match=r"column 'key': ids are bytes with control characters, of several lengths"):
+        upgrade_gallery(source, h, tmp_path / "new", settings=SETTINGS)
+    upgrade_gallery(source, h, tmp_path / "new", settings=replace(SETTINGS, index="none"))
+
+
+def test_more_rows_than_can_be_are_refused_before_memory_is_taken(tmp_path, monkeypatch):
+    np.save(tmp_path / "a.npy", VECTORS)
+    monkeypatch.setattr(parted, "MAX_PARTS", 3)
+    monkeypatch.setattr(parted, "PART_BYTES", 60 * 12 * 4)
+    with pytest.raises(GalleryError, match=r"a\.npy: says it has 230 rows, more than are accepted"):
+        open_source(tmp_path / "a.npy")
+
+
+def test_tensors_of_fixed_shape_are_vectors(tmp_path, small_parts, h):
+    table = pa.table({"v": pa.FixedShapeTensorArray.from_numpy_ndarray(VECTORS)})
+    pa.parquet.write_table(table, tmp_path / "a.parquet")
+    upgrade_gallery(parquet(tmp_path / "b.parquet"), h, tmp_path / "expected", settings=SETTINGS)
+    upgrade_gallery(tmp_path / "a.parquet", h, tmp_path / "new", settings=PARQUET)
+    found = pa.parquet.read_table(tmp_path / "new/embeddings")["v"].combine_chunks()
+    assert found.type.list_size == 10
+    assert found.values.to_numpy().tobytes() == rows_of(tmp_path / "expected").tobytes()
 
 
 def test_an_edit_meanwhile_is_noticed(tmp_path, small_parts, h):
