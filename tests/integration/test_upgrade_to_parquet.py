@@ -16,7 +16,9 @@ from support.programs import linear_map
 
 from fct_infer import SourceOptions, Transformation, load_index, open_source, upgrade_gallery
 from fct_infer.connectors import parquet_sink, parted
-from fct_infer.errors import GalleryError, ResourceError
+from fct_infer.errors import ArtifactError, GalleryError, ResourceError
+from fct_infer.evaluation import read_embeddings
+from fct_infer.evaluation.inputs import read_ids
 from fct_infer.index.verify import verify_gallery
 from fct_infer.storage import use_filesystem
 from fct_infer.upgrade.plan import Settings
@@ -123,6 +125,22 @@ def test_what_was_published_is_a_source_again(tmp_path, h):
     expected = back(h(VECTORS))
     assert np.abs(vectors_of(found, "v") - expected).max() < 1e-5 * np.abs(expected).max()
     assert found["doc_id"].to_pylist() == rich_table()["doc_id"].to_pylist()
+
+
+def test_what_was_published_is_evaluated_unless_it_is_damaged(tmp_path, h):
+    source = write(tmp_path / "a.parquet", rich_table())
+    upgrade_gallery(source, h, tmp_path / "new", settings=PARQUET)
+    upgrade_gallery(source, h, tmp_path / "npy", settings=NPY)
+    assert read_embeddings(source).tobytes() == VECTORS.tobytes()
+    assert read_embeddings(tmp_path / "new").tobytes() == read_embeddings(tmp_path / "npy").tobytes()
+    assert read_ids(tmp_path / "new").tolist() == read_ids(tmp_path / "npy").tolist()
+    path = tmp_path / "new/embeddings/000001.parquet"
+    damaged = bytearray(path.read_bytes())
+    damaged[200] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(ArtifactError, match=r"000001\.parquet: is damaged"):
+        read_embeddings(tmp_path / "new")
+    assert list(verify_gallery(tmp_path / "new").damaged) == ["embeddings/000001.parquet"]
 
 
 def test_columns_that_would_be_lost_are_refused(tmp_path, h):
