@@ -100,6 +100,7 @@ def command(
     from fct_infer import load_transformation, open_source, upgrade_gallery
     from fct_infer.artifacts.loading import is_code, told_inputs
     from fct_infer.storage import check_replaceable
+    from fct_infer.upgrade.estimate import estimate
     from fct_infer.upgrade.plan import Settings, make_plan
     from fct_infer.upgrade.work import foreign_to_upgrades
 
@@ -128,7 +129,7 @@ def command(
     if dry_run:
         plan = make_plan(gallery, h, dest, chosen)
         check_replaceable(plan.dest, foreign_to_upgrades, force=force)
-        show_estimate(plan.estimate() | {"index": vars(plan.index) if plan.index else None}, as_json)
+        show_estimate(estimate(plan), as_json)
         plan.check_resources()
         return
     click.echo(f"{source}: {columns}", err=True)

@@ -40,15 +40,17 @@ class ParquetSink:
         self._folder, self._source, self._dim, self._dtype = folder, source, dim, dtype
         self._ids = SourceReader(source)
         table = source.inner if isinstance(source, WithIds) else source
-        self._table = table if isinstance(table, ParquetSource) else None
-        if self._table is not None:
-            _check_carried(self._table)
+        self._origin = table if isinstance(table, ParquetSource) else None
+        if self._origin is not None:
+            _check_carried(self._origin)
         self._others: Forward | None = None
         self._columns = self._named()
         self.schema = self._new_schema()
         self.plain = _leaves_but_vectors(self.schema)
         row_bytes = dim * dtype.itemsize
-        self.rows_of_group = max(1, _GROUP_BYTES // max(row_bytes, self._table.stored_row_bytes if self._table else 0))
+        self.rows_of_group = max(
+            1, _GROUP_BYTES // max(row_bytes, self._origin.stored_row_bytes if self._origin else 0)
+        )
 
     def open_part(self, part: Part) -> PartWriter:
         """See :class:`~fct_infer.gallery.sink.Sink`."""
@@ -66,18 +68,18 @@ class ParquetSink:
 
     def _named(self) -> dict[str, str]:
         """Return the columns of the new vectors and of the ids; those of the source, where it has them."""
-        taken = [] if self._table is None else self._table.column_names
-        columns = {} if self._table is None else {"embedding": self._table.columns.embedding}
+        taken = [] if self._origin is None else self._origin.column_names
+        columns = {} if self._origin is None else {"embedding": self._origin.columns.embedding}
         columns.setdefault("embedding", _free(EMBEDDING_NAMES, taken))
         if self._source.schema.id_dtype is not None:
-            own = None if self._table is not self._source else self._source.schema.columns["id"]
+            own = None if self._origin is not self._source else self._source.schema.columns["id"]
             columns["id"] = own or _free(ID_NAMES, taken)
         return columns
 
     def _new_schema(self) -> Any:
         arrow = arrays.pyarrow()
         new = arrow.list_(arrow.field("element", arrow.from_numpy_dtype(self._dtype)), self._dim)
-        schema = arrow.schema([]) if self._table is None else self._table.arrow_schema
+        schema = arrow.schema([]) if self._origin is None else self._origin.arrow_schema
         name = self._columns["embedding"]
         if name in schema.names:
             place = schema.get_field_index(name)
@@ -103,8 +105,8 @@ class ParquetSink:
         name = self._columns["embedding"]
         kind, values = self.schema.field(name).type, arrow.array(vectors.reshape(-1))
         found = {name: arrow.FixedSizeListArray.from_arrays(values, type=kind)}
-        if self._table is not None and len(self._table.column_names) > 1:
-            self._others = self._others or self._table.open_others()
+        if self._origin is not None and len(self._origin.column_names) > 1:
+            self._others = self._others or self._origin.open_others()
             pieces = list(self._others.pieces(part.first_row + start, part.first_row + stop))
             others = arrow.Table.from_batches(pieces)
             found |= {name: others.column(name) for name in others.column_names}

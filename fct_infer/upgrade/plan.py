@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ from fct_infer.upgrade.calibration import calibrate
 
 METRICS = ("l2", "ip", "cosine")
 DTYPES = ("float32", "float16")
-ID_KINDS = {"i": "integers", "u": "integers", "S": "bytes", "U": "text"}
 BLOCK_BYTES = {"cpu": 16 << 20, "cuda": 128 << 20}  # a card is done with less before the next block is read
 MOST_BLOCK_PARTS = 4  # with several shards at once blocks are smaller, but no smaller than that
 MOST_BLOCK_ROWS = {"cpu": 1 << 16, "cuda": 1 << 18}  # that are taken unasked
@@ -166,20 +164,14 @@ class Plan:
     def output_bytes(self) -> int:
         """Bytes of all that will be published: rows, ids, index."""
         index = self.index.estimated_bytes if self.index else 0
-        carried = self._bytes_read if self.settings.format == "parquet" else 0
+        carried = self.bytes_read if self.settings.format == "parquet" else 0
         rows = self.gallery.schema.rows * self.new_dim * self.dtype.itemsize
         return int(rows + self._ids_bytes + carried + index)
 
     @property
-    def _bytes_read(self) -> int:
+    def bytes_read(self) -> int:
+        """Bytes of all files of the gallery."""
         return sum(file.stat().st_size for file in self.gallery.files.values())
-
-    @property
-    def readings(self) -> int:
-        """How often the source is read, about: for the samples as well, where rows cannot be had at random."""
-        if "random_rows" in self.gallery.capabilities:
-            return 1
-        return 2 + (self.index is not None and self.index.training_rows > 0)
 
     @property
     def _ids_bytes(self) -> int:
@@ -255,45 +247,6 @@ class Plan:
                 f"about {size_text(self.memory_bytes)} of memory needed, {size_text(available)} available; "
                 "choose a smaller --index (for example IVF4096,PQ32) or --block-rows"
             )
-
-    def estimate(self) -> dict[str, Any]:
-        """Return what ``--dry-run`` shows; times the transformation on random rows for a moment."""
-        speed, schema = self._measure_speed(), self.gallery.schema
-        return {
-            "gallery": str(self.gallery.path),
-            "dest": str(self.dest),
-            "rows": schema.rows,
-            "shards": len(self.gallery.parts()),
-            "columns": schema.columns,
-            "left_out": list(schema.other_columns),
-            "ids": None if schema.id_dtype is None else ID_KINDS[schema.id_dtype.kind],
-            "dims": {"old": schema.old_dim, "side_information": schema.side_dim, "new": self.new_dim},
-            "settings": self.result_settings(),
-            "device": self.device,
-            "is_replaced_in_one_step": self.is_replaced_in_one_step,
-            "precision_choice": self.transformation.choice,
-            "duplicate_ids": self.gallery.id_facts.duplicates,
-            "block_rows": self.block_rows,
-            "shards_at_once": self.shards_at_once,
-            "bytes_read": self._bytes_read,
-            "readings": self.readings,
-            "bytes_written": self.output_bytes,
-            "memory_bytes": self.memory_bytes,
-            "transformation_rows_per_second": speed,
-            "transformation_seconds": schema.rows / speed,
-        }
-
-    def _measure_speed(self) -> float:
-        h, rng = self.transformation, np.random.default_rng(SEED)
-        rows = min(self.block_rows, 4096)
-        old = rng.standard_normal((rows, h.old_dim), np.float32)
-        side = rng.standard_normal((rows, h.side_dim), np.float32) if h.side_dim else None
-        h(old, side)
-        start, done = time.perf_counter(), 0
-        while done == 0 or time.perf_counter() - start < 0.3:
-            h(old, side)
-            done += rows
-        return done / (time.perf_counter() - start)
 
 
 def make_plan(source: str | Path | Source, h: Transformation, dest: str | Path, settings: Settings) -> Plan:

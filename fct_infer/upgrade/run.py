@@ -98,6 +98,7 @@ def upgrade_gallery(
         raise
     except GalleryError:
         work.discard()  # the input has to change, so this work could never be resumed
+        plan.check_unchanged()  # a file that is edited while it is read looks like a malformed one
         raise
     finally:
         run.at_the_end.close()
