@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from fct_infer.artifacts.bundle import write_bundle
 from fct_infer.artifacts.files import digest_file
+from fct_infer.artifacts.foreign_code import foreign_code
 from fct_infer.artifacts.manifest import MANIFEST_NAME, BundleFile, Kind, Manifest, Preprocessing, Source
-from fct_infer.artifacts.roles import roles_by_name, told
+from fct_infer.artifacts.roles import roles, roles_by_name, told
 from fct_infer.artifacts.torch_files import TorchModel, count_inputs, input_names
 from fct_infer.backends.runner import Batch, Shapes
 from fct_infer.errors import ArrayError, NotAProgramError, UsageError
@@ -27,6 +28,12 @@ from .template import Job
 if TYPE_CHECKING:
     from torch import nn
 
+_WRAPPERS = {
+    "OptimizedModule": "_orig_mod",
+    "DataParallel": "module",
+    "DistributedDataParallel": "module",
+    "AveragedModel": "module",
+}
 _LIBRARIES = ("fct-infer", "numpy", "safetensors", "onnx", "onnxruntime", "torch", "tensorrt", "tensorrt-rtx-cu13")
 
 
@@ -36,6 +43,7 @@ def export_transformation(
     options: Options | None = None,
     *,
     input_widths: Sequence[int] | None = None,
+    old_first: Sequence[str] | None = None,
 ) -> ExportReport:
     """Export a transformation h(old, side) -> new as a bundle.
 
@@ -45,6 +53,8 @@ def export_transformation(
         bundle: folder to write.
         options: see :class:`Options`.
         input_widths: of a module's inputs, (d_old,) or (d_old, d_side), where its weights do not tell them.
+        old_first: of a module with two inputs, how ``forward`` calls the old embedding and the side-information, where
+            names like ``old`` and ``side`` do not tell which is which.
 
     Raises:
         UsageError: a target or precision does not exist or does not fit, or the widths are needed.
@@ -53,11 +63,15 @@ def export_transformation(
         OutputError: ``bundle`` exists, or is being written by another process.
     """
     if isinstance(source, Program):
+        if old_first is not None:
+            raise UsageError("a program's inputs are old and side; old_first= is for a module")
         return publish(ProgramModel(source), bundle, Source("program", source.digest), options or Options())
     source = unwrapped(source)
-    names = input_names(source)
-    model = TorchModel(type(source).__name__, _in_eval_mode(source), count_inputs(source), None, names)
-    exported, notes = transformation_of(model, input_widths)
+    name = type(source).__name__
+    with foreign_code(f"{name}: its forward does not tell its inputs"):
+        names, count = input_names(source), count_inputs(source)
+    model = TorchModel(name, _in_eval_mode(source), count, None, names)
+    exported, notes = transformation_of(model, input_widths, old_first)
     report = publish(exported, bundle, Source("module", exported.digest), options or Options())
     return replace(report, notes=notes)
 
@@ -95,31 +109,36 @@ def export_backbone(
     return publish(model, bundle, Source("module", model.digest), options or Options(), preprocessing)
 
 
-def transformation_of(model: TorchModel, widths: Sequence[int] | None = None) -> tuple[Model, tuple[str, ...]]:
+def transformation_of(
+    model: TorchModel, widths: Sequence[int] | None = None, old_first: Sequence[str] | None = None
+) -> tuple[Model, tuple[str, ...]]:
     """Return a torch module as a transformation, as a program if one can hold it, and what has to be said about it.
 
     Raises:
-        ArtifactError: it takes or makes something else than rows.
+        ArtifactError: it takes or makes something else than rows, or nothing tells its two inputs apart.
         UsageError: the widths cannot be told from it.
     """
-    from fct_infer.artifacts.torch_program import accepted_shapes, in_order, program_from_torch
+    from fct_infer.artifacts.input_order import in_order, refuse_untold
+    from fct_infer.artifacts.torch_program import accepted_shapes, program_from_torch
 
-    notes = _input_notes(model, widths)
-    model = in_order(model)
+    notes = _input_notes(model, widths, old_first)
+    model = in_order(model, old_first)
     try:
         program = program_from_torch(model, widths)
     except NotAProgramError as error:
         shapes = next(accepted_shapes(model, widths))
+        refuse_untold(model, shapes)
         return ModuleModel("transformation", model, _named(shapes)), (*notes, *not_for_the_core(error))
     shapes = next(shapes for shapes in accepted_shapes(model, tuple(program.dims.values())))
     return ProgramModel(program, _original(model, _named(shapes))), notes
 
 
-def _input_notes(model: TorchModel, widths: Sequence[int] | None) -> tuple[str, ...]:
+def _input_notes(model: TorchModel, widths: Sequence[int] | None, old_first: Sequence[str] | None) -> tuple[str, ...]:
     """Say which input is taken for which, and which is not taken at all."""
-    count = max(model.input_count, len(widths or ()))
+    count = max(model.input_count, len(widths or ()), len(old_first or ()))
     names, left_out = model.input_names[:count], model.input_names[count:]
-    notes = [told(names, roles_by_name(names) or INPUTS)] if 1 <= len(names) <= len(INPUTS) else []
+    found = roles_by_name(names) if old_first is None else roles(names, (), old_first)
+    notes = [told(names, found or INPUTS)] if 1 <= len(names) <= len(INPUTS) else []
     if left_out:
         notes.append(
             f"exported without its optional input {', '.join(left_out)}: give the width of every input to export it "
@@ -210,15 +229,22 @@ def _original(model: TorchModel, inputs: Shapes) -> Any:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """Return what torch.compile or a data-parallel wrapper was put around."""
-    for name in ("_orig_mod", "module"):
-        inner = getattr(module, name, None)
-        if (
-            type(module).__name__ in ("OptimizedModule", "DataParallel", "DistributedDataParallel")
-            and inner is not None
-        ):
-            return unwrapped(inner)
-    return module
+    """Return what torch.compile, a data-parallel wrapper or an average of weights was put around.
+
+    Raises:
+        UsageError: it is no module.
+    """
+    from torch import nn
+
+    if not isinstance(module, nn.Module):
+        hint = "; fct_infer.export.export_file takes a file" if isinstance(module, str | Path) else ""
+        raise UsageError(f"the source is {_described(module)}, wanted a torch.nn.Module or a Program{hint}")
+    inner = getattr(module, _WRAPPERS.get(type(module).__name__, ""), None)
+    return module if inner is None else unwrapped(inner)
+
+
+def _described(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
 
 
 def _in_eval_mode(module: nn.Module) -> nn.Module:

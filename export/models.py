@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fct_infer.artifacts.foreign_code import foreign_code
 from fct_infer.artifacts.manifest import Kind
-from fct_infer.artifacts.onnx_graph import parse_onnx
+from fct_infer.artifacts.onnx_file import parse_onnx
 from fct_infer.artifacts.onnx_signature import read_signature
 from fct_infer.artifacts.torch_files import TorchModel
 from fct_infer.backends.onnx_runtime import OnnxRuntimeRunner
@@ -165,7 +166,11 @@ class OnnxModel(Model):
 def _digest(module: nn.Module) -> str:
     """SHA-256 over names, shapes and numbers of all weights and buffers."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.contiguous().numpy().data)
+    with foreign_code(f"{type(module).__name__}: its weights cannot be read"):
+        for name, value in sorted(module.state_dict().items()):
+            if not hasattr(value, "numpy"):  # what a module keeps beside its tensors (``get_extra_state``)
+                digest.update(f"{name}{value!r}".encode())
+                continue
+            digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+            digest.update(value.contiguous().numpy().data)
     return digest.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,8 @@ from fct_infer.errors import ArtifactError
 from .models import Model
 
 SMALL_BATCHES = (1, 2, 7)
+IN_COMPANY = 2  # of the batches: the one whose rows are asked for in other company, too
+OTHER_BATCH = 3  # rows
 LARGE_BATCH = 4096
 ROUNDING = 5e-5  # of the largest output; what float32 runtimes round otherwise for other batch sizes is below 1e-6
 _SEED = 20220619  # any but 0: a model whose weights were drawn from that seed would be tried on its own weights
@@ -56,27 +59,40 @@ def make_probe(model: Model, real: Batch | None = None) -> Probe:
     expected = np.concatenate(answers)
     if not np.isfinite(expected).all():
         raise ArtifactError("makes NaN or infinity of finite inputs; are there such weights in it?")
-    _check_rows_alone(model, inputs[len(SMALL_BATCHES) - 1], answers[len(SMALL_BATCHES) - 1])
+    if company := company_that_matters(model.run, every[IN_COMPANY], answers[IN_COMPANY], ROUNDING):
+        raise ArtifactError(
+            f"computes something else of a row {company} than among others: it mixes the rows of a batch (a mean or "
+            "norm over the batch, batch norm without its statistics, attention over rows)"
+        )
     return Probe(every, expected, rows)
 
 
-def _check_rows_alone(model: Model, batch: Batch, answers: NDArray[np.floating[Any]]) -> None:
-    """Refuse a model that mixes rows: a gallery's blocks are cut as it suits, and a query comes alone.
+def company_that_matters(
+    run: Callable[[Batch], NDArray[np.floating[Any]]], batch: Batch, answers: NDArray[np.floating[Any]], bound: float
+) -> str | None:
+    """Say in which company a row is answered otherwise than in ``batch``; None if in none.
 
-    Equal batches have equal answers, whatever the model does with them; so each row is asked for by itself, and all of
-    them in the opposite order.
+    A gallery's blocks are cut as it suits, and a query comes alone. Equal batches have equal answers, whatever is done
+    with them; so each row is asked for by itself, and all of them in batches of another size and in the opposite order.
+
+    Args:
+        run: answers one batch.
+        batch: some rows.
+        answers: what it answered to them.
+        bound: how far answers may lie apart, as a share of the largest.
     """
-    alone = np.concatenate(
-        [model.run({name: rows[row : row + 1] for name, rows in batch.items()}) for row in range(len(answers))]
+    rows = len(answers)
+    turned = {name: np.ascontiguousarray(array[::-1]) for name, array in batch.items()}
+    asked = (
+        ("by itself", np.concatenate([run(piece) for piece in split_batch(batch, 1)])),
+        (f"in a batch of {OTHER_BATCH}", np.concatenate([run(piece) for piece in split_batch(batch, OTHER_BATCH)])),
+        (f"in a batch of {rows} in the opposite order", run(turned)[::-1]),
     )
-    turned = model.run({name: np.ascontiguousarray(rows[::-1]) for name, rows in batch.items()})[::-1]
-    scale = float(np.abs(answers).max())
-    for found, company in ((alone, "by itself"), (turned, "in the opposite order")):
-        if found.shape != answers.shape or not np.abs(found - answers).max() <= ROUNDING * scale:
-            raise ArtifactError(
-                f"computes something else of a row {company} than among others: it mixes the rows of a batch (a mean "
-                "or norm over the batch, batch norm without its statistics, attention over rows)"
-            )
+    largest = bound * float(np.abs(answers).max())
+    for company, found in asked:
+        if found.shape != answers.shape or not np.abs(found - answers).max() <= largest:
+            return company
+    return None
 
 
 def large_batch(inputs: Shapes) -> int:

@@ -12,15 +12,16 @@ from typing import ClassVar
 import numpy as np
 
 from fct_infer.artifacts.manifest import BundleFile, Engine, Parity
-from fct_infer.artifacts.precisions import CALIBRATED
+from fct_infer.artifacts.precisions import CALIBRATED, LIMITS
 from fct_infer.backends.loading import open_runner
 from fct_infer.backends.runner import Batch, Runner
 from fct_infer.errors import FctError, GateError, UnsupportedError, UsageError
 from fct_infer.storage import write_bytes
+from fct_infer.transformation import Float32Array
 
 from .models import Model
 from .parity import check, compare, proof
-from .probe import Probe
+from .probe import IN_COMPANY, ROUNDING, Probe, company_that_matters
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ class Exporter(ABC):
             seconds[len(found[-1])] = time.perf_counter() - start
         difference = compare(job.probe.expected, np.concatenate(found), job.probe.real_rows)
         check(difference, file.precision, job.probe.real_rows)
+        _check_company(runner, file.precision, job.probe.batches[IN_COMPANY], found[IN_COMPANY])
         largest = max(seconds)
         return proof(difference, job.probe.real_rows, runner.runtime, largest / seconds[largest])
 
@@ -113,6 +115,16 @@ class Exporter(ABC):
             UnsupportedError: nothing here can run it.
         """
         return open_runner(path, file, model.interface, device=job.device, trust=True)
+
+
+def _check_company(runner: Runner, precision: str, batch: Batch, answers: Float32Array) -> None:
+    """Refuse a file whose answer for a row depends on its company, within what its precision rounds."""
+    bound = ROUNDING if precision == "fp32" else LIMITS[precision].max_relative_error
+    if company := company_that_matters(runner.run, batch, answers, bound):
+        raise GateError(
+            f"computes something else of a row {company} than among others, by more than {bound:.0e} of the largest "
+            "output"
+        )
 
 
 def file_name(stem: str, precision: str, suffix: str) -> str:

@@ -7,7 +7,7 @@ import json
 
 import torch
 
-from fct_infer.artifacts.torch_files import last_line
+from fct_infer.artifacts.foreign_code import RAISED, foreign_code, said_by
 from fct_infer.errors import UnsupportedError
 
 from .models import Model
@@ -27,7 +27,8 @@ class ToPt2(Exporter):
         buffer = io.BytesIO()
         with without_warnings():
             program = _exported(model, precision)
-            torch.export.save(program, buffer, extra_files={"metadata": json.dumps(dict(job.metadata))})
+            with foreign_code("PyTorch cannot write the archive"):
+                torch.export.save(program, buffer, extra_files={"metadata": json.dumps(dict(job.metadata))})
         return Converted(file_name("model", precision, ".pt2"), buffer.getvalue())
 
 
@@ -41,5 +42,5 @@ def _exported(model: Model, precision: str) -> torch.export.ExportedProgram:
         batch = torch.export.Dim("batch")
         dynamic = ({0: batch},) if len(example) == 1 else ({0: batch}, {0: batch})
         return torch.export.export(module, example, dynamic_shapes=dynamic)
-    except Exception as error:  # PyTorch's exporter raises whatever its compiler stumbles over
-        raise UnsupportedError(f"PyTorch cannot export the model: {last_line(error)}") from error
+    except RAISED as error:  # PyTorch's exporter raises whatever its compiler stumbles over
+        raise UnsupportedError(f"PyTorch cannot export the model: {said_by(error)}") from error

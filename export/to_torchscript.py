@@ -8,6 +8,8 @@ import json
 import torch
 from torch import nn
 
+from fct_infer.artifacts.foreign_code import foreign_code
+
 from .models import Model
 from .plain_module import Lowered
 from .template import Converted, Exporter, Job, file_name
@@ -26,7 +28,7 @@ class ToTorchScript(Exporter):
         """Return the archive."""
         traced = trace(module_in(model, precision), *examples(model.interface))
         buffer = io.BytesIO()
-        with without_warnings():
+        with foreign_code("PyTorch cannot write the archive"), without_warnings():
             torch.jit.save(traced, buffer, _extra_files={"metadata.json": json.dumps(dict(job.metadata))})
         return Converted(file_name("model", precision, ".pt"), buffer.getvalue())
 

@@ -10,9 +10,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from fct_infer.artifacts.torch_files import last_line
+from fct_infer.artifacts.foreign_code import foreign_code
 from fct_infer.backends.runner import Interface
-from fct_infer.errors import ArtifactError
 
 _EXAMPLE_ROWS = 2  # one would be taken for a size that never changes
 
@@ -28,12 +27,9 @@ def trace(module: nn.Module, *example: Tensor) -> torch.jit.ScriptModule:
     Raises:
         ArtifactError: it cannot be traced.
     """
-    try:
-        with without_warnings(), without_fast_path(), torch.no_grad():
-            traced: torch.jit.ScriptModule = torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
-            return traced
-    except Exception as error:  # a user's code raises what it likes
-        raise ArtifactError(f"PyTorch cannot trace the model: {last_line(error)}") from error
+    with foreign_code("PyTorch cannot trace the model"), without_warnings(), without_fast_path(), torch.no_grad():
+        traced: torch.jit.ScriptModule = torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
+        return traced
 
 
 @contextmanager

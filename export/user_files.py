@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fct_infer.artifacts.bundle import open_bundle, refuse_existing
+from fct_infer.artifacts.files import path_of
 from fct_infer.artifacts.loading import is_code, program_from_bundle, refuse_data
 from fct_infer.artifacts.manifest import (
     DEFAULT_INTERPOLATION,
@@ -17,7 +18,8 @@ from fct_infer.artifacts.manifest import (
     Source,
     is_image,
 )
-from fct_infer.artifacts.onnx_graph import program_of_graph, read_onnx
+from fct_infer.artifacts.onnx_file import read_onnx
+from fct_infer.artifacts.onnx_graph import program_of_graph
 from fct_infer.artifacts.onnx_signature import OnnxInput, read_signature
 from fct_infer.artifacts.precisions import CALIBRATION_ROWS
 from fct_infer.artifacts.roles import told
@@ -74,8 +76,8 @@ def export_file(
         options: see :class:`fct_infer.export.Options`.
         kind: None finds it from the inputs of the file and a trial run; an image model is then a ``backbone``.
         input_shapes: where the file cannot tell: one (channels, height, width), or one (width,) per input.
-        old_first: of an ONNX file with two inputs, its own names of the old embedding and the side-information, where
-            they do not tell which is which.
+        old_first: of a file with two inputs, its own names of the old embedding and the side-information, where they
+            do not tell which is which.
         preprocessing: what images must go through before the model; None is what the file says, if it does.
         calibration: see :func:`fct_infer.export.calibration.read_calibration`; takes the place of the option's rows.
         calibration_rows: rows to take of it.
@@ -83,7 +85,7 @@ def export_file(
     Raises:
         FctError: as :func:`export_transformation` and :func:`export_backbone`.
     """
-    path, options = Path(path), options or Options()
+    path, options = path_of(path), options or Options()
     bundle = default_bundle(path) if bundle is None else Path(bundle)
     inputs = {"model": path} | ({"calibration": calibration} if calibration is not None else {})
     refuse_existing(bundle, inputs, force=options.force)
@@ -165,14 +167,14 @@ def open_model(
     old_first: Sequence[str] | None = None,
 ) -> OpenedModel:
     """Open a file and find out what it holds; arguments and errors as for :func:`export_file`."""
-    if old_first is not None and path.suffix != ".onnx":
-        raise UsageError(f"{path}: only an ONNX file has names of inputs that can be told apart by --inputs")
     if path.is_dir():
+        if old_first is not None:
+            raise UsageError(f"{path}: a bundle's inputs are old and side; --inputs is for a file")
         opened = _open_bundle(path)
     elif not path.exists():
         raise ArtifactError(f"{path}: no such file or bundle")
     elif is_code(path):
-        opened = _open_torch(path, kind, input_shapes)
+        opened = _open_torch(path, kind, input_shapes, old_first)
     else:
         opened = _open_onnx(path, kind, old_first)
     inputs = opened.model.interface.inputs
@@ -202,6 +204,8 @@ def _open_onnx(path: Path, kind: Kind | None, old_first: Sequence[str] | None) -
     source = Source(path.name, hashlib.sha256(data).hexdigest())  # with its weights, wherever they lie
     signature = read_signature(model, path, old_first)
     if "image" in signature:
+        if old_first is not None:
+            raise UsageError(f"{path}: takes images; --inputs is for a transformation")
         notes = () if kind else (_IMAGE_NOTE,)
         return OpenedModel(OnnxModel(kind or "backbone", path), source, notes=notes)
     try:
@@ -217,9 +221,11 @@ def _assignment(signature: Mapping[str, OnnxInput]) -> str:
     return told([each.name for each in signature.values()], list(signature))
 
 
-def _open_torch(path: Path, kind: Kind | None, input_shapes: Sequence[tuple[int, ...]]) -> OpenedModel:
+def _open_torch(
+    path: Path, kind: Kind | None, input_shapes: Sequence[tuple[int, ...]], old_first: Sequence[str] | None
+) -> OpenedModel:
     model, source = load_torch(path), source_of(path)
-    may_take_images = kind != "transformation" and model.input_count == 1
+    may_take_images = kind != "transformation" and model.input_count == 1 and old_first is None
     if may_take_images:
         image_shape, notes = _image_shape(model, input_shapes)
         if image_shape is not None:
@@ -232,7 +238,7 @@ def _open_torch(path: Path, kind: Kind | None, input_shapes: Sequence[tuple[int,
         raise UsageError(f"{path}: takes rows; give the width of each input: --input-shape 128 --input-shape 64")
     widths = tuple(shape[0] for shape in input_shapes) or None
     try:
-        transformation, notes = transformation_of(model, widths)
+        transformation, notes = transformation_of(model, widths, old_first)
     except (ArtifactError, UsageError) as error:
         if may_take_images and not input_shapes:
             error.args = (f"{error}. Nor does it make embeddings of images of a usual size (--input-shape 3x32x32)",)

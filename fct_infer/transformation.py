@@ -84,6 +84,7 @@ class Transformation:
         device: where it does: ``cpu``, ``cuda:0``, ``cuda:0,cuda:1``.
         device_memory: as above.
         source: the file or bundle it was loaded from; None if it was made otherwise.
+        assignment: which input of a bare file was taken for which, for people; a bundle's are old and side anyway.
         no_card: why it runs on the CPU although ``auto`` found a card; None if that is not so.
         old_dim, side_dim, new_dim: width of the old embedding, of the side-information (0 if it takes none) and of the
             new embedding.
@@ -99,6 +100,7 @@ class Transformation:
     program: Program | None
     ranges: dict[str, float] | None = None
     device_memory = 0
+    assignment: str | None = None
     no_card: str | None = None
     choice: str | None = None
     source: Path | None = None
@@ -261,6 +263,14 @@ class Transformation:
             f"Transformation(old_dim={self.old_dim}, side_dim={self.side_dim}, new_dim={self.new_dim}, "
             f"backend={self.backend!r}, device={self.device!r}, precision={self.precision!r}, threads={self.threads})"
         )
+
+
+def check_transformation(h: object) -> None:
+    """Raise UsageError unless ``h`` is a transformation; a path is told how to become one."""
+    if isinstance(h, Transformation):
+        return
+    way = f": fct_infer.load_transformation({str(h)!r})" if isinstance(h, str | Path) else " (load_transformation(...))"
+    raise UsageError(f"h is a {type(h).__name__}, wanted a Transformation{way}")
 
 
 def thread_count(threads: int | None) -> int:

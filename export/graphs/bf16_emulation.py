@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fct_infer.artifacts.files import read_file
-from fct_infer.artifacts.onnx_graph import MAX_ONNX_BYTES
+from fct_infer.artifacts.onnx_file import MAX_ONNX_BYTES
 from fct_infer.backends.runner import Batch, Interface, Runner
 from fct_infer.transformation import Float32Array
 

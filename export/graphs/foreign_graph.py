@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from fct_infer.artifacts.foreign_code import said_by
 from fct_infer.artifacts.onnx_signature import OnnxInput
 from fct_infer.backends.runner import Interface
 from fct_infer.errors import UnsupportedError
@@ -32,7 +33,8 @@ def plain_graph(model: Any, inputs: Mapping[str, OnnxInput], interface: Interfac
         try:
             model = onnx.version_converter.convert_version(model, OPSET)
         except (RuntimeError, onnx.version_converter.ConvertError) as error:
-            raise UnsupportedError(f"its opset {opsets.get('ai.onnx')} cannot be raised to {OPSET}: {error}") from error
+            found = opsets.get("ai.onnx")
+            raise UnsupportedError(f"its opset {found} cannot be raised to {OPSET}: {said_by(error)}") from error
     model = onnx.compose.add_prefix(model, _PREFIX)
     graph = model.graph
     before, shapes = [], []

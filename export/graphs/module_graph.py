@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fct_infer.artifacts.torch_files import last_line
+from fct_infer.artifacts.foreign_code import RAISED, foreign_code, said_by
 from fct_infer.backends.runner import Interface
 from fct_infer.errors import ArtifactError
 
@@ -29,7 +29,7 @@ def module_graph(module: nn.Module, interface: Interface) -> Any:
     example = examples(interface)
     # Traced, because the exporter cannot trace a module that has TorchScript inside; and copied, because it runs such
     # a module's batch norm in training mode, which changes its statistics.
-    with without_warnings():
+    with foreign_code("the model cannot be copied"), without_warnings():
         copied = copy.deepcopy(module)
     forms: list[nn.Module] = [trace(copied, *example)]
     if not any(isinstance(part, torch.jit.ScriptModule) for part in copied.modules()):
@@ -37,9 +37,9 @@ def module_graph(module: nn.Module, interface: Interface) -> Any:
     for form in forms:
         try:
             data = _written(form, example, [*interface.inputs, OUTPUT])
-        except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
+        except RAISED as error:
             if form is forms[-1]:
-                raise ArtifactError(f"PyTorch cannot write the model as ONNX: {last_line(error)}") from error
+                raise ArtifactError(f"PyTorch cannot write the model as ONNX: {said_by(error)}") from error
         else:
             break
     return finish(import_onnx().load_model_from_string(data).graph, interface)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fct_infer.artifacts.onnx_graph import MAX_ONNX_BYTES
+from fct_infer.artifacts.foreign_code import said_by
+from fct_infer.artifacts.onnx_file import MAX_ONNX_BYTES
 from fct_infer.backends.runner import Interface
 from fct_infer.errors import GateError, MissingExtraError, UnsupportedError
 
@@ -58,6 +59,6 @@ def serialize(model: Any, metadata: Mapping[str, str]) -> bytes:
     try:
         onnx.checker.check_model(model, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise GateError(f"the ONNX checker refuses the graph: {error}") from error
+        raise GateError(f"the ONNX checker refuses the graph: {said_by(error)}") from error
     data: bytes = model.SerializeToString()
     return data

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fct_infer.artifacts.torch_files import last_line
+from fct_infer.artifacts.foreign_code import said_by
 from fct_infer.backends.runner import Batch, split_batch
 from fct_infer.errors import ArtifactError, MissingExtraError
 from fct_infer.transformation import Float32Array
@@ -166,7 +166,7 @@ def _largest_values(model: Any, names: set[str], rows: Batch) -> dict[str, float
     try:
         session = onnxruntime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors have no common base but this
-        raise ArtifactError(f"its inner values cannot be watched: {last_line(error)}") from error
+        raise ArtifactError(f"its inner values cannot be watched: {said_by(error)}") from error
     largest = {name: float(np.abs(array).max()) for name, array in rows.items()} | dict.fromkeys(inner, 0.0)
     for batch in split_batch(rows, _BATCH_ROWS):
         for name, values in zip(inner, session.run(inner, batch) if inner else [], strict=True):

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
-from fct_infer.errors import ArtifactError, GalleryError
+from fct_infer.errors import ArtifactError, GalleryError, UsageError
 from fct_infer.storage import ReadFile, sha256_of_file
 
 MEBIBYTE = 1 << 20
 GIBIBYTE = 1 << 30
+
+
+def path_of(path: str | os.PathLike[str]) -> Path:
+    """Return ``path`` as a Path.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise UsageError(f"the path of a model is a {type(path).__name__}, wanted a str or Path")
+    return Path(path)
 
 
 def read_file(path: Path, limit: int) -> bytes:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from fct_infer.artifacts.bundle import Bundle, open_bundle
-from fct_infer.artifacts.onnx_graph import parse_onnx, program_from_onnx
-from fct_infer.artifacts.onnx_signature import read_signature
-from fct_infer.artifacts.roles import told
+from fct_infer.artifacts.files import path_of
+from fct_infer.artifacts.onnx_file import parse_onnx
+from fct_infer.artifacts.onnx_graph import program_from_onnx, program_of_graph
+from fct_infer.artifacts.onnx_signature import assignment_of_graph
 from fct_infer.artifacts.tensors import read_tensors
 from fct_infer.artifacts.torch_files import load_torch
 from fct_infer.errors import ArtifactError, NotAProgramError, UsageError
@@ -29,7 +31,25 @@ def refuse_data(path: Path) -> None:
         )
 
 
+@dataclass(frozen=True)
+class NamedProgram:
+    """A transformation as data.
+
+    Attributes:
+        program: the data.
+        assignment: which input of the file was taken for which, for people; None of a bundle, whose are old and side.
+    """
+
+    program: Program
+    assignment: str | None = None
+
+
 def load_program(path: str | Path, *, trust: bool = False, input_widths: Sequence[int] | None = None) -> Program:
+    """Return the program that :func:`read_program` reads; arguments and errors are the same."""
+    return read_program(path, trust=trust, input_widths=input_widths).program
+
+
+def read_program(path: str | Path, *, trust: bool = False, input_widths: Sequence[int] | None = None) -> NamedProgram:
     """Read a transformation h as data.
 
     Args:
@@ -43,32 +63,26 @@ def load_program(path: str | Path, *, trust: bool = False, input_widths: Sequenc
         UsageError: it is code and ``trust`` is not set.
         MissingExtraError: it takes onnx or torch to read it, which is not installed.
     """
-    path = Path(path)
+    path = path_of(path)
     if path.is_dir():
-        return program_from_bundle(open_bundle(path))
+        return NamedProgram(program_from_bundle(open_bundle(path)))
     if not path.exists():
         raise ArtifactError(f"{path}: no such file or bundle")
     refuse_data(path)
     if not is_code(path):
-        return program_from_onnx(path)
+        graph = parse_onnx(path).graph
+        return NamedProgram(program_of_graph(graph, path), assignment_of_graph(graph))
     refuse_untrusted(path, trust)
     model = load_torch(path)  # first: it says so if torch is missing, which the next import needs
-    from fct_infer.artifacts.torch_program import in_order, program_from_torch
+    from fct_infer.artifacts.input_order import assignment_of, in_order
+    from fct_infer.artifacts.torch_program import program_from_torch
 
-    return program_from_torch(in_order(model), input_widths)
+    return NamedProgram(program_from_torch(in_order(model), input_widths), assignment_of(model))
 
 
 def is_code(path: Path) -> bool:
     """Whether ``path`` is opened as TorchScript or torch.export archive, which are code, rather than as ONNX."""
     return path.is_file() and path.suffix not in (".onnx", *DATA_SUFFIXES)
-
-
-def told_inputs(path: Path) -> str | None:
-    """Say which input of a bare ONNX file is taken for which; None of any other file, which says so itself."""
-    if not path.is_file() or path.suffix != ".onnx":
-        return None
-    signature = read_signature(parse_onnx(path), path)
-    return told([each.name for each in signature.values()], list(signature))
 
 
 def refuse_untrusted(path: Path, trust: bool) -> None:

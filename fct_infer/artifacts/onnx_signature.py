@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fct_infer.artifacts.manifest import is_image
-from fct_infer.artifacts.roles import roles
+from fct_infer.artifacts.roles import roles, told
 from fct_infer.errors import ArtifactError
 from fct_infer.transformation import INPUTS
 
@@ -55,6 +55,15 @@ def read_signature(model: Any, path: Path, old_first: Sequence[str] | None = Non
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {error}") from error
     return dict(zip(found, inputs, strict=True))
+
+
+def assignment_of_graph(graph: Any) -> str:
+    """Say which input of an ``onnx.GraphProto``, which has been read, is taken for which."""
+    weights = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in weights]
+    widths = [math.prod(int(dim.dim_value) for dim in value.type.tensor_type.shape.dim[1:]) for value in inputs]
+    names = [value.name for value in inputs]
+    return told(names, roles(names, widths))
 
 
 def check_harmless(model: Any, path: Path) -> None:

@@ -36,7 +36,8 @@ def roles(names: Sequence[str], widths: Sequence[int], old_first: Sequence[str] 
     if found is None and widths[0] == widths[1]:
         raise ArtifactError(
             f"nothing tells which of its inputs {' and '.join(names)} is the old embedding and which the "
-            f"side-information; say so, the old embedding first: fct-export --inputs {names[0]},{names[1]}"
+            f"side-information; say so, the old embedding first: fct-export --inputs {names[0]},{names[1]} "
+            "(in Python old_first=)"
         )
     return found or INPUTS
 

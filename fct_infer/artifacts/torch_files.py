@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fct_infer.artifacts.files import MEBIBYTE, file_size
+from fct_infer.artifacts.foreign_code import RAISED, said_by
 from fct_infer.errors import ArtifactError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -84,9 +85,9 @@ def load_torch(path: str | Path, *, low_precision: bool = False) -> TorchModel:
                 model = TorchModel(str(path), module.eval(), count_inputs(module), None, input_names(module))
     except ArtifactError:
         raise
-    except Exception as error:  # the two loaders raise whatever the damage leads to, KeyErrors and zip errors included
+    except RAISED as error:  # the two loaders raise whatever the damage leads to, KeyErrors and zip errors included
         kind = "a torch.export archive" if is_exported else "TorchScript"
-        raise ArtifactError(f"{path}: cannot be loaded as {kind}: {last_line(error)}") from error
+        raise ArtifactError(f"{path}: cannot be loaded as {kind}: {said_by(error)}") from error
     for name, tensor in itertools.chain(model.module.named_parameters(), model.module.named_buffers()):
         if tensor.is_floating_point() and tensor.dtype != torch.float32 and not low_precision:
             raise ArtifactError(f"{path}: {name} is {tensor.dtype}, wanted float32; save model.float()")
@@ -111,12 +112,6 @@ def input_names(module: nn.Module) -> tuple[str, ...]:
     parameters = inspect.signature(forward).parameters.values()
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     return tuple(parameter.name for parameter in parameters if parameter.kind in kinds)
-
-
-def last_line(error: Exception) -> str:
-    """What an error of TorchScript says; its message puts its own traceback first."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 
 
 def _exported_model(path: Path, program: Any) -> TorchModel:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,9 +16,10 @@ from torch import Tensor, nn
 from torch.jit._fuser import optimized_execution
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fct_infer.artifacts.foreign_code import foreign_code
+from fct_infer.artifacts.input_order import refuse_untold
 from fct_infer.artifacts.program_builder import Elementwise, Float64Array, Norm, ProgramBuilder, Rows
-from fct_infer.artifacts.roles import roles_by_name
-from fct_infer.artifacts.torch_files import TorchModel, last_line
+from fct_infer.artifacts.torch_files import TorchModel
 from fct_infer.errors import ArtifactError, NotAProgramError, UsageError
 from fct_infer.reference import apply_float64
 from fct_infer.transformation import INPUTS, Linear, Program
@@ -41,7 +41,7 @@ def program_from_torch(model: TorchModel, widths: Sequence[int] | None = None) -
 
     Raises:
         NotAProgramError: it runs operations that no program has; names them all.
-        ArtifactError: it computes something else on other rows, or takes other inputs.
+        ArtifactError: it computes something else on other rows, or takes other inputs, or two that nothing tells apart.
         UsageError: the widths cannot be told from the file.
     """
     refusal = None
@@ -55,6 +55,7 @@ def program_from_torch(model: TorchModel, widths: Sequence[int] | None = None) -
         are_told = widths is not None or model.shapes is not None
         if not are_told and not {step.input for step in program.steps if isinstance(step, Linear)} >= {*program.dims}:
             raise UsageError(f"{model.name}: its inputs meet before its first layer; {_GIVE_WIDTHS}")
+        refuse_untold(model, shapes)
         return program
     if isinstance(refusal, NotAProgramError):
         raise NotAProgramError(refusal.operations, model.name) from refusal
@@ -63,45 +64,28 @@ def program_from_torch(model: TorchModel, widths: Sequence[int] | None = None) -
     raise UsageError(f"{model.name}: its weights do not tell how wide its inputs are; {_GIVE_WIDTHS}")
 
 
-def in_order(model: TorchModel) -> TorchModel:
-    """Return the model with its inputs in the order old, side, where their names say that they are the other way."""
-    names = model.input_names[: len(INPUTS)]
-    if roles_by_name(names) != INPUTS[::-1]:
-        return model
-    shapes = None if model.shapes is None else model.shapes[::-1]
-    rest = model.input_names[len(INPUTS) :]
-    return replace(model, module=_Exchanged(model.module), shapes=shapes, input_names=(*names[::-1], *rest))
-
-
-class _Exchanged(nn.Module):
-    """A module whose two inputs come in the other order."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, first: Tensor, second: Tensor) -> Any:
-        """Exchange them."""
-        return self.model(second, first)
-
-
 def accepted_shapes(model: TorchModel, widths: Sequence[int] | None = None) -> Iterator[Shapes]:
     """Yield shapes of the inputs, without the batch axis, that ``model`` runs on: rows (d,) or (d, 1, 1).
 
     Raises:
-        ArtifactError: it does not take one or two inputs.
+        ArtifactError: it does not take one or two inputs, or does not run on those whose widths are given.
     """
     count = model.input_count
     if widths is not None and count < len(widths) <= count + len(model.optional_inputs):
         count = len(widths)
     if not 1 <= count <= len(INPUTS) or (widths is not None and len(widths) != count):
         raise ArtifactError(f"{model.name}: takes {count} inputs, wanted {'1 or 2' if widths is None else len(widths)}")
+    refusal, is_accepted = None, False
     for shapes in _candidates(model, widths):
         try:
             _run(model.module, _random_inputs(shapes, _WATCHED_ROWS, seed=0))
-        except ArtifactError:
+        except ArtifactError as error:
+            refusal = error  # of plain rows, which are tried last
             continue
+        is_accepted = True
         yield shapes
+    if refusal and not is_accepted and (widths is not None or model.shapes is not None):  # nothing was guessed
+        raise ArtifactError(f"{model.name}: {refusal}") from refusal
 
 
 def _candidates(model: TorchModel, widths: Sequence[int] | None) -> Iterator[Shapes]:
@@ -112,7 +96,8 @@ def _candidates(model: TorchModel, widths: Sequence[int] | None) -> Iterator[Sha
         yield model.shapes
         return
     # Input widths of all weights, in the order of the file: among them are those of the inputs.
-    weights = dict.fromkeys(weight.shape[1] for weight in model.module.parameters() if weight.ndim >= 2)
+    with foreign_code(f"{model.name}: does not tell its parameters"):
+        weights = dict.fromkeys(weight.shape[1] for weight in model.module.parameters() if weight.ndim >= 2)
     for chosen in itertools.product(weights, repeat=model.input_count) if widths is None else [tuple(widths)]:
         for rank in _RANKS:
             yield tuple((width, 1, 1)[: rank - 1] for width in chosen)
@@ -124,13 +109,10 @@ def _random_inputs(shapes: Shapes, rows: int, seed: int) -> list[Tensor]:
 
 
 def _run(module: nn.Module, inputs: list[Tensor]) -> Any:
-    try:
-        # Under inference mode composite operations would not be taken apart; optimizing costs more than it saves here.
-        with torch.no_grad(), optimized_execution(False):
-            return module(*inputs)
-    except Exception as error:  # a user's code raises what it likes
-        shapes = " and ".join(str(tuple(tensor.shape)) for tensor in inputs)
-        raise ArtifactError(f"does not run on inputs of shape {shapes}: {last_line(error)}") from error
+    shapes = " and ".join(str(tuple(tensor.shape)) for tensor in inputs)
+    # Under inference mode composite operations would not be taken apart; optimizing costs more than it saves here.
+    with foreign_code(f"does not run on inputs of shape {shapes}"), torch.no_grad(), optimized_execution(False):
+        return module(*inputs)
 
 
 def _watch(module: nn.Module, shapes: Shapes) -> Program:

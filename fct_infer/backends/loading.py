@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fct_infer.artifacts.bundle import Bundle, open_bundle
-from fct_infer.artifacts.files import GIBIBYTE, digest_file, read_file
-from fct_infer.artifacts.loading import is_code, load_program, program_from_bundle, refuse_data, refuse_untrusted
+from fct_infer.artifacts.files import GIBIBYTE, digest_file, path_of, read_file
+from fct_infer.artifacts.loading import is_code, program_from_bundle, read_program, refuse_data, refuse_untrusted
 from fct_infer.artifacts.manifest import BundleFile, is_image
 from fct_infer.artifacts.precisions import PRECISIONS
 from fct_infer.artifacts.torch_files import TorchModel, load_torch
@@ -72,11 +72,15 @@ def load_transformation(
         DeviceMemoryError: a card that was asked for has too little free memory, or ``device_memory`` is too little.
     """
     _check_choices(backend, precision)
-    path = Path(path)
+    path = path_of(path)
     bundle = open_bundle(path) if path.is_dir() else None
-    program: Program | None = None
+    program, assignment = None, None
     try:
-        program = program_from_bundle(bundle) if bundle else load_program(path, trust=trust)
+        if bundle:
+            program = program_from_bundle(bundle)
+        else:
+            read = read_program(path, trust=trust)
+            program, assignment = read.program, read.assignment
     except NotAProgramError:
         if backend == "core":
             raise
@@ -88,7 +92,7 @@ def load_transformation(
         if missing is None:
             program = program.with_normalization() if normalize else program
             on_core = _on_core(program, precision, threads, place, device_memory, is_asked_for=device != "auto")
-            on_core.source = path
+            on_core.source, on_core.assignment = path, assignment
             return on_core
         if backend == "core":
             raise UnsupportedError(f"device {device}: {missing}")
@@ -117,7 +121,7 @@ def load_transformation(
         ),
     )
     h = h.normalized() if normalize else h
-    h.source = path
+    h.source, h.assignment = path, None if bundle else opened.runner.assignment
     return h
 
 
@@ -166,7 +170,7 @@ def load_embedder(
         UsageError: it is code and ``trust`` is not set.
     """
     _check_choices(backend, precision)
-    path = Path(path)
+    path = path_of(path)
     bundle = open_bundle(path) if path.is_dir() else None
     if backend == "core":
         raise UnsupportedError("backend core runs transformations; an image model runs in onnxruntime, torch, tensorrt")
@@ -259,13 +263,19 @@ def _open_bare(path: Path, backend: str, device: str, threads: int | None, trust
 
 
 def _torch_runner(model: TorchModel, inputs: Shapes | None, device: str, threads: int | None) -> TorchRunner:
+    from fct_infer.artifacts.input_order import assignment_of, in_order, refuse_untold
     from fct_infer.artifacts.torch_program import accepted_shapes
     from fct_infer.backends.torch_runtime import TorchRunner
 
+    assignment = None
     if inputs is None:
+        assignment, model = assignment_of(model), in_order(model)
         shapes = model.shapes or next(accepted_shapes(model), None)
         if shapes is None:
             raise UsageError(f"{model.name}: does not tell the shape of its inputs; run fct-export on it first")
+        refuse_untold(model, shapes)
         names = ("image",) if len(shapes) == 1 and is_image(shapes[0]) else INPUTS
         inputs = dict(zip(names, shapes, strict=False))
-    return TorchRunner(model, inputs, device=device, threads=threads)
+    runner = TorchRunner(model, inputs, device=device, threads=threads)
+    runner.assignment = assignment
+    return runner

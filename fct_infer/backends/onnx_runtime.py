@@ -13,15 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.artifacts.files import GIBIBYTE
+from fct_infer.artifacts.foreign_code import foreign_code, said_by
 from fct_infer.artifacts.manifest import is_image
-from fct_infer.artifacts.onnx_graph import read_onnx
+from fct_infer.artifacts.onnx_file import read_onnx
 from fct_infer.artifacts.onnx_signature import read_signature
-from fct_infer.artifacts.torch_files import last_line
+from fct_infer.artifacts.roles import told
 from fct_infer.backends.cuda_memory import CudaMemory, DeviceMemory
 from fct_infer.backends.device import cuda_index
 from fct_infer.backends.runner import Batch, DeviceBatch, Interface, Runner
 from fct_infer.device_arrays import DeviceRows
-from fct_infer.errors import ArtifactError, MissingExtraError, ResourceError, UnsupportedError
+from fct_infer.errors import ArtifactError, MissingExtraError, UnsupportedError
 from fct_infer.transformation import Float32Array
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -90,6 +91,7 @@ class OnnxRuntimeRunner(Runner):
                 )
             index = None
         self._session, self._inputs = session, inputs
+        self.assignment = told([each.name for each in inputs.values()], list(inputs))
         self._output_row, self._output_dtype = tried.shape[1:], tried.dtype
         self.device = "cpu" if index is None else f"cuda:{index}"
         self.runtime = f"onnxruntime {runtime.__version__} {self.device}"
@@ -99,10 +101,9 @@ class OnnxRuntimeRunner(Runner):
     def run(self, batch: Batch) -> Float32Array:
         """Compute one batch; see :meth:`Runner.run`."""
         feed = {each.name: batch[name].reshape(-1, *each.shape) for name, each in self._inputs.items()}
-        try:
+        rows = len(next(iter(batch.values())))
+        with foreign_code(f"{self.runtime}: does not run on a batch of {rows} rows"):
             output = np.asarray(self._session.run(None, feed)[0])
-        except Exception as error:  # ONNX Runtime's errors have no common base but this
-            raise ResourceError(f"{self.runtime}: {last_line(error)}") from error
         return np.ascontiguousarray(output.reshape(len(output), -1), np.float32)
 
     def run_on_device(self, batch: DeviceBatch, out: DeviceRows, stream: int) -> None:
@@ -122,10 +123,8 @@ class OnnxRuntimeRunner(Runner):
         binding.bind_output(output.name, _DEVICE_TYPE, card, np.float32, (out.rows, *self._output_row), out.address)
         with self._memory.current():
             self._memory.synchronize(stream)
-        try:
+        with foreign_code(f"{self.runtime}: does not run on a batch of {out.rows} rows"):
             self._session.run_with_iobinding(binding)
-        except Exception as error:  # as above
-            raise ResourceError(f"{self.runtime}: {last_line(error)}") from error
 
     @functools.cached_property
     def _memory(self) -> DeviceMemory:
@@ -156,7 +155,7 @@ def _try_out(
     try:
         output = np.asarray(session.run(None, zeros, run)[0])
     except Exception as error:  # ONNX Runtime's errors have no common base but this
-        reason = f"still runs after {TRIAL_SECONDS:.0f} s" if run.terminate else last_line(error)
+        reason = f"still runs after {TRIAL_SECONDS:.0f} s" if run.terminate else said_by(error)
         raise ArtifactError(f"{path}: ONNX Runtime cannot run it on {_TRIED_ROWS} rows of zeros: {reason}") from error
     finally:
         timer.cancel()
@@ -180,7 +179,7 @@ def _open(runtime: Any, path: Path, data: bytes, options: Any, index: int | None
     try:
         return runtime.InferenceSession(data, options, providers=providers)
     except Exception as error:  # as above
-        raise ArtifactError(f"{path}: ONNX Runtime refuses it: {last_line(error)}") from error
+        raise ArtifactError(f"{path}: ONNX Runtime refuses it: {said_by(error)}") from error
 
 
 def _import_onnxruntime() -> Any:

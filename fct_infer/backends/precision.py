@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from fct_infer.artifacts.precisions import LIMITS
 from fct_infer.reference import apply_float64, row_cosines
-from fct_infer.transformation import NEEDS_RANGES, Transformation
+from fct_infer.transformation import NEEDS_RANGES, Transformation, check_transformation
 
 
 def choose_precision(
@@ -31,9 +31,11 @@ def choose_precision(
         A transformation that can be called; its ``choice`` says why it has its precision.
 
     Raises:
+        UsageError: ``h`` is no transformation.
         ArrayError: an input has the wrong dtype, rank, width or row count.
         NonFiniteError: a row of an input, or its result, holds NaN or infinity.
     """
+    check_transformation(h)
     if h.precision != "auto":
         return h
     assert h.program is not None  # another runtime has the precision of its file

@@ -47,12 +47,14 @@ class Runner(ABC):
         device: where it computes, truly: ``cpu`` or ``cuda:0``.
         runtime: backend, version and device, for people and manifests.
         interface: of the model.
+        assignment: which input of a bare file is taken for which, for people.
     """
 
     backend: str
     device: str
     runtime: str
     interface: Interface
+    assignment: str | None = None
 
     @abstractmethod
     def run(self, batch: Batch) -> Float32Array:
@@ -65,6 +67,7 @@ class Runner(ABC):
             (n, output_dim) float32, C-contiguous, in memory of its own.
 
         Raises:
+            ArtifactError: the model does not run on such a batch.
             ResourceError: the runtime fails, for instance for want of memory.
         """
 
@@ -94,6 +97,7 @@ class Runner(ABC):
 
         Raises:
             ArrayError: the runtime asks more of an address than that it suits float32.
+            ArtifactError: the model does not run on such a batch.
             ResourceError: the runtime fails, for instance for want of memory.
             UnsupportedError: the runtime, or the model in it, takes no arrays on a card.
         """

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from fct_infer.artifacts.foreign_code import foreign_code
 from fct_infer.artifacts.manifest import is_image
-from fct_infer.artifacts.torch_files import TorchModel, last_line
+from fct_infer.artifacts.torch_files import TorchModel
 from fct_infer.backends.device import cuda_index
 from fct_infer.backends.runner import Batch, DeviceBatch, Interface, Runner
 from fct_infer.device_arrays import LEGACY_STREAM, DeviceRows
-from fct_infer.errors import ArtifactError, ResourceError, UnsupportedError
+from fct_infer.errors import ArtifactError, UnsupportedError
 from fct_infer.transformation import Float32Array
 
 _TRIED_ROWS = 2
@@ -63,28 +64,23 @@ class TorchRunner(Runner):
 
     def run(self, batch: Batch) -> Float32Array:
         """Compute one batch; see :meth:`Runner.run`."""
-        try:
+        rows = len(next(iter(batch.values())))
+        with foreign_code(f"{self.runtime}: does not run on a batch of {rows} rows"):
             output = self._forward([batch[name].reshape(-1, *shape) for name, shape in self._inputs.items()])
-        except (RuntimeError, AssertionError, self._torch.jit.Error) as error:
-            raise ResourceError(f"{self.runtime}: {last_line(error)}") from error
-        except Exception as error:  # a user's code raises what it likes
-            rows = len(next(iter(batch.values())))
-            raise ArtifactError(f"does not run on a batch of {rows} rows: {last_line(error)}") from error
-        return np.array(output.flatten(1).float().cpu().numpy(), order="C")  # a copy: it may be a view of the input
+            found = output.flatten(1).float().cpu().numpy()
+        return np.array(found, order="C")  # a copy: it may be a view of the input
 
     def run_on_device(self, batch: DeviceBatch, out: DeviceRows, stream: int) -> None:
         """Compute one batch on the card, on the caller's stream; see :meth:`Runner.run_on_device`."""
         torch, card = self._torch, self.card
-        try:
-            with _on_stream(torch, stream, card), torch.inference_mode():
-                tensors = [_tensor_at(torch, batch[name], (out.rows, *shape)) for name, shape in self._inputs.items()]
-                output = self._module(*tensors).flatten(1)
-                result = _tensor_at(torch, out, (out.rows, self.interface.output_dim))
-                if output.shape != result.shape:  # which a copy would repeat until it fits
-                    raise ResourceError(f"{self.runtime}: made {tuple(output.shape)}, wanted {tuple(result.shape)}")
-                result.copy_(output)
-        except (RuntimeError, AssertionError, torch.jit.Error) as error:
-            raise ResourceError(f"{self.runtime}: {last_line(error)}") from error
+        problem = f"{self.runtime}: does not run on a batch of {out.rows} rows"
+        with foreign_code(problem), _on_stream(torch, stream, card), torch.inference_mode():
+            tensors = [_tensor_at(torch, batch[name], (out.rows, *shape)) for name, shape in self._inputs.items()]
+            output = self._module(*tensors).flatten(1)
+            result = _tensor_at(torch, out, (out.rows, self.interface.output_dim))
+            if output.shape != result.shape:  # which a copy would repeat until it fits
+                raise ArtifactError(f"{problem}: made {tuple(output.shape)}, wanted {tuple(result.shape)}")
+            result.copy_(output)
 
     def _forward(self, arrays: list[Float32Array]) -> Any:
         torch = self._torch
@@ -93,17 +89,16 @@ class TorchRunner(Runner):
 
     def _probe(self, model: TorchModel) -> int:
         shapes = " and ".join("x".join(map(str, shape)) for shape in self._inputs.values())
-        try:
+        with foreign_code(f"{model.name}: does not run on inputs of shape {shapes}"):
             output = self._forward([np.zeros((_TRIED_ROWS, *shape), np.float32) for shape in self._inputs.values()])
-        except Exception as error:  # as above
-            raise ArtifactError(
-                f"{model.name}: does not run on inputs of shape {shapes}: {last_line(error)}"
-            ) from error
         if not isinstance(output, self._torch.Tensor):
             raise ArtifactError(f"{model.name}: makes a {type(output).__name__}, wanted one tensor")
         found = tuple(output.shape)
-        if found[:1] != (_TRIED_ROWS,) or (len(found) != 2 and (len(found) != 4 or found[2:] != (1, 1))):
+        is_embedding = len(found) == 2 or (len(found) == 4 and found[2:] == (1, 1))
+        if found[:1] != (_TRIED_ROWS,) or not is_embedding or found[1] < 1:
             raise ArtifactError(f"{model.name}: makes {found} of {_TRIED_ROWS} rows, wanted (n, d) or (n, d, 1, 1)")
+        if not output.is_floating_point():  # a cast would drop what a complex number has beside its real part
+            raise ArtifactError(f"{model.name}: makes {output.dtype}, wanted floating-point numbers")
         return int(found[1])
 
 

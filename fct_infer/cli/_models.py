@@ -36,6 +36,8 @@ def open_named(
 
     is_run = (path / "checkpoint.json").is_file()
     if is_run or (path.suffix in CHECKPOINT_SUFFIXES and not path.is_dir()):
+        if old_first is not None:
+            raise UsageError(f"{path}: a checkpoint tells its inputs itself; --inputs is for a file of another maker")
         return _open_checkpoint(path, kind, input_shapes, trust_code)
     return open_model(path, kind, input_shapes, old_first)
 

@@ -90,7 +90,7 @@ def _split(_context: click.Context, _parameter: click.Parameter, value: str | No
     "old_first",
     metavar="NAME,NAME",
     callback=_split_names,
-    help="Of an ONNX file: its own names of the old embedding and the side-information, where they do not tell.",
+    help="MODEL's own names of the old embedding and the side-information, where they do not tell which is which.",
 )
 @click.option(
     "--image-mean", callback=_parse_numbers, metavar="R,G,B", help="How images are prepared, on the scale 0 to 1."

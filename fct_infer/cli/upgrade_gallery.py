@@ -98,7 +98,7 @@ def command(
     Work happens in DEST.partial; a run that was stopped or killed is resumed by the same command.
     """
     from fct_infer import load_transformation, open_source, upgrade_gallery
-    from fct_infer.artifacts.loading import is_code, told_inputs
+    from fct_infer.artifacts.loading import is_code
     from fct_infer.storage import check_replaceable
     from fct_infer.upgrade.estimate import estimate
     from fct_infer.upgrade.plan import Settings, make_plan
@@ -120,8 +120,8 @@ def command(
         normalize=chosen.normalize,
         trust=trust,
     )
-    if roles := told_inputs(transformation):
-        click.echo(f"{transformation}: {roles}", err=True)
+    if h.assignment:
+        click.echo(f"{transformation}: {h.assignment}", err=True)
     if h.no_card:
         click.echo(f"{h.no_card}; the CPU computes in its place", err=True)
     gallery = open_source(source, options)

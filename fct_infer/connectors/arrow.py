@@ -15,7 +15,7 @@ from fct_infer.connectors.options import SourceOptions, check_shape, find_column
 from fct_infer.connectors.parted import Forward, PartedSource
 from fct_infer.errors import GalleryError
 from fct_infer.gallery.source import Schema
-from fct_infer.storage import ReadFile, SeekableFile
+from fct_infer.storage import ReadFile, SeekableFile, read_error
 
 _ROWS_AT_ONCE = 65536
 
@@ -98,7 +98,7 @@ def _opened(path: Path, group: int = 0) -> Iterator[tuple[Any, Iterator[Any]]]:
                 yield stream.schema, iter(stream)
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         words = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise GalleryError(f"{path}: cannot be read as Arrow: {words}") from error
+        raise read_error(f"{path}: cannot be read as Arrow: {words}", error) from error
 
 
 def _is_file(path: Path) -> bool:

@@ -14,7 +14,7 @@ from fct_infer.connectors.options import SourceOptions, check_shape, optional
 from fct_infer.connectors.parted import PartedSource
 from fct_infer.errors import GalleryError, UsageError
 from fct_infer.gallery.source import Schema
-from fct_infer.storage import ReadFile
+from fct_infer.storage import ReadFile, read_error
 
 _LOOPS = 1 << 24  # more repetitions than this are asked for by damaged files only
 
@@ -83,7 +83,7 @@ def _read(path: Path) -> Any:
         return faiss.read_index(str(path), faiss.IO_FLAG_READ_ONLY)
     except (RuntimeError, MemoryError) as error:
         words = str(error).partition(" at /")[2].partition(": ")[2] or str(error)
-        raise GalleryError(f"{path}: cannot be read as a FAISS index: {words.strip()}") from error
+        raise read_error(f"{path}: cannot be read as a FAISS index: {words.strip()}", error) from error
     finally:
         for setter, value in before.items():
             getattr(faiss, setter)(value)

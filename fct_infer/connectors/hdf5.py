@@ -21,7 +21,7 @@ from fct_infer.connectors.options import (
 from fct_infer.connectors.parted import PartedSource
 from fct_infer.errors import GalleryError
 from fct_infer.gallery.source import Schema
-from fct_infer.storage import ReadFile
+from fct_infer.storage import ReadFile, read_error
 
 _PIECE_BYTES = 4 << 20
 _MAX_COMPRESSION = 1100  # of deflate; more rows than the bytes can be are a damaged header
@@ -84,7 +84,7 @@ class _Column:
                     out[first - start : end - start] = self._data[first:end]
                 except (OSError, RuntimeError, ValueError) as error:
                     words = str(error).splitlines()[0]
-                    raise GalleryError(f"{self._path}, rows {first} to {end}: cannot be read: {words}") from error
+                    raise read_error(f"{self._path}, rows {first} to {end}: cannot be read: {words}", error) from error
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         try:
@@ -92,7 +92,7 @@ class _Column:
             if values.dtype.kind == "O":
                 return text_ids([value.decode() for value in values], "U", self._where, start)
         except (OSError, RuntimeError, UnicodeDecodeError, AttributeError) as error:
-            raise GalleryError(f"{self._where}, rows {start} to {stop}: cannot be read: {error}") from error
+            raise read_error(f"{self._where}, rows {start} to {stop}: cannot be read: {error}", error) from error
         return values
 
     def close(self) -> None:
@@ -106,7 +106,7 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         file = h5py.File(path, "r")
     except (OSError, RuntimeError) as error:
-        raise GalleryError(f"{path}: cannot be read as HDF5: {str(error).splitlines()[0]}") from error
+        raise read_error(f"{path}: cannot be read as HDF5: {str(error).splitlines()[0]}", error) from error
     with file:
         yield file
 
@@ -124,7 +124,7 @@ def _datasets(file: Any, path: Path) -> dict[str, Any]:
     try:
         file.visititems(visit)  # follows hard links only
     except (OSError, RuntimeError, KeyError) as error:
-        raise GalleryError(f"{path}: cannot be read as HDF5: {str(error).splitlines()[0]}") from error
+        raise read_error(f"{path}: cannot be read as HDF5: {str(error).splitlines()[0]}", error) from error
     return found
 
 

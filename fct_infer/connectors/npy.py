@@ -16,7 +16,7 @@ from fct_infer.connectors.parted import Forward, PartedSource
 from fct_infer.connectors.raw_rows import RawRows, RawSource
 from fct_infer.errors import GalleryError
 from fct_infer.gallery import Gallery, Schema
-from fct_infer.storage import ReadFile, read_npy_header
+from fct_infer.storage import ReadFile, read_error, read_npy_header
 
 _PIECE_BYTES = 4 << 20
 # What zipfile and NumPy's header parser raise on a damaged archive; RuntimeError: it is encrypted.
@@ -106,7 +106,7 @@ def _archive(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except _ZIP_ERRORS as error:
-        raise GalleryError(f"{path}: is not a whole .npz file: {error}") from error
+        raise read_error(f"{path}: is not a whole .npz file: {error}", error) from error
 
 
 class _Member:
@@ -124,7 +124,7 @@ class _Member:
             header = self._stream.tell()
         except _ZIP_ERRORS as error:
             self._archive.close()
-            raise GalleryError(f"{self._where}: cannot be read: {error}") from error
+            raise read_error(f"{self._where}: cannot be read: {error}", error) from error
         if fortran or self.dtype.hasobject or not self.dtype.isnative or not self.dtype.itemsize:
             self._archive.close()
             raise GalleryError(f"{self._where}: holds {self.dtype}, wanted plain numbers or text in C order")
@@ -145,7 +145,7 @@ class _Member:
                     raise EOFError(f"ends {len(view) - done} bytes short")
                 done += count
         except _ZIP_ERRORS as error:
-            raise GalleryError(f"{self._where}: cannot be read: {error}") from error
+            raise read_error(f"{self._where}: cannot be read: {error}", error) from error
         return out
 
     def __enter__(self) -> _Member:

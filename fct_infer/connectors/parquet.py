@@ -18,7 +18,7 @@ from fct_infer.connectors.options import Columns, SourceOptions, check_shape, fi
 from fct_infer.connectors.parted import Forward, PartedSource
 from fct_infer.errors import GalleryError
 from fct_infer.gallery.source import Schema
-from fct_infer.storage import SeekableFile
+from fct_infer.storage import SeekableFile, read_error
 
 _BATCH_BYTES = 4 << 20
 _ID_ROWS = 16384
@@ -194,7 +194,7 @@ def opened(file: Path) -> Iterator[Any]:
             yield opened_file
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         words = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise GalleryError(f"{file}: cannot be read as Parquet: {words}") from error
+        raise read_error(f"{file}: cannot be read as Parquet: {words}", error) from error
 
 
 def _columns(file: Path, schema: Any, options: SourceOptions) -> Columns:

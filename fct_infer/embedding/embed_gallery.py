@@ -128,6 +128,9 @@ def embed_gallery(
     """
     paths = [images] if isinstance(images, str | Path) else list(images)
     models = (model, *side_information)
+    for each in models:
+        if not isinstance(each, Embedder):
+            raise UsageError(f"a model is a {type(each).__name__}, wanted an Embedder: fct_infer.load_embedder(...)")
     threads = usable_cpus() if threads is None else threads
     _check_at_least_one(batch_size=batch_size, threads=threads, rows_per_shard=rows_per_shard)
     _check_choices(dtype=dtype, on_error=on_error, ids=ids)

@@ -20,7 +20,7 @@ from fct_infer.storage.durable import (
     write_bytes,
     write_json,
 )
-from fct_infer.storage.filesystem import FileSystem, ReadFile, current_filesystem, use_filesystem
+from fct_infer.storage.filesystem import FileSystem, ReadFile, current_filesystem, read_error, use_filesystem
 from fct_infer.storage.npy import NpyHeader, npy_header_bytes, read_npy_header
 from fct_infer.storage.seekable import SeekableFile
 
@@ -41,6 +41,7 @@ __all__ = [
     "current_filesystem",
     "npy_header_bytes",
     "publish_directory",
+    "read_error",
     "read_npy_header",
     "remove_tree",
     "restore_replaced",

@@ -6,7 +6,7 @@ import ctypes
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -16,6 +16,7 @@ from fct_infer.errors import FctError, GalleryError, ResourceError
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 @cache
@@ -35,6 +36,18 @@ class FileSystem:
     def open(self, path: str | Path, flags: int, mode: int = 0o644) -> int:
         """``os.open``, closed on exec."""
         return os.open(path, flags | os.O_CLOEXEC, mode)
+
+    def open_below(self, folder: Path, parts: Sequence[str], flags: int) -> int:
+        """Open a file below ``folder``, name by name; a link among them is an error, also one made meanwhile."""
+        fd = os.open(folder, _FOLDER)
+        for place, name in enumerate(parts, 1):
+            how = flags if place == len(parts) else _FOLDER
+            try:
+                inner = os.open(name, how | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
+            finally:
+                os.close(fd)
+            fd = inner
+        return fd
 
     def close(self, fd: int) -> None:
         """``os.close``."""
@@ -76,7 +89,7 @@ class FileSystem:
 
     def fsync_directory(self, path: Path) -> None:
         """Make the names in a directory durable."""
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fd = os.open(path, _FOLDER)
         try:
             self.fsync(fd)
         finally:
@@ -123,26 +136,44 @@ _OF_THE_MACHINE = frozenset(
 )
 
 
-def _read_error(message: str, error: OSError) -> FctError:
-    return ResourceError(message) if error.errno in _OF_THE_MACHINE else GalleryError(message)
+def read_error(message: str, error: Exception) -> FctError:
+    """Return the error of a read that failed: the machine's fault, or what was read is malformed.
+
+    Args:
+        message: of the result.
+        error: of the system, or of a library that opens files by itself; some pass on the errno, some only its text.
+    """
+    is_of_the_machine = getattr(error, "errno", None) in _OF_THE_MACHINE or any(
+        os.strerror(number) in str(error) for number in _OF_THE_MACHINE
+    )
+    return ResourceError(message) if is_of_the_machine else GalleryError(message)
 
 
 class ReadFile:
     """A file opened for reading at any offset, from any thread.
+
+    Args:
+        path: the file.
+        below: a folder above it, from which no link is followed on the way; ``path`` is relative to it.
 
     Raises:
         GalleryError: the file cannot be opened, is not a regular file, or ends before the bytes asked for.
         ResourceError: the machine failed: an I/O error, too many open files, a server that is gone.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, below: Path | None = None) -> None:
+        self.path = Path(path) if below is None else below / path
         self._fs = current_filesystem()
+        flags = os.O_RDONLY | os.O_NONBLOCK  # opening a named pipe must not wait for a writer
         try:
-            # O_NONBLOCK: opening a named pipe must not wait for a writer.
-            self._fd = self._fs.open(self.path, os.O_RDONLY | os.O_NONBLOCK)
+            if below is None:
+                self._fd = self._fs.open(self.path, flags)
+            else:
+                self._fd = self._fs.open_below(below, Path(path).parts, flags)
         except OSError as error:
-            raise _read_error(f"{self.path}: cannot be read: {error.strerror}", error) from error
+            if below is not None and error.errno in (errno.ELOOP, errno.ENOTDIR):
+                raise GalleryError(f"{self.path}: lies behind a link, which is not followed") from error
+            raise read_error(f"{self.path}: cannot be read: {error.strerror}", error) from error
         if not stat.S_ISREG(self.stat().st_mode):
             self.close()
             raise GalleryError(f"{self.path}: is not a regular file")
@@ -164,7 +195,7 @@ class ReadFile:
             try:
                 count = self._fs.pread_into(self._fd, view[done:], offset + done)
             except OSError as error:
-                raise _read_error(
+                raise read_error(
                     f"{self.path}: read failed at byte {offset + done}: {error.strerror}", error
                 ) from error
             if count == 0:

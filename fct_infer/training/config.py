@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from fct_infer.errors import MissingExtraError, UsageError
+from fct_infer.artifacts.files import read_file
+from fct_infer.errors import ArtifactError, MissingExtraError, UsageError
 
 Config = TypeVar("Config")
 
@@ -19,6 +20,7 @@ _NAMES = {int: "an integer", float: "a number", bool: "true or false", str: "a s
 
 
 MAX_CONFIG_CHARACTERS, MAX_ALIASES, MAX_DEPTH = 1 << 20, 8, 64
+MAX_CONFIG_BYTES = 4 * MAX_CONFIG_CHARACTERS  # as long as UTF-8 makes them
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -27,11 +29,14 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     Raises:
         UsageError: the file is missing or not a YAML mapping, or an override is not of that form.
         MissingExtraError: PyYAML is not installed.
+        ResourceError: the machine failed.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        text = read_file(Path(path), MAX_CONFIG_BYTES).decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: cannot be read: is not UTF-8: {error}") from error
+    except ArtifactError as error:
+        raise UsageError(str(error)) from error
     values = _parse_yaml(text, str(path))
     values = {} if values is None else values
     if not isinstance(values, dict):

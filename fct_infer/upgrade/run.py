@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from fct_infer import __version__, _core
 from fct_infer.cuda import cuda_status
-from fct_infer.errors import GalleryError, GateError, OutputError, UsageError
+from fct_infer.errors import GalleryError, GateError, OutputError
 from fct_infer.gallery import MANIFEST_NAME, GalleryManifest, Part, Source, SourceReader, sample_rows
 from fct_infer.index import IndexBuilder, exact_neighbours, index_infos, make_builder, tune_nprobe
 from fct_infer.machine import usable_cpus
 from fct_infer.storage import DigestedFile, write_bytes, write_json
-from fct_infer.transformation import Float32Array, Transformation
+from fct_infer.transformation import Float32Array, Transformation, check_transformation
 from fct_infer.upgrade.plan import SEED, Plan, Settings, make_plan
 from fct_infer.upgrade.report import UpgradeReport, Verification
 from fct_infer.upgrade.stream import (
@@ -77,16 +77,13 @@ def upgrade_gallery(
         ResourceError: not enough disk or memory; what is finished is kept.
         OutputError: ``dest`` exists, is in use, or holds unfinished work of another upgrade.
     """
-    if not isinstance(h, Transformation):
-        raise UsageError(
-            f"h is a {type(h).__name__}, wanted a Transformation: fct_infer.load_transformation({str(h)!r})"
-        )
+    check_transformation(h)
     started = time.perf_counter()
     plan = make_plan(gallery, h, dest, settings or Settings())
     plan.check_resources()
     run = _Run(plan, progress)
     run.timings["plan"] = time.perf_counter() - started
-    work = Work(plan, restart=restart, force=force)
+    work = Work(plan, restart=restart, force=force, progress=progress)
     try:
         if work.is_published:  # killed after the rename
             report = UpgradeReport.load(plan.dest / "upgrade_infos.json")

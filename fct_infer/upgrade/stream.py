@@ -22,6 +22,7 @@ from fct_infer.upgrade.journal import Journal
 from fct_infer.upgrade.plan import Plan
 
 Rows: TypeAlias = NDArray[Any]
+_LEAST_SQUARE = 4e-24  # of a norm that is surely above 1e-12, whatever float32 rounds
 Progress: TypeAlias = Callable[[str, int, int], None]
 
 
@@ -97,9 +98,7 @@ class IndexFeeder:
     def __call__(self, new: Rows, on_card: int = 0) -> None:
         """Add the next block; ``on_card`` is where on the card its :func:`index_rows` lie too, 0 if they do not."""
         ids, added = index_labels(self._plan, self._ids, *next(self._blocks)), 0
-        if on_card and (
-            self._plan.settings.metric != "cosine" or new.any(axis=1).all()
-        ):  # the builder leaves out zeros
+        if on_card and (self._plan.settings.metric != "cosine" or _are_normalized_on_card(new)):
             added = self._builder.add_device_rows(CardRows(on_card, *new.shape), ids)
         if added < len(ids):
             self._builder.add(index_rows(new[added:], self._plan.settings.metric), ids[added:])
@@ -125,6 +124,15 @@ def index_rows(new: Rows, metric: str) -> Float32Array:
         norms = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
         rows = (rows / np.where(norms > 0, norms, 1)[:, None]).astype(np.float32)
     return rows
+
+
+def _are_normalized_on_card(new: Rows) -> bool:
+    """Whether a card, which divides by no less than 1e-12, makes of published rows what :func:`index_rows` does.
+
+    Where it does not, zero rows included, which the builder leaves out, the rows come from the CPU.
+    """
+    squares = np.einsum("ij,ij->i", new, new, dtype=np.float32)
+    return bool((squares > _LEAST_SQUARE).all())
 
 
 def index_labels(plan: Plan, reader: SourceReader, part: Part, start: int, stop: int) -> NDArray[np.int64]:

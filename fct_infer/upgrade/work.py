@@ -25,10 +25,17 @@ from fct_infer.storage import (
 )
 from fct_infer.upgrade.journal import Journal, journal_file
 from fct_infer.upgrade.plan import Plan
+from fct_infer.upgrade.stream import Progress
 
 
 class Work:
     """Owner of ``DEST.partial``; holds its lock until closed.
+
+    Args:
+        plan: of the upgrade.
+        restart: drop unfinished work instead of resuming it.
+        force: replace a finished DEST.
+        progress: told of the rows whose finished files have been compared with their digests.
 
     Attributes:
         is_published: a run that was killed after its rename has made DEST already; only cleaning up was left to do.
@@ -39,8 +46,10 @@ class Work:
             belongs to other inputs or settings.
     """
 
-    def __init__(self, plan: Plan, *, restart: bool = False, force: bool = False) -> None:
-        self.plan, self.force = plan, force
+    def __init__(
+        self, plan: Plan, *, restart: bool = False, force: bool = False, progress: Progress | None = None
+    ) -> None:
+        self.plan, self.force, self._progress = plan, force, progress
         self.root = work_folder(plan.dest)
         self.gallery = self.root / "gallery"
         self.trained_index = self.root / "trained.faiss"
@@ -164,7 +173,12 @@ class Work:
             self._refuse_damaged_result()
             return
         finished = self.finished
-        damaged = [name for name, record in finished.items() if not self._are_intact(record["files"])]
+        rows, checked, damaged = {part.name: part.rows for part in self.plan.gallery.parts()}, 0, []
+        for name, record in finished.items():
+            self._report(checked)
+            if not self._are_intact(record["files"]):
+                damaged.append(name)
+            checked += rows[name]
         if not damaged:
             return
         names = list(finished)
@@ -174,9 +188,17 @@ class Work:
 
     def _refuse_damaged_result(self) -> None:
         """All that is left is the rename, so all that its manifest lists has to be what was written, the index too."""
-        for name, file in read_manifest(self.gallery).files.items():
+        files = read_manifest(self.gallery).files
+        checked, whole = 0, max(1, sum(file.size for file in files.values()))
+        for name, file in files.items():
+            self._report(self.plan.gallery.schema.rows * checked // whole)
+            checked += file.size
             if not self._are_intact({name: vars(file)}):
                 raise OutputError(f"{self.gallery / name}: is damaged; begin again with --restart")
+
+    def _report(self, rows: int) -> None:
+        if self._progress:
+            self._progress("check finished work", rows, self.plan.gallery.schema.rows)
 
     def _are_intact(self, files: dict[str, dict[str, Any]]) -> bool:
         for name, file in files.items():

@@ -14,7 +14,7 @@ from support.programs import linear_map
 
 from fct_infer import Transformation, upgrade_gallery
 from fct_infer.errors import GalleryError, OutputError
-from fct_infer.upgrade import work
+from fct_infer.upgrade import run, work
 from fct_infer.upgrade.plan import Settings
 
 
@@ -115,3 +115,23 @@ def test_what_was_damaged_before_the_last_rename_is_not_published(tmp_path, monk
         upgrade_gallery(*arguments, settings=Settings(index="Flat"))
     assert not (tmp_path / "new").exists()
     upgrade_gallery(*arguments, settings=Settings(index="Flat"), restart=True)
+
+
+@pytest.mark.parametrize("moment", ["index", "rename"])
+def test_what_a_resumed_upgrade_compares_with_its_digests_is_progress(tmp_path, monkeypatch, moment):
+    """Of a large gallery it takes minutes, in which nothing else is heard."""
+    write_gallery(tmp_path / "g", rows_per_shard=(30, 5), old_dim=12)
+    arguments = tmp_path / "g", Transformation(linear_map(12, 8)), tmp_path / "new"
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((work, "publish_directory") if moment == "rename" else (run, "verify_cosine")), killed)
+        with pytest.raises(KeyboardInterrupt):
+            upgrade_gallery(*arguments, settings=Settings(index="none"))
+    told = []
+    upgrade_gallery(*arguments, settings=Settings(index="none"), progress=lambda *report: told.append(report))
+    checked = [(rows, whole) for stage, rows, whole in told if stage == "check finished work"]
+    assert checked[:2] == [(0, 35), (30, 35)] if moment == "index" else checked[0] == (0, 35)
+    assert checked == sorted(checked) and all(rows <= whole for rows, whole in checked)

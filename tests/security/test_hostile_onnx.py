@@ -61,6 +61,24 @@ def _(folder: Path) -> Path:
 
 @case(ELSEWHERE)
 def _(folder: Path) -> Path:
+    """weight behind a link to a folder"""
+    (folder.parent / "weights").write_bytes(bytes(4 * OLD_DIM * NEW_DIM))
+    (folder / "inner").symlink_to(folder.parent)
+    return save_onnx(linear_onnx(external("inner/weights")), folder)
+
+
+@case("weight 'weight': says twice where it lies")
+def _(folder: Path) -> Path:
+    """weight in two places"""
+    for name in ("weights", "others"):
+        (folder / name).write_bytes(bytes(4 * OLD_DIM * NEW_DIM))
+    tensor = external("weights")
+    tensor.external_data.add(key="location", value="others")
+    return save_onnx(linear_onnx(tensor), folder)
+
+
+@case(ELSEWHERE)
+def _(folder: Path) -> Path:
     """weight beside the file, which is too short"""
     (folder / "weights").write_bytes(bytes(4 * OLD_DIM * NEW_DIM - 1))
     return save_onnx(linear_onnx(external("weights")), folder)

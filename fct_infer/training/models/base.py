@@ -6,7 +6,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fct_infer.errors import UsageError
+
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's pixels
+
+MAX_LAYERS = 1000  # a few bytes of a checkpoint's description can ask for millions
+
+
+def check_layers(count: int) -> None:
+    """Refuse a model of more layers than anybody has, before any is built.
+
+    Raises:
+        UsageError: ``count`` is above :data:`MAX_LAYERS`.
+    """
+    if count > MAX_LAYERS:
+        raise UsageError(f"{count:,} layers or blocks, at most {MAX_LAYERS:,} are built")
 
 
 class Backbone(nn.Module):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fct_infer.training.models.base import TransformationModule
+from fct_infer.training.models.base import TransformationModule, check_layers
 from fct_infer.transformation import Add, Concat, Float32Array, Linear, Normalize, Program
 
 _ACTIVATIONS = {"none": lambda values: values, "relu": F.relu, "gelu": F.gelu}
@@ -28,6 +28,7 @@ class ProgramTransformation(TransformationModule):
 
     def __init__(self, structure: dict[str, Any], widths: dict[str, int]) -> None:
         try:
+            check_layers(len(structure["steps"]))
             program = Program.from_structure(structure, _zeros(structure, widths))
         except (KeyError, AttributeError, MemoryError) as error:
             raise ValueError(f"malformed program: {type(error).__name__} {error}") from error

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fct_infer.errors import UsageError
-from fct_infer.training.models.base import Backbone
+from fct_infer.training.models.base import Backbone, check_layers
 
 
 class BasicBlock(nn.Module):
@@ -59,6 +59,7 @@ class ResNet(Backbone):
         super().__init__()
         if len(widths) != len(blocks) or not widths or min(blocks) < 1:
             raise UsageError(f"ResNet: widths {widths} and blocks {blocks} must be of one length, blocks at least 1")
+        check_layers(sum(blocks))
         self.embedding_dim = embedding_dim
         channels = widths[0]
         layers: list[nn.Module] = [

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fct_infer.training.models.base import TransformationModule
+from fct_infer.training.models.base import TransformationModule, check_layers
 
 
 class PointwiseBlock(nn.Module):
@@ -96,6 +96,7 @@ class PaperTransformation(LayeredTransformation):
         super().__init__(old_dim, side_dim, new_dim)
         if min(branch_depth, mixer_depth) < 1:
             raise ValueError(f"depths are {branch_depth} and {mixer_depth}, wanted at least 1")
+        check_layers(2 * branch_depth + mixer_depth)
         self.p1, self.p2 = (
             _chain([dim, *[2 * dim] * (branch_depth - 1), 2 * new_dim]) for dim in (old_dim, side_dim or old_dim)
         )
@@ -122,6 +123,7 @@ class MlpTransformation(LayeredTransformation):
     ) -> None:
         super().__init__(old_dim, side_dim, new_dim)
         widths = [old_dim + side_dim, *hidden_dims]
+        check_layers(len(widths))
         self.layers = _chain(widths).append(PointwiseBlock(widths[-1], new_dim, is_last=True))
         self._add_uncertainty(uncertainty)
 
@@ -164,6 +166,7 @@ class ResidualMlpTransformation(LayeredTransformation):
         uncertainty: bool = False,
     ) -> None:
         super().__init__(old_dim, side_dim, new_dim)
+        check_layers(blocks)
         self.stem = PointwiseBlock(old_dim + side_dim, width, is_last=True)
         self.blocks = nn.Sequential(*(ResidualBlock(width, inner_dim) for _ in range(blocks)))
         self.head = PointwiseBlock(width, new_dim, is_last=True)

@@ -105,7 +105,7 @@ def test_inputs_that_meet_before_the_first_layer_need_their_widths(tmp_path):
     with pytest.raises(UsageError, match=r"inputs meet before its first layer; give the widths.*--input-shape 128"):
         load_program(path, trust=True)  # 64 + 64 would run
     assert_equals_torch(path, model, [(96,), (32,)], input_widths=(96, 32))
-    with pytest.raises(UsageError, match="give the widths"):
+    with pytest.raises(ArtifactError, match=r"h\.pt: does not run on inputs of shape \(3, 96\) and \(3, 33\): "):
         load_program(path, trust=True, input_widths=(96, 33))
     with pytest.raises(ArtifactError, match="takes 2 inputs, wanted 1"):
         load_program(path, trust=True, input_widths=(128,))

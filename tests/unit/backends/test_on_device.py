@@ -24,7 +24,7 @@ from fct_infer.backends.onnx_runtime import OnnxRuntimeRunner
 from fct_infer.backends.runner import Interface, Runner
 from fct_infer.backends.runner_transformation import RunnerTransformation
 from fct_infer.backends.torch_runtime import TorchRunner
-from fct_infer.errors import ArrayError, ResourceError, UnsupportedError
+from fct_infer.errors import ArrayError, ArtifactError, UnsupportedError
 
 node = helper.make_node
 
@@ -253,7 +253,7 @@ def test_a_failure_of_onnx_runtime_is_no_traceback(tmp_path, on_card):
     runner = OnnxRuntimeRunner(saved(model, tmp_path / "h.onnx"), device="cpu")
     on_card(runner)
     arrays = DlpackArray(random_rows(3, 3)), None, DlpackArray(np.zeros((3, 3), np.float32))
-    with pytest.raises(ResourceError, match=r"onnxruntime .* cpu: .*[Rr]eshape"):
+    with pytest.raises(ArtifactError, match=r"onnxruntime .* cpu: does not run on a batch of 3 rows: .*[Rr]eshape"):
         transformation(runner).apply_on_device(*arrays)
 
 
@@ -320,7 +320,7 @@ def test_a_failure_of_pytorch_is_no_traceback_and_leaves_the_result_alone(torch_
             return x if len(x) <= 2 else fail(x)
 
     runner, out = torch_runner(SmallBatches(), {"old": (3,)}), np.full((4, 3), 7, np.float32)
-    with pytest.raises(ResourceError, match=r"torch .* cpu: "):
+    with pytest.raises(ArtifactError, match=r"torch .* cpu: does not run on a batch of 4 rows"):
         transformation(runner).apply_on_device(DlpackArray(random_rows(4, 3)), None, DlpackArray(out))
     assert (out == 7).all()
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fct_infer.artifacts.torch_files import TorchModel, load_torch
 from fct_infer.backends.runner import Interface
 from fct_infer.backends.torch_runtime import TorchRunner
-from fct_infer.errors import ArtifactError, ResourceError, UnsupportedError, UsageError
+from fct_infer.errors import ArtifactError, UnsupportedError, UsageError
 
 COLUMNS = {"old": (8, 1, 1), "side": (5, 1, 1)}
 EXAMPLE = (torch.zeros(2, 8, 1, 1), torch.zeros(2, 5, 1, 1))
@@ -141,5 +141,5 @@ def test_low_precision_results_are_widened():
 
 def test_a_failure_while_it_runs_is_no_traceback():
     runner = TorchRunner(TorchModel("m", SmallBatches(), 1), {"old": (3,)}, device="cpu")
-    with pytest.raises(ResourceError, match=r"torch .* cpu: too many rows at once"):
+    with pytest.raises(ArtifactError, match=r"torch .* cpu: does not run on a batch of 5 rows: too many rows"):
         runner.run({"old": random_rows(5, 3)})

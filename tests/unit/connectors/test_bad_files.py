@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 
 import h5py
@@ -14,7 +15,7 @@ from support import vector_files as files
 
 from fct_infer.connectors import open_source
 from fct_infer.connectors.convert import convert
-from fct_infer.errors import GalleryError
+from fct_infer.errors import GalleryError, ResourceError
 
 VECTORS = np.random.default_rng(3).standard_normal((230, 12), np.float32)
 
@@ -144,3 +145,38 @@ def test_a_null_or_missing_id_is_named(tmp_path):
     ids[88] = None
     pa.parquet.write_table(pa.table({"id": ids, "v": files.lists(VECTORS)}), tmp_path / "a.parquet")
     refuse(tmp_path, "a.parquet", r"row group 0, row 88: has no id")
+
+
+class Failing:
+    """Stands for what a library opens a file with, on a disk that fails."""
+
+    def __init__(self, *_arguments, **_keywords):
+        raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "opener"),
+    [
+        ("a.parquet", files.write_parquet_fixed, "pyarrow.parquet.ParquetFile"),
+        ("a.feather", files.write_feather, "pyarrow.PythonFile"),
+        ("a.h5", files.write_hdf5, "h5py.File"),
+        ("a.npz", files.write_npz, "zipfile.ZipFile"),
+    ],
+)
+def test_a_disk_that_fails_is_not_the_files_fault(tmp_path, monkeypatch, name, write, opener):
+    write(tmp_path / name, VECTORS)
+    monkeypatch.setattr(opener, Failing)
+    with pytest.raises(ResourceError, match=f"{name}: .*Input/output error"):
+        open_source(tmp_path / name)
+
+
+def test_faiss_that_finds_no_descriptor_is_not_the_files_fault(tmp_path, monkeypatch):
+    faiss = pytest.importorskip("faiss")
+
+    def fail(*_arguments):
+        raise RuntimeError("Error in faiss::FileIOReader at /f.cpp:1: Error: could not open: Too many open files")
+
+    (tmp_path / "a.faiss").write_bytes(b"IxF2" + bytes(100))
+    monkeypatch.setattr(faiss, "read_index", fail)
+    with pytest.raises(ResourceError, match=r"a\.faiss: cannot be read as a FAISS index: .*Too many open files"):
+        open_source(tmp_path / "a.faiss")

@@ -19,6 +19,8 @@ from fct_infer.artifacts.bundle import open_bundle
 from fct_infer.artifacts.loading import load_program
 from fct_infer.artifacts.precisions import LIMITS
 from fct_infer.artifacts.torch_files import load_torch
+from fct_infer.backends.onnx_runtime import OnnxRuntimeRunner
+from fct_infer.backends.torch_runtime import TorchRunner
 from fct_infer.errors import ArrayError, ArtifactError, GateError, OutputError, UnsupportedError, UsageError
 from fct_infer.export import Options, export_file, export_transformation, to_core, to_onnx
 from fct_infer.export.graphs import onnx_model
@@ -288,6 +290,25 @@ def test_nothing_is_published_if_a_file_computes_something_else(tmp_path, monkey
     monkeypatch.setattr(to_onnx, "graph_in", lambda _, precision, job: wrong(ProgramModel(other), precision, job))
     with pytest.raises(GateError, match=r"target onnx, fp16: relative error .* is above 5e-03; row \d+ of the probe"):
         export_transformation(PROGRAM, tmp_path / "h", Options(("core", "onnx"), ("fp16",)))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("target", "runner", "precision"),
+    [
+        ("core", to_core._CoreRunner, "fp32"),
+        ("onnx", OnnxRuntimeRunner, "fp32"),
+        ("onnx", OnnxRuntimeRunner, "fp16"),
+        ("torchscript", TorchRunner, "fp32"),
+        ("pt2", TorchRunner, "fp32"),
+    ],
+)
+def test_a_file_that_answers_otherwise_in_other_batches_is_refused(tmp_path, monkeypatch, target, runner, precision):
+    """Batches of 1, 2, 7 and 4,096 rows are as they should be."""
+    run = runner.run
+    monkeypatch.setattr(runner, "run", lambda self, batch: run(self, batch) * (1.01 if len(batch["old"]) == 3 else 1))
+    with pytest.raises(GateError, match=rf"target {target}, .*: computes something else of a row in a batch of 3 than"):
+        export_transformation(PROGRAM, tmp_path / "h", Options((target,), (precision,)))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -54,18 +54,123 @@ def test_inputs_in_the_other_order_are_told_by_their_names(tmp_path, form):
     if form == "eager":
         report = export_transformation(module, tmp_path / "h", CORE)
     else:
-        path = tmp_path / ("m.pt2" if form == "pt2" else "m.pt")
-        if form == "pt2":
-            batch = torch.export.Dim("batch")
-            example = torch.zeros(3, 8), torch.zeros(3, 8)
-            torch.export.save(torch.export.export(module, example, dynamic_shapes=({0: batch}, {0: batch})), path)
-        else:
-            torch.jit.script(module).save(path)
+        path = saved(module, form, tmp_path)
         report = export_file(path, tmp_path / "h", CORE)
     assert "inputs: side_information -> side, old_embedding -> old" in report.notes
     np.testing.assert_allclose(
         load_transformation(tmp_path / "h")(old, side), rows_of(module, side, old), rtol=1e-4, atol=1e-5
     )
+
+
+class Untold(nn.Module):
+    """Two inputs that have no telling names; no program holds it with ``tanh``."""
+
+    def __init__(self, widths=(8, 8), tanh=False):
+        super().__init__()
+        self.a, self.b = (nn.Linear(width, 6) for width in widths)
+        self.last = nn.Tanh() if tanh else nn.Identity()
+
+    def forward(self, x, y):
+        return self.last(self.a(x) + self.b(y))
+
+
+def exported(module, widths=(8, 8)):
+    batch = torch.export.Dim("batch")
+    example = tuple(torch.zeros(3, width) for width in widths)
+    return torch.export.export(module, example, dynamic_shapes=({0: batch}, {0: batch}))
+
+
+def saved(module, form, folder, widths=(8, 8)):
+    """Write an archive of ``module``."""
+    path = folder / ("m.pt2" if form == "pt2" else "m.pt")
+    if form == "pt2":
+        torch.export.save(exported(module, widths), path)
+    elif form == "traced":
+        torch.jit.trace(module, tuple(torch.zeros(3, width) for width in widths)).save(path)
+    else:
+        torch.jit.script(module).save(path)
+    return path
+
+
+@pytest.mark.parametrize("tanh", [False, True])
+@pytest.mark.parametrize("form", ["eager", "scripted", "traced", "pt2"])
+def test_two_inputs_of_one_width_without_telling_names_have_to_be_told(tmp_path, form, tanh):
+    module, (old, side) = Untold(tanh=tanh).eval(), ROWS
+    options = Options(("onnx",))
+    path = None if form == "eager" else saved(module, form, tmp_path)
+
+    def export(bundle, old_first=None):
+        if path is None:
+            return export_transformation(module, bundle, options, input_widths=(8, 8), old_first=old_first)
+        return export_file(path, bundle, options, input_shapes=[(8,), (8,)], old_first=old_first)
+
+    with pytest.raises(ArtifactError, match=r"nothing tells which of its inputs x and y .* fct-export --inputs x,y"):
+        export(tmp_path / "h")
+    with pytest.raises(ArtifactError, match="its inputs are x, y, not x, z"):
+        export(tmp_path / "h", ("x", "z"))
+    for names, arrays in ((("x", "y"), (old, side)), (("y", "x"), (side, old))):
+        report = export(tmp_path / "".join(names), names)
+        assert f"{names[0]} -> old" in report.notes[0] and f"{names[1]} -> side" in report.notes[0]
+        h = load_transformation(report.bundle, backend="onnxruntime")
+        np.testing.assert_allclose(h(old, side), rows_of(module, *arrays), rtol=1e-4, atol=1e-5)
+    if path is not None:
+        for backend in ("auto", "torch"):
+            with pytest.raises(ArtifactError, match="nothing tells which of its inputs x and y"):
+                load_transformation(path, backend=backend, trust=True)
+
+
+def test_inputs_of_two_widths_are_taken_as_old_and_side(tmp_path):
+    report = export_transformation(Untold((8, 5)).eval(), tmp_path / "h", CORE)
+    assert report.notes == ("inputs: x -> old, y -> side",)
+    assert report.manifest.inputs == {"old": (8,), "side": (5,)}
+
+
+@pytest.mark.parametrize("form", ["scripted", "pt2"])
+def test_pytorch_runs_inputs_in_the_other_order_too(tmp_path, form):
+    (old, side), module = ROWS, Both().eval()
+    h = load_transformation(saved(module, form, tmp_path), backend="torch", trust=True)
+    np.testing.assert_allclose(h(old, side), rows_of(module, side, old), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("tanh", [False, True])
+@pytest.mark.parametrize("form", ["scripted", "pt2", "onnx"])
+def test_a_bare_file_tells_its_assignment_and_is_not_parsed_for_that(tmp_path, monkeypatch, form, tanh):
+    if form == "onnx":
+        node = ("Tanh", ["x"], ["y"]) if tanh else ("MatMul", ["x", "w"], ["y"])
+        path = onnx_file(tmp_path / "m.onnx", [node], {"x": 8}, {"w": np.eye(8, dtype=np.float32)})
+        wanted, backend = "inputs: x -> old", "onnxruntime" if tanh else "core"
+    else:
+        path = saved(Untold((8, 5), tanh).eval(), form, tmp_path, (8, 5))
+        wanted, backend = "inputs: x -> old, y -> side", "torch" if tanh else "core"
+    parsed = []
+    load = onnx.load_model_from_string
+    monkeypatch.setattr(onnx, "load_model_from_string", lambda data: parsed.append(data) or load(data))
+    h = load_transformation(path, trust=True)
+    assert (h.assignment, h.backend) == (wanted, backend)
+    assert len(parsed) == (0 if form != "onnx" else 1 + (backend != "core"))  # once more by the runtime's runner
+
+
+def test_what_this_project_exports_tells_its_inputs(tmp_path):
+    (old, side), module = ROWS, Untold(tanh=True).eval()
+    options = Options(("torchscript", "pt2"), ("fp32", "fp16"))
+    bundle = export_transformation(module, tmp_path / "h", options, old_first=("x", "y")).bundle
+    assert load_transformation(bundle, backend="torch", trust=True).assignment is None
+    for name in ("model.pt", "model.pt2"):
+        h = load_transformation(bundle / name, backend="torch", trust=True)
+        np.testing.assert_allclose(h(old, side), rows_of(module, old, side), rtol=1e-4, atol=1e-5)
+
+
+def test_an_optional_input_that_is_named_is_exported(tmp_path):
+    class Optional(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 6), nn.Linear(5, 6)
+
+        def forward(self, x, y=None):
+            return self.a(x) if y is None else self.a(x) + self.b(y)
+
+    report = export_transformation(Optional().eval(), tmp_path / "h", CORE, old_first=("x", "y"))
+    assert report.manifest.inputs == {"old": (8,), "side": (5,)}
 
 
 def test_what_names_do_not_tell_has_to_be_said(tmp_path):
@@ -209,6 +314,33 @@ def test_a_model_that_mixes_rows_is_neither_exported_nor_published(tmp_path, nam
     np.save(tmp_path / "g" / "embeddings" / "0.npy", ROWS[0] + 3)
     with pytest.raises(GateError, match="to its recomputation is below"):
         upgrade_gallery(tmp_path / "g", load_transformation(path), tmp_path / "new", settings=Settings(index="none"))
+    assert not (tmp_path / "new").exists()
+
+
+class Centred(nn.Module):
+    """Rows less their mean; the weight tells how wide they are."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.tanh(self.layer(x - x.mean(dim=0)))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pt2"])
+def test_pytorch_is_asked_for_rows_in_other_company_too(tmp_path, suffix):
+    path = tmp_path / f"h{suffix}"
+    if suffix == ".pt":
+        torch.jit.script(Centred()).save(path)
+    else:
+        rows = ({0: torch.export.Dim("batch")},)
+        torch.export.save(torch.export.export(Centred(), (torch.zeros(3, 8),), dynamic_shapes=rows), path)
+    (tmp_path / "g" / "embeddings").mkdir(parents=True)
+    np.save(tmp_path / "g" / "embeddings" / "0.npy", ROWS[0] + 3)
+    h = load_transformation(path, backend="torch", trust=True)
+    with pytest.raises(GateError, match="to its recomputation is below"):
+        upgrade_gallery(tmp_path / "g", h, tmp_path / "new", settings=Settings(index="none"))
     assert not (tmp_path / "new").exists()
 
 

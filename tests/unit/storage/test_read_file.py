@@ -12,7 +12,7 @@ import pytest
 from support.faults import FailNth, ShortTransfers, ShrinkingFile
 
 from fct_infer.errors import GalleryError, ResourceError
-from fct_infer.storage import ReadFile, use_filesystem
+from fct_infer.storage import ReadFile, read_error, use_filesystem
 
 DATA = bytes(np.random.default_rng(0).integers(0, 256, 10_000, dtype=np.uint8))
 
@@ -85,3 +85,32 @@ def test_no_descriptor_is_left_open(path, tmp_path):
         with pytest.raises(GalleryError):
             ReadFile(tmp_path)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_below_a_folder_no_link_is_followed(tmp_path, path):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "file").write_bytes(DATA[:5])
+    (tmp_path / "link").symlink_to(path)
+    (tmp_path / "to_folder").symlink_to(tmp_path / "inner")
+    with ReadFile("inner/file", below=tmp_path) as file:
+        assert file.read(5) == DATA[:5] and file.path == tmp_path / "inner" / "file"
+    for name in ("link", "to_folder/file"):
+        with pytest.raises(GalleryError, match=f"{name}: lies behind a link"):
+            ReadFile(name, below=tmp_path)
+    with pytest.raises(GalleryError, match="missing: cannot be read: No such file"):
+        ReadFile("missing", below=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (OSError(errno.EIO, "pyarrow's"), ResourceError),
+        (OSError("Can't synchronously read data (errno = 5, error message = 'Input/output error')"), ResourceError),
+        (RuntimeError("could not open a.faiss for reading: Too many open files"), ResourceError),
+        (OSError("Unexpected end of stream"), GalleryError),
+        (FileNotFoundError(errno.ENOENT, "gone"), GalleryError),
+    ],
+)
+def test_what_libraries_pass_on_tells_whose_fault_it_was(error, kind):
+    found = read_error("a message", error)
+    assert type(found) is kind and str(found) == "a message"

@@ -115,7 +115,7 @@ def test_an_override_that_is_none_is_shown(override, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "No such file"),
+        (None, "no such file"),
         (b"a: [", "is not YAML"),
         (b"- a", "holds a list, wanted a mapping"),
         (b"\xff\xfe", "cannot be read"),

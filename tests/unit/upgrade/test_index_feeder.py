@@ -135,3 +135,18 @@ def test_a_block_may_come_from_both(cards, gallery, tmp_path):
     assert builder.given[2][0]["shape"] == (41, DIM) and len(builder.given) == 3
     feeder(new[:90])
     np.testing.assert_array_equal(builder.given[3][0], index_rows(new[:90], "cosine"))
+
+
+@pytest.mark.parametrize("scale", [0, 1e-30, 1e-14])
+def test_rows_of_hardly_any_length_come_from_the_cpu(cards, gallery, tmp_path, scale):
+    """A card divides by no less than 1e-12: what is shorter would lie in the index without its unit length."""
+    h = Transformation(linear_map(DIM, DIM), "fp32", 1)
+    plan = make_plan(gallery, h, tmp_path / "new", Settings(metric="cosine", block_rows=150))
+    builder = Taking(150)
+    feeder = IndexFeeder(plan, plan.gallery.shards, builder)
+    new = np.random.default_rng(0).standard_normal((150, DIM)).astype(np.float32)
+    new[7] *= scale
+    feeder(new, 1 << 40)
+    ((rows, _),) = builder.given
+    np.testing.assert_array_equal(rows, index_rows(new, "cosine"))
+    assert np.linalg.norm(rows[7]) == pytest.approx(float(scale > 0))
