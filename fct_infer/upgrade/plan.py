@@ -207,13 +207,12 @@ class Plan:
             "index": self.index.factory if self.index else None,
             "metric": self.settings.metric,
             "side_information": "old" if self.side_is_old else "given" if self.transformation.side_dim else None,
+            **({"format": self.settings.format} if self.settings.format != "npy" else {}),
         }
 
     def identity(self) -> dict[str, Any]:
         """Return what must be equal for unfinished work to be resumed."""
         settings = self.result_settings()
-        if self.settings.format != "npy":
-            settings["format"] = self.settings.format
         if self.index and "HNSW" in self.index.factory:
             settings["block_rows"] = self.block_rows  # a graph depends on how its rows were cut into blocks
         identity = {

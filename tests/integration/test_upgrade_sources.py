@@ -207,6 +207,9 @@ def test_dry_run_says_what_was_found(tmp_path, bundle):
     found = json.loads(run(source, bundle, "--dry-run", "--json", "--id-column", "title").stdout)
     assert found["columns"] == {"embedding": "v", "id": "title"} and found["left_out"] == ["doc_id"]
     assert (found["rows"], found["ids"], found["duplicate_ids"], found["dims"]["old"]) == (230, "text", 229, 12)
+    done = run(source, bundle, "--dry-run", "--format", "parquet")
+    assert "as Parquet with all other columns" in done.stdout
+    assert "2 times, as samples are read forward" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["a.parquet"]
 
 
