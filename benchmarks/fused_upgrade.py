@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
+from time import process_time
 
 import click
 
@@ -14,6 +15,8 @@ from fct_infer.transformation import Transformation
 from fct_infer.upgrade.plan import Settings
 from fct_infer.upgrade.run import upgrade_gallery
 
+LIBRARIES = {".parquet": ["pyarrow.parquet"], ".hdf5": ["h5py"], ".faiss": ["faiss"]}
+
 
 @click.command()
 @click.argument("gallery", type=Path)
@@ -22,16 +25,18 @@ from fct_infer.upgrade.run import upgrade_gallery
 @click.option("--precision", required=True)
 @click.option("--index", required=True)
 @click.option("--device", default="cpu")
-def main(gallery: Path, dest: Path, program: str, precision: str, index: str, device: str) -> None:
-    if index != "none":
-        importlib.import_module("faiss")  # which the package does on use; imports do not count
+@click.option("--format", "form", default="npy")
+def main(gallery: Path, dest: Path, program: str, precision: str, index: str, device: str, form: str) -> None:
+    used = LIBRARIES.get(gallery.suffix, [])
+    for module in [*used, *LIBRARIES.get(f".{form}", []), *(["faiss"] if index != "none" else [])]:
+        importlib.import_module(module)  # which the package does on use; imports do not count
     watch = Stopwatch()
     h = Transformation(PROGRAMS[program], precision, cores(), device)
     watch.lap("load_model")
-    report = upgrade_gallery(gallery, h, dest, settings=Settings(index=index))
+    report = upgrade_gallery(gallery, h, dest, settings=Settings(index=index, format=form))
     watch.lap("upgrade")
     seconds = {"load_model": watch.laps["load_model"], **report.timings}
-    print(json.dumps({"seconds": seconds, "wall": watch.total, "peak_memory": peak_memory()}))
+    print(json.dumps({"seconds": seconds, "wall": watch.total, "cpu": process_time(), "peak_memory": peak_memory()}))
 
 
 if __name__ == "__main__":

@@ -126,6 +126,26 @@ def memory_tables(result: dict[str, Any]) -> list[Table]:
     return [Table("Memory of an upgrade, MiB", ["rows", "index", "peak", "of which index"], rows)]
 
 
+def formats_tables(result: dict[str, Any]) -> list[Table]:
+    """An upgrade from each format."""
+    parameters = result["parameters"]
+    rows = [
+        [
+            name,
+            f"{run['wall']:.2f}",
+            f"{run['ratio']:.2f}x",
+            f"{parameters['rows'] / run['wall']:,.0f}",
+            f"{run['cpu']:.2f}",
+            f"{run['read']:.2f}",
+            f"{run['peak_memory'] / 2**20:,.0f}",
+        ]
+        for name, run in result["contestants"].items()
+    ]
+    title = f"{parameters['rows']:,} rows, {parameters['program']} h, no index"
+    columns = ["from", "seconds", "of shards'", "rows/s", "CPU seconds", "of which read", "peak memory, MiB"]
+    return [Table(title, columns, rows)]
+
+
 def gate(what: str, value: float, wanted: float, at_least: bool = True) -> dict[str, Any]:
     """A figure the project set out to reach, as it stands in a results file."""
     reached = value >= wanted if at_least else value <= wanted
@@ -163,6 +183,7 @@ TABLES = {
     "upgrade": upgrade_tables,
     "upgrade_paper-size": upgrade_tables,
     "upgrade_memory": memory_tables,
+    "formats": formats_tables,
 }
 
 

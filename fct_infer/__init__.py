@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from fct_infer.backends.loading import load_embedder as load_embedder
     from fct_infer.backends.loading import load_transformation as load_transformation
     from fct_infer.backends.precision import choose_precision as choose_precision
+    from fct_infer.connectors import SourceOptions as SourceOptions
+    from fct_infer.connectors import open_source as open_source
     from fct_infer.fitting.arrays import fit as fit
     from fct_infer.transformation import Program as Program
     from fct_infer.transformation import Transformation as Transformation
@@ -32,10 +34,12 @@ _HOMES = {
     "Transformation": "fct_infer.transformation",
     "UpgradeReport": "fct_infer.upgrade.report",
     "choose_precision": "fct_infer.backends.precision",
+    "SourceOptions": "fct_infer.connectors",
     "fit": "fct_infer.fitting.arrays",
     "load_index": "fct_infer.index.gallery_index",
     "load_embedder": "fct_infer.backends.loading",
     "load_transformation": "fct_infer.backends.loading",
+    "open_source": "fct_infer.connectors",
     "upgrade_gallery": "fct_infer.upgrade.run",
 }
 

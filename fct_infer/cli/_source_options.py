@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +22,18 @@ _OPTIONS = (
 
 
 def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add SOURCE and its options to a command."""
+    """Add SOURCE and its options to a command, which is called with ``source`` and ``options`` (a SourceOptions)."""
+
+    @wraps(command)
+    def run(**given: Any) -> Any:
+        from fct_infer.connectors import SourceOptions
+
+        options = {each.name: given.pop(each.name) for each in fields(SourceOptions)}
+        return command(options=SourceOptions(**options), **given)
+
     for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+        run = option(run)
+    return run
 
 
 def columns_text(columns: dict[str, str], other: tuple[str, ...]) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fct_infer.cli._common import json_option, show_rows
 from fct_infer.cli._progress import progress_on_stderr
 from fct_infer.cli._source_options import columns_text, source_options
+
+if TYPE_CHECKING:
+    from fct_infer.connectors import SourceOptions
 
 
 @click.command("convert", context_settings={"help_option_names": ["-h", "--help"]})
@@ -27,7 +30,7 @@ def convert_command(
     dtype: Any,
     force: bool,
     as_json: bool,
-    **options: Any,
+    options: SourceOptions,
 ) -> None:
     """Write the vectors of SOURCE as a gallery folder DEST.
 
@@ -36,14 +39,13 @@ def convert_command(
 
     Work happens in DEST.partial, which the next run replaces if this one is killed.
     """
-    from fct_infer.connectors import SourceOptions
     from fct_infer.connectors.convert import convert
 
     with progress_on_stderr() as progress:
         report = convert(
             source,
             dest,
-            SourceOptions(**options),
+            options,
             rows_per_shard=rows_per_shard,
             dtype=dtype,
             force=force,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,19 +13,19 @@ from fct_infer.cli._progress import progress_on_stderr
 from fct_infer.cli._source_options import columns_text, source_options
 
 if TYPE_CHECKING:
+    from fct_infer.connectors import SourceOptions
     from fct_infer.connectors.inspection import Inspection
 
 
 @click.command("inspect", context_settings={"help_option_names": ["-h", "--help"]})
 @source_options
 @json_option()
-def inspect_command(source: Path, as_json: bool, **options: Any) -> None:
+def inspect_command(source: Path, as_json: bool, options: SourceOptions) -> None:
     """Read every row of SOURCE once and say what lies in it: widths, norms, zeros, duplicates, ids."""
-    from fct_infer.connectors import SourceOptions
     from fct_infer.connectors.inspection import inspect
 
     with progress_on_stderr() as progress:
-        found = inspect(source, SourceOptions(**options), progress)
+        found = inspect(source, options, progress)
     if as_json:
         click.echo(json.dumps(found.as_dict(), indent=2, allow_nan=False))
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -12,12 +12,21 @@ from fct_infer.artifacts.precisions import PRECISIONS
 from fct_infer.backends.runner import BACKENDS
 from fct_infer.cli._common import byte_size, json_option, run_cli, say_files_are_code, show_rows
 from fct_infer.cli._progress import progress_on_stderr
+from fct_infer.cli._source_options import columns_text, source_options
+
+if TYPE_CHECKING:
+    from fct_infer.connectors import SourceOptions
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("gallery", type=click.Path(path_type=Path))
+@source_options
 @click.option("--transformation", required=True, type=click.Path(path_type=Path), help="Bundle, h.onnx or h.pt.")
 @click.option("-o", "--output", "dest", required=True, type=click.Path(path_type=Path), help="Folder to create.")
+@click.option(
+    "--format",
+    type=click.Choice(["npy", "parquet"]),
+    help="Of DEST; parquet carries all other columns along [default: parquet if DEST ends with .parquet, else npy].",
+)
 @click.option("--index", default="auto", show_default=True, help="FAISS factory string, auto, or none.")
 @click.option("--metric", default="l2", show_default=True, type=click.Choice(["l2", "ip", "cosine"]))
 @click.option("--normalize", is_flag=True, help="L2-normalise the new embeddings.")
@@ -66,7 +75,8 @@ from fct_infer.cli._progress import progress_on_stderr
 @click.option("--min-recall", type=click.FloatRange(0, 1), help="Gate on the index's recall@10 [default: none].")
 @json_option()
 def command(
-    gallery: Path,
+    source: Path,
+    options: SourceOptions,
     transformation: Path,
     dest: Path,
     precision: str,
@@ -80,13 +90,17 @@ def command(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Transform every row of GALLERY, build a FAISS index, verify both, publish them as one folder.
+    """Transform every row of SOURCE, build a FAISS index, verify both, publish them as one folder.
+
+    SOURCE is a gallery folder, or a .npy, .npz, Parquet (a file or a folder of them), Arrow, Feather, fbin, fvecs,
+    HDF5, FAISS or safetensors file; the format is told by content, then by suffix.
 
     Work happens in DEST.partial; a run that was stopped or killed is resumed by the same command.
     """
-    from fct_infer import load_transformation, upgrade_gallery
+    from fct_infer import load_transformation, open_source, upgrade_gallery
     from fct_infer.artifacts.loading import is_code
     from fct_infer.storage import check_replaceable
+    from fct_infer.upgrade.estimate import estimate
     from fct_infer.upgrade.plan import Settings, make_plan
     from fct_infer.upgrade.work import foreign_to_upgrades
 
@@ -94,6 +108,7 @@ def command(
         say_files_are_code(transformation)
     # A file that is code was named by the user; of a bundle, code runs only if its backend was asked for.
     trust = is_code(transformation) or backend != "auto"
+    settings["format"] = settings["format"] or ("parquet" if dest.suffix == ".parquet" else "npy")
     chosen = Settings(**settings)
     h = load_transformation(
         transformation,
@@ -109,12 +124,15 @@ def command(
         click.echo(f"{transformation}: {h.assignment}", err=True)
     if h.no_card:
         click.echo(f"{h.no_card}; the CPU computes in its place", err=True)
+    gallery = open_source(source, options)
+    columns = columns_text(gallery.schema.columns, gallery.schema.other_columns)
     if dry_run:
         plan = make_plan(gallery, h, dest, chosen)
         check_replaceable(plan.dest, foreign_to_upgrades, force=force)
-        show_estimate(plan.estimate() | {"index": vars(plan.index) if plan.index else None}, as_json)
+        show_estimate(estimate(plan), as_json)
         plan.check_resources()
         return
+    click.echo(f"{source}: {columns}", err=True)
     with progress_on_stderr() as progress:
         report = upgrade_gallery(gallery, h, dest, settings=chosen, restart=restart, force=force, progress=progress)
     show_report(report.as_dict(), as_json)
@@ -130,17 +148,23 @@ def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
     settings, index, dims = estimate["settings"], estimate["index"], estimate["dims"]
     rows = {
         "gallery": f"{estimate['gallery']}: {estimate['rows']:,} rows in {estimate['shards']:,} shards",
+        "columns": columns_text(estimate["columns"], tuple(estimate["left_out"])),
+        "ids": (estimate["ids"] or "none; the row number stands for the id")
+        + (f"; {repeated_ids_text(estimate['duplicate_ids'])}" if estimate["duplicate_ids"] else ""),
         "dims": " + ".join(str(dims[name]) for name in ("old", "side_information") if dims[name])
         + f" -> {dims['new']}",
         "result": f"{settings['dtype']}, precision {settings['precision']}"
         + (f" ({estimate['precision_choice']})" if estimate["precision_choice"] else "")
-        + (", L2-normalised" if settings["normalize"] else ""),
+        + (", L2-normalised" if settings["normalize"] else "")
+        + (", as Parquet with all other columns" if settings.get("format") == "parquet" else ""),
         "device": estimate["device"],
         "index": "none"
         if index is None
         else f"{index['factory']} ({settings['metric']}), about {size_text(index['estimated_bytes'])}, "
         f"trained on {index['training_rows']:,} rows",
-        "disk": f"read {size_text(estimate['bytes_read'])}, write about {size_text(estimate['bytes_written'])}",
+        "disk": f"read {size_text(estimate['bytes_read'])}"
+        + (f" {estimate['readings']} times, as samples are read forward" if estimate["readings"] > 1 else "")
+        + f", write about {size_text(estimate['bytes_written'])}",
         "memory": f"about {size_text(estimate['memory_bytes'])}",
         "time": f"about {duration_text(estimate['transformation_seconds'])} for the transformation "
         f"({estimate['transformation_rows_per_second']:,.0f} rows/s measured now), plus the index",
@@ -149,8 +173,6 @@ def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
         rows["note"] = (
             "this file system cannot exchange two folders: while it is replaced, DEST is missing for an instant"
         )
-    if estimate["duplicate_ids"]:
-        rows["ids"] = repeated_ids_text(estimate["duplicate_ids"])
     show_rows(rows)
 
 

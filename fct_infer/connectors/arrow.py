@@ -1,4 +1,4 @@
-"""Arrow and Feather: IPC files and streams (as Hugging Face datasets store them); a part is a file."""
+"""Arrow and Feather: IPC files and streams (as Hugging Face datasets store them); batch by batch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from fct_infer.connectors import arrow_arrays as arrays
 from fct_infer.connectors.options import SourceOptions, check_shape, find_columns, read_dtype
-from fct_infer.connectors.parted import ColumnsReader, Forward, PartedSource
+from fct_infer.connectors.parted import Forward, PartedSource
 from fct_infer.errors import GalleryError
-from fct_infer.gallery.source import Part, Schema
-from fct_infer.storage import ReadFile, read_error
+from fct_infer.gallery.source import Schema
+from fct_infer.storage import ReadFile, SeekableFile, read_error
 
 _ROWS_AT_ONCE = 65536
 
@@ -23,8 +23,9 @@ _ROWS_AT_ONCE = 65536
 class ArrowSource(PartedSource):
     """One file or stream; it is read once when opened, as only that tells its rows."""
 
+    capabilities = frozenset({"stable_order"})
+
     def __init__(self, path: Path, options: SourceOptions) -> None:
-        self._path = path
         with _opened(path) as (schema, _):
             if len(set(schema.names)) != len(schema.names):
                 raise GalleryError(f"{path}: two columns have the same name")
@@ -33,13 +34,14 @@ class ArrowSource(PartedSource):
         keys = [name for name, kind in self._kinds.items() if arrays.is_id(kind)]
         self.columns = columns = find_columns(path, found, keys, options)
         widths: dict[str, int] = {}
-        rows = 0
+        groups: list[int] = []
         for batch in _batches(path):
             for role, name in columns.roles.items():
                 if role != "id" and role not in widths and batch.num_rows:
                     column = batch.column(batch.schema.get_field_index(name))
                     widths[role] = arrays.vectors(column.slice(0, 1), None, str(path), 0, path).shape[1]
-            rows += batch.num_rows
+            groups.append(batch.num_rows)
+        rows = sum(groups)
         if not rows:
             raise GalleryError(f"{path}: is empty, it holds no rows")
         dtypes: dict[str, np.dtype[Any]] = {}
@@ -59,27 +61,16 @@ class ArrowSource(PartedSource):
             columns.roles,
             columns.other,
         )
-        super().__init__(schema_read, [Part(path.name, rows, 0)])
+        self._starts = np.cumsum([0, *groups[:-1]]).tolist() if _is_file(path) else [0]
+        super().__init__(path, schema_read, groups)
 
-    def place(self, part: Part) -> str:
-        """The whole path."""
-        return str(self._path)
+    def open_column(self, role: str) -> Forward:
+        """See :class:`~fct_infer.connectors.parted.PartedSource`."""
+        name, path, where, starts = self.columns.roles[role], self.path, str(self.path), self._starts
 
-    def open_part(self, part: Part) -> ColumnsReader:
-        """See :class:`~fct_infer.gallery.source.Source`."""
-        columns = [self._forward(part, role) for role in ("embedding", "side", "id")]
-        assert columns[0] is not None
-        return ColumnsReader(self.schema, part, columns[0], columns[1], columns[2])
-
-    def _forward(self, part: Part, role: str) -> Forward | None:
-        name = self.columns.roles.get(role)
-        if name is None:
-            return None
-        path, where = self._path, str(self._path)
-
-        def batches() -> Generator[NDArray[Any], None, None]:
-            done = 0
-            for batch in _batches(path):
+        def batches(group: int) -> Generator[NDArray[Any], None, None]:
+            done = starts[group]
+            for batch in _batches(path, group):
                 whole = batch.column(batch.schema.get_field_index(name))
                 for start in range(0, len(whole), _ROWS_AT_ONCE):
                     array = whole.slice(start, _ROWS_AT_ONCE)
@@ -89,20 +80,19 @@ class ArrowSource(PartedSource):
                         yield arrays.vectors(array, self._widths[role], where, done, path)
                     done += len(array)
 
-        return Forward(batches, part.rows, where)
+        return Forward(batches, starts, self.schema.rows, where)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Any, Iterator[Any]]]:
-    """Yield the schema and the record batches; the file is read, not mapped."""
+def _opened(path: Path, group: int = 0) -> Iterator[tuple[Any, Iterator[Any]]]:
+    """Yield the schema and the record batches from number ``group`` on; the file is read, not mapped."""
     arrow, ipc = arrays.pyarrow(), arrays.pyarrow("ipc")
-    with ReadFile(path) as head:
-        magic = head.read(min(6, head.size))
+    is_file = _is_file(path)
     try:
-        with arrow.OSFile(str(path)) as file:
-            if magic == b"ARROW1":
+        with SeekableFile(path) as seekable, arrow.PythonFile(seekable, "r") as file:
+            if is_file:
                 reader = ipc.open_file(file)
-                yield reader.schema, (reader.get_batch(number) for number in range(reader.num_record_batches))
+                yield reader.schema, (reader.get_batch(number) for number in range(group, reader.num_record_batches))
             else:
                 stream = ipc.open_stream(file)
                 yield stream.schema, iter(stream)
@@ -111,8 +101,14 @@ def _opened(path: Path) -> Iterator[tuple[Any, Iterator[Any]]]:
         raise read_error(f"{path}: cannot be read as Arrow: {words}", error) from error
 
 
-def _batches(path: Path) -> Generator[Any, None, None]:
-    with _opened(path) as (_, batches):
+def _is_file(path: Path) -> bool:
+    """Whether batches can be had by number; a stream has to be read from its beginning."""
+    with ReadFile(path) as head:
+        return head.read(min(6, head.size)) == b"ARROW1"
+
+
+def _batches(path: Path, group: int = 0) -> Generator[Any, None, None]:
+    with _opened(path, group) as (_, batches):
         for batch in batches:
             try:
                 batch.validate(full=True)

@@ -62,12 +62,14 @@ def fixed_dim(kind: Any) -> int | None:
 
 
 def id_dtype(kind: Any) -> np.dtype[Any]:
-    """Return int64, or text or bytes of unknown width (size 0)."""
+    """Return int64, bytes of a fixed width, or text or bytes of unknown width (size 0)."""
     types, kind = pyarrow("types"), _plain(kind)
     if types.is_dictionary(kind):
         kind = kind.value_type
     if types.is_integer(kind):
         return np.dtype(np.int64)
+    if types.is_fixed_size_binary(kind):
+        return np.dtype(f"S{kind.byte_width}")
     return np.dtype("U" if types.is_string(kind) or types.is_large_string(kind) else "S")
 
 
@@ -115,7 +117,7 @@ def ids(array: Any, where: str, first: int, file: Path) -> NDArray[Any]:
     """Return the ids in one array as int64, bytes or str.
 
     Raises:
-        GalleryError: an id is null, does not fit int64, or holds a NUL at its end, which fixed-width text loses.
+        GalleryError: an id is null, does not fit int64, or holds a NUL at its end, which text loses.
     """
     array = _storage(array, file)
     if pyarrow("types").is_dictionary(array.type):
@@ -125,11 +127,13 @@ def ids(array: Any, where: str, first: int, file: Path) -> NDArray[Any]:
         raise GalleryError(f"{where}, row {row}: has no id (null)")
     if pyarrow("types").is_integer(array.type):
         return integer_or_text(array.to_numpy(zero_copy_only=False), where)
+    if (dtype := id_dtype(array.type)).itemsize:
+        return np.array(array.to_pylist(), dtype)
     try:
         values = array.to_pylist()
     except UnicodeDecodeError as error:
         raise GalleryError(f"{where}: an id from row {first} on is not UTF-8") from error
-    return text_ids(values, id_dtype(array.type).kind, where, first)
+    return text_ids(values, dtype.kind, where, first)
 
 
 def text_ids(values: list[Any], kind: str, where: str, first: int) -> NDArray[Any]:

@@ -14,15 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.connectors.options import SourceOptions
+from fct_infer.connectors.parted import PART_BYTES
 from fct_infer.connectors.registry import open_source
 from fct_infer.errors import GalleryError, UsageError
 from fct_infer.gallery import NpyShardWriter, write_npy
 from fct_infer.gallery.output import new_gallery
-from fct_infer.gallery.source import Part, Schema, Source
+from fct_infer.gallery.source import Part, Schema, Source, SourceReader
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 
-SHARD_BYTES = 128 << 20  # of a shard by default
 BLOCK_BYTES = 4 << 20  # read and written at once
 
 
@@ -99,10 +99,10 @@ def convert(
     inputs = [Path(source)] + ([options.ids] if options.ids else [])
     with new_gallery(dest, inputs, force=force) as folder:
         shards = _Shards(folder, schema, dtype, rows_per_shard)
-        with shards:
+        with shards, SourceReader(opened) as reader:
             done = 0
             for part in opened.parts():
-                for old, side, ids in _blocks(opened, part):
+                for old, side, ids in _blocks(schema, reader, part):
                     shards.write(
                         _finite(opened, old, done, shards.dtype, "embedding"),
                         None if side is None else _finite(opened, side, done, shards.side_dtype, "side-information"),
@@ -125,19 +125,19 @@ def convert(
     )
 
 
-def _blocks(source: Source, part: Part) -> Iterator[tuple[NDArray[Any], NDArray[Any] | None, NDArray[Any] | None]]:
+def _blocks(
+    schema: Schema, reader: SourceReader, part: Part
+) -> Iterator[tuple[NDArray[Any], NDArray[Any] | None, NDArray[Any] | None]]:
     """Yield old, side and ids of a part's rows, some at a time; the buffers are used again."""
-    schema = source.schema
     rows = min(part.rows, rows_of_block(schema))
     old = np.empty((rows, schema.old_dim), schema.embedding_dtype)
     side = None if schema.side_dim is None else np.empty((rows, schema.side_dim), schema.side_dtype)
-    with source.open_part(part) as reader:
-        for start in range(0, part.rows, rows):
-            count = min(rows, part.rows - start)
-            extra = None if side is None else side[:count]
-            reader.read_into(start, start + count, old[:count], extra)
-            ids = None if schema.id_dtype is None else reader.read_ids(start, start + count)
-            yield old[:count], extra, ids
+    for start in range(0, part.rows, rows):
+        count = min(rows, part.rows - start)
+        extra = None if side is None else side[:count]
+        reader.at(part).read_into(start, start + count, old[:count], extra)
+        ids = None if schema.id_dtype is None else reader.at(part).read_ids(start, start + count)
+        yield old[:count], extra, ids
 
 
 def rows_of_block(schema: Schema) -> int:
@@ -164,7 +164,7 @@ class _Shards:
         self.dtype = np.dtype(dtype or schema.embedding_dtype)
         self.side_dtype = np.dtype(dtype or schema.side_dtype or self.dtype)
         row_bytes = schema.old_dim * self.dtype.itemsize + (schema.side_dim or 0) * self.side_dtype.itemsize
-        self._rows_per_shard = rows_per_shard or max(1, SHARD_BYTES // row_bytes)
+        self._rows_per_shard = rows_per_shard or max(1, PART_BYTES // row_bytes)
         self._stack, self._left, self._written = ExitStack(), 0, 0
         self._old: NpyShardWriter | None = None
         self._side: NpyShardWriter | None = None

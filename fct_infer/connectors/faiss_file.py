@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.connectors.options import SourceOptions, check_shape, optional
-from fct_infer.connectors.parted import PartedSource, check_buffer, check_range
-from fct_infer.errors import ArrayError, GalleryError, UsageError
-from fct_infer.gallery.source import Part, Schema
+from fct_infer.connectors.parted import PartedSource
+from fct_infer.errors import GalleryError, UsageError
+from fct_infer.gallery.source import Schema
 from fct_infer.storage import ReadFile, read_error
 
 _LOOPS = 1 << 24  # more repetitions than this are asked for by damaged files only
 
 
 class FaissSource(PartedSource):
-    """An index file, loaded whole (a FAISS index is one); one part.
+    """An index file, loaded whole (a FAISS index is one).
 
     Raises:
         UsageError: it holds its vectors approximately and ``lossy`` is not set.
@@ -27,50 +28,40 @@ class FaissSource(PartedSource):
     """
 
     def __init__(self, path: Path, options: SourceOptions) -> None:
-        self._path = path
         index = _read(path)
         self._rows, ids, dtype = _by_id(path, index, options.lossy)
         rows, dim = int(index.ntotal), int(index.d)
         check_shape(rows, dim, str(path))
         self.ids = None if ids is None or np.array_equal(ids, np.arange(rows)) else ids
         schema = Schema(rows, dim, dtype, id_dtype=None if self.ids is None else np.dtype(np.int64))
-        super().__init__(schema, [Part(path.name, rows, 0)])
+        super().__init__(path, schema)
 
-    def place(self, part: Part) -> str:
-        """The whole path."""
-        return str(self._path)
+    def open_column(self, role: str) -> _Column:
+        """See :class:`~fct_infer.connectors.parted.PartedSource`."""
+        return _Column(self.path, self._rows if role == "embedding" else self._ids_of)
 
-    def open_part(self, part: Part) -> _Reader:
-        """See :class:`~fct_infer.gallery.source.Source`."""
-        return _Reader(self._path, self._rows, self.ids, self.schema)
+    def _ids_of(self, start: int, stop: int) -> NDArray[Any]:
+        assert self.ids is not None
+        return self.ids[start:stop].copy()
 
 
-class _Reader:
-    def __init__(
-        self, path: Path, rows: Callable[[int, int], NDArray[Any]], ids: NDArray[np.int64] | None, schema: Schema
-    ) -> None:
-        self._path, self._rows, self._ids, self._schema = path, rows, ids, schema
+@dataclass(frozen=True)
+class _Column:
+    """Vectors or ids, had from the index that is held."""
 
-    def read_into(self, start: int, stop: int, old: NDArray[Any], side: NDArray[Any] | None) -> None:
-        """See :class:`~fct_infer.gallery.source.PartReader`."""
-        if side is not None:
-            raise ArrayError("side is given, but the source has no side-information")
-        check_range(start, stop, self._schema.rows)
-        check_buffer("old", old, stop - start, self._schema.old_dim, self._schema.embedding_dtype)
+    path: Path
+    rows: Callable[[int, int], NDArray[Any]]
+
+    def read_into(self, start: int, stop: int, out: NDArray[Any]) -> None:
+        out[:] = self.read(start, stop)
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
         try:
-            old[:] = self._rows(start, stop)
+            return self.rows(start, stop)
         except RuntimeError as error:
-            raise GalleryError(f"{self._path}, rows {start} to {stop}: cannot be had: {error}") from error
+            raise GalleryError(f"{self.path}, rows {start} to {stop}: cannot be had: {error}") from error
 
-    def read_ids(self, start: int, stop: int) -> NDArray[Any]:
-        """See :class:`~fct_infer.gallery.source.PartReader`."""
-        check_range(start, stop, self._schema.rows)
-        return np.arange(start, stop, dtype=np.int64) if self._ids is None else self._ids[start:stop].copy()
-
-    def __enter__(self) -> _Reader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         pass
 
 

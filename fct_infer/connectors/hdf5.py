@@ -1,9 +1,9 @@
-"""HDF5, as ann-benchmarks publishes its data: data sets ``train`` or ``test``, chunked or compressed; one part."""
+"""HDF5, as ann-benchmarks publishes its data: data sets ``train`` or ``test``, chunked or compressed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,12 @@ from fct_infer.connectors.options import (
     SourceOptions,
     check_shape,
     find_columns,
-    integer_or_text,
     optional,
     read_dtype,
 )
-from fct_infer.connectors.parted import PartedSource, check_buffer, check_range
-from fct_infer.errors import ArrayError, GalleryError
-from fct_infer.gallery.source import Part, Schema
+from fct_infer.connectors.parted import PartedSource
+from fct_infer.errors import GalleryError
+from fct_infer.gallery.source import Schema
 from fct_infer.storage import ReadFile, read_error
 
 _PIECE_BYTES = 4 << 20
@@ -33,7 +32,6 @@ class Hdf5Source(PartedSource):
     """Data sets of one file; those in groups are named ``group/name``."""
 
     def __init__(self, path: Path, options: SourceOptions) -> None:
-        self._path = path
         with _opened(path) as file:
             found = _datasets(file, path)
             vectors = [name for name, data in found.items() if data.ndim == 2 and data.dtype.kind in "fiu"]
@@ -61,69 +59,44 @@ class Hdf5Source(PartedSource):
                 columns.roles,
                 columns.other,
             )
-        super().__init__(schema, [Part(path.name, schema.rows, 0)])
+            if old.chunks:
+                self.capabilities = self.capabilities - {"random_rows"}
+        super().__init__(path, schema)
 
-    def place(self, part: Part) -> str:
-        """The whole path."""
-        return str(self._path)
-
-    def open_part(self, part: Part) -> _Reader:
-        """See :class:`~fct_infer.gallery.source.Source`."""
-        return _Reader(self._path, self.schema)
+    def open_column(self, role: str) -> _Column:
+        """See :class:`~fct_infer.connectors.parted.PartedSource`."""
+        return _Column(self.path, self.columns.roles[role])
 
 
-class _Reader:
-    """The open file."""
+class _Column:
+    """A data set of the open file."""
 
-    def __init__(self, path: Path, schema: Schema) -> None:
-        self._path, self._schema = path, schema
-        self._context = _opened(path)
-        self._file = self._context.__enter__()
+    def __init__(self, path: Path, name: str) -> None:
+        self._path, self._where, self._stack = path, f"{path}, data set {name!r}", ExitStack()
+        self._data = self._stack.enter_context(_opened(path))[name]
 
-    def read_into(self, start: int, stop: int, old: NDArray[Any], side: NDArray[Any] | None) -> None:
-        """See :class:`~fct_infer.gallery.source.PartReader`."""
-        schema = self._schema
-        check_range(start, stop, schema.rows)
-        check_buffer("old", old, stop - start, schema.old_dim, schema.embedding_dtype)
-        self._read("embedding", start, stop, old)
-        if side is not None:
-            if schema.side_dim is None or schema.side_dtype is None:
-                raise ArrayError("side is given, but the source has no side-information")
-            check_buffer("side", side, stop - start, schema.side_dim, schema.side_dtype)
-            self._read("side", start, stop, side)
-
-    def _read(self, role: str, start: int, stop: int, out: NDArray[Any]) -> None:
-        data = self._file[self._schema.columns[role]]
-        step = max(1, _PIECE_BYTES // (out.shape[1] * data.dtype.itemsize))
+    def read_into(self, start: int, stop: int, out: NDArray[Any]) -> None:
+        step = max(1, _PIECE_BYTES // (out.shape[1] * self._data.dtype.itemsize))
         with np.errstate(over="ignore"):
             for first in range(start, stop, step):
                 end = min(stop, first + step)
                 try:
-                    out[first - start : end - start] = data[first:end]
+                    out[first - start : end - start] = self._data[first:end]
                 except (OSError, RuntimeError, ValueError) as error:
                     words = str(error).splitlines()[0]
                     raise read_error(f"{self._path}, rows {first} to {end}: cannot be read: {words}", error) from error
 
-    def read_ids(self, start: int, stop: int) -> NDArray[Any]:
-        """See :class:`~fct_infer.gallery.source.PartReader`."""
-        check_range(start, stop, self._schema.rows)
-        name = self._schema.columns.get("id")
-        if name is None:
-            return np.arange(start, stop, dtype=np.int64)
-        where = f"{self._path}, data set {name!r}"
+    def read(self, start: int, stop: int) -> NDArray[Any]:
         try:
-            values = self._file[name][start:stop]
+            values: NDArray[Any] = self._data[start:stop]
             if values.dtype.kind == "O":
-                return text_ids([value.decode() for value in values], "U", where, start)
+                return text_ids([value.decode() for value in values], "U", self._where, start)
         except (OSError, RuntimeError, UnicodeDecodeError, AttributeError) as error:
-            raise read_error(f"{where}, rows {start} to {stop}: cannot be read: {error}", error) from error
-        return integer_or_text(values, where)
+            raise read_error(f"{self._where}, rows {start} to {stop}: cannot be read: {error}", error) from error
+        return values
 
-    def __enter__(self) -> _Reader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._context.__exit__(None, None, None)
+    def close(self) -> None:
+        self._stack.close()
 
 
 @contextmanager

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from fct_infer.connectors.options import ID_NAMES, integer_or_text
 from fct_infer.connectors.parted import check_range
 from fct_infer.errors import GalleryError, UsageError
 from fct_infer.gallery import read_npy
-from fct_infer.gallery.source import Part, PartReader, Sample, Source
+from fct_infer.gallery.source import Part, PartReader, Schema, Source
 from fct_infer.storage import ReadFile
 
 
@@ -110,30 +113,50 @@ def _from_text(values: list[str], path: Path) -> NDArray[Any]:
     return arrays.text_ids(values, "U", str(path), 0)
 
 
-class WithIds:
-    """A source whose ids come from an array.
+class WithIds(Source):
+    """A source (``inner``) whose ids come from an array.
 
     Raises:
         GalleryError: there are more or fewer ids than rows.
     """
 
     def __init__(self, source: Source, ids: NDArray[Any], path: Path) -> None:
-        from dataclasses import replace
-
         if len(ids) != source.schema.rows:
             raise GalleryError(f"{path}: holds {len(ids)} ids, the source has {source.schema.rows} rows")
-        self._source, self._ids = source, ids
-        columns = source.schema.columns | {"id": str(path)}
-        self.schema = replace(source.schema, id_dtype=ids.dtype, columns=columns)
-        self.parts, self.where = source.parts, source.where
+        self.inner, self._ids, self._ids_path = source, ids, path
+        self.path, self.capabilities = source.path, source.capabilities
+
+    @cached_property
+    def schema(self) -> Schema:
+        """That of the source, with the ids."""
+        schema = self.inner.schema
+        return replace(schema, id_dtype=self._ids.dtype, columns=schema.columns | {"id": str(self._ids_path)})
+
+    @property
+    def files(self) -> Mapping[str, Path]:
+        """Those of the source, and the ids."""
+        return {**self.inner.files, f"ids beside: {self._ids_path.name}": self._ids_path}
+
+    def parts(self) -> Sequence[Part]:
+        """Those of the source."""
+        return self.inner.parts()
 
     def open_part(self, part: Part) -> PartReader:
         """See :class:`~fct_infer.gallery.source.Source`."""
-        return _ReaderWithIds(self._source.open_part(part), part, self._ids)
+        return _ReaderWithIds(self.inner.open_part(part), part, self._ids)
 
-    def sample(self, rows: int, seed: int) -> Sample:
+    def where(self, row: int, role: str = "embedding") -> str:
         """See :class:`~fct_infer.gallery.source.Source`."""
-        return self._source.sample(rows, seed)
+        return f"{self._ids_path}, row {row}" if role == "id" else self.inner.where(row, role)
+
+    def column(self, role: str) -> str:
+        """See :class:`~fct_infer.gallery.source.Source`."""
+        return str(self._ids_path) if role == "id" else self.inner.column(role)
+
+    def check_upgradable(self, indexed: bool) -> None:
+        """Check the ids, and the source without them."""
+        self.inner.check_upgradable(indexed=False)
+        super().check_upgradable(indexed)
 
 
 class _ReaderWithIds:
@@ -145,6 +168,13 @@ class _ReaderWithIds:
         """Return the ids of the part's rows."""
         check_range(start, stop, self._part.rows)
         return self._ids[self._part.first_row + start : self._part.first_row + stop]
+
+    def move_to(self, part: Part) -> bool:
+        """See :class:`~fct_infer.gallery.source.PartReader`."""
+        if not self._reader.move_to(part):
+            return False
+        self._part = part
+        return True
 
     def __enter__(self) -> _ReaderWithIds:
         self._reader.__enter__()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fct_infer.connectors.convert import rows_of_block
 from fct_infer.connectors.options import SourceOptions
 from fct_infer.connectors.registry import kind_of, open_source
-from fct_infer.gallery.source import Schema
+from fct_infer.gallery.source import Schema, SourceReader
 
 MAX_COMPARED = 1 << 26  # rows of which duplicates are counted, at 8 bytes a row
 MAX_NORMS = 1 << 22  # norms of which the median is taken: every row's up to so many, evenly spaced rows' above
@@ -79,16 +79,17 @@ def inspect(
     counts = _Counts(schema)
     done = 0
     block = rows_of_block(schema)
-    for part in opened.parts():
-        with opened.open_part(part) as reader:
+    with SourceReader(opened) as reader:
+        for part in opened.parts():
             for start in range(0, part.rows, block):
                 stop = min(part.rows, start + block)
                 old = np.empty((stop - start, schema.old_dim), schema.embedding_dtype)
                 side = None
                 if schema.side_dim is not None:
                     side = np.empty((stop - start, schema.side_dim), schema.side_dtype)
-                reader.read_into(start, stop, old, side)
-                counts.add(old, side, None if schema.id_dtype is None else reader.read_ids(start, stop), done)
+                rows = reader.at(part)
+                rows.read_into(start, stop, old, side)
+                counts.add(old, side, None if schema.id_dtype is None else rows.read_ids(start, stop), done)
                 done += stop - start
                 if progress:
                     progress("inspect", done, schema.rows)

@@ -12,11 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.connectors.options import SourceOptions, check_shape, find_columns, integer_or_text, read_dtype
-from fct_infer.connectors.parted import ColumnsReader, Forward, PartedSource
+from fct_infer.connectors.parted import Forward, PartedSource
 from fct_infer.connectors.raw_rows import RawRows, RawSource
 from fct_infer.errors import GalleryError
-from fct_infer.gallery import Gallery, ShardReader
-from fct_infer.gallery.source import Part, Schema
+from fct_infer.gallery import Gallery, Schema
 from fct_infer.storage import ReadFile, read_error, read_npy_header
 
 _PIECE_BYTES = 4 << 20
@@ -46,40 +45,17 @@ def open_npy(path: Path, options: SourceOptions) -> RawSource:
     return RawSource(rows, allow_cast=options.allow_cast)
 
 
-class FolderSource(PartedSource):
-    """A gallery folder of the project's own layout; a part is a shard."""
-
-    def __init__(self, path: Path, options: SourceOptions) -> None:
-        self.gallery = gallery = Gallery.open(path)
-        self._shards = {shard.name: shard for shard in gallery.shards}
-        columns = {"embedding": "embeddings"}
-        columns |= {"side": "side_information"} if gallery.side_dim else {}
-        columns |= {"id": "ids"} if gallery.id_dtype else {}
-        schema = Schema(
-            gallery.rows,
-            gallery.old_dim,
-            gallery.embedding_dtype,
-            gallery.side_dim,
-            gallery.side_dtype,
-            gallery.id_dtype,
-            columns,
-        )
-        super().__init__(schema, [Part(shard.name, shard.rows, shard.first_row) for shard in gallery.shards])
-
-    def place(self, part: Part) -> str:
-        """The shard's file."""
-        return str(self._shards[part.name].embeddings)
-
-    def open_part(self, part: Part) -> ShardReader:
-        """See :class:`~fct_infer.gallery.source.Source`."""
-        return ShardReader(self._shards[part.name])
+def open_folder(path: Path, _options: SourceOptions) -> Gallery:
+    """Open a gallery folder of the project's own layout."""
+    return Gallery.open(path)
 
 
 class NpzSource(PartedSource):
-    """Arrays of one .npz file, unpacked as they are read; one part."""
+    """Arrays of one .npz file, unpacked as they are read."""
+
+    capabilities = frozenset({"stable_order"})
 
     def __init__(self, path: Path, options: SourceOptions) -> None:
-        self._path = path
         shapes = _headers(path)
         vectors = [name for name, (shape, dtype) in shapes.items() if len(shape) == 2 and dtype.kind in "fiu"]
         scalars = [name for name, (shape, dtype) in shapes.items() if len(shape) == 1 and dtype.kind in "iuSU"]
@@ -101,21 +77,12 @@ class NpzSource(PartedSource):
             id_dtype = np.dtype(np.int64)
         read = read_dtype(dtype, f"{path}, array {columns.embedding!r}", options.allow_cast)
         schema = Schema(rows, dim, read, side_dim, side_dtype, id_dtype, columns.roles, columns.other)
-        super().__init__(schema, [Part(path.name, rows, 0)])
+        super().__init__(path, schema)
 
-    def place(self, part: Part) -> str:
-        """The whole path."""
-        return str(self._path)
-
-    def open_part(self, part: Part) -> ColumnsReader:
-        """See :class:`~fct_infer.gallery.source.Source`."""
-
-        def column(name: str | None) -> Forward | None:
-            return None if name is None else Forward(lambda: _unpacked(self._path, name), part.rows, str(self._path))
-
-        old = column(self._columns.embedding)
-        assert old is not None
-        return ColumnsReader(self.schema, part, old, column(self._columns.side), column(self._columns.id))
+    def open_column(self, role: str) -> Forward:
+        """See :class:`~fct_infer.connectors.parted.PartedSource`."""
+        name = self._columns.roles[role]
+        return Forward(lambda _: _unpacked(self.path, name), [0], self.schema.rows, str(self.path))
 
 
 def _headers(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:

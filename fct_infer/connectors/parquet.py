@@ -1,9 +1,12 @@
-"""Parquet: a file, or a folder of files (as a data set is written); a part is a row group, streamed."""
+"""Parquet: a file, or a folder of files (as a data set is written); streamed by row group."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from bisect import bisect_right
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -12,102 +15,160 @@ from numpy.typing import NDArray
 
 from fct_infer.connectors import arrow_arrays as arrays
 from fct_infer.connectors.options import Columns, SourceOptions, check_shape, find_columns, read_dtype
-from fct_infer.connectors.parted import ColumnsReader, Forward, PartedSource
+from fct_infer.connectors.parted import Forward, PartedSource
 from fct_infer.errors import GalleryError
-from fct_infer.gallery.source import Part, Schema
-from fct_infer.storage import ReadFile, read_error
+from fct_infer.gallery.source import Schema
+from fct_infer.storage import SeekableFile, read_error
 
 _BATCH_BYTES = 4 << 20
+_ID_ROWS = 16384
+_OTHER_ROWS = 1024  # they may be whole documents
 _BUFFER_BYTES = 1 << 20  # read from the file at once; pages are decoded out of it
 
 
+@dataclass(frozen=True)
+class _Group:
+    """A row group that holds rows: its file and number there, and the number of its first row over all files."""
+
+    file: Path
+    number: int
+    rows: int
+    first_row: int
+
+    @property
+    def place(self) -> str:
+        return f"{self.file}, row group {self.number}"
+
+
 class ParquetSource(PartedSource):
-    """Files of one schema, in the order of their names."""
+    """Files in the order of their names, with the same columns as far as they are read.
+
+    Attributes:
+        columns: what is read, and what is not.
+        arrow_schema: of the first file.
+        different: a file whose schema is another one.
+    """
+
+    capabilities = frozenset({"stable_order"})
 
     def __init__(self, path: Path, options: SourceOptions) -> None:
-        files = parquet_files(path)
-        self._path = path
-        parts: list[Part] = []
-        for file in files:
+        self._root, self._paths = path, parquet_files(path)
+        self._groups: list[_Group] = []
+        self._stored_bytes = 0
+        self.different: Path | None = None
+        for file in self._paths:
             with opened(file) as parquet:
                 found = parquet.schema_arrow
-                if file is files[0]:
+                if file is self._paths[0]:
+                    self.arrow_schema = found
                     self._kinds = {field.name: field.type for field in found}
                     self.columns = _columns(file, found, options)
                 for name in self.columns.roles.values():
                     if name not in found.names or found.field(name).type != self._kinds[name]:
-                        raise GalleryError(f"{file}: column {name!r} is missing or of another type than in {files[0]}")
-                first = parts[-1].first_row + parts[-1].rows if parts else 0
-                parts += _parts(path, file, parquet.metadata, first)
-        if not parts:
+                        raise GalleryError(
+                            f"{file}: column {name!r} is missing or of another type than in {self._paths[0]}"
+                        )
+                if self.different is None and not found.equals(self.arrow_schema):
+                    self.different = file
+                self._add_groups(file, parquet.metadata)
+        if not self._groups:
             raise GalleryError(f"{path}: is empty, it holds no rows")
-        super().__init__(self._schema(parts, options), parts)
+        self._starts = [group.first_row for group in self._groups]
+        super().__init__(path, self._read_schema(options), [group.rows for group in self._groups])
 
-    def _schema(self, parts: list[Part], options: SourceOptions) -> Schema:
-        first, rows = parts[0], parts[-1].first_row + parts[-1].rows
-        widths: dict[str, int] = {}
+    def _add_groups(self, file: Path, metadata: Any) -> None:
+        for number in range(metadata.num_row_groups):
+            rows = metadata.row_group(number).num_rows
+            if rows < 0:
+                raise GalleryError(f"{file}, row group {number}: says it has {rows} rows")
+            if rows:
+                self._groups.append(_Group(file, number, rows, self._rows()))
+
+                self._stored_bytes += metadata.row_group(number).total_byte_size
+
+    def _rows(self) -> int:
+        return self._groups[-1].first_row + self._groups[-1].rows if self._groups else 0
+
+    def _read_schema(self, options: SourceOptions) -> Schema:
+        self._widths: dict[str, int] = {}
         dtypes: dict[str, np.dtype[Any]] = {}
         for role, name in self.columns.roles.items():
             if role != "id":
                 kind = self._kinds[name]
-                where = f"{self.place(first)}, column {name!r}"
+                where = f"{self._groups[0].place}, column {name!r}"
                 dtypes[role] = read_dtype(arrays.stored_dtype(kind), where, options.allow_cast)
-                widths[role] = arrays.fixed_dim(kind) or self._first_width(first, name)
-                check_shape(rows, widths[role], where)
-        self._widths = widths
+                self._widths[role] = arrays.fixed_dim(kind) or self._first_width(name)
+                check_shape(self._rows(), self._widths[role], where)
         key = self.columns.id
         return Schema(
-            rows,
-            widths["embedding"],
+            self._rows(),
+            self._widths["embedding"],
             dtypes["embedding"],
-            widths.get("side"),
+            self._widths.get("side"),
             dtypes.get("side"),
             None if key is None else arrays.id_dtype(self._kinds[key]),
             self.columns.roles,
             self.columns.other,
         )
 
-    def _first_width(self, part: Part, name: str) -> int:
-        for batch in _batches(part, name, 1):
-            return int(arrays.vectors(batch, None, self.place(part), 0, Path(str(part.key[0]))).shape[1])
-        raise GalleryError(f"{self.place(part)}: ends after 0 rows, {part.rows} were announced")
+    def _first_width(self, name: str) -> int:
+        group = self._groups[0]
+        with closing(_batches([group], [name], 1)) as batches:
+            for _, batch, _ in batches:
+                return int(arrays.vectors(batch.column(0), None, group.place, 0, group.file).shape[1])
+        raise GalleryError(f"{group.place}: ends after 0 rows, {group.rows} were announced")
 
-    def place(self, part: Part) -> str:
-        """File and row group."""
-        return f"{part.key[0]}, row group {part.key[1]}"
+    @property
+    def files(self) -> dict[str, Path]:
+        """All of them, by their names inside the folder."""
+        return {_name(self._root, file): file for file in self._paths}
 
-    def open_part(self, part: Part) -> ColumnsReader:
-        """See :class:`~fct_infer.gallery.source.Source`."""
-        old = self._vectors(part, "embedding")
-        assert old is not None
-        return ColumnsReader(self.schema, part, old, self._vectors(part, "side"), self._ids(part))
+    def place(self, row: int) -> tuple[str, int]:
+        """File and row group, and the row's number in that."""
+        group = self._groups[bisect_right(self._starts, row) - 1]
+        return group.place, row - group.first_row
 
-    def _vectors(self, part: Part, role: str) -> Forward | None:
-        if role not in self._widths:
-            return None
-        name, dim, where = self.columns.roles[role], self._widths[role], self.place(part)
-        rows = max(1, min(65536, _BATCH_BYTES // (dim * arrays.stored_dtype(self._kinds[name]).itemsize)))
+    @property
+    def first_file(self) -> Path:
+        """The one whose columns count."""
+        return self._paths[0]
 
-        def batches() -> Generator[NDArray[Any], None, None]:
-            done = 0
-            for array in _batches(part, name, rows):
-                yield arrays.vectors(array, dim, where, done, Path(str(part.key[0])))
-                done += len(array)
+    @property
+    def column_names(self) -> list[str]:
+        """All columns of the first file."""
+        return list(self.arrow_schema.names)
 
-        return Forward(batches, part.rows, where)
+    @property
+    def stored_row_bytes(self) -> int:
+        """Bytes of a row with all its columns, encoded and not compressed, on the average."""
+        return int(self._stored_bytes // self.schema.rows)
 
-    def _ids(self, part: Part) -> Forward | None:
-        if (name := self.columns.id) is None:
-            return None
-        where = self.place(part)
+    def open_others(self) -> Forward:
+        """Open all columns but the embeddings together; what is read are Arrow's record batches."""
+        names = [name for name in self.column_names if name != self.columns.embedding]
 
-        def batches() -> Generator[NDArray[Any], None, None]:
-            done = 0
-            for array in _batches(part, name, 16384):
-                yield arrays.ids(array, where, done, Path(str(part.key[0])))
-                done += len(array)
+        def batches(first: int) -> Generator[Any, None, None]:
+            for _, batch, _ in _batches(self._groups[first:], names, _OTHER_ROWS):
+                yield batch
 
-        return Forward(batches, part.rows, where)
+        return Forward(batches, self._starts, self.schema.rows, str(self.path))
+
+    def open_column(self, role: str) -> Forward:
+        """See :class:`~fct_infer.connectors.parted.PartedSource`."""
+        name, dim = self.columns.roles[role], self._widths.get(role)
+        at_once = _ID_ROWS
+        if dim is not None:
+            at_once = max(1, min(65536, _BATCH_BYTES // (dim * arrays.stored_dtype(self._kinds[name]).itemsize)))
+
+        def batches(first: int) -> Generator[NDArray[Any], None, None]:
+            for group, batch, done in _batches(self._groups[first:], [name], at_once):
+                array = batch.column(0)
+                if dim is None:
+                    yield arrays.ids(array, group.place, done, group.file)
+                else:
+                    yield arrays.vectors(array, dim, group.place, done, group.file)
+
+        return Forward(batches, self._starts, self.schema.rows, str(self.path))
 
 
 def parquet_files(path: Path) -> list[Path]:
@@ -125,9 +186,11 @@ def parquet_files(path: Path) -> list[Path]:
 def opened(file: Path) -> Iterator[Any]:
     """Yield an open ``pyarrow.parquet.ParquetFile`` that reads in bounded memory, on this thread alone."""
     arrow, parquet = arrays.pyarrow(), arrays.pyarrow("parquet")
-    ReadFile(file).close()  # refuses what is no regular file, before pyarrow waits for a pipe
     try:
-        with parquet.ParquetFile(file, pre_buffer=False, buffer_size=_BUFFER_BYTES) as opened_file:
+        with (
+            SeekableFile(file) as seekable,
+            parquet.ParquetFile(seekable, pre_buffer=False, buffer_size=_BUFFER_BYTES) as opened_file,
+        ):
             yield opened_file
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         words = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -142,23 +205,19 @@ def _columns(file: Path, schema: Any, options: SourceOptions) -> Columns:
     return find_columns(file, [field.name for field in kept], keys, options)
 
 
-def _parts(root: Path, file: Path, metadata: Any, first: int) -> list[Part]:
-    name = file.name if file == root else file.relative_to(root).as_posix()
-    parts = []
-    for group in range(metadata.num_row_groups):
-        rows = metadata.row_group(group).num_rows
-        if rows < 0:
-            raise GalleryError(f"{file}, row group {group}: says it has {rows} rows")
-        if rows:
-            parts.append(Part(f"{name}:{group:06d}", rows, first, (str(file), group)))
-            first += rows
-    return parts
+def _name(root: Path, file: Path) -> str:
+    return file.name if file == root else file.relative_to(root).as_posix()
 
 
-def _batches(part: Part, name: str, rows: int) -> Generator[Any, None, None]:
-    """Yield one column of a row group as arrays of at most ``rows`` rows."""
-    file, group = part.key
-    with opened(Path(str(file))) as parquet:
-        # Fields of a list column are named "column.list.element"; iter_batches takes the column's own name.
-        for batch in parquet.iter_batches(rows, row_groups=[group], columns=[name], use_threads=False):
-            yield batch.column(0)
+def _batches(groups: Sequence[_Group], columns: list[str], rows: int) -> Generator[tuple[_Group, Any, int], None, None]:
+    """Yield some columns of row groups as record batches of at most ``rows`` rows, with group and first row there."""
+    for file, inside in groupby(groups, key=lambda group: group.file):
+        with opened(file) as parquet:
+            for group in inside:
+                done = 0
+                # Fields of a list column are named "column.list.element"; iter_batches takes the column's own name.
+                for batch in parquet.iter_batches(rows, row_groups=[group.number], columns=columns, use_threads=False):
+                    yield group, batch, done
+                    done += batch.num_rows
+                if done != group.rows:
+                    raise GalleryError(f"{group.place}: ends after {done} rows, {group.rows} were announced")

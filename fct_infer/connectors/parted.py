@@ -1,60 +1,111 @@
-"""What all sources share: finding a row's part, drawing a sample, checking buffers, reading batches forward."""
+"""What all formats share: rows cut into parts, a row's place, checked buffers, columns that are read forward."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from bisect import bisect_right
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fct_infer.connectors.options import integer_or_text
 from fct_infer.errors import ArrayError, GalleryError
-from fct_infer.gallery import sample_rows
-from fct_infer.gallery.source import Part, PartReader, Sample, Schema
+from fct_infer.gallery.source import Part, Schema, Source
+
+PART_BYTES = 128 << 20  # of a part's vectors: as large as a shard, and what a killed upgrade may have to repeat
+MAX_PARTS = 1 << 18  # 32 TiB; more are promised by damaged files
 
 
-class PartedSource(ABC):
-    """A source whose parts are known when it is opened."""
+class Column(Protocol):
+    """What is read in one role, by row numbers over the whole source."""
 
-    def __init__(self, schema: Schema, parts: Sequence[Part]) -> None:
-        self.schema, self._parts = schema, tuple(parts)
-        self._firsts = [part.first_row for part in self._parts]
+    def read_into(self, start: int, stop: int, out: NDArray[Any]) -> None:
+        """Fill ``out``; a value that its dtype cannot hold becomes infinite."""
+        ...
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Return rows ``start`` to ``stop`` in a new array."""
+        ...
+
+    def close(self) -> None:
+        """Close what is open; a second call does nothing."""
+        ...
+
+
+class PartedSource(Source):
+    """One run of rows, whose parts are ranges of about :data:`PART_BYTES`.
+
+    Args:
+        path: file or folder.
+        schema: what lies there.
+        groups: rows of each piece that is best read from its beginning; parts are some of them, or ranges within one.
+    """
+
+    def __init__(self, path: Path, schema: Schema, groups: Sequence[int] = ()) -> None:
+        self.path, self._schema = path, schema
+        self._parts = self._cut(groups or [schema.rows])
+
+    def _cut(self, groups: Sequence[int]) -> tuple[Part, ...]:
+        most = max(1, PART_BYTES // self.schema.row_bytes)
+        if sum(groups) > MAX_PARTS * most:
+            raise GalleryError(f"{self.path}: says it has {sum(groups):,} rows, more than are accepted")
+        return cut(groups, most)
+
+    @property
+    def schema(self) -> Schema:
+        """What it holds."""
+        return self._schema
+
+    @property
+    def files(self) -> Mapping[str, Path]:
+        """The one file."""
+        return {self.path.name: self.path}
 
     def parts(self) -> Sequence[Part]:
         """See :class:`~fct_infer.gallery.source.Source`."""
         return self._parts
 
     @abstractmethod
-    def open_part(self, part: Part) -> PartReader:
+    def open_column(self, role: str) -> Column:
+        """Open what is read as ``embedding``, ``side`` or ``id``; asked for only what the schema has."""
+
+    def open_part(self, part: Part) -> ColumnsReader:
         """See :class:`~fct_infer.gallery.source.Source`."""
+        return ColumnsReader(self, part)
 
-    def place(self, part: Part) -> str:
-        """Return the words for a part; its name unless a format says more."""
-        return part.name
+    def place(self, row: int) -> tuple[str, int]:
+        """Return the words for where a row lies, and its number there."""
+        return str(self.path), row
 
-    def where(self, row: int) -> str:
+    def where(self, row: int, role: str = "embedding") -> str:
         """See :class:`~fct_infer.gallery.source.Source`."""
-        part = self._parts[max(0, bisect_right(self._firsts, row) - 1)]
-        return f"{self.place(part)}, row {row - part.first_row}"
+        words, number = self.place(row)
+        name = None if role == "embedding" else self.schema.columns.get(role)
+        return f"{words}, row {number}" + (f", column {name!r}" if name else "")
 
-    def sample(self, rows: int, seed: int) -> Sample:
-        """See :class:`~fct_infer.gallery.source.Source`; parts without a chosen row are not opened."""
-        schema = self.schema
-        chosen = sample_rows(schema.rows, rows, seed)
-        old = np.empty((len(chosen), schema.old_dim), schema.embedding_dtype)
-        side = None if schema.side_dim is None else np.empty((len(chosen), schema.side_dim), schema.side_dtype)
-        for part in self._parts:
-            begin, end = np.searchsorted(chosen, (part.first_row, part.first_row + part.rows))
-            if begin < end:
-                with self.open_part(part) as reader:
-                    for place in range(begin, end):
-                        row = int(chosen[place]) - part.first_row
-                        extra = None if side is None else side[place : place + 1]
-                        reader.read_into(row, row + 1, old[place : place + 1], extra)
-        return chosen, old, side
+
+def cut(groups: Sequence[int], most: int) -> tuple[Part, ...]:
+    """Return parts of at most ``most`` rows: neighbouring groups together, a larger group in equal ranges."""
+    rows, waiting = [], 0
+    for group in groups:
+        if waiting and waiting + group > most:
+            rows.append(waiting)
+            waiting = 0
+        if group > most:
+            pieces = -(-group // most)
+            rows += [group * (piece + 1) // pieces - group * piece // pieces for piece in range(pieces)]
+        else:
+            waiting += group
+    rows += [waiting] if waiting else []
+    width, first, parts = max(6, len(str(len(rows) - 1))), 0, []
+    for number, count in enumerate(rows):
+        parts.append(Part(f"{number:0{width}d}", count, first))
+        first += count
+    return tuple(parts)
 
 
 def check_buffer(name: str, out: NDArray[Any], rows: int, dim: int, dtype: np.dtype[Any]) -> None:
@@ -69,26 +120,80 @@ def check_range(start: int, stop: int, rows: int) -> None:
         raise ArrayError(f"rows {start} to {stop} asked for; the part has {rows}")
 
 
+class ColumnsReader:
+    """A part of one run of rows; its columns are opened when they are first read."""
+
+    def __init__(self, source: PartedSource, part: Part) -> None:
+        self._source, self._schema, self._part = source, source.schema, part
+        self._columns: dict[str, Column] = {}
+
+    def read_into(self, start: int, stop: int, old: NDArray[Any], side: NDArray[Any] | None) -> None:
+        """See :class:`~fct_infer.gallery.source.PartReader`."""
+        schema, first = self._schema, self._part.first_row
+        check_range(start, stop, self._part.rows)
+        check_buffer("old", old, stop - start, schema.old_dim, schema.embedding_dtype)
+        self._column("embedding").read_into(first + start, first + stop, old)
+        if side is not None:
+            if schema.side_dim is None or schema.side_dtype is None:
+                raise ArrayError("side is given, but the source has no side-information")
+            check_buffer("side", side, stop - start, schema.side_dim, schema.side_dtype)
+            self._column("side").read_into(first + start, first + stop, side)
+
+    def read_ids(self, start: int, stop: int) -> NDArray[Any]:
+        """See :class:`~fct_infer.gallery.source.PartReader`."""
+        first = self._part.first_row
+        check_range(start, stop, self._part.rows)
+        if self._schema.id_dtype is None:
+            return np.arange(first + start, first + stop, dtype=np.int64)
+        return integer_or_text(self._column("id").read(first + start, first + stop), self._source.column("id"))
+
+    def move_to(self, part: Part) -> bool:
+        """See :class:`~fct_infer.gallery.source.PartReader`."""
+        self._part = part
+        return True
+
+    def _column(self, role: str) -> Column:
+        if role not in self._columns:
+            self._columns[role] = self._source.open_column(role)
+        return self._columns[role]
+
+    def close(self) -> None:
+        """Close what is open."""
+        while self._columns:
+            self._columns.popitem()[1].close()
+
+    def __enter__(self) -> ColumnsReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+Batches: TypeAlias = Callable[[int], Generator[NDArray[Any], None, None]]
+
+
 class Forward:
-    """Arrays that come batch by batch, given out by row numbers; going back begins again.
+    """Arrays that come batch by batch, given out by row numbers.
 
     Args:
-        batches: begins at the part's row 0 and yields arrays of (n, ...) until the part ends.
-        rows: of the part.
-        where: the part's words, for messages.
+        batches: yields arrays of (n, ...) from the beginning of a group on, whose number it is given, to the last row.
+        starts: the first row of each group, sorted; reading begins at one of them, and goes back or ahead to one.
+        rows: of all groups.
+        where: for messages.
     """
 
-    def __init__(self, batches: Callable[[], Generator[NDArray[Any], None, None]], rows: int, where: str) -> None:
-        self._begin, self._rows, self._where = batches, rows, where
+    def __init__(self, batches: Batches, starts: Sequence[int], rows: int, where: str) -> None:
+        self._begin, self._starts, self._rows, self._where = batches, starts, rows, where
         self._batches: Generator[NDArray[Any], None, None] | None = None
         self._batch, self._first, self._next = np.empty(0), 0, 0
 
     def pieces(self, start: int, stop: int) -> Generator[NDArray[Any], None, None]:
         """Yield arrays that together are the rows ``start`` to ``stop``."""
-        check_range(start, stop, self._rows)
-        if self._batches is None or start < self._first:
+        group = bisect_right(self._starts, start) - 1
+        if self._batches is None or start < self._first or self._starts[group] > self._next:
             self.close()
-            self._batches, self._first, self._next = self._begin(), 0, 0
+            self._batches = self._begin(group)
+            self._first = self._next = self._starts[group]
         while start < stop:
             while start >= self._next:
                 self._advance()
@@ -97,7 +202,7 @@ class Forward:
             start = end
 
     def read_into(self, start: int, stop: int, out: NDArray[Any]) -> None:
-        """Fill ``out``; a value that its dtype cannot hold becomes infinite."""
+        """See :class:`Column`."""
         done = 0
         with np.errstate(over="ignore"):
             for piece in self.pieces(start, stop):
@@ -105,7 +210,7 @@ class Forward:
                 done += len(piece)
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Return rows ``start`` to ``stop`` in a new array; text as wide as the widest of them."""
+        """See :class:`Column`; text is as wide as the widest of the rows."""
         return np.concatenate(list(self.pieces(start, stop)))
 
     def _advance(self) -> None:
@@ -116,44 +221,7 @@ class Forward:
         self._next += len(batch)
 
     def close(self) -> None:
-        """End the iteration; a second call does nothing."""
+        """See :class:`Column`."""
         if self._batches is not None:
             with closing(self._batches):
                 self._batches = None
-
-
-class ColumnsReader:
-    """A part whose columns are read forward, each on its own."""
-
-    def __init__(self, schema: Schema, part: Part, old: Forward, side: Forward | None, ids: Forward | None) -> None:
-        self._schema, self._part, self._old, self._side, self._ids = schema, part, old, side, ids
-
-    def read_into(self, start: int, stop: int, old: NDArray[Any], side: NDArray[Any] | None) -> None:
-        """See :class:`~fct_infer.gallery.source.PartReader`."""
-        check_buffer("old", old, stop - start, self._schema.old_dim, self._schema.embedding_dtype)
-        self._old.read_into(start, stop, old)
-        if side is not None:
-            if self._side is None or self._schema.side_dim is None or self._schema.side_dtype is None:
-                raise ArrayError("side is given, but the source has no side-information")
-            check_buffer("side", side, stop - start, self._schema.side_dim, self._schema.side_dtype)
-            self._side.read_into(start, stop, side)
-
-    def read_ids(self, start: int, stop: int) -> NDArray[Any]:
-        """See :class:`~fct_infer.gallery.source.PartReader`."""
-        check_range(start, stop, self._part.rows)
-        if self._ids is None:
-            first = self._part.first_row
-            return np.arange(first + start, first + stop, dtype=np.int64)
-        return self._ids.read(start, stop)
-
-    def close(self) -> None:
-        """Close what is open."""
-        for column in (self._old, self._side, self._ids):
-            if column is not None:
-                column.close()
-
-    def __enter__(self) -> ColumnsReader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

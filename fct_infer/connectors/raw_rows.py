@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fct_infer.connectors.options import integer_or_text, read_dtype
-from fct_infer.connectors.parted import PartedSource, check_buffer, check_range
-from fct_infer.errors import ArrayError, GalleryError
-from fct_infer.gallery.source import Part, Schema
+from fct_infer.connectors.options import read_dtype
+from fct_infer.connectors.parted import PartedSource
+from fct_infer.errors import GalleryError
+from fct_infer.gallery.source import Schema
 from fct_infer.storage import ReadFile
 
 _PIECE_BYTES = 4 << 20
@@ -49,7 +49,7 @@ class RawRows:
 
 
 class RawFile:
-    """One open file of rows."""
+    """One open file of rows, read anywhere."""
 
     def __init__(self, where: RawRows) -> None:
         self.rows, self._file = where, ReadFile(where.path)
@@ -57,7 +57,6 @@ class RawFile:
     def read_into(self, start: int, stop: int, out: NDArray[Any]) -> None:
         """Fill ``out`` with rows ``start`` to ``stop``; a value that its dtype cannot hold becomes infinite."""
         rows = self.rows
-        check_range(start, stop, rows.rows)
         if out.dtype == rows.dtype and not rows.prefixed:
             self._file.read_into(out.view(np.uint8).data, rows.offset + start * rows.stride)
             return
@@ -68,8 +67,8 @@ class RawFile:
                 out[first - start : end - start] = self._values(first, end)
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Return rows ``start`` to ``stop`` as stored."""
-        return self._values(start, stop)
+        """Return the first value of rows ``start`` to ``stop`` as stored: (n,) ids."""
+        return self._values(start, stop)[:, 0]
 
     def _values(self, start: int, stop: int) -> NDArray[Any]:
         rows = self.rows
@@ -89,55 +88,8 @@ class RawFile:
         self._file.close()
 
 
-class RawReader:
-    """The open files of a source."""
-
-    def __init__(self, old: RawRows, side: RawRows | None, ids: RawRows | None, schema: Schema) -> None:
-        self._schema = schema
-        self._files: list[RawFile] = []
-        try:
-            self._old, self._side, self._ids = (None if rows is None else self._open(rows) for rows in (old, side, ids))
-        except BaseException:
-            self.close()
-            raise
-
-    def _open(self, rows: RawRows) -> RawFile:
-        self._files.append(RawFile(rows))
-        return self._files[-1]
-
-    def read_into(self, start: int, stop: int, old: NDArray[Any], side: NDArray[Any] | None) -> None:
-        """See :class:`~fct_infer.gallery.source.PartReader`."""
-        for name, out, file, dim, dtype in (
-            ("old", old, self._old, self._schema.old_dim, self._schema.embedding_dtype),
-            ("side", side, self._side, self._schema.side_dim, self._schema.side_dtype),
-        ):
-            if out is not None:
-                if file is None or dim is None or dtype is None:
-                    raise ArrayError(f"{name} is given, but the source has no side-information")
-                check_buffer(name, out, stop - start, dim, dtype)
-                file.read_into(start, stop, out)
-
-    def read_ids(self, start: int, stop: int) -> NDArray[Any]:
-        """See :class:`~fct_infer.gallery.source.PartReader`."""
-        check_range(start, stop, self._schema.rows)
-        if self._ids is None:
-            return np.arange(start, stop, dtype=np.int64)
-        return integer_or_text(self._ids.read(start, stop)[:, 0], str(self._ids.rows.path))
-
-    def close(self) -> None:
-        """Close the files."""
-        while self._files:
-            self._files.pop().close()
-
-    def __enter__(self) -> RawReader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
 class RawSource(PartedSource):
-    """One file, or arrays of one file that have the same rows; one part."""
+    """One file, or arrays of one file that have the same rows."""
 
     def __init__(
         self,
@@ -149,7 +101,7 @@ class RawSource(PartedSource):
         columns: dict[str, str] | None = None,
         other: tuple[str, ...] = (),
     ) -> None:
-        self._rows = (old, side, ids)
+        self._rows = {"embedding": old, "side": side, "id": ids}
         id_dtype = None
         if ids is not None:
             id_dtype = ids.dtype if ids.dtype.kind in "SU" else np.dtype(np.int64)
@@ -163,12 +115,10 @@ class RawSource(PartedSource):
             columns or {},
             other,
         )
-        super().__init__(schema, [Part(old.path.name, old.rows, 0, (str(old.path),))])
+        super().__init__(old.path, schema)
 
-    def place(self, part: Part) -> str:
-        """The whole path."""
-        return str(part.key[0])
-
-    def open_part(self, part: Part) -> RawReader:
-        """See :class:`~fct_infer.gallery.source.Source`."""
-        return RawReader(*self._rows, self.schema)
+    def open_column(self, role: str) -> RawFile:
+        """See :class:`~fct_infer.connectors.parted.PartedSource`."""
+        rows = self._rows[role]
+        assert rows is not None
+        return RawFile(rows)

@@ -6,15 +6,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from fct_infer.connectors.options import SourceOptions
 from fct_infer.errors import GalleryError, UsageError
+from fct_infer.gallery.sink import Sink
 from fct_infer.gallery.source import Source
 from fct_infer.storage import ReadFile
 
 # kind -> module and the name in it that opens a path; imported on use
 _OPENERS = {
-    "folder": ("npy", "FolderSource"),
+    "folder": ("npy", "open_folder"),
     "npy": ("npy", "open_npy"),
     "npz": ("npy", "NpzSource"),
     "parquet": ("parquet", "ParquetSource"),
@@ -24,6 +28,10 @@ _OPENERS = {
     "hdf5": ("hdf5", "Hdf5Source"),
     "faiss": ("faiss_file", "FaissSource"),
     "safetensors": ("safetensors_file", "open_safetensors"),
+}
+SINKS = {
+    "npy": ("fct_infer.gallery.sink", "FolderSink"),
+    "parquet": ("fct_infer.connectors.parquet_sink", "ParquetSink"),
 }
 _MAGIC = {
     b"\x93NUMPY": "npy",
@@ -56,7 +64,8 @@ def kind_of(path: Path) -> str:
         UsageError: it is of no kind known here.
     """
     if path.is_dir():
-        return "folder" if (path / "embeddings").exists() or not _has_parquet(path) else "parquet"
+        folder = path / "embeddings" if (path / "embeddings").exists() else path
+        return "parquet" if _has_parquet(folder) else "folder"
     by_suffix = _SUFFIXES.get(path.suffix.lower())
     with ReadFile(path) as file:
         head = file.read(min(8, file.size))
@@ -72,6 +81,23 @@ def kind_of(path: Path) -> str:
 
 def _has_parquet(path: Path) -> bool:
     return any(next(path.rglob(pattern), None) for pattern in ("*.parquet", "*.pq"))
+
+
+def open_sink(kind: str, folder: Path, source: Source, dim: int, dtype: np.dtype[Any]) -> Sink:
+    """Open a folder to write the new rows of a source to.
+
+    Args:
+        kind: of :data:`SINKS`.
+        folder: that they are written into.
+        source: whose ids, and other columns where the format has a place for them, are carried along.
+        dim, dtype: of the new rows.
+
+    Raises:
+        MissingExtraError: the format's library is not installed.
+    """
+    module, name = SINKS[kind]
+    opener: Callable[[Path, Source, int, np.dtype[Any]], Sink] = getattr(import_module(module), name)
+    return opener(folder, source, dim, dtype)
 
 
 def open_source(path: str | Path, options: SourceOptions | None = None) -> Source:

@@ -1,4 +1,4 @@
-"""Embeddings and labels from disk: one ``.npy`` file, or a folder of shards in the order of their names."""
+"""Embeddings and labels from disk: one ``.npy`` file, a folder of shards in the order of their names, or any source."""
 
 from __future__ import annotations
 
@@ -9,56 +9,63 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fct_infer.connectors import open_source
 from fct_infer.errors import ArtifactError, GalleryError, UsageError
 from fct_infer.evaluation.checks import Embeddings, first_row_without
 from fct_infer.evaluation.study import StudyInputs
-from fct_infer.gallery import Gallery, GalleryManifest, ShardReader, read_npy
+from fct_infer.gallery import GalleryManifest, Source, SourceReader, read_npy
 from fct_infer.gallery.manifest import read_gallery
 from fct_infer.storage import sha256_of_file
 
 
 def read_embeddings(path: str | Path) -> Embeddings:
-    """Read a (rows, dim) ``.npy`` file, or all shards of a gallery or of what an upgrade published.
+    """Read a (rows, dim) ``.npy`` file, all shards of a gallery or of what an upgrade published, or another format.
 
     Raises:
         GalleryError: missing, malformed or truncated, not float32 or float16, or a NaN or infinity; names file and row.
         ArtifactError: a published gallery's manifest or a shard is damaged.
+        UsageError: of no format known, or it is not clear which of its columns holds the embeddings.
     """
     path = Path(path)
-    if not path.is_dir():
-        embeddings = read_npy(path)
-        if embeddings.dtype not in (np.float32, np.float16) or embeddings.ndim != 2 or 0 in embeddings.shape:
-            raise GalleryError(
-                f"{path}: is {embeddings.dtype} {embeddings.shape}, wanted (rows, dim) float32 or float16, "
-                "at least one row and one dim"
-            )
-        _check_finite(path, embeddings)
-        return embeddings
-    folder = path
-    return read_gallery(folder, lambda manifest: _read_shards(folder, manifest))
+    if path.is_dir():
+        return read_gallery(path, lambda manifest: _read_source(open_source(path), manifest))
+    if path.suffix != ".npy":
+        return _read_source(open_source(path), None)
+    embeddings = read_npy(path)
+    if embeddings.dtype not in (np.float32, np.float16) or embeddings.ndim != 2 or 0 in embeddings.shape:
+        raise GalleryError(
+            f"{path}: is {embeddings.dtype} {embeddings.shape}, wanted (rows, dim) float32 or float16, "
+            "at least one row and one dim"
+        )
+    row = first_row_without(embeddings, np.isfinite)
+    if row is not None:
+        raise GalleryError(f"{path}: row {row} holds a NaN or an infinity")
+    return embeddings
 
 
-def _read_shards(path: Path, manifest: GalleryManifest | None) -> Embeddings:
-    """Read all rows of a gallery; of a published one each shard must be the one its manifest lists."""
-    gallery = Gallery.open(path)
+def _read_source(source: Source, manifest: GalleryManifest | None) -> Embeddings:
+    """Read all rows of a gallery; of a published one each file must be the one its manifest lists."""
+    schema = source.schema
     if manifest is not None:
-        _check_published(gallery, manifest)
-    rows: Embeddings = np.empty((gallery.rows, gallery.old_dim), gallery.embedding_dtype)
-    for shard in gallery.shards:
-        part = rows[shard.first_row : shard.first_row + shard.rows]
-        with ShardReader(shard) as reader:
-            reader.read_into(0, shard.rows, part, None)
-        _check_finite(shard.embeddings, part)
+        _check_published(source, manifest)
+    rows: Embeddings = np.empty((schema.rows, schema.old_dim), schema.embedding_dtype)
+    with SourceReader(source) as reader:
+        for part in source.parts():
+            block = rows[part.first_row : part.first_row + part.rows]
+            reader.at(part).read_into(0, part.rows, block, None)
+            row = first_row_without(block, np.isfinite)
+            if row is not None:
+                raise GalleryError(f"{source.where(part.first_row + row)} holds a NaN or an infinity")
     return rows
 
 
-def _check_published(gallery: Gallery, manifest: GalleryManifest) -> None:
+def _check_published(source: Source, manifest: GalleryManifest) -> None:
     wanted = {name: file.sha256 for name, file in manifest.files.items() if name.startswith("embeddings/")}
-    for shard in gallery.shards:
-        if sha256_of_file(shard.embeddings) != wanted.pop(f"embeddings/{shard.embeddings.name}", None):
-            raise ArtifactError(f"{shard.embeddings}: is damaged: its SHA-256 is not the one in manifest.json")
+    for name, path in source.files.items():
+        if name.startswith("embeddings/") and sha256_of_file(path) != wanted.pop(name, None):
+            raise ArtifactError(f"{path}: is damaged: its SHA-256 is not the one in manifest.json")
     for name in wanted:
-        raise ArtifactError(f"{gallery.path / name}: is missing; manifest.json lists it")
+        raise ArtifactError(f"{source.path / name}: is missing; manifest.json lists it")
 
 
 def read_labels(path: str | Path) -> NDArray[Any]:
@@ -147,13 +154,12 @@ def read_ids(gallery: str | Path) -> NDArray[Any]:
     Raises:
         GalleryError: missing, malformed or truncated; names the file.
     """
-    if not Path(gallery).is_dir():
-        return np.arange(len(read_npy(Path(gallery))))
-    ids = []
-    for shard in Gallery.open(gallery).shards:
-        with ShardReader(shard) as reader:
-            ids.append(reader.read_ids(0, shard.rows))
-    return np.concatenate(ids)
+    path = Path(gallery)
+    if not path.is_dir() and path.suffix == ".npy":
+        return np.arange(len(read_npy(path)))
+    source = open_source(path)
+    with SourceReader(source) as reader:
+        return np.concatenate([reader.at(part).read_ids(0, part.rows) for part in source.parts()])
 
 
 def labels_like(texts: Iterable[str], labels: NDArray[Any]) -> tuple[Any, ...]:
@@ -178,9 +184,3 @@ _READERS: dict[str, Callable[[Path], NDArray[Any]]] = {
     **{f"{of}_{what}": read_labels for of in ("query", "gallery") for what in ("labels", "cameras", "groups")},
     "uncertainty": read_uncertainty,
 }
-
-
-def _check_finite(path: Path, embeddings: Embeddings) -> None:
-    row = first_row_without(embeddings, np.isfinite)
-    if row is not None:
-        raise GalleryError(f"{path}: row {row} holds a NaN or an infinity")

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.gallery.manifest import IdUse
-from fct_infer.gallery.reader import ShardReader
-
-if TYPE_CHECKING:
-    from fct_infer.gallery.layout import Gallery, Shard
+from fct_infer.gallery.source import Source, SourceReader
 
 MAX_COMPARED = 1 << 24  # ids compared with each other at once
 _BLOCK_ROWS = 1 << 18
@@ -29,39 +26,46 @@ class IdFacts:
         use: how an index holds them; see :class:`~fct_infer.gallery.manifest.GalleryManifest`.
         duplicates: rows whose id an earlier row has; of more than 16 million rows estimated, from the ids whose hash is
             a multiple of some number.
+        uneven: whether ids of bytes have several lengths, in a source that does not store them all as wide.
         nothing: file, row, and what it has (id -1, or an empty id), if a row has what stands for nothing found.
     """
 
     use: IdUse
     duplicates: int = 0
+    uneven: bool = False
     nothing: str | None = None
 
 
-def examine_ids(gallery: Gallery) -> IdFacts:
-    """Read all ids of a gallery once, in bounded memory.
+def examine_ids(source: Source) -> IdFacts:
+    """Read all ids of a source once, in bounded memory.
 
     Raises:
         GalleryError: a file cannot be read.
     """
-    if gallery.id_dtype is None:
+    id_dtype = source.schema.id_dtype
+    if id_dtype is None:
         return IdFacts("rows")
-    is_text = gallery.id_dtype.kind in "SU"
+    is_text = id_dtype.kind in "SU"
     use: IdUse = "text" if is_text else "labels"
-    share = -(-gallery.rows // MAX_COMPARED)
-    missing_id = nothing_found(gallery.id_dtype)
-    hashes, nothing = [], None
-    for shard, start, ids in _blocks(gallery):
+    share = -(-source.schema.rows // MAX_COMPARED)
+    missing_id = nothing_found(id_dtype)
+    hashes, lengths, nothing = [], set[int](), None
+    for first, ids in _blocks(source):
         if ids.dtype.kind == "S" and _has_control_characters(ids):
             use = "binary"
         elif not is_text and not 0 <= int(ids.min()) <= int(ids.max()) <= np.iinfo(np.int64).max:
             use = "mapped"
-        is_nothing = ids == missing_id if is_text else ids.astype(gallery.id_dtype) == missing_id
-        nothing = nothing or _first(is_nothing, shard, start, "an empty id" if is_text else f"id {missing_id}")
+        is_nothing = ids == missing_id if is_text else ids.astype(id_dtype) == missing_id
+        if nothing is None and is_nothing.any():
+            what = "an empty id" if is_text else f"id {missing_id}"
+            nothing = f"{source.where(first + int(np.argmax(is_nothing)), 'id')} has {what}"
+        if id_dtype == "S":
+            lengths |= set(np.unique(np.char.str_len(ids)).tolist())
         hashed = _hashes(ids)
         hashes.append(hashed[hashed % np.uint64(share) == 0])
     if use == "binary":  # one of NULs only is told from nothing found by its length
         nothing = None
-    return IdFacts(use, _repeated(np.concatenate(hashes)) * share, nothing)
+    return IdFacts(use, _repeated(np.concatenate(hashes)) * share, len(lengths) > 1, nothing)
 
 
 def nothing_found(dtype: np.dtype[Any]) -> Any:
@@ -69,15 +73,13 @@ def nothing_found(dtype: np.dtype[Any]) -> Any:
     return dtype.type() if dtype.kind in "SU" else np.array(-1).astype(dtype)[()]
 
 
-def _blocks(gallery: Gallery) -> Iterator[tuple[Shard, int, NDArray[Any]]]:
-    for shard in gallery.shards:
-        with ShardReader(shard) as reader:
-            for start in range(0, shard.rows, _BLOCK_ROWS):
-                yield shard, start, reader.read_ids(start, min(start + _BLOCK_ROWS, shard.rows))
-
-
-def _first(chosen: NDArray[np.bool_], shard: Shard, start: int, what: str) -> str | None:
-    return f"{shard.ids}: row {start + int(np.argmax(chosen))} has {what}" if chosen.any() else None
+def _blocks(source: Source) -> Iterator[tuple[int, NDArray[Any]]]:
+    """Yield ids, some at a time, with the number of the first one's row."""
+    with SourceReader(source) as reader:
+        for part in source.parts():
+            for start in range(0, part.rows, _BLOCK_ROWS):
+                ids = reader.at(part).read_ids(start, min(start + _BLOCK_ROWS, part.rows))
+                yield part.first_row + start, ids
 
 
 def _has_control_characters(ids: NDArray[Any]) -> bool:

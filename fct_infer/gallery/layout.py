@@ -8,34 +8,27 @@ GALLERY/  embeddings/*.npy         (n_i, old_dim) float32 | float16; shards in t
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fct_infer.errors import ArtifactError, GalleryError
-from fct_infer.gallery.fingerprint import fingerprint
 from fct_infer.gallery.manifest import own_manifest
+from fct_infer.gallery.source import Part, PartReader, Schema, Source
 from fct_infer.storage import NpyHeader, ReadFile, read_npy_header
 
-if TYPE_CHECKING:
-    from fct_infer.gallery.ids import IdFacts
-
+FOLDERS = {"embedding": "embeddings", "side": "side_information", "id": "ids"}
 EMBEDDING_DTYPES = (np.dtype(np.float32), np.dtype(np.float16))
 
 
 @dataclass(frozen=True)
-class Shard:
+class Shard(Part):
     """One file of a gallery: ``rows`` rows, the first of them number ``first_row`` over all shards."""
 
-    name: str
-    rows: int
-    first_row: int
     embeddings: Path
     side_information: Path | None
     ids: Path | None
@@ -47,7 +40,7 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Gallery:
+class Gallery(Source):
     """A gallery whose every file was opened and found to fit the others.
 
     Attributes:
@@ -94,11 +87,52 @@ class Gallery:
         return cls(root, tuple(shards), first_row, old_dim, side_dim, embedding_dtype, side_dtype, id_dtype)
 
     @cached_property
-    def id_facts(self) -> IdFacts:
-        """What is to be known of all ids; read once, at first use."""
-        from fct_infer.gallery.ids import examine_ids
+    def schema(self) -> Schema:
+        """See :class:`~fct_infer.gallery.source.Source`."""
+        roles = {"embedding": True, "side": self.side_dim is not None, "id": self.id_dtype is not None}
+        columns = {role: FOLDERS[role] for role, is_there in roles.items() if is_there}
+        side = (self.side_dim, self.side_dtype)
+        return Schema(self.rows, self.old_dim, self.embedding_dtype, *side, self.id_dtype, columns)
 
-        return examine_ids(self)
+    @cached_property
+    def files(self) -> dict[str, Path]:
+        """Every file, by its name inside the gallery."""
+        files = (file for shard in self.shards for file in shard.files)
+        return {file.relative_to(self.path).as_posix(): file for file in files}
+
+    def parts(self) -> tuple[Shard, ...]:
+        """The shards."""
+        return self.shards
+
+    def open_part(self, part: Part) -> PartReader:
+        """See :class:`~fct_infer.gallery.source.Source`."""
+        from fct_infer.gallery.reader import ShardReader
+
+        return ShardReader(self._shard(part))
+
+    def ids_file(self, part: Part) -> Path | None:
+        """The shard's own."""
+        return self._shard(part).ids
+
+    def where(self, row: int, role: str = "embedding") -> str:
+        """Return file and row: ``GALLERY/embeddings/000002.npy: row 777``."""
+        shard = self._shard(self.part_of(row))
+        file = {"embedding": shard.embeddings, "side": shard.side_information, "id": shard.ids}[role]
+        return f"{file}: row {row - shard.first_row}"
+
+    def column(self, role: str) -> str:
+        """Return the folder that is read in a role."""
+        return f"{self.path}/{FOLDERS[role]}"
+
+    def _shard(self, part: Part) -> Shard:
+        return part if isinstance(part, Shard) else self._shards[part.name]
+
+    @cached_property
+    def _shards(self) -> dict[str, Shard]:
+        return {shard.name: shard for shard in self.shards}
+
+    def _reading(self) -> dict[str, dict[str, Any]]:
+        return {}  # files decide everything
 
     def check_upgradable(self, indexed: bool) -> None:
         """Check what only an upgrade needs: that row numbers are what the user takes them for, and ids can be told.
@@ -118,24 +152,7 @@ class Gallery:
                     raise ArtifactError(f"{self.path / name}: is damaged: {damage}")
         elif self.id_dtype is None:  # where it was published, rows have these numbers already
             _check_order([shard.name for shard in self.shards], self.path / "embeddings")
-        if indexed and self.id_facts.nothing is not None:
-            raise GalleryError(f"{self.id_facts.nothing}, which searches give for nothing found; give it another id")
-
-    def locate(self, row: int) -> tuple[Shard, int]:
-        """Return the shard that holds a row, a number over all shards, and the row's number inside it."""
-        shard = self.shards[bisect_right(self.shards, row, key=lambda each: each.first_row) - 1]
-        return shard, row - shard.first_row
-
-    def read_rows(self, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any] | None]:
-        """See :func:`fct_infer.gallery.reader.read_rows`."""
-        from fct_infer.gallery.reader import read_rows
-
-        return read_rows(self, rows)
-
-    def fingerprint(self) -> dict[str, dict[str, Any]]:
-        """Return the :func:`fingerprint` of every file, keyed by its name inside the gallery; strict JSON."""
-        files = (file for shard in self.shards for file in shard.files)
-        return {file.relative_to(self.path).as_posix(): fingerprint(file) for file in files}
+        super().check_upgradable(indexed)
 
 
 Shards: TypeAlias = dict[str, tuple[Path, NpyHeader]]

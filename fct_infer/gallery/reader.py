@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.errors import ArrayError, GalleryError
-from fct_infer.gallery.layout import Gallery, Shard
+from fct_infer.gallery.layout import Shard
+from fct_infer.gallery.source import Part
 from fct_infer.storage import NpyHeader, ReadFile, read_npy_header
-
-# A sample's rows are read together if fewer bytes than this lie between them, at most so many rows at once.
-_MAX_GAP_BYTES = 4096
-_MAX_ROWS_AT_ONCE = 2048
 
 
 class _RowFile:
@@ -93,6 +89,10 @@ class ShardReader:
         path = self.shard.side_information
         return None if path is None else self._open(path).read(start, stop)
 
+    def move_to(self, part: Part) -> bool:
+        """See :class:`~fct_infer.gallery.source.PartReader`: another shard is other files."""
+        return part == self.shard
+
     def close(self) -> None:
         """Close the files; a second call does nothing."""
         while self._files:
@@ -108,47 +108,6 @@ class ShardReader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def read_rows(gallery: Gallery, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """Return ``old`` (n, old_dim) and ``side`` (n, side_dim) or None of some rows, in the stored dtypes.
-
-    Args:
-        gallery: where to read.
-        rows: (n,) int64 row numbers over all shards, sorted.
-
-    Raises:
-        ArrayError: ``rows`` is not sorted int64 within the gallery.
-        GalleryError: a file cannot be read.
-    """
-    if rows.dtype != np.int64 or rows.ndim != 1:
-        raise ArrayError(f"rows is {rows.dtype} {rows.shape}, wanted int64 (n,)")
-    if len(rows) and (rows[0] < 0 or rows[-1] >= gallery.rows or (np.diff(rows) < 0).any()):
-        raise ArrayError(f"rows must be sorted and from 0 to {gallery.rows - 1}")
-    old = np.empty((len(rows), gallery.old_dim), gallery.embedding_dtype)
-    side = None if gallery.side_dim is None else np.empty((len(rows), gallery.side_dim), gallery.side_dtype)
-    firsts = [shard.first_row for shard in gallery.shards]
-    places = np.searchsorted(rows, [*firsts, gallery.rows])
-    for shard, begin, end in zip(gallery.shards, places[:-1], places[1:], strict=True):
-        if begin == end:
-            continue
-        with ShardReader(shard) as reader:
-            for first, last in _runs(rows[begin:end], old.itemsize * gallery.old_dim):
-                chosen = rows[begin + first : begin + last] - shard.first_row
-                start, stop = int(chosen[0]), int(chosen[-1]) + 1
-                old[begin + first : begin + last] = reader.read_embeddings(start, stop)[chosen - start]
-                extra = reader.read_side_information(start, stop)
-                if side is not None and extra is not None:
-                    side[begin + first : begin + last] = extra[chosen - start]
-    return old, side
-
-
-def _runs(rows: NDArray[np.int64], row_bytes: int) -> Iterator[tuple[int, int]]:
-    """Yield (first, last + 1) places of rows that lie close enough together to be read at once."""
-    far = np.flatnonzero(np.diff(rows) * row_bytes > _MAX_GAP_BYTES + row_bytes) + 1
-    for begin, end in zip([0, *far.tolist()], [*far.tolist(), len(rows)], strict=True):
-        for first in range(begin, end, _MAX_ROWS_AT_ONCE):
-            yield first, min(first + _MAX_ROWS_AT_ONCE, end)
 
 
 def read_npy(path: Path) -> NDArray[Any]:

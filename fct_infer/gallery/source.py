@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fct_infer.errors import GalleryError
+from fct_infer.gallery.fingerprint import fingerprint
+from fct_infer.gallery.sampling import sample_rows
+
+if TYPE_CHECKING:
+    from fct_infer.gallery.ids import IdFacts
+
+Rows: TypeAlias = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -19,8 +32,8 @@ class Schema:
         rows: over all parts.
         old_dim, side_dim: widths; ``side_dim`` is None without side-information.
         embedding_dtype, side_dtype: float32 or float16, as :meth:`PartReader.read_into` gives them.
-        id_dtype: int64, bytes or str; a str or bytes dtype of size 0 if the width is known only from the rows. None
-            without ids, then the row number stands for the id.
+        id_dtype: int64 (uint64 in a folder that holds that), bytes or str; a str or bytes dtype of size 0 if the width
+            is known only from the rows. None without ids, then the row number stands for the id.
         columns: the name of what is read in each role (``embedding``, ``side``, ``id``), for the roles that have one.
         other_columns: what else lies there and is not read.
     """
@@ -34,27 +47,31 @@ class Schema:
     columns: dict[str, str] = field(default_factory=dict)
     other_columns: tuple[str, ...] = ()
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row's vectors as they are read."""
+        side = self.side_dim * self.side_dtype.itemsize if self.side_dim and self.side_dtype else 0
+        return self.old_dim * self.embedding_dtype.itemsize + side
+
 
 @dataclass(frozen=True)
 class Part:
-    """What is read, written and repeated as one: a shard, a row group, a file. Picklable.
+    """What is read, written and repeated as one: a shard, some row groups, a range of rows. Picklable.
 
     Attributes:
-        name: unique within the source, and sorted as the parts are.
+        name: unique within the source, and sorted as the parts are; a file name without its suffix.
         rows, first_row: ``rows`` rows, the first of them number ``first_row`` over all parts.
-        key: where it lies, for the source that made it.
     """
 
     name: str
     rows: int
     first_row: int
-    key: tuple[str | int, ...] = ()
 
 
 class PartReader(Protocol):
     """The rows of one part; a context manager. Reading forward is fast in every format, going back may begin again."""
 
-    def read_into(self, start: int, stop: int, old: NDArray[Any], side: NDArray[Any] | None) -> None:
+    def read_into(self, start: int, stop: int, old: Rows, side: Rows | None) -> None:
         """Fill ``old`` (stop - start, old_dim) and ``side`` (stop - start, side_dim) with the part's rows.
 
         Raises:
@@ -63,8 +80,12 @@ class PartReader(Protocol):
         """
         ...
 
-    def read_ids(self, start: int, stop: int) -> NDArray[Any]:
+    def read_ids(self, start: int, stop: int) -> Rows:
         """Return the ids of rows ``start`` to ``stop``; row numbers over all parts if there are none."""
+        ...
+
+    def move_to(self, part: Part) -> bool:
+        """Read another part from now on, if it lies in what is open; False, and nothing has changed, if it does not."""
         ...
 
     def __enter__(self) -> PartReader: ...
@@ -74,27 +95,128 @@ class PartReader(Protocol):
     ) -> None: ...
 
 
-Sample: TypeAlias = tuple[NDArray[np.int64], NDArray[Any], NDArray[Any] | None]
+Sample: TypeAlias = tuple[NDArray[np.int64], Rows, Rows | None]
 """Sorted row numbers (n,), ``old`` (n, old_dim), ``side`` (n, side_dim) or None."""
 
 
-class Source(Protocol):
-    """Where vectors lie."""
+class Source(ABC):
+    """Where vectors lie.
 
-    schema: Schema
+    Attributes:
+        path: what the user named.
+        schema: what lies there.
+        capabilities: ``random_rows``: any row is read about as fast as the next one; without, what lies before it (in
+            its row group, batch or chunk) is decoded, too. ``stable_order``: rows have the same numbers each time.
+    """
 
+    path: Path
+    capabilities: frozenset[str] = frozenset({"random_rows", "stable_order"})
+
+    @property
+    @abstractmethod
+    def schema(self) -> Schema:
+        """What it holds."""
+
+    @property
+    @abstractmethod
+    def files(self) -> Mapping[str, Path]:
+        """The files it is read from, by the names they have in its fingerprint."""
+
+    @abstractmethod
     def parts(self) -> Sequence[Part]:
         """Return the parts in the order of their rows; the same for the same files."""
-        ...
 
+    @abstractmethod
     def open_part(self, part: Part) -> PartReader:
         """Return a reader; several may be open at once, each used by one thread."""
-        ...
+
+    @abstractmethod
+    def where(self, row: int, role: str = "embedding") -> str:
+        """Return where a row, a number over all parts, lies: ``x.parquet, row group 3, row 777`` (within the group)."""
+
+    def column(self, role: str) -> str:
+        """Return what is read in a role, for messages: ``x.parquet, column 'vector'``."""
+        name = self.schema.columns.get(role)
+        return f"{self.path}, column {name!r}" if name else str(self.path)
+
+    def ids_file(self, part: Part) -> Path | None:
+        """Return a .npy file that holds the part's ids and nothing else, to be copied; None if they are to be read."""
+        return None
+
+    def fingerprint(self) -> dict[str, dict[str, Any]]:
+        """Return the :func:`fingerprint` of every file by its name, and how rows come from them; strict JSON."""
+        return {name: fingerprint(path) for name, path in self.files.items()} | self._reading()
+
+    def _reading(self) -> dict[str, dict[str, Any]]:
+        """Return what else than the files decides the rows and the parts, by a name that no file has."""
+        return {"read as": {**self.schema.columns, "parts": len(self.parts())}}
+
+    @cached_property
+    def id_facts(self) -> IdFacts:
+        """What is to be known of all ids; read once, at first use."""
+        from fct_infer.gallery.ids import examine_ids
+
+        return examine_ids(self)
+
+    def check_upgradable(self, indexed: bool) -> None:
+        """Check what only an upgrade needs: that ids can be told from "nothing found".
+
+        Args:
+            indexed: whether an index is built, whose searches say "nothing found" by an id.
+
+        Raises:
+            GalleryError: an id means "nothing found": -1, or an empty text; or ids are binary, of several lengths.
+        """
+        if indexed and self.id_facts.use == "binary" and self.id_facts.uneven:
+            raise GalleryError(
+                f"{self.column('id')}: ids are bytes with control characters, of several lengths, which an index gives "
+                "back as long as the longest; store them as wide as each other, or as text"
+            )
+        if indexed and self.id_facts.nothing is not None:
+            raise GalleryError(f"{self.id_facts.nothing}, which searches give for nothing found; give it another id")
+
+    def part_of(self, row: int) -> Part:
+        """Return the part that holds a row, a number over all parts."""
+        parts = self.parts()
+        return parts[max(0, bisect_right(parts, row, key=lambda each: each.first_row) - 1)]
+
+    def read_rows(self, rows: NDArray[np.int64], with_side: bool = True) -> tuple[Rows, Rows | None]:
+        """See :func:`fct_infer.gallery.rows.read_rows`."""
+        from fct_infer.gallery.rows import read_rows
+
+        return read_rows(self, rows, with_side)
 
     def sample(self, rows: int, seed: int) -> Sample:
         """Return ``rows`` rows drawn without repetition, all if there are no more."""
-        ...
+        chosen = sample_rows(self.schema.rows, rows, seed)
+        return chosen, *self.read_rows(chosen)
 
-    def where(self, row: int) -> str:
-        """Return where a row, a number over all parts, lies: ``x.parquet, row group 3, row 777`` (within the group)."""
-        ...
+
+class SourceReader:
+    """Parts of a source, read one after the other; closed when the next one is opened, unless that lies in the same."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._part: Part | None = None
+        self._reader: PartReader | None = None
+
+    def at(self, part: Part) -> PartReader:
+        """Return the reader of a part; valid until another part is asked for."""
+        if self._reader is not None and self._part is not part and not self._reader.move_to(part):
+            self.close()
+        if self._reader is None:
+            self._reader = self._source.open_part(part)
+        self._part = part
+        return self._reader
+
+    def close(self) -> None:
+        """Close what is open; a second call does nothing."""
+        if self._reader is not None:
+            reader, self._reader = self._reader, None
+            reader.__exit__(None, None, None)
+
+    def __enter__(self) -> SourceReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 
 from fct_infer.errors import ArrayError
 from fct_infer.gallery.layout import EMBEDDING_DTYPES
-from fct_infer.storage import DigestedFile, DurableWriter, npy_header_bytes
+from fct_infer.gallery.source import Part, Source, SourceReader
+from fct_infer.storage import DigestedFile, DurableWriter, copy_file, npy_header_bytes
+
+_ID_ROWS = 1 << 18  # read at once
 
 
 def write_npy(path: str | Path, array: NDArray[Any]) -> DigestedFile:
@@ -26,6 +29,22 @@ def write_npy(path: str | Path, array: NDArray[Any]) -> DigestedFile:
         writer.write(npy_header_bytes(array.shape, array.dtype))
         writer.write(_bytes_of(array))
         return writer.commit()
+
+
+def write_ids(path: str | Path, source: Source, reader: SourceReader, part: Part) -> DigestedFile:
+    """Write the ids of a part as a durable .npy file: the file they lie in as it is, or what ``reader`` reads.
+
+    Raises:
+        GalleryError: they cannot be read; names file and row.
+        ResourceError: disk full or another I/O error.
+    """
+    file = source.ids_file(part)
+    if file is not None:
+        return copy_file(file, path)
+    starts = range(0, part.rows, _ID_ROWS)
+    return write_npy(
+        path, np.concatenate([reader.at(part).read_ids(start, min(start + _ID_ROWS, part.rows)) for start in starts])
+    )
 
 
 class NpyShardWriter(DurableWriter):

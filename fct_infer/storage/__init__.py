@@ -22,6 +22,7 @@ from fct_infer.storage.durable import (
 )
 from fct_infer.storage.filesystem import FileSystem, ReadFile, current_filesystem, read_error, use_filesystem
 from fct_infer.storage.npy import NpyHeader, npy_header_bytes, read_npy_header
+from fct_infer.storage.seekable import SeekableFile
 
 __all__ = [
     "DigestedFile",
@@ -30,6 +31,7 @@ __all__ = [
     "FileSystem",
     "NpyHeader",
     "ReadFile",
+    "SeekableFile",
     "append_line",
     "can_exchange",
     "check_place",

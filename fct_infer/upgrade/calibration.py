@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fct_infer.backends.precision import choose_precision
 from fct_infer.errors import GalleryError
-from fct_infer.gallery import Gallery
+from fct_infer.gallery import Source
 from fct_infer.reference import largest_values
 from fct_infer.transformation import Transformation
 from fct_infer.upgrade.journal import first_record, journal_file
@@ -18,7 +18,7 @@ from fct_infer.upgrade.journal import first_record, journal_file
 
 def calibrate(
     h: Transformation,
-    gallery: Gallery,
+    gallery: Source,
     fingerprint: dict[str, Any],
     dest: Path,
     rows: NDArray[np.int64],
@@ -35,7 +35,7 @@ def calibrate(
         gallery: whose dims fit it.
         fingerprint: of the gallery's files.
         dest: what the upgrade will make.
-        rows: (n,) int64 row numbers over all shards, sorted.
+        rows: (n,) int64 row numbers over all parts, sorted.
         min_cosine: the gate in force, if it is not the precision's own.
 
     Raises:
@@ -58,19 +58,18 @@ def _begun_with(h: Transformation, fingerprint: dict[str, Any], dest: Path) -> d
     return identity if is_same else {}
 
 
-def _sample(h: Transformation, gallery: Gallery, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    old, side = gallery.read_rows(rows)
-    _check_finite(old, "embeddings", gallery, rows)
+def _sample(h: Transformation, gallery: Source, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    old, side = gallery.read_rows(rows, with_side=h.side_dim > 0)
+    _check_finite(old, "embedding", gallery, rows)
     if not h.side_dim:
         return old, None
     if side is not None:
-        _check_finite(side, "side_information", gallery, rows)
+        _check_finite(side, "side", gallery, rows)
     return old, old if side is None else side
 
 
-def _check_finite(array: NDArray[Any], folder: str, gallery: Gallery, rows: NDArray[np.int64]) -> None:
+def _check_finite(array: NDArray[Any], role: str, gallery: Source, rows: NDArray[np.int64]) -> None:
     finite = np.isfinite(array).all(axis=1)
-    if finite.all():
-        return
-    shard, row = gallery.locate(int(rows[np.argmin(finite)]))
-    raise GalleryError(f"{gallery.path / folder / shard.embeddings.name}: row {row} holds NaN or infinity")
+    if not finite.all():
+        row = int(rows[np.argmin(finite)])
+        raise GalleryError(f"{gallery.where(row, role)} holds NaN or infinity")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from fct_infer.artifacts.precisions import CALIBRATION_ROWS, LIMITS
+from fct_infer.connectors import SINKS, open_sink, open_source
 from fct_infer.cuda import card_numbers, device_text
 from fct_infer.errors import GalleryError, ResourceError, UsageError
-from fct_infer.gallery import Gallery, sample_rows
+from fct_infer.gallery import Sink, Source, sample_rows
 from fct_infer.index import IndexPlan, default_factory, describe_index, require_gpu
 from fct_infer.machine import usable_memory
 from fct_infer.storage import can_exchange, check_place, check_text, work_folder
@@ -51,6 +51,7 @@ class Settings:
         shards_at_once: shards upgraded at the same time, each read, hashed and written by threads of its own; None
             takes one, or, where a card would outrun those, as many as there are threads for. With an index, which
             takes rows in order, one.
+        format: of what is published: ``npy``, or ``parquet`` with all other columns of a Parquet source.
         index_device: where the index is built: ``cpu``, ``cuda:N``, or ``auto``: on the transformation's card if FAISS
             can use it, else on the CPU.
     """
@@ -65,12 +66,15 @@ class Settings:
     block_rows: int | None = None
     shards_at_once: int | None = None
     index_device: str = "auto"
+    format: str = "npy"
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
             raise UsageError(f"metric is {self.metric!r}, wanted one of {', '.join(METRICS)}")
         if self.dtype not in (None, *DTYPES):
             raise UsageError(f"dtype is {self.dtype!r}, wanted one of {', '.join(DTYPES)}")
+        if self.format not in SINKS:
+            raise UsageError(f"format is {self.format!r}, wanted one of {', '.join(SINKS)}")
         if self.index_device != "auto":
             card_numbers(self.index_device)
         for name, most in (
@@ -95,7 +99,7 @@ class Settings:
 class Plan:
     """An upgrade about to run: checked inputs and all that follows from them."""
 
-    gallery: Gallery
+    gallery: Source
     transformation: Transformation
     dest: Path
     settings: Settings
@@ -159,9 +163,26 @@ class Plan:
     @property
     def output_bytes(self) -> int:
         """Bytes of all that will be published: rows, ids, index."""
-        ids = sum(shard.ids.stat().st_size for shard in self.gallery.shards if shard.ids)
         index = self.index.estimated_bytes if self.index else 0
-        return int(self.gallery.rows * self.new_dim * self.dtype.itemsize + ids + index)
+        carried = self.bytes_read if self.settings.format == "parquet" else 0
+        rows = self.gallery.schema.rows * self.new_dim * self.dtype.itemsize
+        return int(rows + self._ids_bytes + carried + index)
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of all files of the gallery."""
+        return sum(file.stat().st_size for file in self.gallery.files.values())
+
+    @property
+    def _ids_bytes(self) -> int:
+        """Bytes of the ids; of text whose width is not known before it is read about 32 a row."""
+        dtype = self.gallery.schema.id_dtype
+        if dtype is None:
+            return 0
+        files = [self.gallery.ids_file(part) for part in self.gallery.parts()]
+        if all(files):
+            return sum(file.stat().st_size for file in files if file)
+        return self.gallery.schema.rows * (dtype.itemsize or 32)
 
     @property
     def memory_bytes(self) -> int:
@@ -170,6 +191,10 @@ class Plan:
         sample = self.index.training_rows * (row + 4 * self.new_dim) if self.index else 0
         blocks = self.shards_at_once * BLOCKS_IN_FLIGHT[self.device_kind] * self.block_rows * row
         return max(blocks, sample) + 2 * (self.index.estimated_bytes if self.index else 0) + (200 << 20)
+
+    def open_sink(self, folder: Path) -> Sink:
+        """Return what writes the new rows into a folder, and reads them from there."""
+        return open_sink(self.settings.format, folder, self.gallery, self.new_dim, self.dtype)
 
     def result_settings(self) -> dict[str, Any]:
         """Return the choices that decide the bytes of the result."""
@@ -182,6 +207,7 @@ class Plan:
             "index": self.index.factory if self.index else None,
             "metric": self.settings.metric,
             "side_information": "old" if self.side_is_old else "given" if self.transformation.side_dim else None,
+            **({"format": self.settings.format} if self.settings.format != "npy" else {}),
         }
 
     def identity(self) -> dict[str, Any]:
@@ -202,7 +228,7 @@ class Plan:
         changed = [name for name, before in self.fingerprint.items() if now[name] != before]
         if changed:
             raise GalleryError(
-                f"{self.gallery.path / changed[0]}: was changed while the gallery was upgraded"
+                f"{self.gallery.files[changed[0]]}: was changed while the gallery was upgraded"
                 + (f", and {len(changed) - 1} more files" if len(changed) > 1 else "")
             )
 
@@ -221,99 +247,59 @@ class Plan:
                 "choose a smaller --index (for example IVF4096,PQ32) or --block-rows"
             )
 
-    def estimate(self) -> dict[str, Any]:
-        """Return what ``--dry-run`` shows; times the transformation on random rows for a moment."""
-        speed = self._measure_speed()
-        return {
-            "gallery": str(self.gallery.path),
-            "dest": str(self.dest),
-            "rows": self.gallery.rows,
-            "shards": len(self.gallery.shards),
-            "dims": {
-                "old": self.gallery.old_dim,
-                "side_information": self.gallery.side_dim,
-                "new": self.new_dim,
-            },
-            "settings": self.result_settings(),
-            "device": self.device,
-            "is_replaced_in_one_step": self.is_replaced_in_one_step,
-            "precision_choice": self.transformation.choice,
-            "duplicate_ids": self.gallery.id_facts.duplicates,
-            "block_rows": self.block_rows,
-            "shards_at_once": self.shards_at_once,
-            "bytes_read": sum(
-                path.stat().st_size
-                for shard in self.gallery.shards
-                for path in (shard.embeddings, shard.side_information, shard.ids)
-                if path is not None
-            ),
-            "bytes_written": self.output_bytes,
-            "memory_bytes": self.memory_bytes,
-            "transformation_rows_per_second": speed,
-            "transformation_seconds": self.gallery.rows / speed,
-        }
 
-    def _measure_speed(self) -> float:
-        h, rng = self.transformation, np.random.default_rng(SEED)
-        rows = min(self.block_rows, 4096)
-        old = rng.standard_normal((rows, h.old_dim), np.float32)
-        side = rng.standard_normal((rows, h.side_dim), np.float32) if h.side_dim else None
-        h(old, side)
-        start, done = time.perf_counter(), 0
-        while done == 0 or time.perf_counter() - start < 0.3:
-            h(old, side)
-            done += rows
-        return done / (time.perf_counter() - start)
-
-
-def make_plan(gallery_path: str | Path, h: Transformation, dest: str | Path, settings: Settings) -> Plan:
+def make_plan(source: str | Path | Source, h: Transformation, dest: str | Path, settings: Settings) -> Plan:
     """Open and check everything the upgrade will need.
 
     Raises:
         GalleryError: the gallery is malformed, or its dims do not fit the transformation.
         UsageError: a setting makes no sense, or the FAISS factory string is refused.
     """
-    gallery = Gallery.open(gallery_path)
+    gallery = source if isinstance(source, Source) else open_source(source)
+    schema = gallery.schema
     check_text(gallery.path.absolute())
-    for shard in gallery.shards:
-        check_text(shard.name)
-    dest = check_place(dest, {"gallery": gallery.path} | ({"transformation": h.source} if h.source else {}))
-    if gallery.old_dim != h.old_dim:
+    for name in gallery.files:
+        check_text(name)
+    inputs = {"gallery": gallery.path} | ({"transformation": h.source} if h.source else {})
+    beside = {name: file for name, file in gallery.files.items() if not file.is_relative_to(gallery.path)}
+    dest = check_place(dest, inputs | beside)
+    if schema.old_dim != h.old_dim:
         raise GalleryError(
-            f"{gallery.path}/embeddings: rows are {gallery.old_dim} wide, the transformation wants {h.old_dim}"
+            f"{gallery.column('embedding')}: rows are {schema.old_dim} wide, the transformation wants {h.old_dim}"
         )
     gallery.check_upgradable(indexed=settings.index != "none")
-    side_is_old = h.side_dim > 0 and gallery.side_dim is None
+    side_is_old = h.side_dim > 0 and schema.side_dim is None
     if side_is_old and h.side_dim != h.old_dim:
         raise GalleryError(
-            f"{gallery.path}: has no side_information/, but the transformation wants {h.side_dim} wide side-information"
+            f"{gallery.path}: has no side-information, but the transformation wants it, {h.side_dim} wide"
         )
-    if h.side_dim and gallery.side_dim not in (None, h.side_dim):
+    if h.side_dim and schema.side_dim not in (None, h.side_dim):
         raise GalleryError(
-            f"{gallery.path}/side_information: rows are {gallery.side_dim} wide, the transformation wants {h.side_dim}"
+            f"{gallery.column('side')}: rows are {schema.side_dim} wide, the transformation wants {h.side_dim}"
         )
     fingerprint = gallery.fingerprint()
     if settings.normalize:
         h = h.normalized()
     if not h.is_calibrated:
-        rows = sample_rows(gallery.rows, CALIBRATION_ROWS, SEED + 3)
+        rows = sample_rows(schema.rows, CALIBRATION_ROWS, SEED + 3)
         h = calibrate(h, gallery, fingerprint, dest, rows, settings.min_cosine)
     index = None
     if settings.index != "none":
-        factory = default_factory(gallery.rows, h.new_dim) if settings.index == "auto" else settings.index
-        index = describe_index(factory, h.new_dim, gallery.rows, settings.metric)
+        factory = default_factory(schema.rows, h.new_dim) if settings.index == "auto" else settings.index
+        index = describe_index(factory, h.new_dim, schema.rows, settings.metric)
         require_gpu(settings.index_device)
     shards_at_once = settings.shards_at_once or default_shards_at_once(h, index)
-    shards_at_once = min(shards_at_once, len(gallery.shards))
+    shards_at_once = min(shards_at_once, len(gallery.parts()))
     wanted_rows = settings.block_rows or default_block_rows(h, shards_at_once)
+    open_sink(settings.format, dest, gallery, h.new_dim, np.dtype(np.float32)).close()  # refuses what it cannot carry
     return Plan(
         gallery=gallery,
         transformation=h,
         dest=dest,
         settings=settings,
         index=index,
-        dtype=np.dtype(settings.dtype or gallery.embedding_dtype),
-        block_rows=min(wanted_rows, max(shard.rows for shard in gallery.shards)),
+        dtype=np.dtype(settings.dtype or schema.embedding_dtype),
+        block_rows=min(wanted_rows, max(part.rows for part in gallery.parts())),
         shards_at_once=shards_at_once,
         side_is_old=side_is_old,
         fingerprint=fingerprint,

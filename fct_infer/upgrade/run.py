@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fct_infer import __version__, _core
 from fct_infer.cuda import cuda_status
 from fct_infer.errors import GalleryError, GateError, OutputError
-from fct_infer.gallery import MANIFEST_NAME, Gallery, GalleryManifest, Shard, sample_rows
+from fct_infer.gallery import MANIFEST_NAME, GalleryManifest, Part, Source, SourceReader, sample_rows
 from fct_infer.index import IndexBuilder, exact_neighbours, index_infos, make_builder, tune_nprobe
 from fct_infer.machine import usable_cpus
 from fct_infer.storage import DigestedFile, write_bytes, write_json
@@ -29,8 +29,8 @@ from fct_infer.upgrade.stream import (
     IndexFeeder,
     Progress,
     blocks_of,
-    ids_of_rows,
     index_rows,
+    labels_of_rows,
     run_streams,
     transform_rows,
 )
@@ -46,7 +46,7 @@ SAME_BYTES_ON = {  # elsewhere results differ in the last bits
 
 
 def upgrade_gallery(
-    gallery: str | Path,
+    gallery: str | Path | Source,
     h: Transformation,
     dest: str | Path,
     *,
@@ -61,7 +61,8 @@ def upgrade_gallery(
     embeddings, ids and index, byte for byte, as one that was not.
 
     Args:
-        gallery: folder with ``embeddings/``, and ``side_information/`` and ``ids/`` if there are any.
+        gallery: folder with ``embeddings/``, and ``side_information/`` and ``ids/`` if there are any; or what
+            :func:`fct_infer.open_source` opened.
         h: transformation (arXiv 2112.02805) whose dims fit the gallery.
         dest: folder to create.
         settings: see :class:`Settings`; the defaults suit most galleries.
@@ -94,6 +95,7 @@ def upgrade_gallery(
         raise
     except GalleryError:
         work.discard()  # the input has to change, so this work could never be resumed
+        plan.check_unchanged()  # a file that is edited while it is read looks like a malformed one
         raise
     finally:
         run.at_the_end.close()
@@ -119,9 +121,9 @@ class _Run:
         if work.repeated:
             self._report(f"upgrade {len(work.repeated)} damaged shards again", 0)
         done = work.finished
-        finished = tuple(shard for shard in plan.gallery.shards if shard.name in done)
-        unfinished = tuple(shard for shard in plan.gallery.shards if shard.name not in done)
-        resumed_rows = sum(shard.rows for shard in finished)
+        finished = tuple(part for part in plan.gallery.parts() if part.name in done)
+        unfinished = tuple(part for part in plan.gallery.parts() if part.name not in done)
+        resumed_rows = sum(part.rows for part in finished)
         builder = None
         if plan.index:
             with self._timed("train_index"):
@@ -157,46 +159,46 @@ class _Run:
             builder.load_trained(work.trained_index, trained[-1]["sha256"])
             return builder
         self._report("train index", 0)
-        rows = sample_rows(plan.gallery.rows, index.training_rows, SEED)
+        rows = sample_rows(plan.gallery.schema.rows, index.training_rows, SEED)
         builder.train(index_rows(transform_rows(plan, rows), plan.settings.metric))
         work.journal.append("trained", **vars(builder.save(work.trained_index)))
         return builder
 
-    def _replay(self, work: Work, builder: IndexBuilder, finished: tuple[Shard, ...]) -> None:
-        """Feed the index the shards that an earlier run finished: its own memory of them died with it."""
+    def _replay(self, work: Work, builder: IndexBuilder, finished: tuple[Part, ...]) -> None:
+        """Feed the index the parts that an earlier run finished: its own memory of them died with it."""
         if not finished:
             return
-        feeder = IndexFeeder(self.plan, finished, builder)
-        written = Gallery.open(work.gallery).shards
-        for shard, start, stop in blocks_of(written, self.plan.block_rows):
-            feeder(read_block(self.plan, shard, start, stop))
-            self._report("index finished shards", shard.first_row + stop)
+        feeder, written = IndexFeeder(self.plan, finished, builder), open_written(self.plan, work.gallery, finished)
+        with closing(feeder), SourceReader(written) as reader:
+            for part, start, stop in blocks_of(written.parts(), self.plan.block_rows):
+                feeder(read_block(self.plan, reader, part, start, stop))
+                self._report("index finished shards", part.first_row + stop)
 
-    def _stream(self, work: Work, builder: IndexBuilder | None, shards: tuple[Shard, ...]) -> None:
+    def _stream(self, work: Work, builder: IndexBuilder | None, parts: tuple[Part, ...]) -> None:
         stages = dict.fromkeys(("read", "transform", "write", "index"), 0.0)
         with self._timed("stream"):
-            if shards:
-                stages |= run_streams(self.plan, shards, work.gallery, work.journal, builder, self.progress)
+            if parts:
+                stages |= run_streams(self.plan, parts, work.gallery, work.journal, builder, self.progress)
         self.timings |= stages
 
     def _verify(self, work: Work, builder: IndexBuilder | None) -> Verification:
         plan = self.plan
         with _own_work(work):
-            written = open_written(plan, work.gallery)
+            written = open_written(plan, work.gallery, plan.gallery.parts())
         self._report("verify", 0)
         verification = verify_cosine(plan, written)
         if builder is None:
             return verification
-        if builder.rows != written.rows:
-            raise GateError(f"the index holds {builder.rows} rows, the gallery {written.rows}")
-        rows = sample_rows(written.rows, RECALL_QUERIES, SEED + 2)
-        self.queries = index_rows(written.read_rows(rows)[0], plan.settings.metric)
-        own_ids = ids_of_rows(plan.gallery, rows)
+        if builder.rows != written.schema.rows:
+            raise GateError(f"the index holds {builder.rows} rows, the gallery {written.schema.rows}")
+        rows = sample_rows(written.schema.rows, RECALL_QUERIES, SEED + 2)
+        self.queries = index_rows(written.read_rows(rows, with_side=False)[0], plan.settings.metric)
+        own_ids = labels_of_rows(plan, rows)
         with _own_work(work):
             recall = self._recall(builder, written, own_ids)
         return replace(verification, queries=len(rows), recall_at_10=recall)
 
-    def _recall(self, builder: IndexBuilder, written: Gallery, own_ids: NDArray[np.int64]) -> float:
+    def _recall(self, builder: IndexBuilder, written: Source, own_ids: NDArray[np.int64]) -> float:
         """Measure recall@10 against exact search over all published rows, choosing nprobe on the way."""
         limit, metric = self.plan.settings.min_recall, self.plan.settings.metric
         blocks = corpus_blocks(self.plan, written, self._report)
@@ -213,7 +215,7 @@ class _Run:
         plan = self.plan
         plan.check_unchanged()
         done = work.finished
-        files = {name: digest for shard in plan.gallery.shards for name, digest in done[shard.name]["files"].items()}
+        files = {name: digest for part in plan.gallery.parts() for name, digest in done[part.name]["files"].items()}
         index = None
         if builder is not None:
             self._report("save index", 0)
@@ -223,8 +225,8 @@ class _Run:
             files["index_infos.json"] = vars(write_json(work.gallery / "index_infos.json", index))
         report = UpgradeReport(
             dest=plan.dest,
-            rows=plan.gallery.rows,
-            shards=len(plan.gallery.shards),
+            rows=plan.gallery.schema.rows,
+            shards=len(plan.gallery.parts()),
             resumed_rows=resumed_rows,
             settings=plan.result_settings(),
             timings=self.timings,
@@ -252,7 +254,7 @@ class _Run:
         }
         files["upgrade_infos.json"] = vars(write_json(work.gallery / "upgrade_infos.json", infos))
         manifest = GalleryManifest(
-            rows=plan.gallery.rows,
+            rows=plan.gallery.schema.rows,
             dim=plan.new_dim,
             dtype=plan.dtype.name,
             metric=plan.settings.metric,
@@ -272,7 +274,7 @@ class _Run:
 
     def _report(self, stage: str, done: int) -> None:
         if self.progress:
-            self.progress(stage, done, self.plan.gallery.rows)
+            self.progress(stage, done, self.plan.gallery.schema.rows)
 
 
 @contextmanager

@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.errors import GalleryError, GateError
-from fct_infer.gallery import Gallery, Shard, ShardReader, sample_rows
+from fct_infer.gallery import Part, Source, SourceReader, sample_rows
 from fct_infer.reference import apply_float64, row_cosines
 from fct_infer.transformation import Float32Array, Transformation
 from fct_infer.upgrade.plan import SEED, Plan
 from fct_infer.upgrade.report import Verification
-from fct_infer.upgrade.stream import Rows, blocks_of, index_ids, index_rows, read_inputs
+from fct_infer.upgrade.stream import Rows, blocks_of, index_labels, index_rows, read_inputs
 
 SEARCHED_AT_ONCE = 4096  # rows at least
 ROWS_ALONE = 64  # that are recomputed one by one
 
 
-def open_written(plan: Plan, folder: Path) -> Gallery:
-    """Open what was written as a gallery and check that rows and ids are those of the input.
+def open_written(plan: Plan, folder: Path, parts: Sequence[Part]) -> Source:
+    """Open what was written of some parts and check that rows and ids are those of the input.
 
     Raises:
         GalleryError: something is missing or has the wrong size.
     """
-    written = Gallery.open(folder)
-    wanted = [(shard.name, shard.rows) for shard in plan.gallery.shards]
-    if [(shard.name, shard.rows) for shard in written.shards] != wanted:
+    with closing(plan.open_sink(folder)) as sink:
+        written = sink.as_source()
+    if [(part.name, part.rows) for part in written.parts()] != [(part.name, part.rows) for part in parts]:
         raise GalleryError(f"{folder}: the shards written are not those of {plan.gallery.path}")
-    if (written.id_dtype is None) != (plan.gallery.id_dtype is None):
+    if (written.schema.id_dtype is None) != (plan.gallery.schema.id_dtype is None):
         raise GalleryError(f"{folder}: ids were not carried over")
     return written
 
 
-def verify_cosine(plan: Plan, written: Gallery) -> Verification:
+def verify_cosine(plan: Plan, written: Source) -> Verification:
     """Recompute sampled rows from the inputs and compare them with what is on the disk.
 
     In float64, or, if no program holds the transformation, once more by its own runtime, in other batches.
@@ -43,14 +44,14 @@ def verify_cosine(plan: Plan, written: Gallery) -> Verification:
     Raises:
         GateError: the lowest cosine is below the limit; names the row.
     """
-    rows = sample_rows(written.rows, plan.settings.verify_rows, SEED + 1)
+    rows = sample_rows(written.schema.rows, plan.settings.verify_rows, SEED + 1)
     old, side = read_inputs(plan, rows)
     h = plan.transformation
     if h.program is not None:
         recomputed_by, expected = "float64", apply_float64(h.program, old, side)
     else:
         recomputed_by, expected = h.backend, _recomputed(h, old, side).astype(np.float64)
-    stored, _ = written.read_rows(rows)
+    stored, _ = written.read_rows(rows, with_side=False)
     cosines = row_cosines(expected, stored.astype(np.float64))
     worst = int(np.argmin(cosines))
     if not cosines[worst] >= plan.min_cosine:
@@ -84,16 +85,15 @@ def _way_out(h: Transformation) -> str:
     return accept if h.precision == "fp32" else f"--precision fp32 is more exact and begins again by itself; {accept}"
 
 
-def read_block(plan: Plan, shard: Shard, start: int, stop: int) -> Rows:
-    """Return published rows ``start`` to ``stop`` of a shard from the disk."""
+def read_block(plan: Plan, reader: SourceReader, part: Part, start: int, stop: int) -> Rows:
+    """Return published rows ``start`` to ``stop`` of a part from the disk."""
     new = np.empty((stop - start, plan.new_dim), plan.dtype)
-    with ShardReader(shard) as reader:
-        reader.read_into(start, stop, new, None)
+    reader.at(part).read_into(start, stop, new, None)
     return new
 
 
 def corpus_blocks(
-    plan: Plan, written: Gallery, report: Callable[[str, int], None]
+    plan: Plan, written: Source, report: Callable[[str, int], None]
 ) -> Iterator[tuple[Float32Array, NDArray[np.int64]]]:
     """Yield all published rows with their ids, as the index takes them, in pieces of some thousand rows or more.
 
@@ -101,17 +101,18 @@ def corpus_blocks(
     """
     pieces: list[tuple[Float32Array, NDArray[np.int64]]] = []
     waiting = 0
-    for shard, start, stop in blocks_of(written.shards, plan.block_rows):
-        rows = index_rows(read_block(plan, shard, start, stop), plan.settings.metric)
-        pieces.append((rows, index_ids(plan.gallery, shard, start, stop)))
-        waiting += stop - start
-        if waiting >= SEARCHED_AT_ONCE:
-            yield _together(pieces)
-            pieces, waiting = [], 0
-            report("verify", shard.first_row + stop)
+    with SourceReader(written) as reader:
+        for part, start, stop in blocks_of(written.parts(), plan.block_rows):
+            rows = index_rows(read_block(plan, reader, part, start, stop), plan.settings.metric)
+            pieces.append((rows, index_labels(plan, reader, part, start, stop)))
+            waiting += stop - start
+            if waiting >= SEARCHED_AT_ONCE:
+                yield _together(pieces)
+                pieces, waiting = [], 0
+                report("verify", part.first_row + stop)
     if pieces:
         yield _together(pieces)
-    report("verify", written.rows)
+    report("verify", written.schema.rows)
 
 
 def _together(pieces: list[tuple[Float32Array, NDArray[np.int64]]]) -> tuple[Float32Array, NDArray[np.int64]]:

@@ -173,7 +173,7 @@ class Work:
             self._refuse_damaged_result()
             return
         finished = self.finished
-        rows, checked, damaged = {shard.name: shard.rows for shard in self.plan.gallery.shards}, 0, []
+        rows, checked, damaged = {part.name: part.rows for part in self.plan.gallery.parts()}, 0, []
         for name, record in finished.items():
             self._report(checked)
             if not self._are_intact(record["files"]):
@@ -191,14 +191,14 @@ class Work:
         files = read_manifest(self.gallery).files
         checked, whole = 0, max(1, sum(file.size for file in files.values()))
         for name, file in files.items():
-            self._report(self.plan.gallery.rows * checked // whole)
+            self._report(self.plan.gallery.schema.rows * checked // whole)
             checked += file.size
             if not self._are_intact({name: vars(file)}):
                 raise OutputError(f"{self.gallery / name}: is damaged; begin again with --restart")
 
     def _report(self, rows: int) -> None:
         if self._progress:
-            self._progress("check finished work", rows, self.plan.gallery.rows)
+            self._progress("check finished work", rows, self.plan.gallery.schema.rows)
 
     def _are_intact(self, files: dict[str, dict[str, Any]]) -> bool:
         for name, file in files.items():

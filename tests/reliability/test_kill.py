@@ -10,11 +10,16 @@ import textwrap
 import time
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from support.galleries import write_gallery
 from support.programs import paper_h
+from support.vector_files import lists
 
 from fct_infer import Transformation, upgrade_gallery
+from fct_infer.connectors import parted
 from fct_infer.errors import OutputError
 from fct_infer.upgrade.plan import Settings
 
@@ -24,9 +29,11 @@ DYING = textwrap.dedent("""
     sys.path.insert(0, sys.argv[1])
     from support.programs import paper_h
     from fct_infer import Transformation, upgrade_gallery
+    from fct_infer.connectors import parted
     from fct_infer.storage import FileSystem, use_filesystem
     from fct_infer.upgrade.plan import Settings
 
+    parted.PART_BYTES = 70 * 18 * 4
     class Dying(FileSystem):
         calls = itertools.count()  # by several threads
         def _count(self):
@@ -47,11 +54,12 @@ DYING = textwrap.dedent("""
             super().exchange(first, second)
             self._count()
 
+    FORMAT = "parquet" if sys.argv[3].endswith(".parquet") else "npy"
     AT_ONCE = {"none": 2}.get(sys.argv[5], 1)
     program = paper_h(old_dim=12, side_dim=6, new_dim=10, inner=16, seed=1)
     with use_filesystem(Dying()):
         upgrade_gallery(sys.argv[2], Transformation(program), sys.argv[3],
-                        settings=Settings(index=sys.argv[5], block_rows=40, shards_at_once=AT_ONCE),
+                        settings=Settings(index=sys.argv[5], block_rows=40, shards_at_once=AT_ONCE, format=FORMAT),
                         force=len(sys.argv) > 6)
     print(next(Dying.calls))
 """)
@@ -60,7 +68,7 @@ TESTS = Path(__file__).parent.parent
 
 def result_of(dest: Path) -> dict[str, bytes]:
     """Everything an upgrade promises to be repeatable; the infos hold times."""
-    names = ("embeddings/*.npy", "ids/*.npy", "index.faiss")
+    names = ("embeddings/*", "ids/*.npy", "index.faiss")
     return {str(p.relative_to(dest)): p.read_bytes() for name in names for p in sorted(dest.glob(name))}
 
 
@@ -93,6 +101,35 @@ def test_killed_at_every_kind_of_moment(tmp_path, index):
         assert report.dest == dest and report.rows == 231
         assert result_of(dest) == expected, f"killed at call {call} of {calls}"
         assert not dest.with_name(dest.name + ".partial").exists()
+
+
+@pytest.mark.parametrize(("index", "suffix"), [("Flat", ""), ("none", ""), ("Flat", ".parquet"), ("none", ".parquet")])
+def test_killed_while_reading_parquet(tmp_path, monkeypatch, index, suffix):
+    """A part is some row groups, or a range of one; text ids lie in a column. DEST may be Parquet, too."""
+    monkeypatch.setattr(parted, "PART_BYTES", 70 * 18 * 4)
+    rows = np.random.default_rng(1).standard_normal((231, 18), np.float32)
+    columns = {"old": lists(rows[:, :12]), "side": lists(rows[:, 12:]), "id": [f"item-{row}" for row in range(231)]}
+    source = tmp_path / "a.parquet"
+    with pa.parquet.ParquetWriter(source, pa.table(columns).schema) as writer:
+        for start, stop in ((0, 30), (30, 60), (60, 200), (200, 231)):
+            writer.write_table(pa.table(columns).slice(start, stop - start))
+    settings = Settings(
+        index=index,
+        block_rows=40,
+        shards_at_once=2 if index == "none" else 1,
+        format="parquet" if suffix else "npy",
+    )
+    h = Transformation(paper_h(old_dim=12, side_dim=6, new_dim=10, inner=16, seed=1))
+    calm = tmp_path / f"calm{suffix}"
+    calls = die_at(NEVER, source, calm, index)
+    expected, resumed = result_of(calm), set()
+    assert [name for name in expected if name.startswith("ids")] == [f"ids/00000{part}.npy" for part in range(4)]
+    for call in range(3, calls - 3, max(1, calls // 9)):
+        dest = tmp_path / f"killed{call}{suffix}"
+        die_at(call, source, dest, index)
+        resumed.add(upgrade_gallery(source, h, dest, settings=settings).resumed_rows)
+        assert result_of(dest) == expected, f"killed at call {call} of {calls}"
+    assert len(resumed) >= 3
 
 
 def test_killed_while_replacing(tmp_path):

@@ -217,14 +217,15 @@ def test_dims_that_do_not_fit(make, folder):
 def test_no_gallery(what, folder):
     gallery = folder / "gallery"
     if what == "a file":
-        gallery.write_bytes(saved(ROWS))
+        gallery.write_bytes(b"neither vectors nor a table")
     elif what == "a link to itself":
         gallery.symlink_to(gallery)
     elif what != "missing":
         gallery.mkdir()
     if what == "embeddings a file":
         (gallery / "embeddings").write_bytes(saved(ROWS))
-    reason = Case(good_gallery, "is not a folder|has no embeddings/ folder")
+    words = "cannot be read|of no format known|is not a folder|has no embeddings/ folder"
+    reason = Case(good_gallery, words, exit_code=2 if what == "a file" else 4)
     arguments = (gallery, "--transformation", good_bundle(folder))
     assert_refused(reason, "upgrade-gallery", gallery, *arguments, within=folder)
 

@@ -158,7 +158,7 @@ class Failing:
     ("name", "write", "opener"),
     [
         ("a.parquet", files.write_parquet_fixed, "pyarrow.parquet.ParquetFile"),
-        ("a.feather", files.write_feather, "pyarrow.OSFile"),
+        ("a.feather", files.write_feather, "pyarrow.PythonFile"),
         ("a.h5", files.write_hdf5, "h5py.File"),
         ("a.npz", files.write_npz, "zipfile.ZipFile"),
     ],

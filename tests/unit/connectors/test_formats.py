@@ -88,7 +88,7 @@ def test_the_projects_own_folder_is_a_source(tmp_path):
     arrays = write_gallery(tmp_path / "a", (30, 20), 8, 4, ids="str")
     source = open_source(tmp_path / "a")
     assert [part.rows for part in source.parts()] == [30, 20]
-    assert source.where(31) == f"{tmp_path}/a/embeddings/000001.npy, row 1"
+    assert source.where(31) == f"{tmp_path}/a/embeddings/000001.npy: row 1"
     convert(tmp_path / "a", tmp_path / "b", rows_per_shard=33)
     old, side = converted(tmp_path / "b")
     assert (old == arrays["old"]).all() and (side == arrays["side"]).all()
@@ -186,8 +186,10 @@ def test_fbin_of_more_than_two_to_the_31_elements(tmp_path):
         file.write(b"\7")
     source = open_source(tmp_path / "a.u8bin")
     old = np.empty((2, dim), np.float32)
-    with source.open_part(source.parts()[0]) as reader:
-        reader.read_into(rows - 2, rows, old, None)
+    part = source.parts()[-1]
+    with source.open_part(part) as reader:
+        reader.read_into(part.rows - 2, part.rows, old, None)
+    assert part.first_row + part.rows == rows
     assert old[1, -1] == 7 and old.sum() == 7
 
 

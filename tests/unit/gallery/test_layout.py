@@ -196,5 +196,7 @@ def test_the_fingerprint_is_json_and_notices_an_edit(path):
 
 def test_a_row_is_located_in_its_shard(path):
     gallery = Gallery.open(path)
-    found = [(gallery.shards.index(shard), row) for shard, row in map(gallery.locate, range(gallery.rows))]
+    shards = map(gallery.part_of, range(gallery.rows))
+    found = [(gallery.shards.index(shard), row - shard.first_row) for row, shard in enumerate(shards)]
     assert found == [(number, row) for number, rows in enumerate(ROWS) for row in range(rows)]
+    assert gallery.where(gallery.rows - 1) == f"{gallery.shards[-1].embeddings}: row {ROWS[-1] - 1}"

@@ -16,7 +16,7 @@ from fct_infer.gallery import Shard
 from fct_infer.storage import FileSystem, use_filesystem
 from fct_infer.upgrade import stream
 from fct_infer.upgrade.plan import Settings
-from fct_infer.upgrade.stream import equal_parts
+from fct_infer.upgrade.stream import equal_shares
 
 SETTINGS = Settings(index="none", block_rows=40, shards_at_once=3)
 
@@ -41,7 +41,7 @@ def shards_of(*rows: int) -> list[Shard]:
 )
 def test_parts_are_about_equal(rows, count, largest):
     shards = shards_of(*rows)
-    parts = equal_parts(shards, count)
+    parts = equal_shares(shards, count)
     assert len(parts) == min(count, len(rows))
     assert all(part == sorted(part, key=shards.index) and part for part in parts)
     assert sorted((shard for part in parts for shard in part), key=shards.index) == shards

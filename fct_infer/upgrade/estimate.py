@@ -1,0 +1,61 @@
+"""What a dry run says of an upgrade: what was found, and what it will take."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+
+from fct_infer.upgrade.plan import SEED, Plan
+
+_ID_KINDS = {"i": "integers", "u": "integers", "S": "bytes", "U": "text"}
+
+
+def estimate(plan: Plan) -> dict[str, Any]:
+    """Return what ``--dry-run`` shows; times the transformation on random rows for a moment."""
+    speed, gallery, schema = _measure_speed(plan), plan.gallery, plan.gallery.schema
+    return {
+        "gallery": str(gallery.path),
+        "dest": str(plan.dest),
+        "rows": schema.rows,
+        "shards": len(gallery.parts()),
+        "columns": schema.columns,
+        "left_out": list(schema.other_columns),
+        "ids": None if schema.id_dtype is None else _ID_KINDS[schema.id_dtype.kind],
+        "dims": {"old": schema.old_dim, "side_information": schema.side_dim, "new": plan.new_dim},
+        "settings": plan.result_settings(),
+        "index": vars(plan.index) if plan.index else None,
+        "device": plan.device,
+        "is_replaced_in_one_step": plan.is_replaced_in_one_step,
+        "precision_choice": plan.transformation.choice,
+        "duplicate_ids": gallery.id_facts.duplicates,
+        "block_rows": plan.block_rows,
+        "shards_at_once": plan.shards_at_once,
+        "bytes_read": plan.bytes_read,
+        "readings": _readings(plan),
+        "bytes_written": plan.output_bytes,
+        "memory_bytes": plan.memory_bytes,
+        "transformation_rows_per_second": speed,
+        "transformation_seconds": schema.rows / speed,
+    }
+
+
+def _readings(plan: Plan) -> int:
+    """Return how often the source is read, about: for the samples as well, where rows cannot be had at random."""
+    if "random_rows" in plan.gallery.capabilities:
+        return 1
+    return 2 + (plan.index is not None and plan.index.training_rows > 0)
+
+
+def _measure_speed(plan: Plan) -> float:
+    h, rng = plan.transformation, np.random.default_rng(SEED)
+    rows = min(plan.block_rows, 4096)
+    old = rng.standard_normal((rows, h.old_dim), np.float32)
+    side = rng.standard_normal((rows, h.side_dim), np.float32) if h.side_dim else None
+    h(old, side)
+    start, done = time.perf_counter(), 0
+    while done == 0 or time.perf_counter() - start < 0.3:
+        h(old, side)
+        done += rows
+    return done / (time.perf_counter() - start)
