@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fct_infer.errors import GalleryError, UsageError
 from fct_infer.gallery import sample_rows
-from fct_infer.gallery.source import Source
+from fct_infer.gallery.source import Source, SourceReader
 from fct_infer.transformation import Float32Array
 
 Int64Array: TypeAlias = NDArray[np.int64]
@@ -20,8 +20,6 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 
 MAX_PAIRS = 100_000
 _ID_ROWS = 1 << 16  # ids of the larger side read at once
-_BLOCK_ROWS = 4096
-_GAP = 64  # rows that are read along rather than jumped over
 
 
 @dataclass(frozen=True)
@@ -75,7 +73,7 @@ def read_pairs(
         labels: (rows of old,).
         max_pairs: a sample of this many is read where there are more.
         seed: of that sample.
-        progress: told about ids and rows.
+        progress: told about ids.
 
     Raises:
         UsageError: one source has ids and the other has none, or ids of another kind.
@@ -92,14 +90,14 @@ def read_pairs(
             raise GalleryError(f"{name} has {count:,} rows, OLD {old.schema.rows:,}; wanted one a row")
     chosen = np.argsort(old_rows, kind="stable")[sample_rows(matched, max_pairs, seed)]
     old_rows, new_rows, ids = old_rows[chosen], new_rows[chosen], ids[chosen]
-    old_vectors, old_side = _gather(old, old_rows, "old", progress)
-    new_vectors = _gather(new, new_rows, "new", progress)[0]
+    old_vectors, side_vectors = _gather(old, old_rows, with_side=side is None)
+    new_vectors, _ = _gather(new, new_rows, with_side=False)
     if side is not None:
-        old_side = _gather(side, old_rows, "side", progress)[0]
+        side_vectors, _ = _gather(side, old_rows, with_side=False)
     return Pairs(
         old_vectors,
         new_vectors,
-        old_side,
+        side_vectors,
         ids,
         old_rows,
         None if labels is None else labels[old_rows],
@@ -123,7 +121,7 @@ def _matched(old: Source, new: Source, progress: Progress) -> tuple[Int64Array, 
     if kinds[0] is None or kinds[1] is None:
         without, flag = ("OLD", "--old-ids") if kinds[0] is None else ("NEW", "--new-ids")
         raise UsageError(f"{without} has no ids, the other has; name them with {flag}")
-    if kinds[0].kind != kinds[1].kind:
+    if _words(kinds[0]) != _words(kinds[1]):
         raise UsageError(f"ids of OLD are {_words(kinds[0])}, of NEW {_words(kinds[1])}; they cannot be matched")
     if old.schema.rows < new.schema.rows:
         old_rows, new_rows, ids = _joined(old, new, ("OLD", "NEW"), progress)
@@ -160,51 +158,26 @@ def _joined(
 
 
 def _ids(source: Source) -> Iterator[tuple[int, NDArray[Any]]]:
-    for part in source.parts():
-        with source.open_part(part) as reader:
+    with SourceReader(source) as reader:
+        for part in source.parts():
             for start in range(0, part.rows, _ID_ROWS):
-                yield part.first_row + start, reader.read_ids(start, min(start + _ID_ROWS, part.rows))
+                ids = reader.at(part).read_ids(start, min(start + _ID_ROWS, part.rows))
+                yield part.first_row + start, ids
 
 
-def _gather(
-    source: Source, rows: Int64Array, name: str, progress: Progress
-) -> tuple[Float32Array, Float32Array | None]:
+def _gather(source: Source, rows: Int64Array, *, with_side: bool) -> tuple[Float32Array, Float32Array | None]:
     """Return embeddings and side-information of some rows, in the order given; the source is read forward once."""
-    schema = source.schema
-    vectors = np.empty((len(rows), schema.old_dim), np.float32)
-    side = None if schema.side_dim is None else np.empty((len(rows), schema.side_dim), np.float32)
     order = np.argsort(rows, kind="stable")
-    wanted, done = rows[order], 0
-    for part in source.parts():
-        begin, end = np.searchsorted(wanted, (part.first_row, part.first_row + part.rows))
-        if begin == end:
-            continue
-        with source.open_part(part) as reader:
-            for places in _runs(wanted, int(begin), int(end)):
-                first, last = int(wanted[places.start]), int(wanted[places.stop - 1])
-                block = np.empty((last - first + 1, schema.old_dim), schema.embedding_dtype)
-                beside = None if side is None else np.empty((len(block), side.shape[1]), schema.side_dtype)
-                reader.read_into(first - part.first_row, last + 1 - part.first_row, block, beside)
-                picked = wanted[places] - first
-                vectors[order[places]] = block[picked]
-                if side is not None and beside is not None:
-                    side[order[places]] = beside[picked]
-                done += len(picked)
-                progress(f"read {name}", done, len(rows))
+    found = source.read_rows(rows[order], with_side)
+    places = np.empty_like(order)
+    places[order] = np.arange(len(order))
+    vectors, side = (None if each is None else np.asarray(each[places], np.float32) for each in found)
+    assert vectors is not None
     for what, array in (("embedding", vectors), ("side-information", side)):
         if array is not None and not (finite := np.isfinite(array).all(axis=1)).all():
             raise GalleryError(f"{source.where(int(rows[np.argmin(finite)]))}: {what} holds NaN or infinity")
     return vectors, side
 
 
-def _runs(wanted: Int64Array, begin: int, end: int) -> Iterator[slice]:
-    """Yield slices of ``wanted`` whose rows lie close enough together to be read at once."""
-    start = begin
-    for place in range(begin + 1, end + 1):
-        if place == end or wanted[place] - wanted[place - 1] > _GAP or wanted[place] - wanted[start] >= _BLOCK_ROWS:
-            yield slice(start, place)
-            start = place
-
-
 def _words(dtype: np.dtype[Any]) -> str:
-    return {"i": "integers", "U": "text", "S": "bytes"}.get(dtype.kind, str(dtype))
+    return {"i": "integers", "u": "integers", "U": "text", "S": "bytes"}.get(dtype.kind, str(dtype))
