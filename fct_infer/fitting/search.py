@@ -26,7 +26,7 @@ def search(
         progress: told how many are tried, of about how many.
     """
     found: dict[Recipe, Trial] = {}
-    ranks = [rank for rank in RANKS if rank < min(old_dim, new_dim)]
+    ranks = [rank for rank in RANKS if 2 * rank * (old_dim + new_dim) <= old_dim * new_dim]  # else they save too little
     with_side = len(SIDE_ALPHAS) + 2 + 3 * len(SHARES) if side_dim else 0
     planned = 1 + len(ALPHAS) + with_side + 3 * len(SHARES) + len(ranks) + _SPREAD + 2
 
