@@ -14,7 +14,7 @@ from fct_infer.evaluation import METRICS, Metric
 from fct_infer.fitting.crossfit import CrossFit, Split, Trial, choose, is_within_noise, statistics_of, try_recipe
 from fct_infer.fitting.forecast import Forecast, Queries, forecast, suspect_share
 from fct_infer.fitting.measures import ByLabels, ByTruth, Estimate, Measure, Overlap
-from fct_infer.fitting.networks import NAME, cross_fit_network, final_network
+from fct_infer.fitting.network_trial import NAME, cross_fit_network, final_network
 from fct_infer.fitting.pairs import Int64Array, Pairs, Progress
 from fct_infer.fitting.search import search
 from fct_infer.maps import Recipe

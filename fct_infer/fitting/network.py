@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from fct_infer.fitting.pairs import Int64Array, Pairs
-from fct_infer.maps.recipes import OUTPUT, Recipe, unit_deviation_steps
+from fct_infer.maps import Recipe
+from fct_infer.maps.affine import OUTPUT, unit_deviation_steps
 from fct_infer.maps.statistics import Float64Array, Statistics
 from fct_infer.training.alignment import cosine_loss
 from fct_infer.training.losses import transformation_loss

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from fct_infer.errors import UsageError
+from fct_infer.maps.affine import affine_program
 from fct_infer.maps.statistics import Float64Array, Statistics
-from fct_infer.transformation import Concat, Linear, Program, Step
+from fct_infer.transformation import Program
 
 DEFAULT_ALPHAS = (0.0, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
@@ -58,7 +59,7 @@ def fit_procrustes(
         factor = float(singular.sum()) / energy if energy > 0 else 1.0
     weight *= factor
     bias = means[d_in:] - means[:d_in] @ weight
-    return FittedMap(_affine_program(training, [weight], bias), {"scale": factor})
+    return FittedMap(affine_program(training, [weight], bias), {"scale": factor})
 
 
 def fit_ridge(
@@ -137,23 +138,8 @@ def _best(
         weight = reduce(np.matmul, factors)
         bias = training.mean[d_in:] - training.mean[:d_in] @ weight
         errors[alpha] = (validation or training).mean_squared_error(weight, bias)
-        found[alpha] = FittedMap(_affine_program(training, factors, bias), {"alpha": alpha, "lambda": alpha * unit})
+        found[alpha] = FittedMap(affine_program(training, factors, bias), {"alpha": alpha, "lambda": alpha * unit})
     best = found[min(errors, key=lambda alpha: errors[alpha])]
     if validation is not None:
         best.findings["mse_by_alpha"] = {str(alpha): error for alpha, error in errors.items()}
     return best
-
-
-def _affine_program(statistics: Statistics, factors: list[Float64Array], bias: Float64Array) -> Program:
-    """Return x F1 ... Fk + bias, a linear step per factor."""
-    dims, steps, source = {"old": statistics.old_dim}, list[Step](), "old"
-    if statistics.side_dim:
-        dims["side"], source = statistics.side_dim, "concat"
-        steps.append(Concat(("old", "side"), source))
-    for index, factor in enumerate(factors):
-        is_last = index == len(factors) - 1
-        offset = bias if is_last else np.zeros(factor.shape[1])
-        weight = np.ascontiguousarray(factor.T, np.float32)
-        steps.append(Linear(source, f"map.{index}", weight, offset.astype(np.float32)))
-        source = f"map.{index}"
-    return Program(dims, tuple(steps), source)

@@ -12,10 +12,9 @@ from typing import cast
 
 import numpy as np
 
+from fct_infer.maps.affine import affine_program
 from fct_infer.maps.statistics import Float64Array, Statistics
-from fct_infer.transformation import Concat, Linear, Normalize, Program, Step
-
-OUTPUT = "new"
+from fct_infer.transformation import Program
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Recipe:
         d_in = training.input_dim
         factors = self._factors(training)
         offset = training.mean[d_in:] - training.mean[:d_in] @ np.linalg.multi_dot([*factors, np.eye(len(training.yy))])
-        return _program(training, factors, offset, self.unit_deviation)
+        return affine_program(training, factors, offset, unit_deviation=self.unit_deviation)
 
     def _factors(self, training: Statistics) -> list[Float64Array]:
         if self.share == 1:
@@ -90,30 +89,3 @@ def ridge_weight(training: Statistics, alpha: float, side_alpha: float = 0.0) ->
         if len(own):
             own += penalty * own.mean() or 1.0  # columns that never vary weigh nothing
     return cast(Float64Array, np.linalg.solve(xx, training.xy))
-
-
-def _program(training: Statistics, factors: list[Float64Array], offset: Float64Array, unit_deviation: bool) -> Program:
-    dims, steps, source = {"old": training.old_dim}, list[Step](), "old"
-    if training.side_dim:
-        dims["side"], source = training.side_dim, "concat"
-        steps.append(Concat(("old", "side"), source))
-    mean = training.mean[training.input_dim :]
-    for index, factor in enumerate(factors):
-        is_last = index == len(factors) - 1
-        output = OUTPUT if is_last and not unit_deviation else f"map.{index}"
-        bias = (offset - mean if unit_deviation else offset) if is_last else np.zeros(factor.shape[1])
-        steps.append(_linear(source, output, factor, bias))
-        source = output
-    if unit_deviation:
-        steps += unit_deviation_steps(source, mean, float(np.sqrt(np.trace(training.yy) / training.rows)))
-    return Program(dims, tuple(steps), OUTPUT)
-
-
-def unit_deviation_steps(deviation: str, mean: Float64Array, radius: float) -> list[Step]:
-    """Return the steps from the value ``deviation``, which is h - mean, to mean + radius (h - mean) / ||h - mean||."""
-    unit = f"{deviation}.unit"
-    return [Normalize(deviation, unit), _linear(unit, OUTPUT, radius * np.eye(len(mean)), mean)]
-
-
-def _linear(source: str, output: str, weight: Float64Array, bias: Float64Array) -> Linear:
-    return Linear(source, output, np.ascontiguousarray(weight.T, np.float32), bias.astype(np.float32))

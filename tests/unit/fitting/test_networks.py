@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fct_infer import Transformation
-from fct_infer.fitting import Pairs, Settings, fit_pairs, networks
+from fct_infer.fitting import Pairs, Settings, fit_pairs, network_trial
 from fct_infer.fitting.crossfit import CrossFit, Split, statistics_of
 from fct_infer.fitting.network import Residual, Schedule, train
 from fct_infer.maps import Recipe
@@ -57,7 +57,7 @@ def test_where_rows_bend_a_network_is_chosen_and_beats_the_closed_forms(monkeypa
     monkeypatch.setattr(network, "STEPS", 400)
     pairs, fresh = curved(1200), curved(1000, seed=1)
     found = fit_pairs(pairs, Settings(budget=1e9))
-    assert found.chosen.name == networks.NAME
+    assert found.chosen.name == network_trial.NAME
     closed = next(trial for trial in found.trials if trial.recipe is not None)
     assert found.chosen.estimate.mean > closed.estimate.mean + 0.1
     assert found.forecast.measured.mean == pytest.approx(found.chosen.estimate.mean, abs=0.1)
@@ -94,8 +94,8 @@ def test_where_a_closed_form_is_right_the_network_is_left_out(monkeypatch):
 )
 def test_why_no_network_was_tried_is_said(pairs, budget, without_torch, message, monkeypatch):
     if without_torch:
-        monkeypatch.setattr(networks, "find_spec", lambda name: None)
+        monkeypatch.setattr(network_trial, "find_spec", lambda name: None)
     data = curved(pairs)
     cross_fit = CrossFit(data, Split.draw(pairs, None, 0))
-    said = networks.cross_fit_network(cross_fit, Recipe(), "l2", budget, 0, lambda *_: None)
+    said = network_trial.cross_fit_network(cross_fit, Recipe(), "l2", budget, 0, lambda *_: None)
     assert isinstance(said, str) and re.search(message, said)
