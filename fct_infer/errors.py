@@ -110,3 +110,10 @@ class StoppedError(FctError):
     """Stopped on request before the end; what is finished is kept and the same call resumes."""
 
     exit_code = 75
+
+
+def import_error(package: str, extra: str, error: ImportError) -> FctError:
+    """Return what an optional package that does not import means: it is not there, or the machine cannot load it."""
+    if isinstance(error, ModuleNotFoundError):
+        return MissingExtraError(package, extra)
+    return ResourceError(f"{package} is installed, but cannot be loaded: {error}")

@@ -22,7 +22,7 @@ from fct_infer.backends.cuda_memory import CudaMemory, DeviceMemory
 from fct_infer.backends.device import cuda_index
 from fct_infer.backends.runner import Batch, DeviceBatch, Interface, Runner
 from fct_infer.device_arrays import DeviceRows
-from fct_infer.errors import ArtifactError, MissingExtraError, UnsupportedError
+from fct_infer.errors import ArtifactError, UnsupportedError, import_error
 from fct_infer.transformation import Float32Array
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
@@ -186,5 +186,5 @@ def _import_onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise MissingExtraError("onnxruntime", "cpu") from error
+        raise import_error("onnxruntime", "cpu", error) from error
     return onnxruntime

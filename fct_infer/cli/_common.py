@@ -57,7 +57,11 @@ def _watch_streams() -> None:
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived; not an Exception, so that no handler swallows it on its way out."""
+    """SIGTERM or SIGHUP arrived; not an Exception, so that no handler swallows it on its way out."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number, self.name = number, signal.Signals(number).name
 
 
 _BYTES = {
@@ -79,9 +83,11 @@ def byte_size(text: str) -> int:
 def run_cli(command: click.Command, *, resumes: bool = False) -> NoReturn:
     """Run a click command and exit as the contract says: FctErrors as one line, a traceback only for a bug.
 
-    ``resumes``: the same command goes on where it was stopped; only then SIGTERM ends with "stopped, can be resumed".
+    ``resumes``: the same command goes on where it was stopped; only then a signal ends with "stopped, can be resumed".
     """
     signal.signal(signal.SIGTERM, _raise_terminated)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup ignores it
+        signal.signal(signal.SIGHUP, _raise_terminated)
     _watch_streams()
     try:
         result: Any = command.main(standalone_mode=False)
@@ -92,10 +98,10 @@ def run_cli(command: click.Command, *, resumes: bool = False) -> NoReturn:
         sys.exit(error.exit_code)
     except FctError as error:
         _fail(f"error: {error}", error.exit_code)
-    except Terminated:
+    except Terminated as stop:
         if resumes:
-            _fail("stopped by SIGTERM; the same command resumes", StoppedError.exit_code)
-        _fail("stopped by SIGTERM", 128 + signal.SIGTERM)
+            _fail(f"stopped by {stop.name}; the same command resumes", StoppedError.exit_code)
+        _fail(f"stopped by {stop.name}", 128 + stop.number)
     except (KeyboardInterrupt, click.exceptions.Abort):
         _fail("interrupted", 130)
     except MemoryError:
@@ -128,8 +134,8 @@ def json_option() -> Callable[[Any], Any]:
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
 
 
-def _raise_terminated(_signal: int, _frame: object) -> NoReturn:
-    raise Terminated
+def _raise_terminated(number: int, _frame: object) -> NoReturn:
+    raise Terminated(number)
 
 
 def _flush() -> None:

@@ -16,6 +16,7 @@ from fct_infer.cli._progress import progress_on_stderr
 if TYPE_CHECKING:
     from fct_infer.evaluation import Metric
     from fct_infer.fitting import Fit, Pairs
+    from fct_infer.fitting.measures import Direction
 
 _PATH = click.Path(path_type=Path)
 _SHOWN = 8  # candidates
@@ -66,7 +67,7 @@ def _seconds(_context: click.Context, _parameter: click.Parameter, value: str) -
 @json_option()
 def command(
     bundle: Path,
-    direction: str,
+    direction: Direction,
     metric: Metric | None,
     budget: float,
     no_network: bool,
@@ -94,13 +95,16 @@ def command(
 
     given = {f"--{name.replace('_', '-')}": value for name, value in inputs.items() if isinstance(value, Path)}
     refuse_existing(bundle, given, force=force)
+    settings = Settings(metric, budget, not no_network, seed, direction)
+    if direction == "new-to-old" and inputs["queries"]:
+        raise click.UsageError(
+            "--direction new-to-old is judged by --labels or by the rows of all pairs, not by --queries"
+        )
     with progress_on_stderr() as progress:
         pairs, queries = read_inputs(inputs, max_pairs=max_pairs, seed=seed, progress=progress)
-        if direction == "new-to-old":
-            pairs, queries = pairs.swapped(), None if queries is None else queries.swapped()
     click.echo(_pairs_line(pairs), err=True)
     with progress_on_stderr("steps") as progress:
-        found = fit_pairs(pairs, Settings(metric, budget, not no_network, seed), queries, progress)
+        found = fit_pairs(pairs, settings, queries, progress)
     report = export_transformation(found.program, bundle, Options(("core",), force=force))
     next_command = report.next_command
     if direction == "new-to-old":
@@ -110,6 +114,8 @@ def command(
         click.echo(json.dumps(document, indent=2, allow_nan=False))
         return
     show_fit(found)
+    if found.forecast.verdict.action in ("keep old", "re-embed"):
+        next_command = f"nothing; to see for yourself, {next_command}"
     click.echo(f"\nnext: {next_command}")
 
 
@@ -140,7 +146,8 @@ def show_fit(found: Fit) -> None:
         table.add_row(mark + trial.name, *figures, style=style)
     console.print(table)
     forecast = found.forecast
-    rows = {found.measure: f"{forecast.measured}, on queries that did not choose"}
+    asked = f"{forecast.queries:,} queries that {'did not choose' if forecast.is_independent else 'chose it, too'}"
+    rows = {found.measure: f"{forecast.measured}, on {asked}"}
     for name, known in (("old/old", forecast.old_old), ("new/new", forecast.new_new)):
         if known is not None:
             rows[name] = str(known)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -214,7 +215,7 @@ def show_report(report: dict[str, Any], as_json: bool) -> None:
         if reason := report["index_placement"].get("reason"):
             rows["index"] += f"; built on {report['index_placement']['add']}: {reason}"
     show_rows(rows)
-    click.echo(f"\nnext: python -c \"import fct_infer; index = fct_infer.load_index('{report['dest']}')\"")
+    click.echo(f"\nnext: fct-gallery verify {shlex.quote(str(report['dest']))}")
 
 
 def duration_text(seconds: float) -> str:

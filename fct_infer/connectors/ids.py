@@ -130,7 +130,7 @@ class WithIds(Source):
     def schema(self) -> Schema:
         """That of the source, with the ids."""
         schema = self.inner.schema
-        return replace(schema, id_dtype=self._ids.dtype, columns=schema.columns | {"id": str(self._ids_path)})
+        return replace(schema, id_dtype=self._ids.dtype, columns=schema.columns | {"id": self._ids_path.name})
 
     @property
     def files(self) -> Mapping[str, Path]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fct_infer.errors import GalleryError, MissingExtraError, UsageError
+from fct_infer.errors import GalleryError, UsageError, import_error
 
 MAX_DIM = 1 << 20  # wider "vectors" are a damaged header; a buffer of one row stays small
 EMBEDDING_NAMES = ("embedding", "embeddings", "vector", "vectors", "emb", "train", "features", "old")
@@ -147,8 +147,9 @@ def optional(module: str, extra: str) -> Any:
 
     Raises:
         MissingExtraError: it is not installed; names the extra that brings it.
+        ResourceError: it is, and cannot be loaded.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise MissingExtraError(module.partition(".")[0], extra) from error
+        raise import_error(module.partition(".")[0], extra, error) from error

@@ -123,6 +123,10 @@ class ParquetSource(PartedSource):
         """All of them, by their names inside the folder."""
         return {_name(self._root, file): file for file in self._paths}
 
+    def added_files(self) -> list[Path]:
+        """See :class:`~fct_infer.gallery.source.Source`."""
+        return sorted(set(parquet_files(self._root)) - set(self._paths))
+
     def place(self, row: int) -> tuple[str, int]:
         """File and row group, and the row's number in that."""
         group = self._groups[bisect_right(self._starts, row) - 1]
@@ -216,6 +220,8 @@ def _batches(groups: Sequence[_Group], columns: list[str], rows: int) -> Generat
             for group in inside:
                 done = 0
                 # Fields of a list column are named "column.list.element"; iter_batches takes the column's own name.
+                if missing := set(columns) - set(parquet.schema_arrow.names):
+                    raise GalleryError(f"{file}: has no column {missing.pop()!r} any more; it was changed meanwhile")
                 for batch in parquet.iter_batches(rows, row_groups=[group.number], columns=columns, use_threads=False):
                     yield group, batch, done
                     done += batch.num_rows

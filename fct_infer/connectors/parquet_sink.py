@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from fct_infer.connectors.ids import WithIds
 from fct_infer.connectors.options import EMBEDDING_NAMES, ID_NAMES, SourceOptions
 from fct_infer.connectors.parquet import ParquetSource
 from fct_infer.connectors.parted import Forward
-from fct_infer.errors import ArrayError, GalleryError
+from fct_infer.errors import ArrayError, GalleryError, UsageError
 from fct_infer.gallery.sink import PartWriter, Receipt, ids_receipt
 from fct_infer.gallery.source import Part, Source, SourceReader
 from fct_infer.storage import DigestedFile, DurableWriter
@@ -43,6 +44,8 @@ class ParquetSink:
         self._origin = table if isinstance(table, ParquetSource) else None
         if self._origin is not None:
             _check_carried(self._origin)
+        if hidden := [part.name for part in source.parts() if part.name[0] in "._"]:
+            raise UsageError(f"shard {hidden[0]}: Parquet folders are read without such names; publish npy")
         self._others: Forward | None = None
         self._columns = self._named()
         self.schema = self._new_schema()
@@ -73,6 +76,12 @@ class ParquetSink:
         columns.setdefault("embedding", _free(EMBEDDING_NAMES, taken))
         if self._source.schema.id_dtype is not None:
             own = None if self._origin is not self._source else self._source.schema.columns["id"]
+            others = [name for name in taken if name.lower() in ID_NAMES]
+            if own is None and others:
+                raise UsageError(
+                    f"ids lie beside, and {self._source.path} has a column {others[0]!r}, which would be read "
+                    "as the ids of DEST; publish npy, or name the column with --id-column"
+                )
             columns["id"] = own or _free(ID_NAMES, taken)
         return columns
 
@@ -250,7 +259,8 @@ def _is_fixed(kind: Any) -> bool:
 
 def _free(names: tuple[str, ...], taken: list[str]) -> str:
     lower = {name.lower() for name in taken}
-    return next((name for name in names if name not in lower), f"new_{names[0]}")
+    more = (f"{names[0]}_{number}" for number in count(2))
+    return next(name for name in chain(names, more) if name not in lower)
 
 
 def _cast(column: Any, wanted: Any) -> Any:

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fct_infer.errors import ArrayError, NonFiniteError, UsageError
+from fct_infer.errors import ArrayError, NonFiniteError
 from fct_infer.fitting.fit import Fit, Settings, fit_pairs
-from fct_infer.fitting.forecast import Queries
 from fct_infer.fitting.pairs import Pairs, Progress
+from fct_infer.fitting.queries import Queries
 from fct_infer.transformation import Float32Array
 
 
@@ -44,11 +44,10 @@ def fit(
     """
     rows = np.arange(len(old))
     columns = {"old": old, "new": new} | ({} if side is None else {"side": side})
-    vectors = {name: _vectors(name, array, len(old)) for name, array in columns.items()}
+    vectors = {name: _vectors(name, np.asarray(array), len(old)) for name, array in columns.items()}
+    labels = None if labels is None else np.asarray(labels)
     if labels is not None and labels.shape != (len(old),):
         raise ArrayError(f"labels: is {labels.shape}, wanted ({len(old)},)")
-    if queries is not None and queries.truth.size and queries.truth.max() >= len(old):
-        raise UsageError(f"queries.truth: names row {queries.truth.max()}, there are {len(old)}")
     pairs = Pairs(vectors["old"], vectors["new"], vectors.get("side"), rows, rows, labels, len(old))
     return fit_pairs(pairs, settings, queries, progress)
 
@@ -56,7 +55,9 @@ def fit(
 def _vectors(name: str, array: NDArray[Any], rows: int) -> Float32Array:
     if array.ndim != 2 or array.dtype.kind != "f" or array.shape[0] != rows or not array.size:
         raise ArrayError(f"{name}: is {array.dtype} {array.shape}, wanted floating-point ({rows}, d)")
-    finite = np.isfinite(array).all(axis=1)
+    with np.errstate(over="ignore"):
+        narrowed = np.ascontiguousarray(array, np.float32)
+    finite = np.isfinite(narrowed).all(axis=1)
     if not finite.all():
         raise NonFiniteError(name, int(np.argmin(finite)))
-    return np.ascontiguousarray(array, np.float32)
+    return narrowed

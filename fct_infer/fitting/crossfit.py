@@ -36,7 +36,15 @@ class Split:
     reporting: Int64Array
 
     @classmethod
-    def draw(cls, pairs: int, queries: int | None, seed: int, kept: Int64Array | None = None) -> Split:
+    def draw(
+        cls,
+        pairs: int,
+        queries: int | None,
+        seed: int,
+        *,
+        kept: Int64Array | None = None,
+        items: Int64Array | None = None,
+    ) -> Split:
         """Draw the split.
 
         Args:
@@ -44,9 +52,12 @@ class Split:
             queries: how many queries the user brings; None where the judged rows are the queries.
             seed: of the draw.
             kept: pairs that have to be judged, such as those that queries look for.
+            items: (pairs,) numbers that are equal for copies of one item, which are held out together; see
+                :func:`items_of`.
         """
         rng = np.random.default_rng(seed)
-        folds = rng.permutation(np.arange(pairs) % FOLDS)
+        of_pair = np.arange(pairs) if items is None else np.unique(items, return_inverse=True)[1]
+        folds = rng.permutation(np.arange(of_pair.max() + 1) % FOLDS)[of_pair]
         order = rng.permutation(pairs)
         if kept is not None:
             order = np.concatenate([kept, order[~np.isin(order, kept)]])
@@ -58,10 +69,16 @@ class Split:
 
 
 class CrossFit:
-    """Transforms the judged rows by maps fitted on other rows."""
+    """Transforms the judged rows by maps fitted on other rows.
 
-    def __init__(self, pairs: Pairs, split: Split) -> None:
-        self.pairs, self.split = pairs, split
+    Args:
+        pairs: what there is.
+        split: see :class:`Split`.
+        unit_length: whether transformed rows are given length 1, as the map will give them.
+    """
+
+    def __init__(self, pairs: Pairs, split: Split, unit_length: bool = False) -> None:
+        self.pairs, self.split, self.unit_length = pairs, split, unit_length
         self._statistics: dict[float, list[Statistics]] = {}
 
     def statistics(self, share: float = 1.0) -> list[Statistics]:
@@ -83,8 +100,14 @@ class CrossFit:
         for fold, statistics in enumerate(self.statistics(share)):
             rows = np.flatnonzero(folds == fold)
             if len(rows):
-                result[rows] = transform(recipe.fit(statistics), self.pairs, judged[rows])
+                result[rows] = self.apply(recipe.fit(statistics), judged[rows])
         return result
+
+    def apply(self, program: Program, rows: Int64Array) -> Float32Array:
+        """Return some pairs' old rows transformed in float32, as an upgrade computes them."""
+        h = Transformation(program.with_normalization() if self.unit_length else program, "fp32")
+        side = self.pairs.side[rows] if h.side_dim and self.pairs.side is not None else None
+        return h(self.pairs.old[rows], side)
 
 
 @dataclass(frozen=True)
@@ -125,11 +148,24 @@ def statistics_of(pairs: Pairs, rows: Int64Array) -> Statistics:
     return found
 
 
-def transform(program: Program, pairs: Pairs, rows: Int64Array) -> Float32Array:
-    """Return some pairs' old rows transformed in float32, as an upgrade computes them."""
-    h = Transformation(program, "fp32")
-    side = pairs.side[rows] if h.side_dim and pairs.side is not None else None
-    return h(pairs.old[rows], side)
+def items_of(pairs: Pairs) -> Int64Array:
+    """Return (n,) numbers that are equal where old rows or new rows are, the number of the first such pair.
+
+    A copy of an item among the rows that a map is fitted on would tell the answer for it.
+    """
+    parts = [
+        np.unique(rows.view(f"V{rows.dtype.itemsize * rows.shape[1]}").ravel(), return_inverse=True)[1]
+        for rows in (pairs.old, pairs.new)
+    ]
+    items = np.arange(len(pairs))
+    while True:
+        before = items
+        for part in parts:
+            smallest = np.full(len(pairs), len(pairs))
+            np.minimum.at(smallest, part, items)
+            items = smallest[part]
+        if np.array_equal(items, before):
+            return items
 
 
 def try_recipe(cross_fit: CrossFit, measure: Measure, recipe: Recipe) -> Trial:

@@ -5,23 +5,35 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from fct_infer.errors import GalleryError, GateError, UsageError
-from fct_infer.evaluation import METRICS, Metric
-from fct_infer.fitting.crossfit import CrossFit, Split, Trial, choose, is_within_noise, statistics_of, try_recipe
-from fct_infer.fitting.forecast import Forecast, Queries, forecast, suspect_share
-from fct_infer.fitting.measures import ByLabels, ByTruth, Estimate, Measure, Overlap
+from fct_infer.evaluation import METRICS, Metric, nearest
+from fct_infer.fitting.crossfit import (
+    CrossFit,
+    Split,
+    Trial,
+    choose,
+    is_within_noise,
+    items_of,
+    statistics_of,
+    try_recipe,
+)
+from fct_infer.fitting.forecast import Forecast, forecast, suspect_share
+from fct_infer.fitting.measures import ByLabels, ByTruth, Direction, Estimate, Measure, Overlap, Search
 from fct_infer.fitting.network_trial import NAME, cross_fit_network, final_network
 from fct_infer.fitting.pairs import Int64Array, Pairs, Progress
-from fct_infer.fitting.search import search
+from fct_infer.fitting.queries import Queries
+from fct_infer.fitting.search import try_recipes
+from fct_infer.gallery import sample_rows
 from fct_infer.maps import Recipe
 from fct_infer.transformation import Program
 
 MIN_PAIRS = 50
-_SUSPECT, _HOPELESS = 0.05, 0.7  # shares of pairs that look mismatched: said, and refused
+_COPY, _COPY_ROWS = 0.02, 500  # of the rows' root mean square distance from their mean; rows looked at
+_SUSPECT, _HOPELESS = 0.05, 0.75  # shares of pairs that look mismatched: said, and refused
 
 
 @dataclass(frozen=True)
@@ -32,13 +44,25 @@ class Settings:
         metric: how the gallery will be searched; None takes ``cosine`` where all new rows have length 1, else ``l2``.
         budget: seconds; a network is tried only if all its trainings fit into what is left.
         network: whether one is tried at all.
-        seed: of everything drawn.
+        seed: of everything drawn, below 2**63.
+        direction: ``old-to-new`` maps stored rows; ``new-to-old`` maps new queries, to search the old gallery.
+
+    Raises:
+        UsageError: no such metric, direction, budget or seed.
     """
 
     metric: Metric | None = None
     budget: float = 300.0
     network: bool = True
     seed: int = 0
+    direction: Direction = "old-to-new"
+
+    def __post_init__(self) -> None:
+        for name, known in (("metric", (None, *METRICS)), ("direction", get_args(Direction))):
+            if getattr(self, name) not in known:
+                raise UsageError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(filter(None, known))}")
+        if not self.budget > 0 or not 0 <= self.seed < 1 << 63:
+            raise UsageError(f"budget is {self.budget}, seed {self.seed}; wanted some seconds, and 0 to 2**63 - 1")
 
 
 @dataclass(frozen=True)
@@ -101,23 +125,27 @@ def fit_pairs(
         UsageError: unknown metric, or queries of another width.
     """
     began, settings, progress = time.monotonic(), settings or Settings(), progress or (lambda stage, done, rows: None)
-    _check(pairs, settings, queries)
+    _check(pairs)
+    if settings.direction == "new-to-old":
+        if queries is not None:
+            raise UsageError("a map of queries is judged by the rows of all pairs or by labels, not by queries")
+        pairs = pairs.swapped()
+    queries = None if queries is None else queries.checked(pairs)
     is_unit = bool(np.allclose(np.linalg.norm(pairs.new, axis=1), 1, atol=1e-3))
-    metric = settings.metric or ("cosine" if is_unit else "l2")
-    wanted = None if queries is None else np.unique(queries.truth[queries.truth >= 0])
-    split = Split.draw(len(pairs), None if queries is None else len(queries.new), settings.seed, wanted)
-    cross_fit, measure = CrossFit(pairs, split), _measure(pairs, split.judged, queries, metric)
+    search = Search(settings.metric or ("cosine" if is_unit else "l2"), settings.direction)
+    split = _split(pairs, queries, settings.seed)
+    cross_fit, measure = CrossFit(pairs, split, is_unit), _measure(pairs, split.judged, queries, search)
     widths = pairs.old.shape[1], 0 if pairs.side is None else pairs.side.shape[1], pairs.new.shape[1]
     attempt = partial(try_recipe, cross_fit, measure)
-    trials = search(attempt, *widths, progress=partial(progress, "try maps"))
+    trials = try_recipes(attempt, *widths, progress=partial(progress, "try maps"))
     chosen = choose(trials, prefer_spread=queries is None)
     recipe = chosen.recipe
     assert recipe is not None
-    notes = [*_suspicion(cross_fit, recipe, metric), *_side_notes(trials)]
+    notes = [*_suspicion(cross_fit, recipe, search), *_copies(cross_fit), *_side_notes(trials)]
     transformed, network = cross_fit.transformed(recipe), None
     if settings.network:
         left, stage = settings.budget - (time.monotonic() - began), partial(progress, "try a network")
-        found = cross_fit_network(cross_fit, recipe, metric, left, settings.seed, stage)
+        found = cross_fit_network(cross_fit, recipe, search, left, settings.seed, stage)
         if isinstance(found, str):
             notes.append(found)
         else:
@@ -137,34 +165,58 @@ def fit_pairs(
         chosen,
         tuple(sorted(trials, key=lambda trial: -trial.scores.mean())),
         measure.name,
-        metric,
-        forecast(cross_fit, transformed, recipe, measure, queries, metric),
+        search.metric,
+        forecast(cross_fit, transformed, recipe, measure, queries, search),
         tuple(notes),
         len(pairs),
         time.monotonic() - began,
     )
 
 
-def _measure(pairs: Pairs, judged: Int64Array, queries: Queries | None, metric: Metric) -> Measure:
+def _split(pairs: Pairs, queries: Queries | None, seed: int) -> Split:
+    items = items_of(pairs)
+    if queries is None:
+        return Split.draw(len(pairs), None, seed, items=items)
+    wanted = np.unique(queries.truth[queries.truth >= 0])
+    return Split.draw(len(pairs), len(queries.new), seed, kept=wanted, items=items)
+
+
+def _measure(pairs: Pairs, judged: Int64Array, queries: Queries | None, search: Search) -> Measure:
     new = pairs.new[judged]
     if queries is not None:
         places = np.full(len(pairs) + 1, -1)  # the last is for -1, no row
         places[judged] = np.arange(len(judged))
-        return ByTruth(queries.new, places[queries.truth], metric)
-    return Overlap(new, metric) if pairs.labels is None else ByLabels(new, pairs.labels[judged], metric)
+        return ByTruth(queries.new, places[queries.truth], search.metric)
+    return Overlap(new, *search) if pairs.labels is None else ByLabels(new, pairs.labels[judged], *search)
 
 
-def _suspicion(cross_fit: CrossFit, recipe: Recipe, metric: Metric) -> list[str]:
-    share = suspect_share(cross_fit, recipe, metric)
-    if share >= _HOPELESS:
+def _suspicion(cross_fit: CrossFit, recipe: Recipe, search: Search) -> list[str]:
+    share = suspect_share(cross_fit, recipe, search)
+    if share.mean >= _HOPELESS:
         raise GateError(
-            f"the pairs do not belong together: h of an item's old row is hardly nearer to its new row than to any "
-            f"other ({100 * share:.0f} % as by chance). Are the ids of OLD and NEW those of the same items, in the "
-            "order of their rows?"
+            "the pairs do not belong together: h of an item's old row is hardly nearer to its new row than to others "
+            f"({100 * min(share.mean, 1):.0f} % as by chance). Are the ids of OLD and NEW those of the same items, "
+            "in the order of their rows?"
         )
-    if share > _SUSPECT:
-        return [f"about {100 * share:.0f} % of the pairs look as if their two rows were of different items"]
+    if share.mean - 2 * share.standard_error > _SUSPECT:
+        return [
+            f"about {100 * share.mean:.0f} % of the pairs look as if their two rows were of different items, or as if "
+            "one model saw little of what the other does"
+        ]
     return []
+
+
+def _copies(cross_fit: CrossFit) -> list[str]:
+    """Say if many items have a near copy among the pairs, by which a map would know them."""
+    old = cross_fit.pairs.old[cross_fit.split.judged]
+    radius = float(np.sqrt(np.mean(np.sum((old - old.mean(axis=0)) ** 2, axis=1))))
+    distances, _ = nearest(old, old, 1, exclude_self=True, query_rows=sample_rows(len(old), _COPY_ROWS, 3))
+    share = float(np.mean(distances < _COPY * radius))
+    if share <= _SUSPECT:
+        return []
+    return [
+        f"{100 * share:.0f} % of the old rows have a near copy among the pairs: new items will fare worse than these"
+    ]
 
 
 def _side_notes(trials: list[Trial]) -> list[str]:
@@ -173,31 +225,19 @@ def _side_notes(trials: list[Trial]) -> list[str]:
     if not beside:
         return []
     best = max(beside, key=lambda trial: trial.scores.mean())
-    plain = max((trial for trial in trials if trial not in beside), key=lambda trial: trial.scores.mean())
+    without = (trial for trial in trials if trial.recipe is not None and trial.recipe.side_alpha is None)
+    plain = max(without, key=lambda trial: trial.scores.mean())
     gain = Estimate.of(best.scores - plain.scores)
     if gain.mean > 2 * gain.standard_error:
         return [f"side-information adds {gain} to the best closed form"]
     return [f"side-information adds nothing to the best closed form that can be told from noise ({gain})"]
 
 
-def _check(pairs: Pairs, settings: Settings, queries: Queries | None) -> None:
-    if settings.metric is not None and settings.metric not in METRICS:
-        raise UsageError(f"unknown metric {settings.metric!r}; known: {', '.join(METRICS)}")
+def _check(pairs: Pairs) -> None:
     if len(pairs) < MIN_PAIRS:
         raise GalleryError(f"there are {len(pairs)} pairs; wanted at least {MIN_PAIRS}")
     for name, rows in (("OLD", pairs.old), ("NEW", pairs.new)):
         if not np.any(rows != rows[0]):
             raise GalleryError(f"{name}: all rows are equal")
-    if queries is None:
-        return
-    for name, found, width in (
-        ("queries", queries.new, pairs.new.shape[1]),
-        ("old queries", queries.old, pairs.old.shape[1]),
-    ):
-        if found is not None and found.shape[1] != width:
-            raise UsageError(
-                f"{name} are {found.shape[1]} wide, wanted {width}; OLD is {pairs.old.shape[1]} wide, "
-                f"NEW {pairs.new.shape[1]}: are they swapped?"
-            )
-    if not (queries.truth >= 0).any():
-        raise GalleryError("no query's right row is among the pairs, so they cannot say which map is best")
+    if pairs.labels is not None and not len(ByLabels.repeated(pairs.labels)):
+        raise GalleryError("no two items have the same label, so labels cannot say which map is best")

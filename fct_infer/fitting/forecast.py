@@ -7,42 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from fct_infer.errors import UsageError
-from fct_infer.evaluation import Metric, Verdict, judge
-from fct_infer.fitting.crossfit import QUERIES, CrossFit
-from fct_infer.fitting.measures import ByLabels, ByTruth, Estimate, Measure, Overlap, own_ranks
+from fct_infer.evaluation import Verdict, judge
+from fct_infer.fitting.crossfit import FOLDS, QUERIES, CrossFit
+from fct_infer.fitting.measures import ByLabels, ByTruth, Direction, Estimate, Measure, Overlap, Search, own_ranks
 from fct_infer.fitting.pairs import Int64Array
+from fct_infer.fitting.queries import Queries
 from fct_infer.gallery import sample_rows
 from fct_infer.maps import Recipe
 from fct_infer.transformation import Float32Array
 
 CURVE = (0.25, 0.5, 1.0)  # shares of the pairs that the learning curve is measured at
+_FEWEST_RANKS = 20  # that say whether pairs belong together
 _MOST, _HALF = 0.8, 0.5  # shares of the new model's results from which on a gallery is said to give most, and half
-
-
-@dataclass(frozen=True)
-class Queries:
-    """Queries of the user's own.
-
-    Attributes:
-        new: (q, d_new) float32, by the new model.
-        truth: (q, t) numbers of the pairs that are right; -1 for none.
-        old: (q, d_old) float32, the same by the old model, or None.
-    """
-
-    new: Float32Array
-    truth: Int64Array
-    old: Float32Array | None = None
-
-    def swapped(self) -> Queries:
-        """Return the queries for a map from the new space to the old.
-
-        Raises:
-            UsageError: there are none by the old model.
-        """
-        if self.old is None:
-            raise UsageError("new-to-old is judged in the old space: --old-queries are missing")
-        return Queries(self.old, self.truth, self.new)
 
 
 @dataclass(frozen=True)
@@ -59,22 +35,26 @@ class Forecast:
 
     Attributes:
         gallery_rows: how many rows were searched; larger galleries have lower figures, whatever the map.
-        measured: new queries in the transformed gallery, by the measure that chose.
+        queries, is_independent: how many were asked, and whether they are others than those that chose the map.
+        measured: new queries in the transformed gallery (or transformed queries in the old one), by the measure that
+            chose.
         old_old, new_new: the same of the old model in the old gallery and of the new in a re-embedded one, if known.
-        agreement: share of the ten rows that a re-embedded gallery would give, given by the transformed one.
-        old_agreement: the same, given by the old model in the old gallery.
-        recall: rank -> share of new rows that find their own transformed row up to there.
+        agreement: share of the ten rows that the target's own model finds, found with the map.
+        without_map: the same, found by the other model in its own space.
+        recall: rank -> share of rows that find their own counterpart up to there.
         curve: what fewer pairs would have given; of a network's starting point where that was chosen.
         twice: what twice the pairs would add, by the curve; a share, extrapolated.
         verdict: what to do.
     """
 
     gallery_rows: int
+    queries: int
+    is_independent: bool
     measured: Estimate
     old_old: Estimate | None
     new_new: Estimate | None
     agreement: Estimate
-    old_agreement: Estimate
+    without_map: Estimate
     recall: dict[int, Estimate]
     curve: tuple[CurvePoint, ...]
     twice: float | None
@@ -91,65 +71,88 @@ def forecast(
     recipe: Recipe,
     measure: Measure,
     queries: Queries | None,
-    metric: Metric,
+    search: Search,
 ) -> Forecast:
     """Measure a candidate on the reporting queries.
 
     Args:
         cross_fit: pairs and split.
-        transformed: (m, d_new) judged rows by the candidate, each by a fit without it.
+        transformed: (m, d) judged rows by the candidate, each by a fit without it.
         recipe: the candidate, or the closed form that it starts from.
         measure: what chose it.
         queries: of the user.
-        metric: how rows are searched.
+        search: how rows are searched, and what is mapped.
     """
     pairs, split = cross_fit.pairs, cross_fit.split
-    old, new = pairs.old[split.judged], pairs.new[split.judged]
+    source, target = pairs.old[split.judged], pairs.new[split.judged]
     reporting = split.reporting if len(split.reporting) else split.choosing
-    rows = reporting if queries is None else sample_rows(len(new), QUERIES, 1)
+    rows = reporting if queries is None else sample_rows(len(target), QUERIES, 1)
     measured = Estimate.of(measure.scores(transformed, reporting))
-    old_old, new_new = _compared(measure, old, new, queries, reporting)
-    overlap = Overlap(new, metric)
-    agreement = Estimate.of(overlap.agreement(transformed, rows))
-    old_agreement = Estimate.of(overlap.scores(old, rows))
-    ranks = own_ranks(new, transformed, rows, metric)
+    old_old, new_new = _compared(measure, (source, target), queries, reporting, search.direction)
+    overlap = Overlap(target, *search)
+    agreement, without_map = (
+        Estimate.of(scores) for scores in (overlap.agreement(transformed, rows), overlap.within(source, rows))
+    )
     curve = tuple(
         CurvePoint(
-            round(share * len(pairs)),
+            round(share * len(pairs) * (FOLDS - 1) / FOLDS),
             Estimate.of(measure.scores(cross_fit.transformed(recipe, share), reporting)),
         )
         for share in CURVE
     )
+    ranks = _ranks(target, transformed, rows, search)
+    if search.direction == "new-to-old":
+        verdict = _verdict_on_queries(measured, old_old, agreement, measure.name)
+    elif new_new is not None:
+        before = None if old_old is None else old_old.mean
+        verdict = judge(before, measured.mean, new_new.mean, figure=measure.name)
+    else:
+        verdict = _verdict_without_truth(agreement, without_map, len(target))
     return Forecast(
-        len(new),
+        len(target),
+        len(reporting),
+        len(split.reporting) > 0,
         measured,
         old_old,
         new_new,
         agreement,
-        old_agreement,
+        without_map,
         {k: Estimate.of((ranks <= k).astype(np.float64)) for k in (1, 10)},
         curve,
         _twice([point.estimate.mean for point in curve]),
-        _verdict(measured, old_old, new_new, measure.name)
-        if new_new is not None
-        else _verdict_without_truth(agreement, old_agreement, len(new)),
+        verdict,
     )
 
 
-def suspect_share(cross_fit: CrossFit, recipe: Recipe, metric: Metric) -> float:
+def suspect_share(cross_fit: CrossFit, recipe: Recipe, search: Search) -> Estimate:
     """Return about which share of the pairs look as if old and new were of different items.
 
     A row that has nothing to do with its partner is as likely to find it in the farther half of the gallery as in the
-    nearer; one that belongs to it hardly ever does.
+    nearer; one that belongs to it hardly ever does, unless one model sees little of what the other does.
     """
-    new = cross_fit.pairs.new[cross_fit.split.judged]
-    ranks = own_ranks(new, cross_fit.transformed(recipe), sample_rows(len(new), QUERIES, 2), metric)
-    return min(1.0, 2 * float(np.mean(ranks > len(new) / 2)))
+    target = cross_fit.pairs.new[cross_fit.split.judged]
+    single = np.sort(np.unique(target, axis=0, return_index=True)[1])  # of equal rows nobody can tell whose is whose
+    if len(single) < _FEWEST_RANKS:
+        return Estimate(0.0, 0.0)
+    transformed, rows = cross_fit.transformed(recipe)[single], sample_rows(len(single), QUERIES, 2)
+    ranks = _ranks(target[single], transformed, rows, search)
+    return Estimate.of(2.0 * np.asarray(ranks > len(single) / 2, np.float64))
+
+
+def _ranks(target: Float32Array, transformed: Float32Array, rows: Int64Array, search: Search) -> Int64Array:
+    pair = (transformed, target) if search.direction == "new-to-old" else (target, transformed)
+    return own_ranks(*pair, rows, search.metric)
 
 
 def _compared(
-    measure: Measure, old: Float32Array, new: Float32Array, queries: Queries | None, reporting: Int64Array
+    measure: Measure,
+    spaces: tuple[Float32Array, Float32Array],
+    queries: Queries | None,
+    reporting: Int64Array,
+    direction: Direction,
 ) -> tuple[Estimate | None, Estimate | None]:
+    """Return what the old model and the new model find, each in its own gallery, where right rows are known."""
+    old, new = reversed(spaces) if direction == "new-to-old" else spaces
     if isinstance(measure, ByLabels):
         return (
             Estimate.of(measure.between(old, old, reporting)),
@@ -169,20 +172,26 @@ def _twice(curve: list[float]) -> float | None:
     return last * min(1.0, last / before) if before > 0 else last
 
 
-def _verdict(measured: Estimate, old_old: Estimate | None, new_new: Estimate, name: str) -> Verdict:
-    return judge(None if old_old is None else old_old.mean, measured.mean, new_new.mean, figure=name)
+def _verdict_on_queries(measured: Estimate, old_old: Estimate | None, agreement: Estimate, name: str) -> Verdict:
+    found = f"of the ten nearest rows that old queries find in the old gallery, mapped new queries find {agreement}"
+    if old_old is None:
+        return Verdict("undecided", None, f"Undecided: {found}; --labels can tell what that is worth.")
+    figures = f"{name} of mapped new queries {measured}, of old queries {old_old}"
+    if measured.mean >= old_old.mean:
+        return Verdict("transform", 0.0, f"Map the queries: no worse than today ({figures}); {found}.")
+    return Verdict("keep old", 0.0, f"Keep the old model for queries, too: mapped ones find less ({figures}); {found}.")
 
 
-def _verdict_without_truth(agreement: Estimate, old_agreement: Estimate, rows: int) -> Verdict:
+def _verdict_without_truth(agreement: Estimate, without_map: Estimate, rows: int) -> Verdict:
     """Agreement is no quality: rows that are as right as those of the new model count as missing."""
     found = (
         f"of the ten nearest rows that a re-embedded gallery gives, the transformed one gives {agreement}, "
-        f"the old model in the old gallery {old_agreement} (among {rows:,} rows; fewer among more)"
+        f"the old model in the old gallery {without_map} (among {rows:,} rows; fewer among more)"
     )
     if agreement.mean >= _MOST:
         return Verdict("transform", 0.0, f"Transform: {found}.")
     measure = "whether the others are as right, --labels or --queries with --truth can tell"
-    gain = agreement.mean - old_agreement.mean
-    if agreement.mean >= _HALF and gain > 2 * max(agreement.standard_error, old_agreement.standard_error):
+    gain = agreement.mean - without_map.mean
+    if agreement.mean >= _HALF and gain > 2 * max(agreement.standard_error, without_map.standard_error):
         return Verdict("transform and backfill", None, f"Transform, and re-embed rows as you can: {found}; {measure}.")
     return Verdict("undecided", None, f"Undecided: {found}; {measure}.")

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.connectors import SourceOptions, open_source
+from fct_infer.connectors.options import integer_or_text
 from fct_infer.errors import GalleryError, UsageError
 from fct_infer.evaluation import read_embeddings, read_labels, read_truth
-from fct_infer.fitting.forecast import Queries
 from fct_infer.fitting.pairs import MAX_PAIRS, Pairs, Progress, read_pairs
+from fct_infer.fitting.queries import Queries
 
 
 def read_inputs(
@@ -53,27 +54,30 @@ def read_inputs(
     )
     side = open_source(given["side"], SourceOptions(allow_cast=cast)) if "side" in given else None
     labels = read_labels(given["labels"]) if "labels" in given else None
-    pairs = read_pairs(old, new, side, labels=labels, max_pairs=max_pairs, seed=seed, progress=progress)
-    return pairs, _queries(given, pairs) if "queries" in given else None
+    truth = integer_or_text(read_truth(given["truth"]), str(given["truth"])) if "truth" in given else None
+    wanted = None if truth is None else np.unique(truth)
+    pairs = read_pairs(old, new, side, labels=labels, wanted=wanted, max_pairs=max_pairs, seed=seed, progress=progress)
+    return pairs, None if truth is None else _queries(given, truth, pairs)
 
 
-def _queries(given: Mapping[str, Path], pairs: Pairs) -> Queries:
-    new, truth = read_embeddings(given["queries"]), read_truth(given["truth"])
+def _queries(given: Mapping[str, Path], truth: NDArray[Any], pairs: Pairs) -> Queries:
+    new = read_embeddings(given["queries"])
     old = read_embeddings(given["old_queries"]) if "old_queries" in given else None
     for name, found in (("--truth", len(truth)), ("--old-queries", None if old is None else len(old))):
         if found is not None and found != len(new):
             raise GalleryError(f"{name} has {found:,} rows, --queries {len(new):,}")
     places = _places(truth, pairs.ids)
-    known = (places >= 0).any(axis=1)  # a query whose right row has no pair can judge nothing
-    if not known.any():
+    if not (places >= 0).any():
         raise GalleryError("--truth names no item that both OLD and NEW have")
-    return Queries(new[known].astype(np.float32), places[known], None if old is None else old[known].astype(np.float32))
+    return Queries(new.astype(np.float32), places, None if old is None else old.astype(np.float32))
 
 
 def _places(truth: NDArray[Any], ids: NDArray[Any]) -> NDArray[np.int64]:
     """Return where in ``ids`` each id of ``truth`` (q, t) is; -1 for those that are not."""
     if (truth.dtype.kind in "iu") != (ids.dtype.kind in "iu"):
         raise UsageError(f"--truth names {truth.dtype} ids, those of the pairs are {ids.dtype}")
+    if ids.dtype.kind in "iu" and (truth == -1).any() and (ids == -1).any():
+        raise UsageError("--truth holds -1, which is an id here; fill up shorter lines by repeating an id")
     order = np.argsort(ids, kind="stable")
     found = np.minimum(np.searchsorted(ids[order], truth), len(ids) - 1)
     places = order[found]

@@ -7,7 +7,7 @@ finds the same few. So maps are judged by what a search finds among the rows the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,18 @@ from fct_infer.maps.statistics import Float64Array
 from fct_infer.transformation import Float32Array
 
 K = 10
+_RANKED_ROWS = 256  # at once
+
+
+Direction: TypeAlias = Literal["old-to-new", "new-to-old"]
+"""Whether stored rows go into the space of new queries, or new queries into that of the stored rows."""
+
+
+class Search(NamedTuple):
+    """How rows are searched, and what is mapped."""
+
+    metric: Metric
+    direction: Direction = "old-to-new"
 
 
 class Measure(Protocol):
@@ -25,38 +37,56 @@ class Measure(Protocol):
 
     Attributes:
         name: what it measures.
-        queries: how many there are.
     """
 
     name: str
-    queries: int
 
-    def scores(self, gallery: Float32Array, queries: Int64Array) -> Float64Array:
-        """Return (len(queries),) shares, 0 to 1, of some queries searching ``gallery`` (rows, d_new)."""
+    def scores(self, transformed: Float32Array, queries: Int64Array) -> Float64Array:
+        """Return (len(queries),) shares, 0 to 1, of some queries, by the transformed rows of all items."""
         ...
 
 
 class Overlap:
-    """Neighbours that transformed rows have in common with the new model's own, each row searching the others."""
+    """Neighbours in common with those that the model of the target space finds among its own rows.
 
-    def __init__(self, new: Float32Array, metric: Metric) -> None:
-        self.name, self.queries = f"neighbour overlap@{min(K, len(new) - 1)}", len(new)
-        self._new, self._metric, self._k = new, metric, min(K, len(new) - 1)
+    Of a gallery's map: each transformed row searches the other transformed rows. Of a map of queries: each transformed
+    row searches the target's rows.
+
+    Args:
+        target: (n, d) rows of all items in the space that the map leads to.
+        metric: how they are searched.
+        direction: what is mapped.
+    """
+
+    def __init__(self, target: Float32Array, metric: Metric, direction: Direction = "old-to-new") -> None:
+        self._k = min(K, len(target) - 1)
+        self.name = f"neighbour overlap@{self._k}"
+        self._target, self._metric, self._direction = target, metric, direction
         self._expected: dict[bytes, Int64Array] = {}
 
-    def scores(self, gallery: Float32Array, queries: Int64Array) -> Float64Array:
-        """See :class:`Measure`; ``gallery`` may be of any width, such as the old rows."""
-        return shares(self._nearest(gallery, gallery, queries), self._expected_by(queries))
+    def scores(self, transformed: Float32Array, queries: Int64Array) -> Float64Array:
+        """See :class:`Measure`."""
+        if self._direction == "new-to-old":
+            return self.agreement(transformed, queries)
+        return self.within(transformed, queries)
 
-    def agreement(self, gallery: Float32Array, queries: Int64Array) -> Float64Array:
-        """Return the share of what new rows find among new rows that they find in ``gallery``, too; see scores."""
-        return shares(self._nearest(self._new, gallery, queries), self._expected_by(queries))
+    def within(self, rows: Float32Array, queries: Int64Array) -> Float64Array:
+        """Return the shares where rows of any space, of any width, search each other."""
+        return shares(self._nearest(rows, rows, queries), self._expected_by(queries))
+
+    def agreement(self, transformed: Float32Array, queries: Int64Array) -> Float64Array:
+        """Return the shares where rows of one model search those of the other, as in production."""
+        if self._direction == "new-to-old":
+            found = self._nearest(transformed, self._target, queries)
+        else:
+            found = self._nearest(self._target, transformed, queries)
+        return shares(found, self._expected_by(queries))
 
     def _expected_by(self, queries: Int64Array) -> Int64Array:
-        """Return what the new model finds among its own rows, (queries, k); kept for the next candidate."""
+        """Return what the target's model finds among its own rows, (queries, k); kept for the next candidate."""
         key = queries.tobytes()
         if key not in self._expected:
-            self._expected[key] = self._nearest(self._new, self._new, queries)
+            self._expected[key] = self._nearest(self._target, self._target, queries)
         return self._expected[key]
 
     def _nearest(self, searching: Float32Array, searched: Float32Array, queries: Int64Array) -> Int64Array:
@@ -64,29 +94,51 @@ class Overlap:
 
 
 class ByLabels:
-    """mAP of new rows searching transformed ones, a row's own left out; relevant is what has the same label."""
+    """mAP of rows of one model searching those of the other, a row's own left out; relevant is the same label.
+
+    Args:
+        target: as of :class:`Overlap`.
+        labels: (n,).
+        metric: how rows are searched.
+        direction: what is mapped.
+    """
 
     name = "mAP"
 
-    def __init__(self, new: Float32Array, labels: NDArray[Any], metric: Metric) -> None:
-        self.queries, self._new, self._labels, self._metric = len(new), new, labels, metric
+    def __init__(
+        self, target: Float32Array, labels: NDArray[Any], metric: Metric, direction: Direction = "old-to-new"
+    ) -> None:
+        self._target, self._labels, self._metric, self._direction = target, labels, metric, direction
 
-    def scores(self, gallery: Float32Array, queries: Int64Array) -> Float64Array:
+    def scores(self, transformed: Float32Array, queries: Int64Array) -> Float64Array:
         """See :class:`Measure`."""
-        return self.between(self._new, gallery, queries)
+        if self._direction == "new-to-old":
+            return self.between(transformed, self._target, queries)
+        return self.between(self._target, transformed, queries)
 
     def between(self, searching: Float32Array, searched: Float32Array, queries: Int64Array) -> Float64Array:
         """Return the average precision of rows of one set searching another; 0 where nothing is relevant."""
         own_row = Exclusions(query_groups=queries, gallery_groups=np.arange(len(searched)))
-        ranks = rank_queries(
-            searching[queries],
-            searched,
-            self._labels[queries],
-            self._labels,
-            metric=self._metric,
-            exclusions=own_row,
-        )
-        return np.nan_to_num(ranks.average_precision)
+        found = np.isin(self._labels[queries], self.repeated(self._labels))
+        precision = np.zeros(len(queries))
+        if found.any():
+            ranks = rank_queries(
+                searching[queries],
+                searched,
+                self._labels[queries],
+                self._labels,
+                metric=self._metric,
+                exclusions=own_row,
+            )
+            precision = np.nan_to_num(ranks.average_precision)
+        return precision
+
+    @staticmethod
+    def repeated(labels: NDArray[Any]) -> NDArray[Any]:
+        """Return the labels that several items have: of the others nothing can be found."""
+        values, counts = np.unique(labels, return_counts=True)
+        several: NDArray[Any] = values[counts > 1]
+        return several
 
 
 class ByTruth:
@@ -95,15 +147,16 @@ class ByTruth:
     Args:
         searching: (q, d_new) queries by the new model.
         truth: (q, t) rows of the gallery; -1 for none.
+        metric: how rows are searched.
     """
 
     def __init__(self, searching: Float32Array, truth: Int64Array, metric: Metric) -> None:
-        self.name, self.queries = f"recall@{K}", len(searching)
+        self.name = f"recall@{K}"
         self._searching, self._truth, self._metric = searching, truth, metric
 
-    def scores(self, gallery: Float32Array, queries: Int64Array) -> Float64Array:
+    def scores(self, transformed: Float32Array, queries: Int64Array) -> Float64Array:
         """See :class:`Measure`."""
-        return self.between(self._searching, gallery, queries)
+        return self.between(self._searching, transformed, queries)
 
     def between(self, searching: Float32Array, searched: Float32Array, queries: Int64Array) -> Float64Array:
         """Return the recall of some queries in any gallery of the same rows."""
@@ -137,7 +190,20 @@ def shares(found: Int64Array, expected: Int64Array) -> Float64Array:
     return np.asarray(common.mean(axis=1), np.float64)
 
 
-def own_ranks(searching: Float32Array, gallery: Float32Array, queries: Int64Array, metric: Metric) -> Int64Array:
-    """Return the rank, 1 the nearest, of each query's own row: row i of ``searching`` is the item of gallery row i."""
-    rows = np.arange(len(gallery))
-    return rank_queries(searching[queries], gallery, rows[queries], rows, ks=(1,), metric=metric).first_relevant
+def own_ranks(searching: Float32Array, searched: Float32Array, queries: Int64Array, metric: Metric) -> Int64Array:
+    """Return the rank, 1 the nearest, of each query's own row: row i of both is one item; ties count as behind it.
+
+    By inner product a row's own partner need not be near, so Euclidean distance takes its place.
+    """
+    one, many = (np.asarray(rows, np.float64) for rows in (searching, searched))
+    if metric == "cosine":
+        one, many = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) for rows in (one, many))
+    squares = np.sum(many**2, axis=1)
+    ranks = np.empty(len(queries), np.int64)
+    for start in range(0, len(queries), _RANKED_ROWS):
+        block = queries[start : start + _RANKED_ROWS]
+        distances = squares - 2 * one[block] @ many.T  # but for the square of the query
+        own = distances[np.arange(len(block)), block]
+        margin = 1e-9 * (np.abs(own) + squares[block])
+        ranks[start : start + len(block)] = 1 + np.sum(distances < (own - margin)[:, None], axis=1)
+    return ranks

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fct_infer.evaluation import Metric
-from fct_infer.fitting.crossfit import FOLDS, CrossFit, statistics_of, transform
-from fct_infer.fitting.measures import Estimate, Overlap
+from fct_infer.fitting.crossfit import FOLDS, CrossFit, statistics_of
+from fct_infer.fitting.measures import Estimate, Overlap, Search
 from fct_infer.fitting.pairs import Int64Array
 from fct_infer.machine import usable_cpus
 from fct_infer.maps import Recipe
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from fct_infer.fitting.network import Residual, Schedule
 
 NAME = "residual network"
-MIN_ROWS = 200  # of a fold's judged rows that say when to stop, and whether it was worth it
+MIN_ROWS = 100  # queries that say when to stop, and whether it was worth it
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Network:
 def cross_fit_network(
     cross_fit: CrossFit,
     recipe: Recipe,
-    metric: Metric,
+    search: Search,
     budget: float,
     seed: int,
     progress: Callable[[int, int], None],
@@ -53,7 +52,7 @@ def cross_fit_network(
     Args:
         cross_fit: pairs and split.
         recipe: what the network starts from.
-        metric: how rows are searched.
+        search: how rows are searched.
         budget: seconds that all trainings together, the last on all pairs among them, may take.
         seed: of weights and batches.
         progress: told steps done, of all that may follow.
@@ -64,36 +63,35 @@ def cross_fit_network(
 
     pairs, split = cross_fit.pairs, cross_fit.split
     folds = split.folds[split.judged]
-    if np.count_nonzero(folds == 0) < MIN_ROWS:
+    screening = _Screening(cross_fit, recipe, search, STEPS)
+    if screening.queries < MIN_ROWS:
         return f"no {NAME} was tried: that takes {MIN_ROWS * FOLDS:,} pairs, so that held-out rows tell when to stop"
     schedule = Schedule(512 if max(pairs.old.shape[1], pairs.new.shape[1]) <= 512 else 1024, STEPS, STEPS, seed)
     starts = [(recipe, statistics) for statistics in cross_fit.statistics()]
     rows = [np.flatnonzero(split.folds != fold) for fold in range(FOLDS)]
-    at_once = min(FOLDS - 1, usable_cpus())
+    at_once = min(FOLDS, usable_cpus())
     with one_thread_each():
-        # One after the other: the first fold, the others as many at once as there are cores, and all pairs.
-        steps = STEPS * (2 + -(-(FOLDS - 1) // at_once))
+        # One after the other: the screening, the folds as many at once as there are cores, and all pairs.
+        steps = STEPS * (2 + -(-FOLDS // at_once))
         needed = steps * seconds_per_step(pairs, rows[0], starts[0], schedule.hidden)
         if needed > budget:
             return f"no {NAME} was tried: it takes about {needed:,.0f} s, {max(budget, 0):,.0f} s are left"
-        screening = _Screening(cross_fit, recipe, metric, STEPS)
-        train(pairs, rows[0], starts[0], schedule, screening.check, lambda step, _: progress(step, FOLDS * STEPS))
+        train(pairs, rows[0], starts[0], schedule, screening.check, lambda step, _: progress(step, (1 + FOLDS) * STEPS))
         if not screening.is_better:
             return f"a {NAME} was tried: it is no better than the closed form it starts from"
         schedule = replace(schedule, stop=screening.best_step)
         transformed = np.empty((len(split.judged), pairs.new.shape[1]), np.float32)
-        transformed[folds == 0] = screening.transformed
 
         def fit_fold(fold: int) -> int:
             program = train(pairs, rows[fold], starts[fold], schedule).program()
-            transformed[folds == fold] = transform(program, pairs, split.judged[folds == fold])
+            transformed[folds == fold] = cross_fit.apply(program, split.judged[folds == fold])
             return program.flops_per_row
 
         flops = []
         with ThreadPoolExecutor(at_once) as pool:
-            for each in pool.map(fit_fold, range(1, FOLDS)):
+            for each in pool.map(fit_fold, range(FOLDS)):
                 flops.append(each)
-                progress((1 + len(flops)) * STEPS, FOLDS * STEPS)
+                progress((1 + len(flops)) * STEPS, (1 + FOLDS) * STEPS)
     return Network(transformed, flops[0], schedule)
 
 
@@ -110,26 +108,32 @@ def final_network(
 
 
 class _Screening:
-    """Looks at the first fold's judged rows: half of them say when to stop, the others whether it was worth it."""
+    """Looks at the first fold's judged rows: half of the queries say when to stop, the others whether it was worth it.
 
-    def __init__(self, cross_fit: CrossFit, recipe: Recipe, metric: Metric, steps: int) -> None:
-        self._pairs, split = cross_fit.pairs, cross_fit.split
-        self._rows: Int64Array = split.judged[split.folds[split.judged] == 0]
-        self._overlap = Overlap(self._pairs.new[self._rows], metric)
-        places = np.arange(len(self._rows))
-        self._stopping, self._comparing = places[::2], places[1::2]
-        closed_form = transform(recipe.fit(cross_fit.statistics()[0]), self._pairs, self._rows)
-        self._before = self._overlap.scores(closed_form, self._comparing)
-        self._best = float(self._overlap.scores(closed_form, self._stopping).mean())
-        self.best_step, self.transformed = 0, closed_form
+    Queries that report are not among them.
+    """
+
+    def __init__(self, cross_fit: CrossFit, recipe: Recipe, search: Search, steps: int) -> None:
+        self._cross_fit, split = cross_fit, cross_fit.split
+        folds = split.folds[split.judged]
+        self._rows: Int64Array = split.judged[folds == 0]
+        self._overlap = Overlap(cross_fit.pairs.new[self._rows], *search)
+        asked = np.flatnonzero(~np.isin(np.flatnonzero(folds == 0), split.reporting))
+        self.queries = len(asked)
+        self._stopping, self._comparing = asked[::2], asked[1::2]
         self._patience = steps // 2  # by then the learning rate falls, and with it what training breaks
+        self.best_step = 0
+        if self.queries:
+            self._closed_form = cross_fit.apply(recipe.fit(cross_fit.statistics()[0]), self._rows)
+            self._best = float(self._overlap.scores(self._closed_form, self._stopping).mean())
+            self._transformed = self._closed_form
 
     def check(self, step: int, network: Residual) -> bool:
         """Keep what the network makes of the rows if it is the best so far; False if it is time to give up."""
-        transformed = transform(network.program(), self._pairs, self._rows)
+        transformed = self._cross_fit.apply(network.program(), self._rows)
         found = float(self._overlap.scores(transformed, self._stopping).mean())
         if found > self._best:
-            self._best, self.best_step, self.transformed = found, step, transformed
+            self._best, self.best_step, self._transformed = found, step, transformed
         return self.best_step > 0 or step < self._patience
 
     @property
@@ -137,5 +141,6 @@ class _Screening:
         """Whether the best network beats its start by more than the noise."""
         if not self.best_step:
             return False
-        gain = Estimate.of(self._overlap.scores(self.transformed, self._comparing) - self._before)
+        after, before = (self._overlap.scores(rows, self._comparing) for rows in (self._transformed, self._closed_form))
+        gain = Estimate.of(after - before)
         return gain.mean > gain.standard_error

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from fct_infer.connectors.options import integer_or_text
 from fct_infer.errors import GalleryError, UsageError
 from fct_infer.gallery import sample_rows
 from fct_infer.gallery.source import Source, SourceReader
@@ -61,6 +62,7 @@ def read_pairs(
     side: Source | None = None,
     *,
     labels: NDArray[Any] | None = None,
+    wanted: NDArray[Any] | None = None,
     max_pairs: int = MAX_PAIRS,
     seed: int = 0,
     progress: Progress | None = None,
@@ -71,6 +73,7 @@ def read_pairs(
         old, new: of either model. The ids of the one with fewer rows are held in memory.
         side: side-information, row i of row i of ``old``; None takes what ``old`` brings itself.
         labels: (rows of old,).
+        wanted: ids that are read in any case, as far as both sources have them.
         max_pairs: a sample of this many is read where there are more.
         seed: of that sample.
         progress: told about ids.
@@ -85,10 +88,17 @@ def read_pairs(
     matched = len(ids)
     if matched < 2:
         raise GalleryError(f"OLD and NEW have {matched} ids in common, of {old.schema.rows:,} and {new.schema.rows:,}")
-    for name, count in (("--side", side and side.schema.rows), ("--labels", labels is not None and len(labels))):
-        if count not in (None, False, old.schema.rows):
+    counts = {
+        "--side": None if side is None else side.schema.rows,
+        "--labels": None if labels is None else len(labels),
+    }
+    for name, count in counts.items():
+        if count is not None and count != old.schema.rows:
             raise GalleryError(f"{name} has {count:,} rows, OLD {old.schema.rows:,}; wanted one a row")
     chosen = np.argsort(old_rows, kind="stable")[sample_rows(matched, max_pairs, seed)]
+    if wanted is not None:
+        chosen = np.union1d(chosen, np.flatnonzero(np.isin(ids, wanted)))
+        chosen = chosen[np.argsort(old_rows[chosen], kind="stable")]
     old_rows, new_rows, ids = old_rows[chosen], new_rows[chosen], ids[chosen]
     old_vectors, side_vectors = _gather(old, old_rows, with_side=side is None)
     new_vectors, _ = _gather(new, new_rows, with_side=False)
@@ -162,7 +172,7 @@ def _ids(source: Source) -> Iterator[tuple[int, NDArray[Any]]]:
         for part in source.parts():
             for start in range(0, part.rows, _ID_ROWS):
                 ids = reader.at(part).read_ids(start, min(start + _ID_ROWS, part.rows))
-                yield part.first_row + start, ids
+                yield part.first_row + start, integer_or_text(ids, source.column("id"))  # int64, to be compared
 
 
 def _gather(source: Source, rows: Int64Array, *, with_side: bool) -> tuple[Float32Array, Float32Array | None]:

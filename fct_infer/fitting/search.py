@@ -15,7 +15,7 @@ RANKS = (16, 32, 64, 128, 256, 512)
 _SPREAD = 6  # of the best that are tried with unit deviation as well
 
 
-def search(
+def try_recipes(
     attempt: Callable[[Recipe], Trial], old_dim: int, side_dim: int, new_dim: int, progress: Callable[[int, int], None]
 ) -> list[Trial]:
     """Try closed forms and return all trials, in the order tried.

@@ -100,6 +100,11 @@ class Gallery(Source):
         files = (file for shard in self.shards for file in shard.files)
         return {file.relative_to(self.path).as_posix(): file for file in files}
 
+    def added_files(self) -> list[Path]:
+        """See :class:`~fct_infer.gallery.source.Source`."""
+        there = (self.path / "embeddings").glob("[!.]*.npy")
+        return sorted(set(there) - {shard.embeddings for shard in self.shards})
+
     def parts(self) -> tuple[Shard, ...]:
         """The shards."""
         return self.shards

@@ -122,6 +122,10 @@ class Source(ABC):
     def files(self) -> Mapping[str, Path]:
         """The files it is read from, by the names they have in its fingerprint."""
 
+    def added_files(self) -> list[Path]:
+        """Return files that have come since the source was opened, and would be read if it were opened now."""
+        return []
+
     @abstractmethod
     def parts(self) -> Sequence[Part]:
         """Return the parts in the order of their rows; the same for the same files."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-from fct_infer.errors import FctError, MissingExtraError, ResourceError
+from fct_infer.errors import FctError, ResourceError, import_error
 
 _this_thread = threading.local()
 
@@ -25,7 +25,7 @@ def faiss() -> Any:
     try:
         import faiss as module
     except ImportError as error:
-        raise MissingExtraError("faiss", "cpu") from error
+        raise import_error("faiss", "cpu", error) from error
     os.register_at_fork(after_in_child=_after_fork)
     return module
 

@@ -223,7 +223,9 @@ class Plan:
         return identity | ({"ranges": self.transformation.ranges} if self.transformation.ranges else {})
 
     def check_unchanged(self) -> None:
-        """Raise GalleryError if a file of the gallery is no longer what it was when the upgrade was planned."""
+        """Raise GalleryError if a file is no longer what it was when the upgrade was planned, or one has come."""
+        if added := self.gallery.added_files():
+            raise GalleryError(f"{added[0]}: was added while the gallery was upgraded; begin again with --restart")
         now = self.gallery.fingerprint()
         changed = [name for name, before in self.fingerprint.items() if now[name] != before]
         if changed:

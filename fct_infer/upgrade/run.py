@@ -183,18 +183,20 @@ class _Run:
 
     def _verify(self, work: Work, builder: IndexBuilder | None) -> Verification:
         plan = self.plan
+        self._report("verify", 0)
         with _own_work(work):
             written = open_written(plan, work.gallery, plan.gallery.parts())
-        self._report("verify", 0)
-        verification = verify_cosine(plan, written)
+            sample = sample_rows(written.schema.rows, plan.settings.verify_rows, SEED + 1)
+            stored, _ = written.read_rows(sample, with_side=False)
+        verification = verify_cosine(plan, sample, stored)
         if builder is None:
             return verification
         if builder.rows != written.schema.rows:
             raise GateError(f"the index holds {builder.rows} rows, the gallery {written.schema.rows}")
         rows = sample_rows(written.schema.rows, RECALL_QUERIES, SEED + 2)
-        self.queries = index_rows(written.read_rows(rows, with_side=False)[0], plan.settings.metric)
         own_ids = labels_of_rows(plan, rows)
         with _own_work(work):
+            self.queries = index_rows(written.read_rows(rows, with_side=False)[0], plan.settings.metric)
             recall = self._recall(builder, written, own_ids)
         return replace(verification, queries=len(rows), recall_at_10=recall)
 

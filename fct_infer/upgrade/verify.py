@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.errors import GalleryError, GateError
-from fct_infer.gallery import Part, Source, SourceReader, sample_rows
+from fct_infer.gallery import Part, Source, SourceReader
 from fct_infer.reference import apply_float64, row_cosines
 from fct_infer.transformation import Float32Array, Transformation
-from fct_infer.upgrade.plan import SEED, Plan
+from fct_infer.upgrade.plan import Plan
 from fct_infer.upgrade.report import Verification
 from fct_infer.upgrade.stream import Rows, blocks_of, index_labels, index_rows, read_inputs
 
@@ -36,22 +36,25 @@ def open_written(plan: Plan, folder: Path, parts: Sequence[Part]) -> Source:
     return written
 
 
-def verify_cosine(plan: Plan, written: Source) -> Verification:
+def verify_cosine(plan: Plan, rows: NDArray[np.int64], stored: Rows) -> Verification:
     """Recompute sampled rows from the inputs and compare them with what is on the disk.
 
     In float64, or, if no program holds the transformation, once more by its own runtime, in other batches.
 
+    Args:
+        plan: of the upgrade.
+        rows: (n,) their numbers, sorted.
+        stored: (n, d_new) as read back.
+
     Raises:
         GateError: the lowest cosine is below the limit; names the row.
     """
-    rows = sample_rows(written.schema.rows, plan.settings.verify_rows, SEED + 1)
     old, side = read_inputs(plan, rows)
     h = plan.transformation
     if h.program is not None:
         recomputed_by, expected = "float64", apply_float64(h.program, old, side)
     else:
         recomputed_by, expected = h.backend, _recomputed(h, old, side).astype(np.float64)
-    stored, _ = written.read_rows(rows, with_side=False)
     cosines = row_cosines(expected, stored.astype(np.float64))
     worst = int(np.argmin(cosines))
     if not cosines[worst] >= plan.min_cosine:

@@ -89,6 +89,7 @@ def test_labels_and_queries(files):
 def test_a_map_for_queries_goes_the_other_way(files):
     done = fit(files, "--direction", "new-to-old")
     assert done.returncode == 0 and "then search the old gallery" in done.stdout
+    assert "mapped new queries find" in done.stdout
     assert load_transformation(files / "h")(np.load(files / "new.npy")).shape == (400, 12)
 
 

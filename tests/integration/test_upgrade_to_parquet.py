@@ -16,7 +16,7 @@ from support.programs import linear_map
 
 from fct_infer import SourceOptions, Transformation, load_index, open_source, upgrade_gallery
 from fct_infer.connectors import parquet_sink, parted
-from fct_infer.errors import ArtifactError, GalleryError, ResourceError
+from fct_infer.errors import ArtifactError, GalleryError, ResourceError, UsageError
 from fct_infer.evaluation import read_embeddings
 from fct_infer.evaluation.inputs import read_ids
 from fct_infer.index.verify import verify_gallery
@@ -177,3 +177,23 @@ def test_a_fault_is_a_typed_error_and_a_retry_gives_the_same_bytes(tmp_path, h, 
     assert not (tmp_path / "new").exists()
     upgrade_gallery(source, h, tmp_path / "new", settings=PARQUET)
     assert result_of(tmp_path / "new") == result_of(tmp_path / "calm")
+
+
+def test_ids_beside_a_column_that_would_be_read_as_ids_are_refused(tmp_path, h):
+    """Else the index would answer with the ones, and DEST be read back with the others."""
+    rows = np.random.default_rng(0).random((40, h.old_dim), np.float32)
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), h.old_dim)
+    pyarrow.parquet.write_table(pa.table({"id": np.arange(40), "vector": vectors}), tmp_path / "a.parquet")
+    np.save(tmp_path / "ids.npy", np.arange(5000, 5040))
+    source = open_source(tmp_path / "a.parquet", SourceOptions(ids=tmp_path / "ids.npy"))
+    with pytest.raises(UsageError, match=r"ids lie beside, and .* has a column 'id'"):
+        upgrade_gallery(source, h, tmp_path / "new", settings=Settings(index="none", format="parquet"))
+    assert not list(tmp_path.glob("new*"))
+
+
+def test_names_that_readers_of_folders_leave_out_are_refused_before_any_work(tmp_path, h):
+    (tmp_path / "g" / "embeddings").mkdir(parents=True)
+    np.save(tmp_path / "g" / "embeddings" / "_a.npy", np.ones((4, h.old_dim), np.float32))
+    with pytest.raises(UsageError, match="shard _a: Parquet folders are read without such names"):
+        upgrade_gallery(tmp_path / "g", h, tmp_path / "new", settings=Settings(index="none", format="parquet"))
+    assert not (tmp_path / "new").exists()

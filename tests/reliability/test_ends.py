@@ -7,12 +7,14 @@ import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from support.bundles import core_bundle
 from support.galleries import write_gallery
 from support.programs import linear_map
 
-from fct_infer import Transformation, upgrade_gallery
+from fct_infer import Transformation, open_source, upgrade_gallery
 from fct_infer.errors import GalleryError, OutputError
 from fct_infer.upgrade import run, work
 from fct_infer.upgrade.plan import Settings
@@ -78,6 +80,60 @@ def test_a_gallery_that_is_edited_meanwhile_is_named(tmp_path, shard):
         )
     assert not (tmp_path / "new").exists()
     upgrade_gallery(tmp_path / "g", Transformation(linear_map(12, 8)), tmp_path / "new", settings=settings)
+
+
+def test_a_shard_that_comes_meanwhile_is_named(tmp_path):
+    """Else it would be missing from what is published, without a word."""
+    write_gallery(tmp_path / "g", rows_per_shard=(30,), old_dim=12)
+    settings = Settings(index="none")
+
+    def add(stage, rows, total):
+        np.save(tmp_path / "g" / "embeddings" / "000001.npy", np.ones((3, 12), np.float32))
+
+    arguments = tmp_path / "g", Transformation(linear_map(12, 8)), tmp_path / "new"
+    with pytest.raises(GalleryError, match=r"000001\.npy: was added while the gallery was upgraded"):
+        upgrade_gallery(*arguments, settings=settings, progress=add)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("change", ["another schema", "one more file"])
+def test_parquet_files_that_change_meanwhile_are_named(tmp_path, change):
+    folder = tmp_path / "g"
+    folder.mkdir()
+
+    def write(name, column="vector"):
+        rows = np.random.default_rng(0).random((40, 12), np.float32)
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), 12)
+        pq.write_table(pa.table({column: vectors, "n": np.arange(40)}), folder / name)
+
+    for name in ("0.parquet", "1.parquet"):
+        write(name)
+
+    def edit(stage, rows, total):
+        if change == "one more file":
+            write("2.parquet")
+        else:
+            write("1.parquet", "other")
+
+    arguments = open_source(folder), Transformation(linear_map(12, 8)), tmp_path / "new"
+    with pytest.raises(GalleryError, match=r"1\.parquet.* (meanwhile|while)|2\.parquet: was added"):
+        upgrade_gallery(*arguments, settings=Settings(index="Flat"), progress=edit)
+    assert not (tmp_path / "new").exists()
+
+
+def test_own_damage_found_while_verifying_keeps_the_work(tmp_path):
+    write_gallery(tmp_path / "g", rows_per_shard=(30,), old_dim=12)
+
+    def damage(stage, rows, total):
+        if stage == "verify":
+            file = tmp_path / "new.partial" / "gallery" / "embeddings" / "000000.npy"
+            file.write_bytes(file.read_bytes()[:-40])
+
+    arguments = tmp_path / "g", Transformation(linear_map(12, 8)), tmp_path / "new"
+    with pytest.raises(OutputError, match="unfinished work is damaged"):
+        upgrade_gallery(*arguments, settings=Settings(index="none"), progress=damage)
+    assert (tmp_path / "new.partial").exists()
+    upgrade_gallery(*arguments, settings=Settings(index="none"))
 
 
 def test_an_edit_that_fails_the_gate_is_named_as_an_edit(tmp_path):

@@ -155,7 +155,7 @@ def test_killed_while_replacing(tmp_path):
     assert seen == {"old", "new"}
 
 
-@pytest.mark.parametrize(("sent", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+@pytest.mark.parametrize(("sent", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 75)])
 def test_asked_to_stop(tmp_path, sent, exit_code):
     from fct_infer.export import Options, export_transformation
 

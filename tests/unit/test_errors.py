@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fct_infer import errors
-from fct_infer.errors import FctError, MissingExtraError, NonFiniteError
+from fct_infer.errors import FctError, MissingExtraError, NonFiniteError, ResourceError, import_error
 
 # The contract of the command line: 2 usage, 3 a gate failed, 4 bad input, 5 memory or disk, 6 output, 75 resumable.
 EXIT_CODES = {
@@ -52,3 +52,9 @@ def test_a_bad_row_says_where() -> None:
 
 def test_a_missing_extra_says_how_to_get_it() -> None:
     assert str(MissingExtraError("faiss", "cpu")) == "faiss is not installed; run: pip install 'fct-infer[cpu]'"
+
+
+def test_a_package_that_cannot_be_loaded_is_not_said_to_be_missing():
+    assert isinstance(import_error("faiss", "cpu", ModuleNotFoundError("No module named 'faiss'")), MissingExtraError)
+    broken = import_error("faiss", "cpu", ImportError("libgfortran.so: failed to map segment from shared object"))
+    assert isinstance(broken, ResourceError) and "cannot be loaded: libgfortran.so" in str(broken)

@@ -1,9 +1,16 @@
 from __future__ import annotations
 
+import errno
+
 import pytest
 
 from fct_infer.artifacts.foreign_code import foreign_code, said_by
 from fct_infer.errors import ArtifactError, GateError, ResourceError
+
+
+class UnspeakableError(RuntimeError):
+    def __str__(self):
+        raise TypeError
 
 
 @pytest.mark.parametrize(
@@ -18,6 +25,10 @@ from fct_infer.errors import ArtifactError, GateError, ResourceError
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), ResourceError, "it fails: Default.* memory"),
         (RuntimeError("CUDA error: an illegal access"), ResourceError, "it fails: CUDA error"),
         (RuntimeError("can't start new thread"), ResourceError, "it fails: can't start"),
+        (OSError(errno.EIO, "Input/output error"), ResourceError, "it fails: .*Input/output error"),
+        (RuntimeError("Expected all tensors on one device, cuda:0 and cpu"), ArtifactError, "it fails: Expected"),
+        (RuntimeError("key 'allocated_tokens' not found"), ArtifactError, "it fails: key"),
+        (UnspeakableError(), ArtifactError, "it fails: UnspeakableError"),
     ],
 )
 def test_what_it_raises_is_one_typed_line(error, kind, message):

@@ -6,9 +6,9 @@ from support.pairs import clustered, shuffled_rows
 
 import fct_infer
 from fct_infer import Transformation
-from fct_infer.errors import ArrayError, GalleryError, GateError, NonFiniteError, UsageError
-from fct_infer.fitting import Queries, Settings
-from fct_infer.fitting.crossfit import Trial, choose
+from fct_infer.errors import ArrayError, GalleryError, GateError, InputError, NonFiniteError, UsageError
+from fct_infer.fitting import Pairs, Queries, Settings
+from fct_infer.fitting.crossfit import Split, Trial, choose, items_of
 from fct_infer.fitting.measures import ByLabels, ByTruth, Overlap
 from fct_infer.maps import Recipe
 
@@ -106,7 +106,7 @@ def test_more_pairs_help_along_the_curve():
     old = rng.standard_normal((1000, 60)).astype(np.float32)
     new = (old @ rng.standard_normal((60, 60)) + 3 * rng.standard_normal((1000, 60))).astype(np.float32)
     curve = fct_infer.fit(old, new, settings=CLOSED).forecast.curve
-    assert [point.pairs for point in curve] == [250, 500, 1000]
+    assert [point.pairs for point in curve] == [200, 400, 800]  # four fifths are fitted on
     assert curve[0].estimate.mean < curve[2].estimate.mean
 
 
@@ -122,6 +122,7 @@ def test_the_same_pairs_give_the_same_map():
         (lambda old, new: (old[:49], new[:49]), GalleryError, "there are 49 pairs; wanted at least 50"),
         (lambda old, new: (old, new[:-1]), ArrayError, r"new: is float32 \(99, 16\), wanted floating-point \(100, d\)"),
         (lambda old, new: (old.astype(int), new), ArrayError, "old: is int64"),
+        (lambda old, new: (old, new.astype(float) * 1e39), NonFiniteError, "new: row 0"),
         (lambda old, new: (np.ones_like(old), new), GalleryError, "OLD: all rows are equal"),
         (lambda old, new: (np.where(np.arange(100)[:, None] == 7, np.inf, old), new), NonFiniteError, "old: row 7"),
     ],
@@ -135,8 +136,113 @@ def test_bad_pairs_are_refused(change, error, message):
 def test_queries_of_the_other_model_are_told_from_their_width():
     old, new, _ = clustered(100)
     queries = Queries(old[:10], np.arange(10)[:, None])
-    with pytest.raises(UsageError, match=r"queries are 12 wide, wanted 16; .* are they swapped"):
+    with pytest.raises(UsageError, match=r"new queries are 12 wide, wanted 16; .* are they swapped"):
         fct_infer.fit(old, new, queries=queries, settings=CLOSED)
+
+
+@pytest.mark.parametrize(
+    ("truth", "message"),
+    [
+        (np.full((10, 1), -2), "truth: goes from -2 to -2, wanted -1 to 99"),
+        (np.full((10, 1), 100), "truth: goes from 100"),
+        (np.zeros((10, 1)), "truth: is float64"),
+        (np.zeros((9, 1), int), r"new queries: are float32 \(10, 16\), wanted floats \(9, 16\)"),
+        (np.full((10, 1), -1), "no query's right row is among the pairs"),
+    ],
+)
+def test_truth_that_names_no_pairs_is_refused(truth, message):
+    old, new, _ = clustered(100)
+    with pytest.raises(InputError, match=message):
+        fct_infer.fit(old, new, queries=Queries(new[:10], truth), settings=CLOSED)
+
+
+def test_queries_without_a_right_row_are_left_out():
+    old, new, _ = clustered(200)
+    pairs = Pairs(old, new, None, np.arange(200), np.arange(200))
+    truth = np.array([3, -1, 5])
+    checked = Queries(new[[3, 4, 5]], truth, old[[3, 4, 5]]).checked(pairs)
+    assert checked.truth.tolist() == [[3], [5]]
+    np.testing.assert_array_equal(checked.new, new[[3, 5]])
+    np.testing.assert_array_equal(checked.old, old[[3, 5]])
+
+
+def test_a_map_of_queries_is_judged_as_it_is_used():
+    """Mapped new rows search old rows that stay as they are; old/old and new/new keep their meaning."""
+    old, new, labels = clustered(600, old_dim=16, new_dim=6)
+    found = fct_infer.fit(old, new, labels=labels, settings=Settings(network=False, direction="new-to-old"))
+    h = Transformation(found.program, "fp32")
+    assert (h.old_dim, h.new_dim) == (6, 16)
+    rows, everything = np.arange(600), ByLabels(old, labels, "l2")
+    in_use = everything.between(h(new), old, rows).mean()
+    assert found.forecast.measured.mean == pytest.approx(in_use, abs=0.05)
+    assert found.forecast.old_old.mean == pytest.approx(everything.between(old, old, rows).mean(), abs=0.05)
+    assert found.forecast.new_new.mean == pytest.approx(everything.between(new, new, rows).mean(), abs=0.05)
+    assert found.forecast.old_old.mean > found.forecast.new_new.mean + 0.1
+    with pytest.raises(UsageError, match="a map of queries is judged"):
+        fct_infer.fit(old, new, queries=Queries(new, rows), settings=Settings(direction="new-to-old"))
+
+
+def test_long_rows_that_win_every_inner_product_are_no_mismatch():
+    rng = np.random.default_rng(0)
+    new = rng.standard_normal((500, 24))
+    new[:, 0] += 12
+    new = (new * rng.lognormal(sigma=0.6, size=(500, 1))).astype(np.float32)
+    old = new @ np.linalg.qr(rng.standard_normal((24, 24)))[0].astype(np.float32)
+    found = fct_infer.fit(old, new, settings=Settings("ip", network=False))
+    assert not any("different items" in note for note in found.notes)
+
+
+def test_equal_rows_are_no_mismatch():
+    old, new, _ = clustered(300)
+    new[:200] = new[0]
+    fct_infer.fit(old, new, settings=CLOSED)
+
+
+def test_copies_of_an_item_are_held_out_together():
+    """Unrelated rows, each five times: a map that knew four of them would know the fifth."""
+    rng = np.random.default_rng(0)
+    old, new = rng.standard_normal((120, 96)), rng.standard_normal((120, 96))
+    rows = rng.permutation(np.repeat(np.arange(120), 5))
+    with pytest.raises(GateError, match="do not belong together"):
+        fct_infer.fit(old[rows], new[rows], settings=CLOSED)
+    items = items_of(Pairs(*(each[rows].astype(np.float32) for each in (old, new)), None, rows, rows))
+    assert len(np.unique(items)) == 120
+    split = Split.draw(600, None, 0, items=items)
+    assert all(len(set(split.folds[items == item])) == 1 for item in np.unique(items))
+
+
+def test_near_copies_are_said():
+    old, new, _ = clustered(100)
+    rng = np.random.default_rng(0)
+    noisy = [np.repeat(each, 4, axis=0) + 1e-5 * rng.standard_normal((400, each.shape[1])) for each in (old, new)]
+    notes = fct_infer.fit(*noisy, settings=CLOSED).notes
+    assert any("have a near copy among the pairs" in note for note in notes)
+
+
+def test_unit_length_is_judged_as_it_is_shipped():
+    """By inner product, rows of h before and after they are given length 1 are found in another order."""
+    old, new, _ = clustered(800)
+    new /= np.linalg.norm(new, axis=1, keepdims=True)
+    agreements = [
+        fct_infer.fit(old, new, settings=Settings(metric, network=False)).forecast.agreement.mean
+        for metric in ("ip", "cosine")
+    ]
+    assert agreements[0] == pytest.approx(agreements[1], abs=0.02)
+
+
+def test_labels_that_nobody_shares_are_refused_and_rare_ones_are_no_error():
+    old, new, _ = clustered(200)
+    with pytest.raises(GalleryError, match="no two items have the same label"):
+        fct_infer.fit(old, new, labels=np.arange(200), settings=CLOSED)
+    labels = np.arange(200)
+    labels[1] = 0
+    fct_infer.fit(old, new, labels=labels, settings=CLOSED)
+
+
+@pytest.mark.parametrize("wrong", [{"budget": 0}, {"budget": float("nan")}, {"seed": 1 << 63}, {"metric": "L2"}])
+def test_settings_that_cannot_be_are_refused(wrong):
+    with pytest.raises(UsageError):
+        Settings(**wrong)
 
 
 # -- measures, against plain loops -------------------------------------------------------------------------------------
@@ -157,6 +263,8 @@ def test_overlap_is_what_loops_find():
     both = [len(set(ranking(h[i], h, i)[:10]) & set(ranking(new[i], new, i)[:10])) / 10 for i in rows]
     across = [len(set(ranking(new[i], h, i)[:10]) & set(ranking(new[i], new, i)[:10])) / 10 for i in rows]
     np.testing.assert_allclose(overlap.scores(h, rows), both)
+    mapped = [len(set(ranking(h[i], new, i)[:10]) & set(ranking(new[i], new, i)[:10])) / 10 for i in rows]
+    np.testing.assert_allclose(Overlap(new, "l2", "new-to-old").scores(h, rows), mapped)
     np.testing.assert_allclose(overlap.agreement(h, rows), across)
 
 

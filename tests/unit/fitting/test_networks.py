@@ -8,6 +8,7 @@ import pytest
 from fct_infer import Transformation
 from fct_infer.fitting import Pairs, Settings, fit_pairs, network_trial
 from fct_infer.fitting.crossfit import CrossFit, Split, statistics_of
+from fct_infer.fitting.measures import Search
 from fct_infer.fitting.network import Residual, Schedule, train
 from fct_infer.maps import Recipe
 from fct_infer.reference import apply_float64
@@ -88,7 +89,7 @@ def test_where_a_closed_form_is_right_the_network_is_left_out(monkeypatch):
     ("pairs", "budget", "without_torch", "message"),
     [
         (1500, 0.01, False, "takes about"),
-        (300, 1e9, False, "takes 1,000 pairs"),
+        (200, 1e9, False, "that takes 500 pairs"),
         (1500, 1e9, True, r"needs PyTorch \(pip install 'fct-infer\[train\]'\)"),
     ],
 )
@@ -97,5 +98,5 @@ def test_why_no_network_was_tried_is_said(pairs, budget, without_torch, message,
         monkeypatch.setattr(network_trial, "find_spec", lambda name: None)
     data = curved(pairs)
     cross_fit = CrossFit(data, Split.draw(pairs, None, 0))
-    said = network_trial.cross_fit_network(cross_fit, Recipe(), "l2", budget, 0, lambda *_: None)
+    said = network_trial.cross_fit_network(cross_fit, Recipe(), Search("l2"), budget, 0, lambda *_: None)
     assert isinstance(said, str) and re.search(message, said)

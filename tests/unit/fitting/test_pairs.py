@@ -58,8 +58,9 @@ def test_side_information_and_labels_follow_the_old_rows(tmp_path):
     assert (pairs.side[:, 0] == pairs.old_rows).all() and (pairs.labels == pairs.old_rows * 10).all()
     with pytest.raises(GalleryError, match="--side has 199 rows, OLD 200"):
         read_pairs(old, new, source(tmp_path, "side", 199))
-    with pytest.raises(GalleryError, match="--labels has 3 rows"):
-        read_pairs(old, new, labels=np.arange(3))
+    for count in (0, 3):
+        with pytest.raises(GalleryError, match=f"--labels has {count} rows"):
+            read_pairs(old, new, labels=np.arange(count))
 
 
 @pytest.mark.parametrize(
@@ -74,6 +75,26 @@ def test_side_information_and_labels_follow_the_old_rows(tmp_path):
 def test_ids_that_cannot_be_matched_are_refused(tmp_path, ids, message):
     with pytest.raises(GalleryError, match=message):
         read_pairs(source(tmp_path, "old", len(ids[0]), ids[0]), source(tmp_path, "new", len(ids[1]), ids[1]))
+
+
+def test_integers_of_every_kind_are_compared_as_they_are(tmp_path):
+    """Compared as floats, ids above 2**53 would be taken for their neighbours."""
+    for name, dtype in (("old", np.uint64), ("new", np.int64)):
+        (tmp_path / name / "embeddings").mkdir(parents=True)
+        (tmp_path / name / "ids").mkdir()
+        np.save(tmp_path / name / "embeddings" / "0.npy", np.random.default_rng(0).random((500, 4), np.float32))
+        np.save(tmp_path / name / "ids" / "0.npy", ((1 << 60) + np.arange(500)).astype(dtype))
+    pairs = read_pairs(*(open_source(tmp_path / name) for name in ("old", "new")))
+    assert pairs.matched == 500
+    np.testing.assert_array_equal(pairs.old, pairs.new)
+
+
+def test_rows_that_are_wanted_are_in_every_sample(tmp_path):
+    ids = np.random.default_rng(0).permutation(3000)
+    old, new = source(tmp_path, "old", 3000, ids), source(tmp_path, "new", 3000, ids)
+    pairs = read_pairs(old, new, wanted=np.arange(40, 70), max_pairs=100)
+    assert set(range(40, 70)) <= set(pairs.ids.tolist()) and 100 <= len(pairs) <= 130
+    assert (pairs.old[:, 0] == pairs.ids).all() and (np.diff(pairs.old_rows) > 0).all()
 
 
 def test_ids_of_one_side_only_or_of_another_kind_are_refused(tmp_path):
