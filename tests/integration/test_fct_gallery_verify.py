@@ -16,6 +16,7 @@ from fct_infer.errors import ArtifactError, GalleryError
 from fct_infer.evaluation.inputs import read_embeddings
 from fct_infer.index.verify import verify_gallery
 from fct_infer.transformation import Linear
+from fct_infer.upgrade.estimate import estimate
 from fct_infer.upgrade.plan import Settings, make_plan
 
 ROWS, DIM = (40, 9), 8
@@ -77,7 +78,7 @@ def test_a_plan_refuses_the_ids_that_the_run_refuses(tmp_path, ids):
 def test_duplicate_ids_are_counted_in_plan_and_report(tmp_path):
     gallery(tmp_path / "g", np.array([*range(40), *range(9)]))
     plan = make_plan(tmp_path / "g", transformation(), tmp_path / "new", Settings())
-    assert plan.estimate()["duplicate_ids"] == 9
+    assert estimate(plan)["duplicate_ids"] == 9
     report = upgrade_gallery(tmp_path / "g", transformation(), tmp_path / "new")
     assert report.duplicate_ids == 9
     assert json.loads((tmp_path / "new" / "upgrade_infos.json").read_text())["duplicate_ids"] == 9
