@@ -36,11 +36,20 @@ def _quotas() -> Iterator[float]:
 def usable_memory() -> int:
     """Return the bytes this process could still get: of the machine, of its control groups, by its ``ulimit -v``."""
     free = [int(line.split()[1]) * 1024 for line in _lines(_MEMINFO) if line.startswith("MemAvailable:")]
+    return max(0, min([*free, *_addresses_left(), *_memory_left()], default=0))
+
+
+def can_load_libraries() -> bool:
+    """Whether ``ulimit -v`` leaves what large libraries map while they are loaded."""
+    return all(left > 0 for left in _addresses_left())
+
+
+def _addresses_left() -> Iterator[int]:
+    """Yield what a limit on addresses leaves once all libraries are loaded; nothing if there is no limit."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY:
         taken = int(_read(_STATM)[0]) * resource.getpagesize()
-        free.append(limit - taken - _ADDRESSES - usable_cpus() * _ADDRESSES_OF_A_THREAD)
-    return max(0, min([*free, *_memory_left()], default=0))
+        yield limit - taken - _ADDRESSES - usable_cpus() * _ADDRESSES_OF_A_THREAD
 
 
 def _memory_left() -> Iterator[int]:

@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 
 from fct_infer.errors import FctError, ResourceError, import_error
+from fct_infer.machine import can_load_libraries
 
 _this_thread = threading.local()
 
@@ -21,7 +22,10 @@ def faiss() -> Any:
 
     Raises:
         MissingExtraError: it is not installed.
+        ResourceError: it is, and cannot be loaded.
     """
+    if not can_load_libraries():  # FAISS and its OpenBLAS take their buffers as they are loaded, and crash without
+        raise ResourceError("ulimit -v leaves too little memory to load FAISS")
     try:
         import faiss as module
     except ImportError as error:

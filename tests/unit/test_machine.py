@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import resource
+import subprocess
+import sys
 
 import pytest
 
@@ -99,3 +101,22 @@ def test_a_limit_on_addresses_counts_with_room_for_libraries(groups, monkeypatch
     most = machine.usable_memory()
     monkeypatch.setattr(resource, "getrlimit", lambda _: (GIBIBYTE // 4, GIBIBYTE // 4))
     assert machine.usable_memory() == 0 < most < 64 * GIBIBYTE
+
+
+@pytest.mark.parametrize(("megabytes", "loads"), [(200, False), (8000, True)])
+def test_faiss_is_not_loaded_where_it_would_crash(megabytes, loads):
+    code = f"""
+import resource
+from fct_infer.errors import ResourceError
+from fct_infer.index.faiss_module import faiss
+pages = int(open("/proc/self/statm").read().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ({megabytes} << 20),) * 2)
+try:
+    faiss()
+    print("loaded")
+except ResourceError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ("loaded\n" if loads else "ulimit -v leaves too little memory to load FAISS\n")
