@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from fct_infer.artifacts.precisions import PRECISIONS
-from fct_infer.errors import MissingExtraError, UsageError
+from fct_infer.errors import UsageError, import_error
 
 from .models import Model
 from .options import Options
@@ -58,7 +58,7 @@ def _torchscript(_options: Options) -> Exporter:
     try:
         from .to_torchscript import ToTorchScript
     except ImportError as error:
-        raise MissingExtraError("torch", "export") from error
+        raise import_error("torch", "export", error) from error
     return ToTorchScript()
 
 
@@ -66,7 +66,7 @@ def _pt2(_options: Options) -> Exporter:
     try:
         from .to_pt2 import ToPt2
     except ImportError as error:
-        raise MissingExtraError("torch", "export") from error
+        raise import_error("torch", "export", error) from error
     return ToPt2()
 
 

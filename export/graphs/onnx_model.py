@@ -8,7 +8,7 @@ from typing import Any
 from fct_infer.artifacts.foreign_code import said_by
 from fct_infer.artifacts.onnx_file import MAX_ONNX_BYTES
 from fct_infer.backends.runner import Interface
-from fct_infer.errors import GateError, MissingExtraError, UnsupportedError
+from fct_infer.errors import GateError, UnsupportedError, import_error
 
 OPSET = 20  # the first with Gelu
 OUTPUT = "embedding"
@@ -26,7 +26,7 @@ def import_onnx() -> Any:
         import onnx.compose
         import onnx.version_converter
     except ImportError as error:
-        raise MissingExtraError("onnx", "export") from error
+        raise import_error("onnx", "export", error) from error
     return onnx
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fct_infer.artifacts.foreign_code import said_by
 from fct_infer.backends.runner import Batch, split_batch
-from fct_infer.errors import ArtifactError, MissingExtraError
+from fct_infer.errors import ArtifactError, import_error
 from fct_infer.transformation import Float32Array
 
 from .onnx_model import import_onnx
@@ -155,7 +155,7 @@ def _largest_values(model: Any, names: set[str], rows: Batch) -> dict[str, float
     try:
         import onnxruntime
     except ImportError as error:
-        raise MissingExtraError("onnxruntime", "export") from error
+        raise import_error("onnxruntime", "export", error) from error
     onnx = import_onnx()
     inner = sorted(names - set(rows))
     watched = onnx.ModelProto()

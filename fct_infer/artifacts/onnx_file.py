@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fct_infer.artifacts.files import GIBIBYTE, read_file
-from fct_infer.errors import ArtifactError, GalleryError, MissingExtraError
+from fct_infer.errors import ArtifactError, GalleryError, import_error
 from fct_infer.storage import ReadFile
 
 MAX_ONNX_BYTES = 2 * GIBIBYTE
@@ -40,7 +40,7 @@ def _parsed(data: bytes, path: Path) -> Any:
         import onnx
         from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     except ImportError as error:
-        raise MissingExtraError("onnx", "export") from error
+        raise import_error("onnx", "export", error) from error
     try:
         model = onnx.load_model_from_string(data)
     except (DecodeError, ValueError, RecursionError) as error:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from fct_infer.artifacts.files import MEBIBYTE, file_size
 from fct_infer.artifacts.foreign_code import RAISED, said_by
-from fct_infer.errors import ArtifactError, MissingExtraError
+from fct_infer.errors import ArtifactError, import_error
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,7 +72,7 @@ def load_torch(path: str | Path, *, low_precision: bool = False) -> TorchModel:
     try:
         import torch
     except ImportError as error:
-        raise MissingExtraError("torch", "export") from error
+        raise import_error("torch", "export", error) from error
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of TorchScript's age, and of torch.export's pickled example inputs

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from fct_infer.errors import FctError, MissingExtraError, ResourceError, UnsupportedError
+from fct_infer.errors import FctError, ResourceError, UnsupportedError, import_error
 from fct_infer.transformation import Float32Array
 
 
@@ -159,4 +159,4 @@ def _import_cuda(extra: str) -> Any:
     try:
         return importlib.import_module("cuda.bindings.runtime")
     except ImportError as error:
-        raise MissingExtraError("cuda-bindings", extra) from error
+        raise import_error("cuda-bindings", extra, error) from error

@@ -30,7 +30,7 @@ from fct_infer.backends.runner import Batch, DeviceBatch, Interface, Runner
 from fct_infer.backends.tensorrt_lane import Lane, aligned_rows, close_all
 from fct_infer.backends.tensorrt_log import log_of
 from fct_infer.device_arrays import DeviceRows
-from fct_infer.errors import ArtifactError, MissingExtraError, ResourceError, UnsupportedError, UsageError
+from fct_infer.errors import ArtifactError, ResourceError, UnsupportedError, UsageError, import_error
 from fct_infer.storage import write_bytes
 from fct_infer.transformation import Float32Array
 
@@ -55,7 +55,7 @@ def import_tensorrt(target: str) -> ModuleType:
     try:
         trt = importlib.import_module(target.replace("-", "_"))
     except ImportError as error:
-        raise MissingExtraError(target, _EXTRAS[target]) from error
+        raise import_error(target, _EXTRAS[target], error) from error
     except OSError as error:
         raise UnsupportedError(f"{target} is installed, but does not load: {error}") from error
     if target == TENSORRT and int(trt.__version__.split(".")[0]) < _OLDEST_TENSORRT:

@@ -55,7 +55,7 @@ def _seconds(_context: click.Context, _parameter: click.Parameter, value: str) -
     "--metric", type=click.Choice(["l2", "ip", "cosine"]), help="[cosine if all new rows have length 1, or l2]"
 )
 @click.option(
-    "--budget", default="5m", show_default=True, callback=_seconds, help="Time; networks are tried if it lasts."
+    "--budget", default="5m", show_default=True, callback=_seconds, help="For a network; closed forms are always tried."
 )
 @click.option("--no-network", is_flag=True, help="Closed forms only: seconds, and no PyTorch.")
 @click.option(
@@ -155,8 +155,7 @@ def show_fit(found: Fit) -> None:
     rows["with fewer pairs"] = ", ".join(
         f"{point.pairs:,}: {100 * point.estimate.mean:.1f} %" for point in forecast.curve
     )
-    if forecast.twice is not None:
-        rows["with twice as many"] = f"about {100 * forecast.twice:+.1f}, if gains go on shrinking as they do"
+    rows["with twice as many"] = f"about {100 * forecast.twice:+.1f}, if gains go on shrinking as they do"
     rows["time"] = f"{found.seconds:.0f} s for {found.pairs:,} pairs"
     click.echo()
     show_rows(rows)

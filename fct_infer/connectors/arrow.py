@@ -23,7 +23,7 @@ _ROWS_AT_ONCE = 65536
 class ArrowSource(PartedSource):
     """One file or stream; it is read once when opened, as only that tells its rows."""
 
-    capabilities = frozenset({"stable_order"})
+    capabilities = frozenset[str]()
 
     def __init__(self, path: Path, options: SourceOptions) -> None:
         with _opened(path) as (schema, _):

@@ -53,7 +53,7 @@ def open_folder(path: Path, _options: SourceOptions) -> Gallery:
 class NpzSource(PartedSource):
     """Arrays of one .npz file, unpacked as they are read."""
 
-    capabilities = frozenset({"stable_order"})
+    capabilities = frozenset[str]()
 
     def __init__(self, path: Path, options: SourceOptions) -> None:
         shapes = _headers(path)

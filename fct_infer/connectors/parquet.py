@@ -49,7 +49,7 @@ class ParquetSource(PartedSource):
         different: a file whose schema is another one.
     """
 
-    capabilities = frozenset({"stable_order"})
+    capabilities = frozenset[str]()
 
     def __init__(self, path: Path, options: SourceOptions) -> None:
         self._root, self._paths = path, parquet_files(path)

@@ -80,7 +80,7 @@ class ParquetSink:
             if own is None and others:
                 raise UsageError(
                     f"ids lie beside, and {self._source.path} has a column {others[0]!r}, which would be read "
-                    "as the ids of DEST; publish npy, or name the column with --id-column"
+                    "as the ids of DEST; publish npy, or take that column and leave --ids out"
                 )
             columns["id"] = own or _free(ID_NAMES, taken)
         return columns

@@ -48,7 +48,7 @@ def fit(
     labels = None if labels is None else np.asarray(labels)
     if labels is not None and labels.shape != (len(old),):
         raise ArrayError(f"labels: is {labels.shape}, wanted ({len(old)},)")
-    pairs = Pairs(vectors["old"], vectors["new"], vectors.get("side"), rows, rows, labels, len(old))
+    pairs = Pairs(vectors["old"], vectors["new"], vectors.get("side"), rows, labels, len(old))
     return fit_pairs(pairs, settings, queries, progress)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fct_infer.errors import GalleryError
 from fct_infer.fitting.measures import Estimate, Measure
 from fct_infer.fitting.pairs import Int64Array, Pairs
 from fct_infer.maps import Recipe, Statistics
@@ -28,12 +29,14 @@ class Split:
         judged: (m,) pairs that make up the gallery in which candidates are searched, ascending.
         choosing, reporting: queries, by number in the measure: candidates are chosen by the ones, and what is said of
             the chosen one is measured with the others.
+        are_rows: whether the queries are the judged rows, by number; False of a user's.
     """
 
     folds: Int64Array
     judged: Int64Array
     choosing: Int64Array
     reporting: Int64Array
+    are_rows: bool
 
     @classmethod
     def draw(
@@ -65,7 +68,7 @@ class Split:
         asked = rng.permutation(len(judged) if queries is None else queries)
         reporting = min(len(asked) // 3, QUERIES)
         choosing = asked[reporting:][:QUERIES]
-        return cls(folds, judged, np.sort(choosing), np.sort(asked[:reporting]))
+        return cls(folds, judged, np.sort(choosing), np.sort(asked[:reporting]), queries is None)
 
 
 class CrossFit:
@@ -93,14 +96,18 @@ class CrossFit:
             ]
         return self._statistics[share]
 
-    def transformed(self, recipe: Recipe, share: float = 1.0) -> Float32Array:
-        """Return the judged rows, (m, d_new), each by the map of the other folds."""
+    def programs(self, recipe: Recipe, share: float = 1.0) -> list[Program]:
+        """Return the maps of each fold's rows, fitted on the others."""
+        return [recipe.fit(statistics) for statistics in self.statistics(share)]
+
+    def transformed(self, programs: Sequence[Program]) -> Float32Array:
+        """Return the judged rows, (m, d_new), each by the map of its fold."""
         judged, folds = self.split.judged, self.split.folds[self.split.judged]
         result = np.empty((len(judged), self.pairs.new.shape[1]), np.float32)
-        for fold, statistics in enumerate(self.statistics(share)):
+        for fold, program in enumerate(programs):
             rows = np.flatnonzero(folds == fold)
             if len(rows):
-                result[rows] = self.apply(recipe.fit(statistics), judged[rows])
+                result[rows] = self.apply(program, judged[rows])
         return result
 
     def apply(self, program: Program, rows: Int64Array) -> Float32Array:
@@ -137,14 +144,19 @@ class Trial:
 
 
 def statistics_of(pairs: Pairs, rows: Int64Array) -> Statistics:
-    """Return the statistics of some pairs, in blocks that bound what is held in float64."""
+    """Return the statistics of some pairs, in blocks that bound what is held in float64.
+
+    Raises:
+        GalleryError: there are none: nearly all pairs are copies of each other, and all of them are held out.
+    """
     names = {"old": pairs.old, "new": pairs.new} | ({} if pairs.side is None else {"side": pairs.side})
     blocks = (
         {name: array[rows[start : start + 16_384]] for name, array in names.items()}
         for start in range(0, len(rows), 16_384)
     )
     found = Statistics.of_blocks(blocks)
-    assert found is not None
+    if found is None:
+        raise GalleryError("nearly all pairs have their old row or their new row in common; wanted different items")
     return found
 
 
@@ -170,8 +182,9 @@ def items_of(pairs: Pairs) -> Int64Array:
 
 def try_recipe(cross_fit: CrossFit, measure: Measure, recipe: Recipe) -> Trial:
     """Return how a recipe does on the choosing queries."""
-    scores = measure.scores(cross_fit.transformed(recipe), cross_fit.split.choosing)
-    return Trial(recipe.name, scores, recipe.fit(cross_fit.statistics()[0]).flops_per_row, recipe)
+    programs = cross_fit.programs(recipe)
+    scores = measure.scores(cross_fit.transformed(programs), cross_fit.split.choosing)
+    return Trial(recipe.name, scores, programs[0].flops_per_row, recipe)
 
 
 def choose(trials: Sequence[Trial], *, prefer_spread: bool) -> Trial:

@@ -28,8 +28,7 @@ from fct_infer.fitting.pairs import Int64Array, Pairs, Progress
 from fct_infer.fitting.queries import Queries
 from fct_infer.fitting.search import try_recipes
 from fct_infer.gallery import sample_rows
-from fct_infer.maps import Recipe
-from fct_infer.transformation import Program
+from fct_infer.transformation import Float32Array, Program
 
 MIN_PAIRS = 50
 _COPY, _COPY_ROWS = 0.02, 500  # of the rows' root mean square distance from their mean; rows looked at
@@ -120,9 +119,10 @@ def fit_pairs(
         progress: told about stages.
 
     Raises:
-        GalleryError: too few pairs, or one of the models gives all of them the same vector.
+        GalleryError: too few pairs or different items, or one of the models gives all of them the same vector.
         GateError: the pairs do not belong together: no map finds the new row of an item by its old one.
-        UsageError: unknown metric, or queries of another width.
+        UsageError: queries of another width, or for a map of queries.
+        ArrayError: queries or truth of another kind or shape, or that name no pair.
     """
     began, settings, progress = time.monotonic(), settings or Settings(), progress or (lambda stage, done, rows: None)
     _check(pairs)
@@ -141,8 +141,8 @@ def fit_pairs(
     chosen = choose(trials, prefer_spread=queries is None)
     recipe = chosen.recipe
     assert recipe is not None
-    notes = [*_suspicion(cross_fit, recipe, search), *_copies(cross_fit), *_side_notes(trials)]
-    transformed, network = cross_fit.transformed(recipe), None
+    transformed, network = cross_fit.transformed(cross_fit.programs(recipe)), None
+    notes = [*_suspicion(pairs.new[split.judged], transformed, search), *_copies(cross_fit), *_side_notes(trials)]
     if settings.network:
         left, stage = settings.budget - (time.monotonic() - began), partial(progress, "try a network")
         found = cross_fit_network(cross_fit, recipe, search, left, settings.seed, stage)
@@ -175,6 +175,11 @@ def fit_pairs(
 
 def _split(pairs: Pairs, queries: Queries | None, seed: int) -> Split:
     items = items_of(pairs)
+    if (different := len(np.unique(items))) < MIN_PAIRS:
+        raise GalleryError(
+            f"there are {different} different items among {len(pairs):,} pairs (the same if their old or their "
+            f"new rows are); wanted at least {MIN_PAIRS}"
+        )
     if queries is None:
         return Split.draw(len(pairs), None, seed, items=items)
     wanted = np.unique(queries.truth[queries.truth >= 0])
@@ -190,8 +195,8 @@ def _measure(pairs: Pairs, judged: Int64Array, queries: Queries | None, search: 
     return Overlap(new, *search) if pairs.labels is None else ByLabels(new, pairs.labels[judged], *search)
 
 
-def _suspicion(cross_fit: CrossFit, recipe: Recipe, search: Search) -> list[str]:
-    share = suspect_share(cross_fit, recipe, search)
+def _suspicion(target: Float32Array, transformed: Float32Array, search: Search) -> list[str]:
+    share = suspect_share(target, transformed, search)
     if share.mean >= _HOPELESS:
         raise GateError(
             "the pairs do not belong together: h of an item's old row is hardly nearer to its new row than to others "

@@ -57,7 +57,7 @@ class Forecast:
     without_map: Estimate
     recall: dict[int, Estimate]
     curve: tuple[CurvePoint, ...]
-    twice: float | None
+    twice: float
     verdict: Verdict
 
     def as_dict(self) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def forecast(
     pairs, split = cross_fit.pairs, cross_fit.split
     source, target = pairs.old[split.judged], pairs.new[split.judged]
     reporting = split.reporting if len(split.reporting) else split.choosing
-    rows = reporting if queries is None else sample_rows(len(target), QUERIES, 1)
+    rows = reporting if split.are_rows else sample_rows(len(target), QUERIES, 1)
     measured = Estimate.of(measure.scores(transformed, reporting))
     old_old, new_new = _compared(measure, (source, target), queries, reporting, search.direction)
     overlap = Overlap(target, *search)
@@ -96,7 +96,7 @@ def forecast(
     curve = tuple(
         CurvePoint(
             round(share * len(pairs) * (FOLDS - 1) / FOLDS),
-            Estimate.of(measure.scores(cross_fit.transformed(recipe, share), reporting)),
+            Estimate.of(measure.scores(cross_fit.transformed(cross_fit.programs(recipe, share)), reporting)),
         )
         for share in CURVE
     )
@@ -124,18 +124,21 @@ def forecast(
     )
 
 
-def suspect_share(cross_fit: CrossFit, recipe: Recipe, search: Search) -> Estimate:
+def suspect_share(target: Float32Array, transformed: Float32Array, search: Search) -> Estimate:
     """Return about which share of the pairs look as if old and new were of different items.
 
     A row that has nothing to do with its partner is as likely to find it in the farther half of the gallery as in the
     nearer; one that belongs to it hardly ever does, unless one model sees little of what the other does.
+
+    Args:
+        target: (m, d) judged rows of the target's model.
+        transformed: (m, d) those of the other, by maps fitted without them.
+        search: how rows are searched.
     """
-    target = cross_fit.pairs.new[cross_fit.split.judged]
     single = np.sort(np.unique(target, axis=0, return_index=True)[1])  # of equal rows nobody can tell whose is whose
     if len(single) < _FEWEST_RANKS:
         return Estimate(0.0, 0.0)
-    transformed, rows = cross_fit.transformed(recipe)[single], sample_rows(len(single), QUERIES, 2)
-    ranks = _ranks(target[single], transformed, rows, search)
+    ranks = _ranks(target[single], transformed[single], sample_rows(len(single), QUERIES, 2), search)
     return Estimate.of(2.0 * np.asarray(ranks > len(single) / 2, np.float64))
 
 
@@ -164,7 +167,7 @@ def _compared(
     return before, Estimate.of(measure.between(queries.new, new, reporting))
 
 
-def _twice(curve: list[float]) -> float | None:
+def _twice(curve: list[float]) -> float:
     """Return what a further doubling adds if gains go on to shrink as they did; never more than the last one added."""
     before, last = curve[1] - curve[0], curve[2] - curve[1]
     if last <= 0:

@@ -6,19 +6,23 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fct_infer.fitting.pairs import Int64Array, Pairs
 from fct_infer.maps import Recipe
 from fct_infer.maps.affine import OUTPUT, unit_deviation_steps
-from fct_infer.maps.statistics import Float64Array, Statistics
+from fct_infer.maps.statistics import Statistics
 from fct_infer.training.alignment import cosine_loss
 from fct_infer.training.losses import transformation_loss
-from fct_infer.transformation import Activation, Add, Concat, Float32Array, Linear, Program, Step
+from fct_infer.training.models.folding import chain_steps, linear_step
+from fct_infer.training.models.transformation import PointwiseBlock
+from fct_infer.transformation import Add, Concat, Float32Array, Linear, Program, Step
 
 STEPS = 3_000
 BATCH_ROWS = 256
@@ -58,64 +62,58 @@ class Residual(nn.Module):
         self.recipe, self.old_dim, self.side_dim = recipe, statistics.old_dim, statistics.side_dim
         self.mean = mean[d_in:]
         self.radius = float(np.sqrt(np.trace(statistics.yy) / statistics.rows))
-        base = affine_of(recipe, statistics)
-        self.base = nn.Linear(d_in, len(self.mean))
-        self.base.load_state_dict({name: torch.from_numpy(value) for name, value in base.items()})
-        hidden = schedule.hidden
+        self.base = PointwiseBlock(d_in, len(self.mean), is_last=True)
         self.mlp = nn.Sequential(
-            nn.BatchNorm1d(d_in, affine=False, momentum=None),
-            nn.Linear(d_in, hidden),
-            nn.BatchNorm1d(hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, hidden),
-            nn.BatchNorm1d(hidden),
-            nn.ReLU(),
-            nn.Linear(hidden, len(self.mean)),
+            PointwiseBlock(d_in, schedule.hidden),
+            PointwiseBlock(schedule.hidden, schedule.hidden),
+            PointwiseBlock(schedule.hidden, len(self.mean), is_last=True),
         )
+        self.standardized = nn.BatchNorm1d(d_in, affine=False, momentum=None)
         self.scale = self.radius / len(self.mean) ** 0.5
+        self._begin_as(recipe, statistics)
+
+    @torch.no_grad()
+    def _begin_as(self, recipe: Recipe, statistics: Statistics) -> None:
+        layer = Recipe(recipe.share, recipe.alpha, recipe.side_alpha).fit(statistics).steps[-1]
+        assert isinstance(layer, Linear) and self.base.conv.bias is not None
+        weight = self.base.conv.weight.zero_()
+        weight[:, : layer.weight.shape[1], 0, 0] = torch.from_numpy(layer.weight)  # Procrustes leaves the side out
+        self.base.conv.bias.copy_(torch.from_numpy(layer.bias - self.mean))
         for parameter in self.mlp[-1].parameters():
-            nn.init.zeros_(parameter)
+            parameter.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return h(x) - mean, (n, d_new), before it is given unit deviation."""
-        deviation: Tensor = self.base(x) + self.scale * self.mlp(x)
+        deviation: Tensor = self.base(x) + self.scale * self.mlp(self.standardized(x))
         return deviation
 
     def program(self) -> Program:
         """Return what the network computes in eval mode, batch norm folded in float64."""
-        dims, steps, source = {"old": self.old_dim}, list[Step](), "old"
+        dims, inputs, source = {"old": self.old_dim}, list[Step](), "old"
         if self.side_dim:
             dims["side"], source = self.side_dim, "concat"
-            steps.append(Concat(("old", "side"), source))
-        layers = list(self.mlp)
-        first = _after_norm(layers[1], layers[0])
-        folded = [
-            _before_norm(*first, layers[2]),
-            _before_norm(*_numbers(layers[4]), layers[5]),
-            tuple(self.scale * part for part in _numbers(layers[7])),
-        ]
-        weight, bias = _numbers(self.base)
-        steps.append(_linear(source, "base", weight, bias if self.recipe.unit_deviation else bias + self.mean))
-        value = source
-        for index, (weight, bias) in enumerate(folded):
-            steps.append(_linear(value, f"mlp.{index}", weight, bias, "none" if index == 2 else "relu"))
-            value = f"mlp.{index}"
-        steps.append(Add(("base", value), "deviation" if self.recipe.unit_deviation else OUTPUT))
+            inputs.append(Concat(("old", "side"), source))
+        base = linear_step(self.base, source, "base")
+        if not self.recipe.unit_deviation:
+            base = replace(base, bias=(base.bias + self.mean).astype(np.float32))
+        layers = chain_steps("mlp", self.mlp, source)
+        layers[0] = self._with_raw_inputs(layers[0])
+        last = layers[-1]
+        layers[-1] = replace(last, weight=_float32(last.weight * self.scale), bias=_float32(last.bias * self.scale))
+        added = Add(("base", last.output), "deviation" if self.recipe.unit_deviation else OUTPUT)
+        steps = [*inputs, base, *layers, added]
         if self.recipe.unit_deviation:
             steps += unit_deviation_steps("deviation", self.mean, self.radius)
         return Program(dims, tuple(steps), OUTPUT)
 
-
-def affine_of(recipe: Recipe, statistics: Statistics) -> dict[str, Float32Array]:
-    """Return ``weight`` (d_new, d_in) and ``bias`` of a recipe's h(x) - mean before unit deviation."""
-    program = Recipe(recipe.share, recipe.alpha, recipe.side_alpha).fit(statistics)
-    layer = program.steps[-1]
-    assert isinstance(layer, Linear)
-    weight = layer.weight
-    if statistics.side_dim and weight.shape[1] < statistics.input_dim:  # Procrustes does without side-information
-        weight = np.concatenate([weight, np.zeros((len(weight), statistics.side_dim), np.float32)], axis=1)
-    bias = layer.bias - statistics.mean[statistics.input_dim :]
-    return {"weight": weight, "bias": bias.astype(np.float32)}
+    def _with_raw_inputs(self, layer: Linear) -> Linear:
+        """Return a layer of standardised inputs as one of the inputs as they are."""
+        norm = self.standardized
+        assert norm.running_var is not None and norm.running_mean is not None
+        weight = layer.weight / np.sqrt(norm.running_var.double().numpy() + norm.eps)
+        return replace(
+            layer, weight=_float32(weight), bias=_float32(layer.bias - weight @ norm.running_mean.double().numpy())
+        )
 
 
 def train(
@@ -196,33 +194,5 @@ def _loss(network: Residual, deviation: Tensor, wanted: Tensor) -> Tensor:
     return transformation_loss(deviation / network.scale, wanted / network.scale)
 
 
-def _numbers(layer: nn.Module) -> tuple[Float64Array, Float64Array]:
-    assert isinstance(layer, nn.Linear)
-    return layer.weight.detach().double().numpy(), layer.bias.detach().double().numpy()
-
-
-def _affine(norm: nn.Module) -> tuple[Float64Array, Float64Array]:
-    """Return factor and offset of a batch norm in eval mode."""
-    assert isinstance(norm, nn.BatchNorm1d) and norm.running_var is not None and norm.running_mean is not None
-    factor = 1 / np.sqrt(norm.running_var.double().numpy() + norm.eps)
-    offset = -norm.running_mean.double().numpy() * factor
-    if norm.affine:
-        gain, shift = (part.detach().double().numpy() for part in (norm.weight, norm.bias))
-        factor, offset = factor * gain, offset * gain + shift
-    return factor, offset
-
-
-def _after_norm(layer: nn.Module, norm: nn.Module) -> tuple[Float64Array, Float64Array]:
-    (weight, bias), (factor, offset) = _numbers(layer), _affine(norm)
-    return weight * factor, bias + weight @ offset
-
-
-def _before_norm(weight: Float64Array, bias: Float64Array, norm: nn.Module) -> tuple[Float64Array, Float64Array]:
-    factor, offset = _affine(norm)
-    return weight * factor[:, None], bias * factor + offset
-
-
-def _linear(
-    source: str, output: str, weight: Float64Array, bias: Float64Array, activation: Activation = "none"
-) -> Linear:
-    return Linear(source, output, np.ascontiguousarray(weight, np.float32), bias.astype(np.float32), activation)
+def _float32(array: NDArray[np.floating[Any]]) -> Float32Array:
+    return np.ascontiguousarray(array, np.float32)

@@ -47,7 +47,7 @@ def cross_fit_network(
     seed: int,
     progress: Callable[[int, int], None],
 ) -> Network | str:
-    """Train a network on all folds but the first, and on the others if that is better; or say why there is none.
+    """Train a network outside the first fold, and outside each if that one is better; or say why there is none.
 
     Args:
         cross_fit: pairs and split.
@@ -118,7 +118,9 @@ class _Screening:
         folds = split.folds[split.judged]
         self._rows: Int64Array = split.judged[folds == 0]
         self._overlap = Overlap(cross_fit.pairs.new[self._rows], *search)
-        asked = np.flatnonzero(~np.isin(np.flatnonzero(folds == 0), split.reporting))
+        asked = np.arange(len(self._rows))
+        if split.are_rows:
+            asked = asked[~np.isin(np.flatnonzero(folds == 0), split.reporting)]
         self.queries = len(asked)
         self._stopping, self._comparing = asked[::2], asked[1::2]
         self._patience = steps // 2  # by then the learning rate falls, and with it what training breaks

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from fct_infer.connectors.options import integer_or_text
 from fct_infer.errors import GalleryError, UsageError
 from fct_infer.gallery import sample_rows
-from fct_infer.gallery.source import Source, SourceReader
+from fct_infer.gallery.ids import id_blocks
+from fct_infer.gallery.source import Source
 from fct_infer.transformation import Float32Array
 
 Int64Array: TypeAlias = NDArray[np.int64]
@@ -20,19 +21,17 @@ Progress: TypeAlias = Callable[[str, int, int], None]
 """Called with what is done, rows done, rows in all."""
 
 MAX_PAIRS = 100_000
-_ID_ROWS = 1 << 16  # ids of the larger side read at once
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """The same items by both models; all arrays have a row an item.
+    """The same items by both models, in the order of the old rows; all arrays have a row an item.
 
     Attributes:
         old: (n, d_old) float32.
         new: (n, d_new) float32.
         side: (n, d_side) float32, or None.
         ids: (n,) int64, bytes or str: of the items, or their row numbers.
-        old_rows: (n,) int64: row numbers in the source of ``old``, ascending.
         labels: (n,) or None.
         matched: how many items both sources have; n is less where only a sample was read.
         only_old, only_new: how many items only one of them has.
@@ -42,7 +41,6 @@ class Pairs:
     new: Float32Array
     side: Float32Array | None
     ids: NDArray[Any]
-    old_rows: Int64Array
     labels: NDArray[Any] | None = None
     matched: int = 0
     only_old: int = 0
@@ -109,7 +107,6 @@ def read_pairs(
         new_vectors,
         side_vectors,
         ids,
-        old_rows,
         None if labels is None else labels[old_rows],
         matched,
         old.schema.rows - matched,
@@ -168,11 +165,9 @@ def _joined(
 
 
 def _ids(source: Source) -> Iterator[tuple[int, NDArray[Any]]]:
-    with SourceReader(source) as reader:
-        for part in source.parts():
-            for start in range(0, part.rows, _ID_ROWS):
-                ids = reader.at(part).read_ids(start, min(start + _ID_ROWS, part.rows))
-                yield part.first_row + start, integer_or_text(ids, source.column("id"))  # int64, to be compared
+    """Yield ids with the number of the first one's row; integers all as int64, so that they can be compared."""
+    for first, ids in id_blocks(source):
+        yield first, integer_or_text(ids, source.column("id"))
 
 
 def _gather(source: Source, rows: Int64Array, *, with_side: bool) -> tuple[Float32Array, Float32Array | None]:

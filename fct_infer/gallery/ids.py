@@ -50,7 +50,7 @@ def examine_ids(source: Source) -> IdFacts:
     share = -(-source.schema.rows // MAX_COMPARED)
     missing_id = nothing_found(id_dtype)
     hashes, lengths, nothing = [], set[int](), None
-    for first, ids in _blocks(source):
+    for first, ids in id_blocks(source):
         if ids.dtype.kind == "S" and _has_control_characters(ids):
             use = "binary"
         elif not is_text and not 0 <= int(ids.min()) <= int(ids.max()) <= np.iinfo(np.int64).max:
@@ -73,7 +73,7 @@ def nothing_found(dtype: np.dtype[Any]) -> Any:
     return dtype.type() if dtype.kind in "SU" else np.array(-1).astype(dtype)[()]
 
 
-def _blocks(source: Source) -> Iterator[tuple[int, NDArray[Any]]]:
+def id_blocks(source: Source) -> Iterator[tuple[int, NDArray[Any]]]:
     """Yield ids, some at a time, with the number of the first one's row."""
     with SourceReader(source) as reader:
         for part in source.parts():

@@ -106,11 +106,11 @@ class Source(ABC):
         path: what the user named.
         schema: what lies there.
         capabilities: ``random_rows``: any row is read about as fast as the next one; without, what lies before it (in
-            its row group, batch or chunk) is decoded, too. ``stable_order``: rows have the same numbers each time.
+            its row group, batch or chunk) is decoded, too.
     """
 
     path: Path
-    capabilities: frozenset[str] = frozenset({"random_rows", "stable_order"})
+    capabilities: frozenset[str] = frozenset({"random_rows"})
 
     @property
     @abstractmethod

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fct_infer.errors import InputError, MissingExtraError
+from fct_infer.errors import InputError, import_error
 from fct_infer.storage import ReadFile
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def pillow() -> Any:
     try:
         from PIL import Image
     except ImportError as error:
-        raise MissingExtraError("pillow", "embed") from error
+        raise import_error("pillow", "embed", error) from error
     Image.init()
     return Image
 

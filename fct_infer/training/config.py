@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from fct_infer.artifacts.files import read_file
-from fct_infer.errors import ArtifactError, MissingExtraError, UsageError
+from fct_infer.errors import ArtifactError, UsageError, import_error
 
 Config = TypeVar("Config")
 
@@ -229,5 +229,5 @@ def _yaml() -> Any:
     try:
         import yaml
     except ImportError as error:
-        raise MissingExtraError("pyyaml", "train") from error
+        raise import_error("pyyaml", "train", error) from error
     return yaml

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from fct_infer.errors import MissingExtraError, UnsupportedError
+from fct_infer.errors import UnsupportedError, import_error
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -25,7 +25,7 @@ def launch(accelerator: str, devices: int, precision: TrainingPrecision) -> Fabr
         from lightning_fabric import Fabric
         from lightning_fabric.utilities.exceptions import MisconfigurationException
     except ImportError as error:
-        raise MissingExtraError("lightning-fabric", "train") from error
+        raise import_error("lightning-fabric", "train", error) from error
     try:
         fabric = Fabric(
             accelerator=accelerator, devices=devices, precision="32-true" if precision == "fp32" else precision

@@ -151,18 +151,24 @@ def test_an_edit_that_fails_the_gate_is_named_as_an_edit(tmp_path):
     upgrade_gallery(*arguments, settings=Settings(index="none"))
 
 
-@pytest.mark.parametrize("name", ["index.faiss", "index_infos.json", "upgrade_infos.json", "embeddings/000000.npy"])
-def test_what_was_damaged_before_the_last_rename_is_not_published(tmp_path, monkeypatch, name):
-    write_gallery(tmp_path / "g", rows_per_shard=(30, 5), old_dim=12)
-    arguments = tmp_path / "g", Transformation(linear_map(12, 8)), tmp_path / "new"
+def killed_at(moment, monkeypatch, arguments, settings):
+    """Upgrade, and stop before the verification or before the last rename."""
 
     def killed(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(work, "publish_directory", killed)
+        patch.setattr(*((work, "publish_directory") if moment == "rename" else (run, "verify_cosine")), killed)
         with pytest.raises(KeyboardInterrupt):
-            upgrade_gallery(*arguments, settings=Settings(index="Flat"))
+            upgrade_gallery(*arguments, settings=settings)
+
+
+@pytest.mark.parametrize("name", ["index.faiss", "index_infos.json", "upgrade_infos.json", "embeddings/000000.npy"])
+def test_what_was_damaged_before_the_last_rename_is_not_published(tmp_path, monkeypatch, name):
+    write_gallery(tmp_path / "g", rows_per_shard=(30, 5), old_dim=12)
+    arguments = tmp_path / "g", Transformation(linear_map(12, 8)), tmp_path / "new"
+
+    killed_at("rename", monkeypatch, arguments, Settings(index="Flat"))
     path = tmp_path / "new.partial" / "gallery" / name
     content = bytearray(path.read_bytes())
     content[-9] ^= 1
@@ -179,13 +185,7 @@ def test_what_a_resumed_upgrade_compares_with_its_digests_is_progress(tmp_path, 
     write_gallery(tmp_path / "g", rows_per_shard=(30, 5), old_dim=12)
     arguments = tmp_path / "g", Transformation(linear_map(12, 8)), tmp_path / "new"
 
-    def killed(*_, **__):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(*((work, "publish_directory") if moment == "rename" else (run, "verify_cosine")), killed)
-        with pytest.raises(KeyboardInterrupt):
-            upgrade_gallery(*arguments, settings=Settings(index="none"))
+    killed_at(moment, monkeypatch, arguments, Settings(index="none"))
     told = []
     upgrade_gallery(*arguments, settings=Settings(index="none"), progress=lambda *report: told.append(report))
     checked = [(rows, whole) for stage, rows, whole in told if stage == "check finished work"]

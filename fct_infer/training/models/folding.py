@@ -108,19 +108,20 @@ def _steps(module: LayeredTransformation) -> list[Step]:
     """Return the steps of h; the last one's output is the new embedding."""
     match module:
         case PaperTransformation():
-            branches = _chain("p1", module.p1, "old"), _chain("p2", module.p2, "side" if module.side_dim else "old")
+            beside = "side" if module.side_dim else "old"
+            branches = chain_steps("p1", module.p1, "old"), chain_steps("p2", module.p2, beside)
             concat = Concat((branches[0][-1].output, branches[1][-1].output), "concat")
-            return [*branches[0], *branches[1], concat, *_chain("mixer", module.mixer, "concat")]
+            return [*branches[0], *branches[1], concat, *chain_steps("mixer", module.mixer, "concat")]
         case MlpTransformation():
             inputs, source = _inputs(module)
-            return [*inputs, *_chain("layers", module.layers, source)]
+            return [*inputs, *chain_steps("layers", module.layers, source)]
         case ResidualMlpTransformation():
             inputs, source = _inputs(module)
-            steps = [*inputs, _linear(module.stem, source, "stem")]
+            steps = [*inputs, linear_step(module.stem, source, "stem")]
             for index, block in enumerate(module.blocks):
                 assert isinstance(block, ResidualBlock)
                 steps += _residual(f"blocks.{index}", block, steps[-1].output)
-            return [*steps, _linear(module.head, steps[-1].output, "head")]
+            return [*steps, linear_step(module.head, steps[-1].output, "head")]
         case _:
             raise UsageError(f"{type(module).__name__} has no program")
 
@@ -129,22 +130,23 @@ def _inputs(module: LayeredTransformation) -> tuple[list[Step], str]:
     return ([Concat(("old", "side"), "concat")], "concat") if module.side_dim else ([], "old")
 
 
-def _chain(name: str, blocks: Iterable[nn.Module], source: str) -> list[Linear]:
+def chain_steps(name: str, blocks: Iterable[nn.Module], source: str) -> list[Linear]:
+    """Return the layers of blocks that follow each other, called ``NAME.0`` and so on; see :func:`linear_step`."""
     steps: list[Linear] = []
     for index, block in enumerate(blocks):
-        steps.append(_linear(block, source, f"{name}.{index}"))
+        steps.append(linear_step(block, source, f"{name}.{index}"))
         source = steps[-1].output
     return steps
 
 
 def _residual(name: str, block: ResidualBlock, source: str) -> list[Step]:
-    inner = _linear(block.inner, source, f"{name}.inner")
-    outer = _linear(block.outer, inner.output, f"{name}.outer")
+    inner = linear_step(block.inner, source, f"{name}.inner")
+    outer = linear_step(block.outer, inner.output, f"{name}.outer")
     return [inner, outer, Add((source, outer.output), name)]
 
 
 @torch.no_grad()
-def _linear(block: nn.Module, source: str, output: str) -> Linear:
+def linear_step(block: nn.Module, source: str, output: str) -> Linear:
     """Return the layer with its batch norm multiplied in: weight (d_out, d_in) and bias (d_out,)."""
     assert isinstance(block, PointwiseBlock)
     weight = block.conv.weight.flatten(1).double()

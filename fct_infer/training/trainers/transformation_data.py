@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import torch
 
 from fct_infer.errors import GalleryError, OutputError, UsageError
 from fct_infer.gallery import read_npy
+from fct_infer.maps import Statistics
 from fct_infer.training.checkpoints import CLASSIFIER, load_checkpoint
 from fct_infer.training.config import to_plain
 from fct_infer.training.data.sources import DataConfig, open_data
@@ -76,10 +78,11 @@ class EmbeddingModels:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The training set, and its held-out rows in memory as stored."""
+    """The training set: what it is in sum, and its held-out rows in memory as stored."""
 
     features: Features
     split: Split
+    statistics: Statistics
     held_out: Columns
     classifier: Classifier | None
 
@@ -96,15 +99,17 @@ def open_features(
     """
     features = Features.joined([each.open() for each in folders])
     split = Split.draw(features.rows, share, seed, features.groups)
-    parts, first = [], 0
+    parts, sums, first = [], list[Statistics](), 0
     for block in features.blocks():
         last = first + len(block["old"])
         if classifier is not None and "labels" in block:
             check_labels(block["labels"], len(classifier.weight), first)
         mask = split.is_held_out(first, last)
         parts.append({name: column[mask] for name, column in block.items()})
+        if not mask.all():
+            sums.append(Statistics.of_block({name: column[~mask] for name, column in block.items()}))
         first = last
-    return TrainingData(features, split, concatenate(parts), classifier)
+    return TrainingData(features, split, reduce(Statistics.merged, sums), concatenate(parts), classifier)
 
 
 def embed_images(

@@ -158,18 +158,16 @@ def run_transformation(
     else:
         features = settings.data
     data = open_features((features, *settings.mixture), classifier, settings.validation, seed)
-    statistics = Statistics.of_blocks(data.features.blocks(data.split.is_training))
-    assert statistics is not None
     if "batch_size" not in config.get("training", {}):
-        settings = _with_batch_size(settings, statistics.rows)
-    outcome = _make(settings, data, statistics, run, on_progress)
+        settings = _with_batch_size(settings, data.split.training_rows)
+    outcome = _make(settings, data, run, on_progress)
     run.begin()
     run.first(lambda: _write(settings, outcome, run.path, gallery))
     program = to_program(outcome.module)
     judged, warnings = dict[str, Any](), list[str]()
     if len(data.held_out["old"]):
         alignment = _judge(program, data.held_out)
-        judged, warnings = asdict(alignment), _warnings(alignment, statistics, data.held_out)
+        judged, warnings = asdict(alignment), _warnings(alignment, data.statistics, data.held_out)
     return run.finish(
         {
             "checkpoint": str(run.path / f"{CHECKPOINT}.safetensors"),
@@ -204,40 +202,28 @@ def _with_batch_size(settings: _Settings, rows: int) -> _Settings:
     return replace(settings, training=replace(settings.training, batch_size=size))
 
 
-def _make(
-    settings: _RunConfig,
-    data: TrainingData,
-    statistics: Statistics,
-    run: RunFolder,
-    on_progress: ProgressCallback | None,
-) -> _Outcome:
+def _make(settings: _RunConfig, data: TrainingData, run: RunFolder, on_progress: ProgressCallback | None) -> _Outcome:
     if settings.model.name in MAPS:
-        return _fit_map(settings, statistics, data.held_out)
+        return _fit_map(settings, data)
     if settings.model.name == "chain":
         return _chain(settings.model.arguments)
-    return _train(settings, data, statistics, run, on_progress)
+    return _train(settings, data, run, on_progress)
 
 
-def _train(
-    settings: _RunConfig,
-    data: TrainingData,
-    statistics: Statistics,
-    run: RunFolder,
-    on_progress: ProgressCallback | None,
-) -> _Outcome:
+def _train(settings: _RunConfig, data: TrainingData, run: RunFolder, on_progress: ProgressCallback | None) -> _Outcome:
     dims = {name: getattr(data.features, name) for name in ("old_dim", "side_dim", "new_dim")}
     objective = build_objective(dims, settings, data.classifier, has_labels=data.features.has_labels)
     if isinstance(objective.module, StandardizedTransformation):
-        objective.module.fit_scales(statistics)
+        objective.module.fit_scales(data.statistics)
     batches = FeatureBatches(data.features, data.split, settings.training.batch_size, settings.training.seed)
     judge = partial(validate, objective, data.held_out) if len(data.held_out["old"]) else None
     trained = train_on_batches(objective, batches, settings.training, on_progress, run, judge)
     return _Outcome(trained.module, trained.model, trained.fitted.figures, trained.fitted)
 
 
-def _fit_map(settings: _RunConfig, training: Statistics, held_out: Columns) -> _Outcome:
-    validation = Statistics.of_blocks([held_out])
-    fit, arguments = partial(MAPS[settings.model.name], training, validation), settings.model.arguments
+def _fit_map(settings: _RunConfig, data: TrainingData) -> _Outcome:
+    validation = Statistics.of_blocks([data.held_out])
+    fit, arguments = partial(MAPS[settings.model.name], data.statistics, validation), settings.model.arguments
     check_arguments(fit, arguments, f"model {settings.model.name!r}")
     try:
         fitted = fit(**arguments)

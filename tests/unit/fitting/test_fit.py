@@ -158,7 +158,7 @@ def test_truth_that_names_no_pairs_is_refused(truth, message):
 
 def test_queries_without_a_right_row_are_left_out():
     old, new, _ = clustered(200)
-    pairs = Pairs(old, new, None, np.arange(200), np.arange(200))
+    pairs = Pairs(old, new, None, np.arange(200))
     truth = np.array([3, -1, 5])
     checked = Queries(new[[3, 4, 5]], truth, old[[3, 4, 5]]).checked(pairs)
     assert checked.truth.tolist() == [[3], [5]]
@@ -205,10 +205,17 @@ def test_copies_of_an_item_are_held_out_together():
     rows = rng.permutation(np.repeat(np.arange(120), 5))
     with pytest.raises(GateError, match="do not belong together"):
         fct_infer.fit(old[rows], new[rows], settings=CLOSED)
-    items = items_of(Pairs(*(each[rows].astype(np.float32) for each in (old, new)), None, rows, rows))
+    items = items_of(Pairs(*(each[rows].astype(np.float32) for each in (old, new)), None, rows))
     assert len(np.unique(items)) == 120
     split = Split.draw(600, None, 0, items=items)
     assert all(len(set(split.folds[items == item])) == 1 for item in np.unique(items))
+
+
+def test_too_few_different_items_are_refused():
+    """Such as rows of so few bits that every one has its double, by old or by new row."""
+    old, new, _ = clustered(400)
+    with pytest.raises(GalleryError, match="there are 2 different items among 400 pairs"):
+        fct_infer.fit((old[:, :1] > 0).astype(np.float32), new, settings=CLOSED)
 
 
 def test_near_copies_are_said():
