@@ -50,13 +50,16 @@ def judge(
     3. new/old reaches 99 % of new/new: transform.
     4. Some order reaches 99 % of new/new with a part of the rows re-embedded, and searching meanwhile is no step
        back (the criterion holds, or old/old is not known): transform, and backfill the smallest such part.
-    5. Otherwise re-embed everything.
+    5. No curves are given, and the gallery as it is is better than today: transform, and re-embed rows as can be; how
+       many are worth it is not known.
+    6. Otherwise re-embed everything.
 
     Args:
         old_old: M(old, old); None if not known.
         new_old: M(new, old): the gallery as it is, transformed or not.
         new_new: M(new, new): the gallery re-embedded; None if not known.
-        curves: backfilling curves by order, those only that can be followed in practice (no oracle).
+        curves: backfilling curves by order, those only that can be followed in practice (no oracle); None if nothing
+            is known of galleries that are re-embedded in part.
         figure: what the figures are.
     """
     figures = {"old/old": old_old, "new/old": new_old, "new/new": new_new}
@@ -87,12 +90,19 @@ def judge(
             f"Transform and backfill {100 * partial[name]:.0f} % of the rows ({name}): that reaches "
             f"{100 * GOOD_ENOUGH:.0f} % of what re-embedding everything gives ({shown}{gap}).",
         )
+    reached = f"the gallery as it is reaches {100 * new_old / new_new:.1f} % of what re-embedding everything gives"
+    if curves is None and old_old is not None and not is_step_back:
+        return Verdict(
+            "transform and backfill",
+            None,
+            f"Transform, which is better than today, and re-embed rows as you can: {reached} ({shown}{gap}).",
+        )
     reason = (
         "searching the gallery as it is would be worse than today"
         if is_step_back
         else f"no smaller part reaches {100 * GOOD_ENOUGH:.0f} % of it"
         if curves
-        else f"the gallery as it is reaches {100 * new_old / new_new:.1f} % of it"
+        else reached
     )
     return Verdict("re-embed", 1.0, f"Re-embed everything: {reason} ({shown}{gap}).")
 

@@ -23,7 +23,9 @@ STRAIGHT = {"random": curve(0.60, 0.65, 0.70, 0.75, 0.80)}
         (None, 0.6, 0.8, CURVES, "transform and backfill", 0.5),
         (0.6, 0.6, 0.8, CURVES, "re-embed", 1.0),  # the criterion fails: a step back meanwhile
         (0.5, 0.6, 0.8, STRAIGHT, "re-embed", 1.0),  # 99 % only when all is done
-        (0.5, 0.6, 0.8, None, "re-embed", 1.0),
+        (0.5, 0.6, 0.8, None, "transform and backfill", None),  # better than today; of parts nothing is known
+        (0.6, 0.6, 0.8, None, "re-embed", 1.0),
+        (None, 0.6, 0.8, None, "re-embed", 1.0),
         (0.5, 0.6, None, None, "transform", None),
         (0.6, 0.6, None, None, "keep old", None),
         (None, 0.6, None, None, "undecided", None),
