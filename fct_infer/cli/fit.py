@@ -79,9 +79,9 @@ def command(
 ) -> None:
     """Fit a transformation from old embeddings to new ones, on items that both models have embedded.
 
-    Two .npy files do: row i of both is the same item. With ids, rows are matched by them. Closed forms and a network
-    are tried on rows held out from them; the one whose gallery is searched best is written as BUNDLE, ready for
-    fct-upgrade-gallery, and what it will be worth is printed.
+    Two .npy files do: row i of both is the same item. With ids, rows are matched by them; where OLD has none, NEW's
+    are its row numbers. Closed forms and a network are tried on rows held out from them; the one whose gallery is
+    searched best is written as BUNDLE, ready for fct-upgrade-gallery, and what it will be worth is printed.
 
     \b
     Example:
@@ -122,8 +122,9 @@ def command(
 def _pairs_line(pairs: Pairs) -> str:
     widths = f"{pairs.old.shape[1]} -> {pairs.new.shape[1]}"
     side = "" if pairs.side is None else f", side-information {pairs.side.shape[1]}"
+    by = ", NEW's ids taken for row numbers of OLD, which has none" if pairs.by_row_number else ""
     return (
-        f"{pairs.matched:,} items are in both (only in OLD {pairs.only_old:,}, only in NEW {pairs.only_new:,}); "
+        f"{pairs.matched:,} items are in both{by} (only in OLD {pairs.only_old:,}, only in NEW {pairs.only_new:,}); "
         f"{len(pairs):,} are used; {widths}{side}"
     )
 

@@ -70,7 +70,7 @@ def judge(
     if old_old is not None and new_new <= old_old:
         return Verdict("keep old", 0.0, f"Keep the old model: the new one is no better ({shown}).")
     closed = None if old_old is None else gap_closed(new_old, old_old, new_new)
-    gap = "" if closed is None else f", {100 * closed:.0f} % of the gap closed"
+    gap = "" if closed is None or closed < 0 else f", {100 * closed:.0f} % of the gap closed"
     level = GOOD_ENOUGH * new_new
     if new_old >= level:
         return Verdict(

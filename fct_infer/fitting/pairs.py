@@ -35,6 +35,7 @@ class Pairs:
         labels: (n,) or None.
         matched: how many items both sources have; n is less where only a sample was read.
         only_old, only_new: how many items only one of them has.
+        by_row_number: whether OLD has no ids, so that those of NEW were taken for numbers of its rows.
     """
 
     old: Float32Array
@@ -45,6 +46,7 @@ class Pairs:
     matched: int = 0
     only_old: int = 0
     only_new: int = 0
+    by_row_number: bool = False
 
     def __len__(self) -> int:
         return len(self.old)
@@ -67,6 +69,8 @@ def read_pairs(
 ) -> Pairs:
     """Read what two sources have in common: by id, or row by row where neither has ids.
 
+    The rows of an ``old`` without ids are known by their numbers, so integer ids of ``new`` name them.
+
     Args:
         old, new: of either model. The ids of the one with fewer rows are held in memory.
         side: side-information, row i of row i of ``old``; None takes what ``old`` brings itself.
@@ -77,9 +81,9 @@ def read_pairs(
         progress: told about ids.
 
     Raises:
-        UsageError: one source has ids and the other has none, or ids of another kind.
-        GalleryError: an id occurs twice, nothing is in common, there are fewer than two pairs, rows do not fit
-            together or hold NaN or infinity; names the source's row.
+        UsageError: ``new`` has no ids and ``old`` has, or they are of another kind.
+        GalleryError: an id occurs twice, or is the number of no row where ``old`` has no ids, nothing is in common,
+            there are fewer than two pairs, rows do not fit together or hold NaN or infinity; names the source's row.
     """
     progress = progress or (lambda stage, done, rows: None)
     old_rows, new_rows, ids = _matched(old, new, progress)
@@ -111,6 +115,7 @@ def read_pairs(
         matched,
         old.schema.rows - matched,
         new.schema.rows - matched,
+        by_row_number=old.schema.id_dtype is None and new.schema.id_dtype is not None,
     )
 
 
@@ -125,16 +130,28 @@ def _matched(old: Source, new: Source, progress: Progress) -> tuple[Int64Array, 
             )
         rows = np.arange(old.schema.rows)
         return rows, rows, rows
-    if kinds[0] is None or kinds[1] is None:
-        without, flag = ("OLD", "--old-ids") if kinds[0] is None else ("NEW", "--new-ids")
-        raise UsageError(f"{without} has no ids, the other has; name them with {flag}")
-    if _words(kinds[0]) != _words(kinds[1]):
+    if kinds[1] is None:
+        raise UsageError("NEW has no ids, the other has; name them with --new-ids")
+    if kinds[0] is None:
+        _check_row_numbers(new, old.schema.rows)
+    elif _words(kinds[0]) != _words(kinds[1]):
         raise UsageError(f"ids of OLD are {_words(kinds[0])}, of NEW {_words(kinds[1])}; they cannot be matched")
     if old.schema.rows < new.schema.rows:
         old_rows, new_rows, ids = _joined(old, new, ("OLD", "NEW"), progress)
     else:
         new_rows, old_rows, ids = _joined(new, old, ("NEW", "OLD"), progress)
     return old_rows, new_rows, ids
+
+
+def _check_row_numbers(new: Source, rows: int) -> None:
+    """Refuse ids of NEW that cannot be row numbers of an OLD without ids."""
+    for first, ids in id_blocks(new):
+        wrong = np.flatnonzero((ids < 0) | (ids >= rows)) if ids.dtype.kind in "iu" else np.arange(1)
+        if len(wrong):
+            raise GalleryError(
+                f"{new.where(first + int(wrong[0]), 'id')}: id {ids[wrong[0]].item()!r} is no row of OLD, which has "
+                f"no ids, so that its {rows:,} rows are known by their numbers; name its ids with --old-ids"
+            )
 
 
 def _joined(

@@ -106,7 +106,8 @@ def test_pairs_of_different_items_are_refused(files):
         (["--budget", "soon"], 2, "wanted for instance 90s, 5m or 1h"),
         (["--labels", "old.npy"], 4, "old.npy"),
         (["--side", "missing.npy"], 4, "missing.npy"),
-        (["--new-ids", "labels.npy"], 2, "OLD has no ids, the other has; name them with --old-ids"),
+        (["--new-ids", "labels.npy"], 4, "occurs twice"),
+        (["--old-ids", "labels.npy"], 2, "NEW has no ids, the other has; name them with --new-ids"),
         (["--old-ids", "labels.npy", "--new-ids", "labels.npy"], 4, "occurs twice"),
     ],
 )

@@ -107,6 +107,22 @@ def test_ids_of_one_side_only_or_of_another_kind_are_refused(tmp_path):
         read_pairs(numbered, source(tmp_path, "new", 3, ["a", "b", "c"]))
 
 
+def test_where_old_has_no_ids_those_of_new_are_its_row_numbers(tmp_path):
+    pairs = read_pairs(source(tmp_path, "old", 100), source(tmp_path, "new", 3, [70, 2, 31]))
+    assert pairs.ids.tolist() == [2, 31, 70] and (pairs.matched, pairs.only_old, pairs.only_new) == (3, 97, 0)
+    assert (pairs.old == np.load(tmp_path / "old.npy")[[2, 31, 70]]).all()
+    assert (pairs.new == np.load(tmp_path / "new.npy")[[1, 2, 0]]).all()
+    assert pairs.by_row_number
+
+
+@pytest.mark.parametrize("wrong", [100, -1, "seven"])
+def test_ids_that_are_no_row_numbers_of_an_old_without_ids_are_refused(tmp_path, wrong):
+    ids = [str(each) for each in (5, 6, wrong)] if isinstance(wrong, str) else [5, 6, wrong]
+    named = "'5'" if isinstance(wrong, str) else str(wrong)
+    with pytest.raises(GalleryError, match=f"id {named} is no row of OLD, .* its 100 rows .* --old-ids"):
+        read_pairs(source(tmp_path, "old", 100), source(tmp_path, "new", 3, ids))
+
+
 def test_a_row_that_is_not_finite_is_named(tmp_path):
     old, new = source(tmp_path, "old", 100), source(tmp_path, "new", 100)
     rows = np.load(tmp_path / "new.npy")
