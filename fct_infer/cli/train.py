@@ -11,6 +11,7 @@ import click
 
 from fct_infer.cli._common import json_option, run_cli, show_rows
 from fct_infer.cli._training_progress import TrainingProgress, training_progress_on_stderr
+from fct_infer.errors import import_error
 
 if TYPE_CHECKING:
     from fct_infer.training.run import RunFolder
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
 def group() -> None:
     """Train old and new models, side-information and the transformation between them.
 
-    CONFIG.yaml names model, data and schedule; configs/ holds the papers' recipes. RUN keeps the resolved
-    configuration, metrics, the checkpoint of the last epoch and of the best one, and, until it is finished, the state:
-    the same command goes on where it was stopped.
+    CONFIG is a YAML file that names model, data and schedule, or the name of a recipe that comes along, such as
+    imagenet/old. RUN keeps the resolved configuration, metrics, the checkpoint of the last epoch and of the best one,
+    and, until it is finished, the state: the same command goes on where it was stopped.
     """
 
 
@@ -44,10 +45,14 @@ def _training_command(name: str, text: str) -> Callable[[Callable[[], Trainer]],
         @json_option()
         def command(config: Path, dest: Path, overrides: tuple[str, ...], restart: bool, as_json: bool) -> None:
             from fct_infer.training.config import read_config
-            from fct_infer.training.run import RunFolder
 
             values = read_config(config, overrides)
-            trainer = import_trainer()
+            try:
+                from fct_infer.training.run import RunFolder
+
+                trainer = import_trainer()
+            except ImportError as error:
+                raise import_error(error.name or "torch", "train", error) from error
             with RunFolder(dest, restart=restart) as run, training_progress_on_stderr() as progress:
                 result = trainer(values, run, progress)
                 if run.was_finished:

@@ -23,8 +23,20 @@ MAX_CONFIG_CHARACTERS, MAX_ALIASES, MAX_DEPTH = 1 << 20, 8, 64
 MAX_CONFIG_BYTES = 4 * MAX_CONFIG_CHARACTERS  # as long as UTF-8 makes them
 
 
+def shipped_recipes() -> dict[str, Path]:
+    """Return the configurations that come with the package, by name: ``imagenet/old``."""
+    package = Path(__file__).parents[1]
+    folder = next((each for each in (package / "configs", package.parent / "configs") if each.is_dir()), None)
+    found = sorted(folder.rglob("*.yaml")) if folder else []  # beside the package in a source tree
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in found if folder}
+
+
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Read a YAML file and put ``a.b=value`` overrides on top; values are YAML too.
+
+    Args:
+        path: a file, or the name of one of :func:`shipped_recipes`.
+        overrides: as ``training.epochs=10``.
 
     Raises:
         UsageError: the file is missing or not a YAML mapping, or an override is not of that form.
@@ -32,7 +44,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
         ResourceError: the machine failed.
     """
     try:
-        text = read_file(Path(path), MAX_CONFIG_BYTES).decode()
+        text = read_file(_config_file(path), MAX_CONFIG_BYTES).decode()
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: cannot be read: is not UTF-8: {error}") from error
     except ArtifactError as error:
@@ -44,6 +56,15 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     for override in overrides:
         _override(values, override)
     return values
+
+
+def _config_file(path: str | Path) -> Path:
+    if Path(path).exists() or Path(path).suffix:
+        return Path(path)
+    recipes = shipped_recipes()
+    if str(path) not in recipes:
+        raise UsageError(f"{path}: no such file or recipe{hint(path, recipes)}")
+    return recipes[str(path)]
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:

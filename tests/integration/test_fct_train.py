@@ -229,3 +229,14 @@ def test_help_needs_no_heavy_package():
         "finally: assert not {'torch', 'yaml', 'PIL', 'lightning_fabric'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+
+def test_without_torch_the_extra_is_named(tmp_path):
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        f"sys.argv = ['fct-train', 'backbone', 'glyphs/old', '-o', {str(tmp_path / 'run')!r}]\n"
+        "from fct_infer.cli.train import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["error: torch is not installed; run: pip install 'fct-infer[train]'"]

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from fct_infer.errors import UsageError
-from fct_infer.training.config import from_plain, read_config, to_plain, to_yaml
+from fct_infer.training.config import from_plain, read_config, shipped_recipes, to_plain, to_yaml
 from fct_infer.training.loop import TrainingConfig
 from fct_infer.training.trainers.backbone_run import BackboneRunConfig, BctRunConfig
 from fct_infer.training.trainers.side_information_run import AutoencoderRunConfig, SimClrRunConfig
@@ -150,3 +150,13 @@ def test_every_data_set_has_a_configuration_for_every_command():
     assert {(path.parent.name, path.stem) for path in CONFIGS} >= {
         (data, kind) for data in ("cifar100", "imagenet", "places365", "vggface2", "glyphs") for kind in KINDS
     }
+
+
+def test_recipes_that_come_along_are_found_by_name():
+    assert {path.relative_to(path.parents[1]).with_suffix("").as_posix() for path in CONFIGS} == set(shipped_recipes())
+    assert read_config("glyphs/old") == read_config(CONFIGS[0].parents[1] / "glyphs" / "old.yaml")
+
+
+def test_a_recipe_that_does_not_exist_is_refused_with_a_guess():
+    with pytest.raises(UsageError, match="glyphs/odl: no such file or recipe; did you mean 'glyphs/old'"):
+        read_config("glyphs/odl")
