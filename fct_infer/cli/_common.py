@@ -13,6 +13,7 @@ from typing import Any, NoReturn, TextIO, cast
 
 import click
 
+from fct_infer import __version__
 from fct_infer.errors import FctError, ResourceError, StoppedError
 
 
@@ -89,6 +90,7 @@ def run_cli(command: click.Command, *, resumes: bool = False) -> NoReturn:
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup ignores it
         signal.signal(signal.SIGHUP, _raise_terminated)
     _watch_streams()
+    command = click.version_option(__version__, message="%(prog)s %(version)s")(command)
     try:
         result: Any = command.main(standalone_mode=False)
         _flush()
