@@ -100,10 +100,8 @@ def command(
     """
     from fct_infer import load_transformation, open_source, upgrade_gallery
     from fct_infer.artifacts.loading import is_code
-    from fct_infer.storage import check_replaceable
     from fct_infer.upgrade.estimate import estimate
     from fct_infer.upgrade.plan import Settings, make_plan
-    from fct_infer.upgrade.work import foreign_to_upgrades
 
     if is_code(transformation):
         say_files_are_code(transformation)
@@ -129,7 +127,7 @@ def command(
     columns = columns_text(gallery.schema.columns, gallery.schema.other_columns)
     if dry_run:
         plan = make_plan(gallery, h, dest, chosen)
-        check_replaceable(plan.dest, foreign_to_upgrades, force=force)
+        plan.destination.check_replaceable(force=force)
         show_estimate(estimate(plan), as_json)
         plan.check_resources()
         return
@@ -141,7 +139,7 @@ def command(
 
 def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
     """Print the plan of a dry run."""
-    from fct_infer.upgrade.plan import size_text
+    from fct_infer.machine import size_text
 
     if as_json:
         click.echo(json.dumps(estimate, indent=2, allow_nan=False))
@@ -170,11 +168,7 @@ def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
         "time": f"about {duration_text(estimate['transformation_seconds'])} for the transformation "
         f"({estimate['transformation_rows_per_second']:,.0f} rows/s measured now), plus the index",
     }
-    if not estimate["is_replaced_in_one_step"]:
-        rows["note"] = (
-            "this file system cannot exchange two folders: while it is replaced, DEST is missing for an instant"
-        )
-    show_rows(rows)
+    show_rows(rows | estimate["promises"])
 
 
 def repeated_ids_text(count: int) -> str:
