@@ -202,8 +202,9 @@ class Plan:
 
     @property
     def bytes_read(self) -> int:
-        """Bytes of all files of the gallery."""
-        return sum(file.stat().st_size for file in self.gallery.files.values())
+        """Bytes of all files of the gallery; in a database those of its vectors."""
+        files = sum(file.stat().st_size for file in self.gallery.files.values())
+        return files or self.gallery.schema.rows * self.gallery.schema.row_bytes
 
     @property
     def _ids_bytes(self) -> int:
@@ -258,7 +259,7 @@ class Plan:
         changed = [name for name, before in self.fingerprint.items() if now[name] != before]
         if changed:
             raise GalleryError(
-                f"{self.gallery.files[changed[0]]}: was changed while the gallery was upgraded"
+                f"{self.gallery.files.get(changed[0], self.gallery.path)}: was changed while the gallery was upgraded"
                 + (f", and {len(changed) - 1} more files" if len(changed) > 1 else "")
             )
 
