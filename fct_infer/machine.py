@@ -91,3 +91,12 @@ def _lines(path: Path) -> list[str]:
 
 def _read(path: Path) -> list[str]:
     return " ".join(_lines(path)).split()
+
+
+def size_text(count: float) -> str:
+    """Return a byte count for people: ``1.5 GiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

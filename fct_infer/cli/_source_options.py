@@ -10,8 +10,16 @@ from typing import Any
 
 import click
 
+
+def place(text: str) -> Path | str:
+    """A path, or the URL of what lies in a database."""
+    from fct_infer.gallery.places import place_of
+
+    return place_of(text)
+
+
 _OPTIONS = (
-    click.argument("source", type=click.Path(path_type=Path)),
+    click.argument("source", type=place),
     click.option("--embedding-column", metavar="NAME", help="Column, data set, array or tensor of the embeddings."),
     click.option("--side-column", metavar="NAME", help="That of the side-information."),
     click.option("--id-column", metavar="NAME", help="That of the ids; of the file of ids with --ids."),

@@ -13,7 +13,7 @@ from fct_infer.artifacts.precisions import PRECISIONS
 from fct_infer.backends.runner import BACKENDS
 from fct_infer.cli._common import byte_size, json_option, run_cli, say_files_are_code, show_rows
 from fct_infer.cli._progress import progress_on_stderr
-from fct_infer.cli._source_options import columns_text, source_options
+from fct_infer.cli._source_options import columns_text, place, source_options
 
 if TYPE_CHECKING:
     from fct_infer.connectors import SourceOptions
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @source_options
 @click.option("--transformation", required=True, type=click.Path(path_type=Path), help="Bundle, h.onnx or h.pt.")
-@click.option("-o", "--output", "dest", required=True, type=click.Path(path_type=Path), help="Folder to create.")
+@click.option("-o", "--output", "dest", required=True, type=place, help="Folder to create, or table (see below).")
 @click.option(
     "--format",
     type=click.Choice(["npy", "parquet"]),
@@ -76,10 +76,10 @@ if TYPE_CHECKING:
 @click.option("--min-recall", type=click.FloatRange(0, 1), help="Gate on the index's recall@10 [default: none].")
 @json_option()
 def command(
-    source: Path,
+    source: Path | str,
     options: SourceOptions,
     transformation: Path,
-    dest: Path,
+    dest: Path | str,
     precision: str,
     backend: str,
     device: str,
@@ -94,23 +94,24 @@ def command(
     """Transform every row of SOURCE, build a FAISS index, verify both, publish them as one folder.
 
     SOURCE is a gallery folder, or a .npy, .npz, Parquet (a file or a folder of them), Arrow, Feather, fbin, fvecs,
-    HDF5, FAISS or safetensors file; the format is told by content, then by suffix.
+    HDF5, FAISS or safetensors file; the format is told by content, then by suffix. Or a table of PostgreSQL:
+    postgresql://user@host/db?table=items; with -o 'postgresql://...?table=items&column=embedding_v2' it is upgraded
+    where it is, while it is written to (docs/postgres.md).
 
     Work happens in DEST.partial; a run that was stopped or killed is resumed by the same command.
     """
     from fct_infer import load_transformation, open_source, upgrade_gallery
     from fct_infer.artifacts.loading import is_code
-    from fct_infer.storage import check_replaceable
+    from fct_infer.connectors import open_destination
     from fct_infer.upgrade.estimate import estimate
     from fct_infer.upgrade.plan import Settings, make_plan
-    from fct_infer.upgrade.work import foreign_to_upgrades
 
     if is_code(transformation):
         say_files_are_code(transformation)
     # A file that is code was named by the user; of a bundle, code runs only if its backend was asked for.
     trust = is_code(transformation) or backend != "auto"
-    settings["format"] = settings["format"] or ("parquet" if dest.suffix == ".parquet" else "npy")
-    chosen = Settings(**settings)
+    settings["format"] = settings["format"] or ("parquet" if str(dest).endswith(".parquet") else "npy")
+    chosen, destination = Settings(**settings), open_destination(dest)
     h = load_transformation(
         transformation,
         precision,
@@ -128,20 +129,22 @@ def command(
     gallery = open_source(source, options)
     columns = columns_text(gallery.schema.columns, gallery.schema.other_columns)
     if dry_run:
-        plan = make_plan(gallery, h, dest, chosen)
-        check_replaceable(plan.dest, foreign_to_upgrades, force=force)
+        plan = make_plan(gallery, h, destination, chosen)
+        plan.destination.check_replaceable(force=force)
         show_estimate(estimate(plan), as_json)
         plan.check_resources()
         return
-    click.echo(f"{source}: {columns}", err=True)
+    click.echo(f"{gallery.path}: {columns}", err=True)
     with progress_on_stderr() as progress:
-        report = upgrade_gallery(gallery, h, dest, settings=chosen, restart=restart, force=force, progress=progress)
+        report = upgrade_gallery(
+            gallery, h, destination, settings=chosen, restart=restart, force=force, progress=progress
+        )
     show_report(report.as_dict(), as_json)
 
 
 def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
     """Print the plan of a dry run."""
-    from fct_infer.upgrade.plan import size_text
+    from fct_infer.machine import size_text
 
     if as_json:
         click.echo(json.dumps(estimate, indent=2, allow_nan=False))
@@ -170,11 +173,7 @@ def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
         "time": f"about {duration_text(estimate['transformation_seconds'])} for the transformation "
         f"({estimate['transformation_rows_per_second']:,.0f} rows/s measured now), plus the index",
     }
-    if not estimate["is_replaced_in_one_step"]:
-        rows["note"] = (
-            "this file system cannot exchange two folders: while it is replaced, DEST is missing for an instant"
-        )
-    show_rows(rows)
+    show_rows(rows | estimate["promises"])
 
 
 def repeated_ids_text(count: int) -> str:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fct_infer.connectors.convert import rows_of_block
 from fct_infer.connectors.options import SourceOptions
 from fct_infer.connectors.registry import kind_of, open_source
+from fct_infer.gallery.places import place_of
 from fct_infer.gallery.source import Schema, SourceReader
 
 MAX_COMPARED = 1 << 26  # rows of which duplicates are counted, at 8 bytes a row
@@ -95,8 +96,8 @@ def inspect(
                     progress("inspect", done, schema.rows)
     norms = np.concatenate(counts.norms) if counts.norms else np.empty(0)
     return Inspection(
-        str(source),
-        kind_of(Path(source)),
+        str(opened.path),
+        kind_of(place_of(source)),
         len(opened.parts()),
         schema.rows,
         schema.old_dim,

@@ -57,7 +57,7 @@ class Columns:
         return {role: name for role, name in named.items() if name is not None}
 
 
-def find_columns(file: Path, vectors: Sequence[str], scalars: Sequence[str], options: SourceOptions) -> Columns:
+def find_columns(file: Path | str, vectors: Sequence[str], scalars: Sequence[str], options: SourceOptions) -> Columns:
     """Return which of a file's columns are read.
 
     Args:

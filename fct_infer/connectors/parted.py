@@ -45,6 +45,8 @@ class PartedSource(Source):
         groups: rows of each piece that is best read from its beginning; parts are some of them, or ranges within one.
     """
 
+    path: Path
+
     def __init__(self, path: Path, schema: Schema, groups: Sequence[int] = ()) -> None:
         self.path, self._schema = path, schema
         self._parts = self._cut(groups or [schema.rows])

@@ -12,6 +12,8 @@ import numpy as np
 
 from fct_infer.connectors.options import SourceOptions
 from fct_infer.errors import GalleryError, UsageError
+from fct_infer.gallery.destination import Destination
+from fct_infer.gallery.places import place_of, scheme_of
 from fct_infer.gallery.sink import Sink
 from fct_infer.gallery.source import Source
 from fct_infer.storage import ReadFile
@@ -29,6 +31,9 @@ _OPENERS = {
     "faiss": ("faiss_file", "FaissSource"),
     "safetensors": ("safetensors_file", "open_safetensors"),
 }
+# scheme of a URL -> module, and the names in it that open a source and a destination; imported on use
+_POSTGRES = ("postgres_source", "PostgresSource", "postgres_work", "PostgresDestination")
+_URLS = {"postgresql": _POSTGRES, "postgres": _POSTGRES}
 SINKS = {
     "npy": ("fct_infer.gallery.sink", "FolderSink"),
     "parquet": ("fct_infer.connectors.parquet_sink", "ParquetSink"),
@@ -56,13 +61,15 @@ _HEADLESS = ("bin", "vecs", "safetensors")  # nothing in their first bytes says 
 _FAISS = (b"Ix", b"Iw", b"IH", b"IN", b"Is")
 
 
-def kind_of(path: Path) -> str:
-    """Return the kind of a file or folder.
+def kind_of(path: Path | str) -> str:
+    """Return the kind of a file or folder, or the scheme of a URL.
 
     Raises:
         GalleryError: it does not exist or cannot be read.
         UsageError: it is of no kind known here.
     """
+    if isinstance(path, str):
+        return _url_scheme(path)
     if path.is_dir():
         folder = path / "embeddings" if (path / "embeddings").exists() else path
         return "parquet" if _has_parquet(folder) else "folder"
@@ -77,6 +84,33 @@ def kind_of(path: Path) -> str:
     if kind := by_content or by_suffix:
         return kind
     raise UsageError(f"{path}: of no format known by its first bytes or its suffix; known are {', '.join(_SUFFIXES)}")
+
+
+def _url_scheme(url: str) -> str:
+    """Return the scheme of a URL.
+
+    Raises:
+        UsageError: nothing here speaks it; the message does not repeat the URL, which may hold a password.
+    """
+    scheme = scheme_of(url) or ""
+    if scheme not in _URLS:
+        raise UsageError(f"{scheme}:// is no place known here; known are {', '.join(f'{each}://' for each in _URLS)}")
+    return scheme
+
+
+def open_destination(place: str | Path) -> Destination | Path:
+    """Return what a URL names as a destination of an upgrade; a path as it is, for a folder made there.
+
+    Raises:
+        UsageError: the URL is of no scheme known here, or lacks something.
+        MissingExtraError: the library is not installed.
+    """
+    place = place_of(place)
+    if isinstance(place, Path):
+        return place
+    _, _, module, name = _URLS[_url_scheme(place)]
+    opener: Callable[[str], Destination] = getattr(import_module(f"fct_infer.connectors.{module}"), name)
+    return opener(place)
 
 
 def _has_parquet(path: Path) -> bool:
@@ -104,7 +138,7 @@ def open_source(path: str | Path, options: SourceOptions | None = None) -> Sourc
     """Open a gallery in whatever format it lies.
 
     Args:
-        path: a file, a folder of Parquet files or a folder of the project's own layout.
+        path: a file, a folder of Parquet files, a folder of the project's own layout, or the URL of a table.
         options: columns, ids and what is allowed.
 
     Raises:
@@ -112,10 +146,12 @@ def open_source(path: str | Path, options: SourceOptions | None = None) -> Sourc
         UsageError: the format is not known, or columns must be named.
         MissingExtraError: the format's library is not installed.
     """
-    path, options = Path(path), options or SourceOptions()
-    module, name = _OPENERS[kind_of(path)]
-    opener: Callable[[Path, SourceOptions], Source] = getattr(import_module(f"fct_infer.connectors.{module}"), name)
-    if options.ids is None:
+    path, options = place_of(path), options or SourceOptions()
+    kind = kind_of(path)
+    module, name = _OPENERS[kind] if isinstance(path, Path) else _URLS[kind][:2]
+    opener: Callable[[Path | str, SourceOptions], Source]
+    opener = getattr(import_module(f"fct_infer.connectors.{module}"), name)
+    if options.ids is None or isinstance(path, str):
         return opener(path, options)
     from fct_infer.connectors.ids import WithIds, read_ids
 

@@ -65,7 +65,7 @@ def _check_published(source: Source, manifest: GalleryManifest) -> None:
         if name.startswith("embeddings/") and sha256_of_file(path) != wanted.pop(name, None):
             raise ArtifactError(f"{path}: is damaged: its SHA-256 is not the one in manifest.json")
     for name in wanted:
-        raise ArtifactError(f"{source.path / name}: is missing; manifest.json lists it")
+        raise ArtifactError(f"{source.path}/{name}: is missing; manifest.json lists it")
 
 
 def read_labels(path: str | Path) -> NDArray[Any]:

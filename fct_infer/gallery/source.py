@@ -103,13 +103,13 @@ class Source(ABC):
     """Where vectors lie.
 
     Attributes:
-        path: what the user named.
+        path: what the user named; of what lies in a database its URL, without a password.
         schema: what lies there.
         capabilities: ``random_rows``: any row is read about as fast as the next one; without, what lies before it (in
             its row group, batch or chunk) is decoded, too.
     """
 
-    path: Path
+    path: Path | str
     capabilities: frozenset[str] = frozenset({"random_rows"})
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,14 +12,13 @@ from fct_infer.errors import GalleryError
 from fct_infer.gallery import Source
 from fct_infer.reference import largest_values
 from fct_infer.transformation import Transformation
-from fct_infer.upgrade.journal import first_record, journal_file
 
 
 def calibrate(
     h: Transformation,
     gallery: Source,
     fingerprint: dict[str, Any],
-    dest: Path,
+    begun_with: dict[str, Any],
     rows: NDArray[np.int64],
     min_cosine: float | None = None,
 ) -> Transformation:
@@ -34,14 +32,15 @@ def calibrate(
         h: of precision ``auto``, or without the ranges its precision needs.
         gallery: whose dims fit it.
         fingerprint: of the gallery's files.
-        dest: what the upgrade will make.
+        begun_with: identity of the unfinished upgrade at its destination; empty without one.
         rows: (n,) int64 row numbers over all parts, sorted.
         min_cosine: the gate in force, if it is not the precision's own.
 
     Raises:
         GalleryError: one of the rows holds NaN or infinity; names file and row.
     """
-    begun = _begun_with(h, fingerprint, dest)
+    is_same = begun_with.get("transformation") == h.digest and begun_with.get("gallery") == fingerprint
+    begun = begun_with if is_same else {}
     if h.precision == "auto":
         precision = begun.get("settings", {}).get("precision")
         if precision in h.native_precisions:
@@ -49,13 +48,6 @@ def calibrate(
         return choose_precision(h, *_sample(h, gallery, rows), min_cosine=min_cosine)
     assert h.program is not None
     return h.calibrated(begun.get("ranges") or largest_values(h.program, *_sample(h, gallery, rows)))
-
-
-def _begun_with(h: Transformation, fingerprint: dict[str, Any], dest: Path) -> dict[str, Any]:
-    """Return the identity of an unfinished upgrade of the same rows by the same transformation; empty without one."""
-    identity: dict[str, Any] = (first_record(journal_file(dest)) or {}).get("identity", {})
-    is_same = identity.get("transformation") == h.digest and identity.get("gallery") == fingerprint
-    return identity if is_same else {}
 
 
 def _sample(h: Transformation, gallery: Source, rows: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any] | None]:

@@ -27,7 +27,7 @@ def estimate(plan: Plan) -> dict[str, Any]:
         "settings": plan.result_settings(),
         "index": vars(plan.index) if plan.index else None,
         "device": plan.device,
-        "is_replaced_in_one_step": plan.is_replaced_in_one_step,
+        "promises": plan.destination.promises(),
         "precision_choice": plan.transformation.choice,
         "duplicate_ids": gallery.id_facts.duplicates,
         "block_rows": plan.block_rows,

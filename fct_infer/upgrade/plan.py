@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,18 @@ from typing import Any
 import numpy as np
 
 from fct_infer.artifacts.precisions import CALIBRATION_ROWS, LIMITS
-from fct_infer.connectors import SINKS, open_sink, open_source
+from fct_infer.connectors import SINKS, open_source
 from fct_infer.cuda import card_numbers, device_text
 from fct_infer.errors import GalleryError, ResourceError, UsageError
-from fct_infer.gallery import Sink, Source, sample_rows
+from fct_infer.gallery import Source, sample_rows
+from fct_infer.gallery.destination import Destination
+from fct_infer.gallery.source import Rows
 from fct_infer.index import IndexPlan, default_factory, describe_index, require_gpu
-from fct_infer.machine import usable_memory
-from fct_infer.storage import can_exchange, check_place, check_text, work_folder
+from fct_infer.machine import size_text, usable_memory
+from fct_infer.storage import check_text
 from fct_infer.transformation import Transformation
 from fct_infer.upgrade.calibration import calibrate
+from fct_infer.upgrade.work import FolderDestination
 
 METRICS = ("l2", "ip", "cosine")
 DTYPES = ("float32", "float16")
@@ -101,7 +103,7 @@ class Plan:
 
     gallery: Source
     transformation: Transformation
-    dest: Path
+    destination: Destination
     settings: Settings
     index: IndexPlan | None
     dtype: np.dtype[Any]
@@ -109,7 +111,37 @@ class Plan:
     shards_at_once: int
     side_is_old: bool
     fingerprint: dict[str, dict[str, Any]]  # of the gallery's files, when the upgrade was planned
-    is_replaced_in_one_step: bool = True  # what is at dest now; some file systems cannot
+
+    @property
+    def dest(self) -> Path | str:
+        """The folder, or the URL without a password."""
+        return self.destination.name
+
+    @property
+    def reads_side(self) -> bool:
+        """Whether the transformation takes the gallery's side-information."""
+        return self.transformation.side_dim > 0 and not self.side_is_old
+
+    @property
+    def is_in_order(self) -> bool:
+        """Whether rows are taken in order, as an index does."""
+        return self.index is not None
+
+    @property
+    def index_wanted(self) -> tuple[str, str]:
+        """The index and the metric as the user wrote them."""
+        return self.settings.index, self.settings.metric
+
+    @property
+    def no_card(self) -> str | None:
+        """Why it runs on the CPU although a card was looked for."""
+        return self.transformation.no_card
+
+    def transform(self, old: Rows, side: Rows | None) -> Rows:
+        """Return the published values of some rows, in the published dtype."""
+        new = np.empty((len(old), self.new_dim), self.dtype)
+        self.transformation.apply_into(old, old if self.side_is_old else side, new)
+        return new
 
     @property
     def new_dim(self) -> int:
@@ -170,8 +202,9 @@ class Plan:
 
     @property
     def bytes_read(self) -> int:
-        """Bytes of all files of the gallery."""
-        return sum(file.stat().st_size for file in self.gallery.files.values())
+        """Bytes of all files of the gallery; in a database those of its vectors."""
+        files = sum(file.stat().st_size for file in self.gallery.files.values())
+        return files or self.gallery.schema.rows * self.gallery.schema.row_bytes
 
     @property
     def _ids_bytes(self) -> int:
@@ -191,10 +224,6 @@ class Plan:
         sample = self.index.training_rows * (row + 4 * self.new_dim) if self.index else 0
         blocks = self.shards_at_once * BLOCKS_IN_FLIGHT[self.device_kind] * self.block_rows * row
         return max(blocks, sample) + 2 * (self.index.estimated_bytes if self.index else 0) + (200 << 20)
-
-    def open_sink(self, folder: Path) -> Sink:
-        """Return what writes the new rows into a folder, and reads them from there."""
-        return open_sink(self.settings.format, folder, self.gallery, self.new_dim, self.dtype)
 
     def result_settings(self) -> dict[str, Any]:
         """Return the choices that decide the bytes of the result."""
@@ -230,18 +259,13 @@ class Plan:
         changed = [name for name, before in self.fingerprint.items() if now[name] != before]
         if changed:
             raise GalleryError(
-                f"{self.gallery.files[changed[0]]}: was changed while the gallery was upgraded"
+                f"{self.gallery.files.get(changed[0], self.gallery.path)}: was changed while the gallery was upgraded"
                 + (f", and {len(changed) - 1} more files" if len(changed) > 1 else "")
             )
 
     def check_resources(self) -> None:
         """Raise ResourceError if the output cannot fit on the disk or the index in memory."""
-        parent = next(folder for folder in self.dest.absolute().parents if folder.exists())
-        partial = work_folder(self.dest)
-        written = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file()) if partial.exists() else 0
-        free = shutil.disk_usage(parent).free + written
-        if free < self.output_bytes:
-            raise ResourceError(f"{parent}: {size_text(free)} free, about {size_text(self.output_bytes)} needed")
+        self.destination.check_room(self.output_bytes)
         available = usable_memory()
         if available < self.memory_bytes:
             raise ResourceError(
@@ -250,7 +274,9 @@ class Plan:
             )
 
 
-def make_plan(source: str | Path | Source, h: Transformation, dest: str | Path, settings: Settings) -> Plan:
+def make_plan(
+    source: str | Path | Source, h: Transformation, dest: str | Path | Destination, settings: Settings
+) -> Plan:
     """Open and check everything the upgrade will need.
 
     Raises:
@@ -258,18 +284,15 @@ def make_plan(source: str | Path | Source, h: Transformation, dest: str | Path, 
         UsageError: a setting makes no sense, or the FAISS factory string is refused.
     """
     gallery = source if isinstance(source, Source) else open_source(source)
+    destination = _open_destination(dest, settings, gallery, h)
+    gallery = destination.adopt(gallery)
     schema = gallery.schema
-    check_text(gallery.path.absolute())
-    for name in gallery.files:
-        check_text(name)
-    inputs = {"gallery": gallery.path} | ({"transformation": h.source} if h.source else {})
-    beside = {name: file for name, file in gallery.files.items() if not file.is_relative_to(gallery.path)}
-    dest = check_place(dest, inputs | beside)
     if schema.old_dim != h.old_dim:
         raise GalleryError(
             f"{gallery.column('embedding')}: rows are {schema.old_dim} wide, the transformation wants {h.old_dim}"
         )
-    gallery.check_upgradable(indexed=settings.index != "none")
+    is_indexed = settings.index != "none" and destination.holds_index
+    gallery.check_upgradable(indexed=is_indexed)
     side_is_old = h.side_dim > 0 and schema.side_dim is None
     if side_is_old and h.side_dim != h.old_dim:
         raise GalleryError(
@@ -284,29 +307,46 @@ def make_plan(source: str | Path | Source, h: Transformation, dest: str | Path, 
         h = h.normalized()
     if not h.is_calibrated:
         rows = sample_rows(schema.rows, CALIBRATION_ROWS, SEED + 3)
-        h = calibrate(h, gallery, fingerprint, dest, rows, settings.min_cosine)
+        h = calibrate(h, gallery, fingerprint, destination.begun_with(), rows, settings.min_cosine)
     index = None
-    if settings.index != "none":
+    if is_indexed:
         factory = default_factory(schema.rows, h.new_dim) if settings.index == "auto" else settings.index
         index = describe_index(factory, h.new_dim, schema.rows, settings.metric)
         require_gpu(settings.index_device)
     shards_at_once = settings.shards_at_once or default_shards_at_once(h, index)
     shards_at_once = min(shards_at_once, len(gallery.parts()))
     wanted_rows = settings.block_rows or default_block_rows(h, shards_at_once)
-    open_sink(settings.format, dest, gallery, h.new_dim, np.dtype(np.float32)).close()  # refuses what it cannot carry
+    dtype = np.dtype(settings.dtype or schema.embedding_dtype)
+    destination.check(gallery, h.new_dim, dtype)
     return Plan(
         gallery=gallery,
         transformation=h,
-        dest=dest,
+        destination=destination,
         settings=settings,
         index=index,
-        dtype=np.dtype(settings.dtype or schema.embedding_dtype),
+        dtype=dtype,
         block_rows=min(wanted_rows, max(part.rows for part in gallery.parts())),
         shards_at_once=shards_at_once,
         side_is_old=side_is_old,
         fingerprint=fingerprint,
-        is_replaced_in_one_step=not dest.is_dir() or can_exchange(dest.parent),
     )
+
+
+def _open_destination(
+    dest: str | Path | Destination, settings: Settings, gallery: Source, h: Transformation
+) -> Destination:
+    """Return where the result goes; a folder keeps apart from all that it is made from."""
+    if not isinstance(dest, str | Path):
+        return dest
+    inputs: dict[str, str | Path] = {"transformation": h.source} if h.source else {}
+    for name, file in gallery.files.items():
+        check_text(name)
+        if not file.is_relative_to(gallery.path):
+            inputs[name] = file
+    if isinstance(gallery.path, Path):
+        check_text(gallery.path.absolute())
+        inputs["gallery"] = gallery.path
+    return FolderDestination(dest, settings.format, inputs)
 
 
 def default_shards_at_once(h: Transformation, index: IndexPlan | None) -> int:
@@ -325,12 +365,3 @@ def default_block_rows(h: Transformation, shards_at_once: int = 1) -> int:
 
 def _device_kind(h: Transformation) -> str:
     return "cuda" if card_numbers(h.device) else "cpu"
-
-
-def size_text(count: float) -> str:
-    """Return a byte count for people: ``1.5 GiB``."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"

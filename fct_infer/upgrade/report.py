@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from fct_infer.gallery.places import place_of
+
 
 @dataclass(frozen=True)
 class Verification:
@@ -17,7 +19,7 @@ class Verification:
         recomputed_by: ``float64``, or the backend itself if no program holds the transformation.
         min_cosine: lowest cosine between a published row and its recomputation.
         mean_cosine: their mean.
-        worst_row: row number over all shards where the lowest occurred.
+        worst_row: row number over all shards (in a database the table and the key) where the lowest occurred.
         queries: rows used as queries of the index; 0 without an index.
         recall_at_10: share of the 10 nearest rows by exact search that the index finds; None without an index.
     """
@@ -26,7 +28,7 @@ class Verification:
     recomputed_by: str
     min_cosine: float
     mean_cosine: float
-    worst_row: int
+    worst_row: int | str
     queries: int = 0
     recall_at_10: float | None = None
 
@@ -36,7 +38,7 @@ class UpgradeReport:
     """Result of :func:`fct_infer.upgrade_gallery`.
 
     Attributes:
-        dest: the published folder.
+        dest: the published folder; in a database its URL, without a password.
         rows, shards: size of the gallery.
         resumed_rows: rows that an earlier, unfinished run had done already.
         settings: everything that decides the result (precision, kind of device, dtype, index, metric ...).
@@ -51,7 +53,7 @@ class UpgradeReport:
         duplicate_ids: rows whose id an earlier row has; see :class:`fct_infer.gallery.ids.IdFacts`.
     """
 
-    dest: Path
+    dest: Path | str
     rows: int
     shards: int
     resumed_rows: int
@@ -67,9 +69,13 @@ class UpgradeReport:
     @classmethod
     def load(cls, path: Path) -> UpgradeReport:
         """Read the report back from an ``upgrade_infos.json``."""
-        infos = json.loads(path.read_text())
+        return cls.of(json.loads(path.read_text()))
+
+    @classmethod
+    def of(cls, infos: dict[str, Any]) -> UpgradeReport:
+        """Take the report out of what ``upgrade_infos.json`` says."""
         values = {each.name: infos[each.name] for each in fields(cls) if each.name in infos}
-        values |= {"dest": Path(infos["dest"]), "verification": Verification(**infos["verification"])}
+        values |= {"dest": place_of(infos["dest"]), "verification": Verification(**infos["verification"])}
         return cls(**values)
 
     @property

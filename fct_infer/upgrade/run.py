@@ -17,25 +17,25 @@ from numpy.typing import NDArray
 
 from fct_infer import __version__, _core
 from fct_infer.cuda import cuda_status
-from fct_infer.errors import GalleryError, GateError, OutputError
-from fct_infer.gallery import MANIFEST_NAME, GalleryManifest, Part, Source, SourceReader, sample_rows
+from fct_infer.errors import GalleryError, GateError
+from fct_infer.gallery import GalleryManifest, Part, Source, SourceReader, sample_rows
+from fct_infer.gallery.destination import Destination, Progress, Work
 from fct_infer.index import IndexBuilder, exact_neighbours, index_infos, make_builder, tune_nprobe
 from fct_infer.machine import usable_cpus
-from fct_infer.storage import DigestedFile, write_bytes, write_json
+from fct_infer.storage import DigestedFile, write_json
 from fct_infer.transformation import Float32Array, Transformation, check_transformation
 from fct_infer.upgrade.plan import SEED, Plan, Settings, make_plan
 from fct_infer.upgrade.report import UpgradeReport, Verification
 from fct_infer.upgrade.stream import (
     IndexFeeder,
-    Progress,
     blocks_of,
     index_rows,
     labels_of_rows,
     run_streams,
     transform_rows,
 )
-from fct_infer.upgrade.verify import corpus_blocks, open_written, read_block, verify_cosine
-from fct_infer.upgrade.work import Work
+from fct_infer.upgrade.verify import corpus_blocks, read_block, verify_cosine
+from fct_infer.upgrade.work import FolderWork, own_work
 
 RECALL_QUERIES = 100
 RECALL_K = 10
@@ -48,7 +48,7 @@ SAME_BYTES_ON = {  # elsewhere results differ in the last bits
 def upgrade_gallery(
     gallery: str | Path | Source,
     h: Transformation,
-    dest: str | Path,
+    dest: str | Path | Destination,
     *,
     settings: Settings | None = None,
     restart: bool = False,
@@ -64,7 +64,7 @@ def upgrade_gallery(
         gallery: folder with ``embeddings/``, and ``side_information/`` and ``ids/`` if there are any; or what
             :func:`fct_infer.open_source` opened.
         h: transformation (arXiv 2112.02805) whose dims fit the gallery.
-        dest: folder to create.
+        dest: folder to create; or what :func:`fct_infer.connectors.open_destination` opened.
         settings: see :class:`Settings`; the defaults suit most galleries.
         restart: drop unfinished work instead of resuming it.
         force: replace a finished ``dest`` once the new one is complete.
@@ -83,10 +83,10 @@ def upgrade_gallery(
     plan.check_resources()
     run = _Run(plan, progress)
     run.timings["plan"] = time.perf_counter() - started
-    work = Work(plan, restart=restart, force=force, progress=progress)
+    work = plan.destination.open_work(plan, restart=restart, force=force, progress=progress)
     try:
         if work.is_published:  # killed after the rename
-            report = UpgradeReport.load(plan.dest / "upgrade_infos.json")
+            report = UpgradeReport.of(work.infos())
             work.discard()
             return report
         report = run.to_the_end(work)
@@ -115,7 +115,7 @@ class _Run:
     def to_the_end(self, work: Work) -> UpgradeReport:
         plan = self.plan
         if work.is_ready:  # killed between the last check and the rename
-            report = UpgradeReport.load(work.gallery / "upgrade_infos.json")
+            report = UpgradeReport.of(work.infos())
             work.publish()
             return report
         if work.repeated:
@@ -126,11 +126,13 @@ class _Run:
         resumed_rows = sum(part.rows for part in finished)
         builder = None
         if plan.index:
+            assert isinstance(work, FolderWork)  # what else holds no FAISS index
             with self._timed("train_index"):
                 builder = self._trained_builder(work)
-            with self._timed("replay"), _own_work(work):
+            with self._timed("replay"), own_work():
                 self._replay(work, builder, finished)
         self._stream(work, builder, unfinished)
+        work.settle()
         with self._timed("verify"):
             try:
                 verification = self._verify(work, builder)
@@ -142,7 +144,7 @@ class _Run:
         work.publish()
         return report
 
-    def _trained_builder(self, work: Work) -> IndexBuilder:
+    def _trained_builder(self, work: FolderWork) -> IndexBuilder:
         """Return the empty index, trained on a random sample of transformed rows; trained once per upgrade."""
         plan, index = self.plan, self.plan.index
         assert index is not None
@@ -164,11 +166,11 @@ class _Run:
         work.journal.append("trained", **vars(builder.save(work.trained_index)))
         return builder
 
-    def _replay(self, work: Work, builder: IndexBuilder, finished: tuple[Part, ...]) -> None:
+    def _replay(self, work: FolderWork, builder: IndexBuilder, finished: tuple[Part, ...]) -> None:
         """Feed the index the parts that an earlier run finished: its own memory of them died with it."""
         if not finished:
             return
-        feeder, written = IndexFeeder(self.plan, finished, builder), open_written(self.plan, work.gallery, finished)
+        feeder, written = IndexFeeder(self.plan, finished, builder), work.open_written(finished)
         with closing(feeder), SourceReader(written) as reader:
             for part, start, stop in blocks_of(written.parts(), self.plan.block_rows):
                 feeder(read_block(self.plan, reader, part, start, stop))
@@ -178,24 +180,23 @@ class _Run:
         stages = dict.fromkeys(("read", "transform", "write", "index"), 0.0)
         with self._timed("stream"):
             if parts:
-                stages |= run_streams(self.plan, parts, work.gallery, work.journal, builder, self.progress)
+                stages |= run_streams(self.plan, parts, work, builder, self.progress)
         self.timings |= stages
 
     def _verify(self, work: Work, builder: IndexBuilder | None) -> Verification:
         plan = self.plan
         self._report("verify", 0)
-        with _own_work(work):
-            written = open_written(plan, work.gallery, plan.gallery.parts())
-            sample = sample_rows(written.schema.rows, plan.settings.verify_rows, SEED + 1)
-            stored, _ = written.read_rows(sample, with_side=False)
-        verification = verify_cosine(plan, sample, stored)
+        verification = verify_cosine(plan, *work.read_back(plan.settings.verify_rows, SEED + 1))
         if builder is None:
             return verification
+        assert isinstance(work, FolderWork)
+        with own_work():
+            written = work.open_written(plan.gallery.parts())
         if builder.rows != written.schema.rows:
             raise GateError(f"the index holds {builder.rows} rows, the gallery {written.schema.rows}")
         rows = sample_rows(written.schema.rows, RECALL_QUERIES, SEED + 2)
         own_ids = labels_of_rows(plan, rows)
-        with _own_work(work):
+        with own_work():
             self.queries = index_rows(written.read_rows(rows, with_side=False)[0], plan.settings.metric)
             recall = self._recall(builder, written, own_ids)
         return replace(verification, queries=len(rows), recall_at_10=recall)
@@ -213,18 +214,23 @@ class _Run:
     def _finish(
         self, work: Work, builder: IndexBuilder | None, verification: Verification, resumed_rows: int
     ) -> UpgradeReport:
-        """Write index, infos and manifest; after this only the rename is missing."""
+        """Write index, infos and manifest; after this only the last step is missing."""
         plan = self.plan
         plan.check_unchanged()
         done = work.finished
-        files = {name: digest for part in plan.gallery.parts() for name, digest in done[part.name]["files"].items()}
+        files = {
+            name: DigestedFile(**file)
+            for part in plan.gallery.parts()
+            for name, file in done[part.name]["files"].items()
+        }
         index = None
         if builder is not None:
+            assert isinstance(work, FolderWork)
             self._report("save index", 0)
             path = work.gallery / "index.faiss"
-            files["index.faiss"] = vars(builder.save(path))
+            files["index.faiss"] = builder.save(path)
             index = index_infos(builder, path, self.queries, verification.recall_at_10 or 0.0)
-            files["index_infos.json"] = vars(write_json(work.gallery / "index_infos.json", index))
+            files["index_infos.json"] = write_json(work.gallery / "index_infos.json", index)
         report = UpgradeReport(
             dest=plan.dest,
             rows=plan.gallery.schema.rows,
@@ -254,7 +260,6 @@ class _Run:
             "inputs": plan.identity(),
             "versions": _versions(plan.device_kind),
         }
-        files["upgrade_infos.json"] = vars(write_json(work.gallery / "upgrade_infos.json", infos))
         manifest = GalleryManifest(
             rows=plan.gallery.schema.rows,
             dim=plan.new_dim,
@@ -263,9 +268,9 @@ class _Run:
             transformation=plan.transformation.digest,
             ids=plan.gallery.id_facts.use,
             indexed_rows=builder.rows - builder.left_out if builder else None,
-            files={name: DigestedFile(**file) for name, file in files.items()},
+            files=files,
         )
-        write_bytes(work.gallery / MANIFEST_NAME, manifest.to_bytes())
+        work.finish(infos, manifest)
         return report
 
     @contextmanager
@@ -277,15 +282,6 @@ class _Run:
     def _report(self, stage: str, done: int) -> None:
         if self.progress:
             self.progress(stage, done, self.plan.gallery.schema.rows)
-
-
-@contextmanager
-def _own_work(work: Work) -> Iterator[None]:
-    """What is wrong with our own files is no fault of the gallery, and no reason to drop what is finished."""
-    try:
-        yield
-    except GalleryError as error:
-        raise OutputError(f"unfinished work is damaged: {error}; begin again with --restart") from error
 
 
 def _versions(device_kind: str) -> dict[str, Any]:

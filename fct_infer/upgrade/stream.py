@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import suppress
-from pathlib import Path
 from threading import Event, Lock
 from typing import Any, TypeAlias
 
@@ -16,14 +15,13 @@ from fct_infer import _core
 from fct_infer.device_arrays import CardRows
 from fct_infer.errors import ArrayError, FctError, GalleryError, NonFiniteError, ResourceError
 from fct_infer.gallery import Part, PartWriter, SourceReader, read_row_ids
+from fct_infer.gallery.destination import Progress, Work
 from fct_infer.index import IndexBuilder
 from fct_infer.transformation import Float32Array
-from fct_infer.upgrade.journal import Journal
 from fct_infer.upgrade.plan import Plan
 
 Rows: TypeAlias = NDArray[Any]
 _LEAST_SQUARE = 4e-24  # of a norm that is surely above 1e-12, whatever float32 rounds
-Progress: TypeAlias = Callable[[str, int, int], None]
 
 
 def blocks_of(parts: Sequence[Part], block_rows: int) -> Iterator[tuple[Part, int, int]]:
@@ -56,14 +54,12 @@ class BlockReader:
 
 
 class PartsWriter:
-    """Writes blocks to a sink; a part is journalled once all of it is durable."""
+    """Writes blocks to a sink; a part is recorded once all of it is durable."""
 
-    def __init__(
-        self, plan: Plan, parts: Sequence[Part], folder: Path, journal: Journal, wrote: Callable[[int], None]
-    ) -> None:
-        self._journal, self._wrote = journal, wrote
+    def __init__(self, plan: Plan, parts: Sequence[Part], work: Work, wrote: Callable[[int], None]) -> None:
+        self._work, self._wrote = work, wrote
         self._blocks = blocks_of(parts, plan.block_rows)
-        self._sink = plan.open_sink(folder)
+        self._sink = work.open_sink()
         self._writer: PartWriter | None = None
 
     def __call__(self, new: Rows) -> None:
@@ -74,8 +70,7 @@ class PartsWriter:
         assert self._writer is not None
         self._writer.write(new)
         if stop == part.rows:
-            files = {name: vars(file) for name, file in self._writer.commit().items()}
-            self._journal.append("shard", name=part.name, rows=part.rows, files=files)
+            self._work.record(part, self._writer.commit())
             self._writer = None
         self._wrote(stop - start)
 
@@ -168,14 +163,13 @@ class _RowCount:
 def run_streams(
     plan: Plan,
     parts: Sequence[Part],
-    folder: Path,
-    journal: Journal,
+    work: Work,
     builder: IndexBuilder | None,
     progress: Progress | None,
 ) -> dict[str, float]:
-    """Upgrade ``parts`` into ``folder``, so many at once as planned, journalling each.
+    """Upgrade ``parts`` into ``work``, so many at once as planned, recording each.
 
-    When this returns or raises, no thread of it is left: whoever called may let go of the folder.
+    When this returns or raises, no thread of it is left: whoever called may let go of the work.
 
     Returns:
         Seconds at work by stage; of several parts at once, their mean.
@@ -190,7 +184,7 @@ def run_streams(
     threads = max(1, plan.transformation.threads // len(shares))
 
     def run(share: Sequence[Part]) -> dict[str, float]:
-        return _run_stream(plan, share, folder, journal, builder, count, stop, threads)
+        return _run_stream(plan, share, work, builder, count, stop, threads)
 
     if len(shares) == 1:
         return run(parts)
@@ -226,8 +220,7 @@ def equal_shares(parts: Sequence[Part], count: int) -> list[list[Part]]:
 def _run_stream(
     plan: Plan,
     parts: Sequence[Part],
-    folder: Path,
-    journal: Journal,
+    work: Work,
     builder: IndexBuilder | None,
     wrote: Callable[[int], None],
     stop: Event,
@@ -236,7 +229,7 @@ def _run_stream(
     """Upgrade parts one after the other; once asked to stop, leave the one in work."""
     h, schema = plan.transformation, plan.gallery.schema
     reader = BlockReader(plan, parts, stop)
-    writer = PartsWriter(plan, parts, folder, journal, wrote)
+    writer = PartsWriter(plan, parts, work, wrote)
     feeder = IndexFeeder(plan, parts, builder) if builder else None
     try:
         times = _core.run_pipeline(
@@ -272,22 +265,10 @@ def _row_in_gallery(parts: Sequence[Part], row: int) -> int:
 
 def transform_rows(plan: Plan, rows: NDArray[np.int64]) -> Rows:
     """Return the published values of some rows (sorted numbers over all parts), in the published dtype."""
-    h = plan.transformation
-    old, side = read_inputs(plan, rows)
-    new = np.empty((len(rows), h.new_dim), plan.dtype)
     try:
-        h.apply_into(old, side, new)
+        return plan.transform(*plan.gallery.read_rows(rows, with_side=plan.reads_side))
     except NonFiniteError as error:
         raise non_finite_row(plan, error, int(rows[error.row])) from error
-    return new
-
-
-def read_inputs(plan: Plan, rows: NDArray[np.int64]) -> tuple[Rows, Rows | None]:
-    """Return ``old`` and ``side`` of some rows, as the transformation takes them."""
-    old, side = plan.gallery.read_rows(rows, with_side=plan.transformation.side_dim > 0)
-    if plan.transformation.side_dim == 0:
-        return old, None
-    return old, old if plan.side_is_old else side
 
 
 def non_finite_row(plan: Plan, error: NonFiniteError, row: int) -> FctError:

@@ -3,54 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fct_infer.errors import GalleryError, GateError
+from fct_infer.errors import GateError
 from fct_infer.gallery import Part, Source, SourceReader
 from fct_infer.reference import apply_float64, row_cosines
 from fct_infer.transformation import Float32Array, Transformation
 from fct_infer.upgrade.plan import Plan
 from fct_infer.upgrade.report import Verification
-from fct_infer.upgrade.stream import Rows, blocks_of, index_labels, index_rows, read_inputs
+from fct_infer.upgrade.stream import Rows, blocks_of, index_labels, index_rows
 
 SEARCHED_AT_ONCE = 4096  # rows at least
 ROWS_ALONE = 64  # that are recomputed one by one
 
 
-def open_written(plan: Plan, folder: Path, parts: Sequence[Part]) -> Source:
-    """Open what was written of some parts and check that rows and ids are those of the input.
-
-    Raises:
-        GalleryError: something is missing or has the wrong size.
-    """
-    with closing(plan.open_sink(folder)) as sink:
-        written = sink.as_source()
-    if [(part.name, part.rows) for part in written.parts()] != [(part.name, part.rows) for part in parts]:
-        raise GalleryError(f"{folder}: the shards written are not those of {plan.gallery.path}")
-    if (written.schema.id_dtype is None) != (plan.gallery.schema.id_dtype is None):
-        raise GalleryError(f"{folder}: ids were not carried over")
-    return written
-
-
-def verify_cosine(plan: Plan, rows: NDArray[np.int64], stored: Rows) -> Verification:
-    """Recompute sampled rows from the inputs and compare them with what is on the disk.
+def verify_cosine(plan: Plan, names: Sequence[int | str], old: Rows, side: Rows | None, stored: Rows) -> Verification:
+    """Recompute sampled rows from the inputs and compare them with what was read back.
 
     In float64, or, if no program holds the transformation, once more by its own runtime, in other batches.
 
     Args:
         plan: of the upgrade.
-        rows: (n,) their numbers, sorted.
+        names: of the n rows: their numbers, or where they lie.
+        old, side: (n, d) as they are.
         stored: (n, d_new) as read back.
 
     Raises:
         GateError: the lowest cosine is below the limit; names the row.
     """
-    old, side = read_inputs(plan, rows)
     h = plan.transformation
+    if plan.side_is_old:
+        side = old
     if h.program is not None:
         recomputed_by, expected = "float64", apply_float64(h.program, old, side)
     else:
@@ -58,16 +43,18 @@ def verify_cosine(plan: Plan, rows: NDArray[np.int64], stored: Rows) -> Verifica
     cosines = row_cosines(expected, stored.astype(np.float64))
     worst = int(np.argmin(cosines))
     if not cosines[worst] >= plan.min_cosine:
+        name = names[worst]
+        where = f"row {name}" if isinstance(name, int) else name
         raise GateError(
-            f"row {rows[worst]}: cosine {cosines[worst]:.6f} to its recomputation is below {plan.min_cosine}; "
+            f"{where}: cosine {cosines[worst]:.6f} to its recomputation is below {plan.min_cosine}; "
             f"computed in {h.precision}. {_way_out(h)}"
         )
     return Verification(
-        rows=len(rows),
+        rows=len(names),
         recomputed_by=recomputed_by,
         min_cosine=float(cosines[worst]),
         mean_cosine=float(cosines.mean()),
-        worst_row=int(rows[worst]),
+        worst_row=names[worst],
     )
 
 

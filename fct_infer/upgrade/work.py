@@ -1,4 +1,4 @@
-"""The unfinished upgrade on disk: ``DEST.partial`` with its lock, its journal and the folder that will be DEST.
+"""A folder as destination, and the unfinished upgrade of it on disk, ``DEST.partial``.
 
 DEST.partial/lock            held while an upgrade runs
 DEST.partial/journal.jsonl   what is durable so far
@@ -8,31 +8,109 @@ DEST.partial/gallery/        becomes DEST by one rename
 
 from __future__ import annotations
 
-from contextlib import suppress
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fct_infer.errors import FctError, GalleryError, OutputError
-from fct_infer.gallery import MANIFEST_NAME, read_manifest
+import numpy as np
+
+from fct_infer.connectors import open_sink
+from fct_infer.errors import FctError, GalleryError, OutputError, ResourceError
+from fct_infer.gallery import MANIFEST_NAME, GalleryManifest, Part, Sink, Source, read_manifest, sample_rows
+from fct_infer.gallery.destination import Atomicity, Job, Progress, check_same_upgrade
+from fct_infer.gallery.sink import Receipt
+from fct_infer.gallery.source import Rows
+from fct_infer.machine import size_text
 from fct_infer.storage import (
     FileLock,
+    can_exchange,
+    check_place,
     check_replaceable,
     publish_directory,
     remove_tree,
     restore_replaced,
     sha256_of_file,
     work_folder,
+    write_bytes,
+    write_json,
 )
-from fct_infer.upgrade.journal import Journal, journal_file
-from fct_infer.upgrade.plan import Plan
-from fct_infer.upgrade.stream import Progress
+from fct_infer.upgrade.journal import Journal, first_record, journal_file
+
+INFOS_NAME = "upgrade_infos.json"
 
 
-class Work:
-    """Owner of ``DEST.partial``; holds its lock until closed.
+class FolderDestination:
+    """See :class:`~fct_infer.gallery.destination.Destination`.
+
+    Args:
+        dest: folder to create.
+        format: of what is written, see :data:`fct_infer.connectors.SINKS`.
+        inputs: what the upgrade is made from, by what each is called in a message.
+
+    Raises:
+        UsageError: no folder can have this name, or an input would be lost or written into.
+    """
+
+    atomicity: Atomicity = "rename"
+    holds_index = True
+
+    def __init__(self, dest: str | Path, format: str, inputs: dict[str, str | Path]) -> None:
+        self.name = check_place(dest, inputs)
+        self.format = format
+
+    @property
+    def is_replaced_in_one_step(self) -> bool:
+        """Whether what is there now never is missing; some file systems cannot."""
+        return not self.name.is_dir() or can_exchange(self.name.parent)
+
+    def adopt(self, source: Source) -> Source:
+        """A folder is no place to upgrade in."""
+        return source
+
+    def check(self, source: Source, dim: int, dtype: np.dtype[Any]) -> None:
+        """Refuse what the format cannot carry."""
+        open_sink(self.format, self.name, source, dim, dtype).close()
+
+    def check_replaceable(self, *, force: bool) -> None:
+        """See :class:`~fct_infer.gallery.destination.Destination`."""
+        check_replaceable(self.name, foreign_to_upgrades, force=force)
+
+    def check_room(self, wanted: int) -> None:
+        """Raise a ResourceError if the disk is too full; what is written already is counted as free."""
+        parent, partial = next(folder for folder in self.name.parents if folder.exists()), work_folder(self.name)
+        written = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file()) if partial.exists() else 0
+        free = shutil.disk_usage(parent).free + written
+        if free < wanted:
+            raise ResourceError(f"{parent}: {size_text(free)} free, about {size_text(wanted)} needed")
+
+    def begun_with(self) -> dict[str, Any]:
+        """What the journal begins with."""
+        identity: dict[str, Any] = (first_record(journal_file(self.name)) or {}).get("identity", {})
+        return identity
+
+    def promises(self) -> dict[str, str]:
+        """See :class:`~fct_infer.gallery.destination.Destination`."""
+        if self.is_replaced_in_one_step:
+            return {}
+        return {
+            "note": "this file system cannot exchange two folders: while it is replaced, DEST is missing for an instant"
+        }
+
+    def open_work(self, job: Job, *, restart: bool, force: bool, progress: Progress | None) -> FolderWork:
+        """See :class:`~fct_infer.gallery.destination.Destination`."""
+        return FolderWork(job, self, restart=restart, force=force, progress=progress)
+
+
+class FolderWork:
+    """Owner of ``DEST.partial``; holds its lock until closed. See :class:`~fct_infer.gallery.destination.Work`.
 
     Args:
         plan: of the upgrade.
+        destination: where DEST is.
         restart: drop unfinished work instead of resuming it.
         force: replace a finished DEST.
         progress: told of the rows whose finished files have been compared with their digests.
@@ -47,10 +125,11 @@ class Work:
     """
 
     def __init__(
-        self, plan: Plan, *, restart: bool = False, force: bool = False, progress: Progress | None = None
+        self, plan: Job, destination: FolderDestination, *, restart: bool, force: bool, progress: Progress | None
     ) -> None:
-        self.plan, self.force, self._progress = plan, force, progress
-        self.root = work_folder(plan.dest)
+        self.plan, self.dest, self.force, self._progress = plan, destination.name, force, progress
+        self._format = destination.format
+        self.root = work_folder(self.dest)
         self.gallery = self.root / "gallery"
         self.trained_index = self.root / "trained.faiss"
         self.is_published = False
@@ -58,10 +137,10 @@ class Work:
         self._refuse_foreign_folder()
         if not self.root.exists():
             self._refuse_existing_dest()
-        self._lock = FileLock(self.root / "lock", f"{plan.dest}")
+        self._lock = FileLock(self.root / "lock", f"{self.dest}")
         try:
-            restore_replaced(plan.dest)
-            self.journal = Journal(journal_file(self.plan.dest))
+            restore_replaced(self.dest)
+            self.journal = Journal(journal_file(self.dest))
             self.is_published = not restart and self._was_published()
             if self.is_published:
                 return
@@ -87,6 +166,52 @@ class Work:
                 del done[record["name"]]
         return done
 
+    def open_sink(self) -> Sink:
+        """Return what writes the new rows into the folder that will be DEST, and reads them from there."""
+        return open_sink(self._format, self.gallery, self.plan.gallery, self.plan.new_dim, self.plan.dtype)
+
+    def record(self, part: Part, receipt: Receipt) -> None:
+        """Journal a part, all of whose files are durable."""
+        files = {name: vars(file) for name, file in receipt.items()}
+        self.journal.append("shard", name=part.name, rows=part.rows, files=files)
+
+    def open_written(self, parts: Sequence[Part]) -> Source:
+        """Open what was written of some parts and check that rows and ids are those of the input.
+
+        Raises:
+            GalleryError: something is missing or has the wrong size.
+        """
+        with closing(self.open_sink()) as sink:
+            written = sink.as_source()
+        if [(part.name, part.rows) for part in written.parts()] != [(part.name, part.rows) for part in parts]:
+            raise GalleryError(f"{self.gallery}: the shards written are not those of {self.plan.gallery.path}")
+        if (written.schema.id_dtype is None) != (self.plan.gallery.schema.id_dtype is None):
+            raise GalleryError(f"{self.gallery}: ids were not carried over")
+        return written
+
+    def settle(self) -> None:
+        """Files that change while they are read are refused at the end, see :meth:`Plan.check_unchanged`."""
+
+    def read_back(self, rows: int, seed: int) -> tuple[Sequence[int | str], Rows, Rows | None, Rows]:
+        """See :class:`~fct_infer.gallery.destination.Work`."""
+        with own_work():
+            written = self.open_written(self.plan.gallery.parts())
+            chosen = sample_rows(written.schema.rows, rows, seed)
+            new, _ = written.read_rows(chosen, with_side=False)
+        old, side = self.plan.gallery.read_rows(chosen, with_side=self.plan.reads_side)
+        return chosen.tolist(), old, side, new
+
+    def infos(self) -> dict[str, Any]:
+        """What upgrade_infos.json says, before the rename or after it."""
+        folder = self.dest if self.is_published else self.gallery
+        infos: dict[str, Any] = json.loads((folder / INFOS_NAME).read_text())
+        return infos
+
+    def finish(self, infos: dict[str, Any], manifest: GalleryManifest) -> None:
+        """Write infos and manifest; after this only the rename is missing."""
+        files = manifest.files | {INFOS_NAME: write_json(self.gallery / INFOS_NAME, infos)}
+        write_bytes(self.gallery / MANIFEST_NAME, replace(manifest, files=files).to_bytes())
+
     @property
     def is_ready(self) -> bool:
         """Whether all that is left is the rename."""
@@ -96,14 +221,14 @@ class Work:
         """Make the finished folder DEST by one rename, then drop the rest of the work."""
         if not self.is_ready:
             self.journal.append("publishing", manifest=sha256_of_file(self.gallery / "manifest.json"))
-        publish_directory(self.gallery, self.plan.dest, replace=self.force)
+        publish_directory(self.gallery, self.dest, replace=self.force)
         self.discard()
 
     def clear(self) -> None:
         """Drop all unfinished work, keeping the lock."""
-        for path in (self.gallery, self.trained_index, journal_file(self.plan.dest)):
+        for path in (self.gallery, self.trained_index, journal_file(self.dest)):
             remove_tree(path)
-        self.journal = Journal(journal_file(self.plan.dest))
+        self.journal = Journal(journal_file(self.dest))
 
     def failed_gate(self) -> None:
         """Remember that the work may not be published as it is: with other settings it is begun again unasked."""
@@ -128,14 +253,14 @@ class Work:
             raise OutputError(f"{self.root}: exists and is not unfinished work of fct-upgrade-gallery")
 
     def _refuse_existing_dest(self) -> None:
-        check_replaceable(self.plan.dest, foreign_to_upgrades, force=self.force)
+        check_replaceable(self.dest, foreign_to_upgrades, force=self.force)
 
     def _has_work(self) -> bool:
-        return self.gallery.exists() or self.trained_index.exists() or journal_file(self.plan.dest).exists()
+        return self.gallery.exists() or self.trained_index.exists() or journal_file(self.dest).exists()
 
     def _was_published(self) -> bool:
         """Whether DEST is what this work was for: killed after the rename, before all of the work was dropped."""
-        records, manifest = self.journal.all("publishing"), self.plan.dest / "manifest.json"
+        records, manifest = self.journal.all("publishing"), self.dest / "manifest.json"
         if not records or not manifest.is_file() or sha256_of_file(manifest) != records[-1]["manifest"]:
             return False
         begun = self.journal.all("begin")
@@ -149,18 +274,13 @@ class Work:
     def _begin_or_resume(self) -> None:
         identity = self.plan.identity()
         begun = self.journal.all("begin")
-        different = _differences(begun[0]["identity"], identity) if begun else []
+        different = bool(begun) and begun[0]["identity"] != identity
         # Work that failed a gate cannot be published as it is, so it need not be kept for the settings it had.
         if not begun or (different and self.journal.all("gate failed")):
             self.clear()
             self.journal.append("begin", identity=identity)
             return
-        if different:
-            raise OutputError(
-                f"{self.root} holds unfinished work of another upgrade; different: {'; '.join(different)}. "
-                f"{_other_device(begun[0]['identity'], identity, self.plan.transformation.no_card)}"
-                "--restart drops it and begins again"
-            )
+        check_same_upgrade(str(self.root), begun[0]["identity"], self.plan)
         self._drop_damaged_work()
         self._drop_unjournalled_files()
 
@@ -182,7 +302,7 @@ class Work:
         if not damaged:
             return
         names = list(finished)
-        self.repeated = names[names.index(damaged[0]) :] if self.plan.index else damaged
+        self.repeated = names[names.index(damaged[0]) :] if self.plan.is_in_order else damaged
         for name in self.repeated:
             self.journal.append("damaged", name=name)
 
@@ -231,27 +351,10 @@ def foreign_to_upgrades(folder: Path) -> str | None:
     return None
 
 
-def _other_device(before: dict[str, Any], now: dict[str, Any], no_card: str | None) -> str:
-    """Say how to go on if it is the device that changed, for with ``--device auto`` nobody asked for another one."""
-    was, new = (each["settings"].get("device") for each in (before, now))
-    if was == new:
-        return ""
-    why = f"Now {no_card}. " if no_card else ""
-    return f"{why}A CPU and a card differ in the last bits: --device {was} goes on, "
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any], where: str = "") -> list[str]:
-    """Name the leaves in which two identities differ, at most five of them."""
-    found: list[str] = []
-    for key in [*before, *(key for key in now if key not in before)]:
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{where}{key} ")
-        elif old != new:
-            found.append(f"{where}{key} (was {_short(old)}, is {_short(new)})")
-    return found[:5] + (["..."] if len(found) > 5 else [])
-
-
-def _short(value: object) -> str:
-    text = "absent" if value is None else str(value)
-    return text if len(text) <= 20 else text[:12] + "..."
+@contextmanager
+def own_work() -> Iterator[None]:
+    """What is wrong with our own files is no fault of the gallery, and no reason to drop what is finished."""
+    try:
+        yield
+    except GalleryError as error:
+        raise OutputError(f"unfinished work is damaged: {error}; begin again with --restart") from error

@@ -63,10 +63,10 @@ def h():
 def test_replacing_without_exchange(galleries, h):
     upgrade_gallery(galleries / "old", h, galleries / "dest", settings=SETTINGS)
     before = first_row(galleries / "dest")
-    assert make_plan(galleries / "new", h, galleries / "dest", SETTINGS).is_replaced_in_one_step
+    assert make_plan(galleries / "new", h, galleries / "dest", SETTINGS).destination.is_replaced_in_one_step
     with use_filesystem(NoExchange()):
         assert not can_exchange(galleries)
-        assert not make_plan(galleries / "new", h, galleries / "dest", SETTINGS).is_replaced_in_one_step
+        assert not make_plan(galleries / "new", h, galleries / "dest", SETTINGS).destination.is_replaced_in_one_step
         upgrade_gallery(galleries / "new", h, galleries / "dest", settings=SETTINGS, force=True)
     assert not np.array_equal(first_row(galleries / "dest"), before)
     assert sorted(path.name for path in galleries.iterdir()) == ["dest", "new", "old"]

@@ -22,6 +22,7 @@ from fct_infer.reference import largest_values
 from fct_infer.upgrade import calibration
 from fct_infer.upgrade.plan import SEED, Settings, default_block_rows, make_plan
 from fct_infer.upgrade.report import UpgradeReport
+from fct_infer.upgrade.work import FolderDestination
 
 PROGRAM = paper_h(12, 6, 10, inner=16)
 ROWS = (100, 41, 90)
@@ -261,7 +262,9 @@ def test_a_journal_cut_short_is_no_journal(cards, gallery, tmp_path):
     path.write_bytes(b'12345678 {"kind": "beg')
     h = Transformation(PROGRAM, "fp8", device="cuda")
     opened = Gallery.open(tmp_path / "g")
-    found = calibration.calibrate(h, opened, opened.fingerprint(), tmp_path / "new", np.arange(sum(ROWS)))
+    begun = FolderDestination(tmp_path / "new", "npy", {}).begun_with()
+    assert begun == {}
+    found = calibration.calibrate(h, opened, opened.fingerprint(), begun, np.arange(sum(ROWS)))
     assert found.ranges == largest_values(PROGRAM, gallery["old"], gallery["side"])
 
 
