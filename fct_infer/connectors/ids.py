@@ -39,6 +39,25 @@ def read_ids(path: Path, column: str | None) -> NDArray[Any]:
     return ids
 
 
+def read_truth(path: str | Path) -> NDArray[Any]:
+    """Read the ids of the right gallery rows of each query.
+
+    Of a ``.npy`` file (n_q,) or (n_q, t), ids repeated as needed; of a .txt, .csv or .parquet file one a query.
+
+    Returns:
+        (n_q, t) integers, bytes or str.
+
+    Raises:
+        UsageError: another suffix.
+        GalleryError: missing, malformed or truncated, or another dtype or shape; names the file.
+    """
+    path = Path(path)
+    truth = read_npy(path) if path.suffix.lower() == ".npy" else read_ids(path, None)
+    if truth.ndim not in (1, 2) or truth.dtype.kind not in "iuUS" or 0 in truth.shape:
+        raise GalleryError(f"{path}: is {truth.dtype} {truth.shape}, wanted (queries,) or (queries, n) ids")
+    return truth.reshape(len(truth), -1)
+
+
 def _read_npy(path: Path, _column: str | None) -> NDArray[Any]:
     ids = read_npy(path)
     if ids.ndim != 1:

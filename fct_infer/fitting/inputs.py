@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.connectors import SourceOptions, open_source
+from fct_infer.connectors.joining import Progress
 from fct_infer.connectors.options import integer_or_text
 from fct_infer.errors import GalleryError, UsageError
 from fct_infer.evaluation import read_embeddings, read_labels, read_truth
-from fct_infer.fitting.pairs import MAX_PAIRS, Pairs, Progress, read_pairs
+from fct_infer.fitting.pairs import MAX_PAIRS, Pairs, read_pairs
 from fct_infer.fitting.queries import Queries
 
 
