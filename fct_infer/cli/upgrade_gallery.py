@@ -74,6 +74,17 @@ if TYPE_CHECKING:
 @click.option("--verify-rows", default=1024, show_default=True, type=click.IntRange(min=1))
 @click.option("--min-cosine", type=click.FloatRange(0, 1), help="Gate [default: by precision, 0.99999 for fp32].")
 @click.option("--min-recall", type=click.FloatRange(0, 1), help="Gate on the index's recall@10 [default: none].")
+@click.option(
+    "--probe",
+    type=click.Path(path_type=Path),
+    metavar="PAIRS",
+    help="Some items by the new model, with ids or one a row: what they should mean is checked before publishing.",
+)
+@click.option("--probe-ids", type=click.Path(path_type=Path), help="Ids of PAIRS' rows, in a file beside.")
+@click.option("--probe-column", metavar="NAME", help="Column of PAIRS' embeddings.")
+@click.option("--probe-queries", type=click.Path(path_type=Path), help="Queries by the new model: the same by them.")
+@click.option("--probe-truth", type=click.Path(path_type=Path), help="Ids of each query's right rows.")
+@click.option("--min-probe", type=click.FloatRange(0, 1), help="Gate on the probe's recall@10 [default: none].")
 @json_option()
 def command(
     source: Path,
@@ -89,6 +100,11 @@ def command(
     force: bool,
     dry_run: bool,
     as_json: bool,
+    probe: Path | None,
+    probe_ids: Path | None,
+    probe_column: str | None,
+    probe_queries: Path | None,
+    probe_truth: Path | None,
     **settings: Any,
 ) -> None:
     """Transform every row of SOURCE, build a FAISS index, verify both, publish them as one folder.
@@ -103,6 +119,7 @@ def command(
     from fct_infer.storage import check_replaceable
     from fct_infer.upgrade.estimate import estimate
     from fct_infer.upgrade.plan import Settings, make_plan
+    from fct_infer.upgrade.probe import Probe
     from fct_infer.upgrade.work import foreign_to_upgrades
 
     if is_code(transformation):
@@ -110,7 +127,8 @@ def command(
     # A file that is code was named by the user; of a bundle, code runs only if its backend was asked for.
     trust = is_code(transformation) or backend != "auto"
     settings["format"] = settings["format"] or ("parquet" if dest.suffix == ".parquet" else "npy")
-    chosen = Settings(**settings)
+    known = (probe, probe_ids, probe_column, probe_queries, probe_truth)
+    chosen = Settings(**settings, probe=Probe(*known) if any(known) else None)
     h = load_transformation(
         transformation,
         precision,
@@ -141,6 +159,7 @@ def command(
 
 def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
     """Print the plan of a dry run."""
+    from fct_infer.upgrade.meaning import Expected
     from fct_infer.upgrade.plan import size_text
 
     if as_json:
@@ -170,6 +189,8 @@ def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
         "time": f"about {duration_text(estimate['transformation_seconds'])} for the transformation "
         f"({estimate['transformation_rows_per_second']:,.0f} rows/s measured now), plus the index",
     }
+    if estimate["probe"]:
+        rows["probe"] = "; ".join(str(Expected(**found)) for found in estimate["probe"])
     if not estimate["is_replaced_in_one_step"]:
         rows["note"] = (
             "this file system cannot exchange two folders: while it is replaced, DEST is missing for an instant"
@@ -184,6 +205,8 @@ def repeated_ids_text(count: int) -> str:
 
 def show_report(report: dict[str, Any], as_json: bool) -> None:
     """Print what an upgrade did."""
+    from fct_infer.upgrade.report import Meaning
+
     if as_json:
         click.echo(json.dumps(report, indent=2, allow_nan=False))
         return
@@ -197,6 +220,9 @@ def show_report(report: dict[str, Any], as_json: bool) -> None:
         + (f" ({report['precision_choice']})" if report["precision_choice"] else ""),
         "checked": f"{checks['rows']:,} rows against {checks['recomputed_by']}: cosine >= {checks['min_cosine']:.6f}",
     }
+    rows["meaning"] = "\n    ".join(str(Meaning.from_dict(found)) for found in report["meaning"]) or (
+        "not checked: whether h belongs to this gallery, --probe can tell from some items by the new model"
+    )
     if report["settings"]["device"] == "cuda":
         rows["computed"] += "; a CPU's results differ in the last bits"
     if report["resumed_rows"]:

@@ -19,6 +19,7 @@ from fct_infer.machine import usable_memory
 from fct_infer.storage import can_exchange, check_place, check_text, work_folder
 from fct_infer.transformation import Transformation
 from fct_infer.upgrade.calibration import calibrate
+from fct_infer.upgrade.probe import Known, Probe, read_probe
 
 METRICS = ("l2", "ip", "cosine")
 DTYPES = ("float32", "float16")
@@ -54,6 +55,9 @@ class Settings:
         format: of what is published: ``npy``, or ``parquet`` with all other columns of a Parquet source.
         index_device: where the index is built: ``cpu``, ``cuda:N``, or ``auto``: on the transformation's card if FAISS
             can use it, else on the CPU.
+        probe: what is known of the new model, by which the meaning of the new rows is measured before they are
+            published; a path is of pairs. No better than chance is a failed gate. See :class:`Probe`.
+        min_probe: lowest recall@10 allowed for the probe's vectors; None reports it.
     """
 
     index: str = "auto"
@@ -67,6 +71,8 @@ class Settings:
     shards_at_once: int | None = None
     index_device: str = "auto"
     format: str = "npy"
+    probe: Probe | str | Path | None = None
+    min_probe: float | None = None
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
@@ -89,7 +95,9 @@ class Settings:
             raise UsageError(
                 f"shards_at_once is {self.shards_at_once}, but an index takes rows in order: wanted 1, or index none"
             )
-        for name in ("min_cosine", "min_recall"):
+        if self.min_probe is not None and self.probe is None:
+            raise UsageError("min_probe is a limit on what a probe finds, and none is given")
+        for name in ("min_cosine", "min_recall", "min_probe"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise UsageError(f"{name} is {value}, wanted a number from 0 to 1")
@@ -110,6 +118,7 @@ class Plan:
     side_is_old: bool
     fingerprint: dict[str, dict[str, Any]]  # of the gallery's files, when the upgrade was planned
     is_replaced_in_one_step: bool = True  # what is at dest now; some file systems cannot
+    known: tuple[Known, ...] = ()  # of the new model, to probe the result
 
     @property
     def new_dim(self) -> int:
@@ -280,6 +289,10 @@ def make_plan(source: str | Path | Source, h: Transformation, dest: str | Path, 
             f"{gallery.column('side')}: rows are {schema.side_dim} wide, the transformation wants {h.side_dim}"
         )
     fingerprint = gallery.fingerprint()
+    known: tuple[Known, ...] = ()
+    if settings.probe is not None:
+        probe = settings.probe if isinstance(settings.probe, Probe) else Probe(settings.probe)
+        known = read_probe(probe, gallery, h.new_dim, SEED + 4, unit_length=settings.normalize)
     if settings.normalize:
         h = h.normalized()
     if not h.is_calibrated:
@@ -306,6 +319,7 @@ def make_plan(source: str | Path | Source, h: Transformation, dest: str | Path, 
         side_is_old=side_is_old,
         fingerprint=fingerprint,
         is_replaced_in_one_step=not dest.is_dir() or can_exchange(dest.parent),
+        known=known,
     )
 
 

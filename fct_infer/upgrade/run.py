@@ -23,8 +23,9 @@ from fct_infer.index import IndexBuilder, exact_neighbours, index_infos, make_bu
 from fct_infer.machine import usable_cpus
 from fct_infer.storage import DigestedFile, write_bytes, write_json
 from fct_infer.transformation import Float32Array, Transformation, check_transformation
+from fct_infer.upgrade.meaning import check_before_work, exact_search, measure_meaning, searched_by_index
 from fct_infer.upgrade.plan import SEED, Plan, Settings, make_plan
-from fct_infer.upgrade.report import UpgradeReport, Verification
+from fct_infer.upgrade.report import Meaning, UpgradeReport, Verification
 from fct_infer.upgrade.stream import (
     IndexFeeder,
     Progress,
@@ -83,6 +84,7 @@ def upgrade_gallery(
     plan.check_resources()
     run = _Run(plan, progress)
     run.timings["plan"] = time.perf_counter() - started
+    check_before_work(plan)
     work = Work(plan, restart=restart, force=force, progress=progress)
     try:
         if work.is_published:  # killed after the rename
@@ -116,6 +118,8 @@ class _Run:
         plan = self.plan
         if work.is_ready:  # killed between the last check and the rename
             report = UpgradeReport.load(work.gallery / "upgrade_infos.json")
+            if plan.known and not report.meaning:
+                report = replace(report, meaning=self._probe(work, None))
             work.publish()
             return report
         if work.repeated:
@@ -137,8 +141,12 @@ class _Run:
             except GateError:
                 plan.check_unchanged()  # rows that were edited meanwhile are not what was transformed
                 raise
+        meaning: tuple[Meaning, ...] = ()
+        if plan.known:
+            with self._timed("probe"):
+                meaning = self._probe(work, builder)
         with self._timed("finish"):
-            report = self._finish(work, builder, verification, resumed_rows)
+            report = self._finish(work, builder, verification, meaning, resumed_rows)
         work.publish()
         return report
 
@@ -210,8 +218,25 @@ class _Run:
             raise GateError(f"recall@{RECALL_K} of the index is {recall:.3f}, below {limit}; choose another --index")
         return recall
 
+    def _probe(self, work: Work, builder: IndexBuilder | None) -> tuple[Meaning, ...]:
+        """Measure what was written by what is known of the new model."""
+        plan = self.plan
+        self._report("probe", 0)
+        with _own_work(work):
+            written = open_written(plan, work.gallery, plan.gallery.parts())
+            if builder is not None:
+                return measure_meaning(plan, written, searched_by_index(builder), "index")
+            blocks = corpus_blocks(plan, written, lambda _, rows: self._report("probe", rows))
+            search = exact_search(blocks, plan.settings.metric)
+            return measure_meaning(plan, written, search, "exact search")
+
     def _finish(
-        self, work: Work, builder: IndexBuilder | None, verification: Verification, resumed_rows: int
+        self,
+        work: Work,
+        builder: IndexBuilder | None,
+        verification: Verification,
+        meaning: tuple[Meaning, ...],
+        resumed_rows: int,
     ) -> UpgradeReport:
         """Write index, infos and manifest; after this only the rename is missing."""
         plan = self.plan
@@ -233,6 +258,7 @@ class _Run:
             settings=plan.result_settings(),
             timings=self.timings,
             verification=verification,
+            meaning=meaning,
             index=index,
             device=plan.device,
             index_placement=builder.placement if builder else None,
@@ -242,7 +268,11 @@ class _Run:
         infos = {
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             **report.as_dict(),
-            "limits": {"min_cosine": plan.min_cosine, "min_recall": plan.settings.min_recall},
+            "limits": {
+                "min_cosine": plan.min_cosine,
+                "min_recall": plan.settings.min_recall,
+                "min_probe": plan.settings.min_probe,
+            },
             "execution": {
                 "threads": plan.transformation.threads,
                 "block_rows": plan.block_rows,
