@@ -169,6 +169,7 @@ def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
     rows = {
         "gallery": f"{estimate['gallery']}: {estimate['rows']:,} rows in {estimate['shards']:,} shards",
         "columns": columns_text(estimate["columns"], tuple(estimate["left_out"])),
+        "models": _models_text(estimate["models"]),
         "ids": (estimate["ids"] or "none; the row number stands for the id")
         + (f"; {repeated_ids_text(estimate['duplicate_ids'])}" if estimate["duplicate_ids"] else ""),
         "dims": " + ".join(str(dims[name]) for name in ("old", "side_information") if dims[name])
@@ -198,6 +199,13 @@ def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
     show_rows(rows)
 
 
+def _models_text(models: dict[str, Any]) -> str:
+    from fct_infer.identity import ModelId, model_text
+
+    old, new = (model_text(ModelId(**models[name]) if name in models else None) for name in ("old", "new"))
+    return f"{old} -> {new}" + ("; fct-export --new-model names it" if new == "unknown" else "")
+
+
 def repeated_ids_text(count: int) -> str:
     """Return the line about rows that share an id."""
     return f"{count:,} rows have the id of an earlier row"
@@ -220,6 +228,7 @@ def show_report(report: dict[str, Any], as_json: bool) -> None:
         + (f" ({report['precision_choice']})" if report["precision_choice"] else ""),
         "checked": f"{checks['rows']:,} rows against {checks['recomputed_by']}: cosine >= {checks['min_cosine']:.6f}",
     }
+    rows["models"] = _models_text(report["models"])
     rows["meaning"] = "\n    ".join(str(Meaning.from_dict(found)) for found in report["meaning"]) or (
         "not checked: whether h belongs to this gallery, --probe can tell from some items by the new model"
     )

@@ -18,6 +18,7 @@ from fct_infer.connectors.parted import check_range
 from fct_infer.errors import GalleryError, UsageError
 from fct_infer.gallery import read_npy
 from fct_infer.gallery.source import Part, PartReader, Schema, Source
+from fct_infer.identity import ModelId
 from fct_infer.storage import ReadFile
 
 
@@ -155,6 +156,11 @@ class WithIds(Source):
     def files(self) -> Mapping[str, Path]:
         """Those of the source, and the ids."""
         return {**self.inner.files, f"ids beside: {self._ids_path.name}": self._ids_path}
+
+    @cached_property
+    def model(self) -> ModelId | None:
+        """That of the source."""
+        return self.inner.model
 
     def parts(self) -> Sequence[Part]:
         """Those of the source."""

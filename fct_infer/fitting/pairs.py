@@ -12,6 +12,7 @@ from fct_infer.connectors.joining import Int64Array, Progress, gather_rows, join
 from fct_infer.errors import GalleryError, UsageError
 from fct_infer.gallery import sample_rows
 from fct_infer.gallery.source import Source
+from fct_infer.identity import ModelId
 from fct_infer.transformation import Float32Array
 
 MAX_PAIRS = 100_000
@@ -29,6 +30,7 @@ class Pairs:
         labels: (n,) or None.
         matched: how many items both sources have; n is less where only a sample was read.
         only_old, only_new: how many items only one of them has.
+        models: whose vectors ``old`` and ``new`` are, as far as that is known.
     """
 
     old: Float32Array
@@ -39,13 +41,22 @@ class Pairs:
     matched: int = 0
     only_old: int = 0
     only_new: int = 0
+    models: tuple[ModelId | None, ModelId | None] = (None, None)
 
     def __len__(self) -> int:
         return len(self.old)
 
     def swapped(self) -> Pairs:
         """Return the pairs for a map from the new space to the old, without side-information."""
-        return replace(self, old=self.new, new=self.old, side=None, only_old=self.only_new, only_new=self.only_old)
+        return replace(
+            self,
+            old=self.new,
+            new=self.old,
+            side=None,
+            only_old=self.only_new,
+            only_new=self.only_old,
+            models=self.models[::-1],
+        )
 
 
 def read_pairs(
@@ -105,6 +116,7 @@ def read_pairs(
         matched,
         old.schema.rows - matched,
         new.schema.rows - matched,
+        (old.model, new.model),
     )
 
 

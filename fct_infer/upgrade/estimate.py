@@ -25,6 +25,7 @@ def estimate(plan: Plan) -> dict[str, Any]:
         "dest": str(plan.dest),
         "rows": schema.rows,
         "shards": len(gallery.parts()),
+        "models": plan.models,
         "columns": schema.columns,
         "left_out": list(schema.other_columns),
         "ids": None if schema.id_dtype is None else _ID_KINDS[schema.id_dtype.kind],

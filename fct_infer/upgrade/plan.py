@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from fct_infer.connectors import SINKS, open_sink, open_source
 from fct_infer.cuda import card_numbers, device_text
 from fct_infer.errors import GalleryError, ResourceError, UsageError
 from fct_infer.gallery import Sink, Source, sample_rows
+from fct_infer.identity import ModelId, check_same_model
 from fct_infer.index import IndexPlan, default_factory, describe_index, require_gpu
 from fct_infer.machine import usable_memory
 from fct_infer.storage import can_exchange, check_place, check_text, work_folder
@@ -201,6 +202,24 @@ class Plan:
         blocks = self.shards_at_once * BLOCKS_IN_FLIGHT[self.device_kind] * self.block_rows * row
         return max(blocks, sample) + 2 * (self.index.estimated_bytes if self.index else 0) + (200 << 20)
 
+    @property
+    def old_model(self) -> ModelId | None:
+        """Whose vectors are upgraded, as the gallery says, or else the transformation."""
+        return self.gallery.model or self.transformation.old_model
+
+    @property
+    def new_model(self) -> ModelId | None:
+        """Whose vectors the new rows are, if the transformation says so."""
+        model, program = self.transformation.new_model, self.transformation.program
+        are_unit = self.settings.normalize or (program is not None and program.with_normalization() is program)
+        return replace(model, unit_length=True) if model is not None and are_unit else model
+
+    @property
+    def models(self) -> dict[str, Any]:
+        """Return both, as far as they are known, as strict JSON."""
+        known = {"old": self.old_model, "new": self.new_model}
+        return {name: model.as_dict() for name, model in known.items() if model is not None}
+
     def open_sink(self, folder: Path) -> Sink:
         """Return what writes the new rows into a folder, and reads them from there."""
         return open_sink(self.settings.format, folder, self.gallery, self.new_dim, self.dtype)
@@ -288,11 +307,16 @@ def make_plan(source: str | Path | Source, h: Transformation, dest: str | Path, 
         raise GalleryError(
             f"{gallery.column('side')}: rows are {schema.side_dim} wide, the transformation wants {h.side_dim}"
         )
+    check_same_model(
+        (str(gallery.path), gallery.model),
+        ("the transformation takes vectors", h.old_model),
+        f"if they are of one model after all, say --model {h.old_model and h.old_model.text}",
+    )
     fingerprint = gallery.fingerprint()
     known: tuple[Known, ...] = ()
     if settings.probe is not None:
         probe = settings.probe if isinstance(settings.probe, Probe) else Probe(settings.probe)
-        known = read_probe(probe, gallery, h.new_dim, SEED + 4, unit_length=settings.normalize)
+        known = read_probe(probe, gallery, h, SEED + 4, unit_length=settings.normalize)
     if settings.normalize:
         h = h.normalized()
     if not h.is_calibrated:

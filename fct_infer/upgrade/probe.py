@@ -15,8 +15,9 @@ from fct_infer.connectors.joining import gather_rows, id_kind, join_by_id, rows_
 from fct_infer.connectors.options import integer_or_text
 from fct_infer.errors import GalleryError, UsageError
 from fct_infer.gallery import Source, read_row_ids, sample_rows
+from fct_infer.identity import check_same_model
 from fct_infer.measuring import directions
-from fct_infer.transformation import Float32Array
+from fct_infer.transformation import Float32Array, Transformation
 
 PROBED_ROWS = 1000  # of what is given: a share of them is known to 1.6 %
 FEWEST = 20  # of fewer a share says nothing
@@ -76,35 +77,36 @@ class Known:
 
 
 def read_probe(
-    probe: Probe, gallery: Source, new_dim: int, seed: int, *, unit_length: bool = False
+    probe: Probe, gallery: Source, h: Transformation, seed: int, *, unit_length: bool = False
 ) -> tuple[Known, ...]:
     """Read what is known and find it in the gallery.
 
     Args:
         probe: what the user gave.
         gallery: about to be upgraded.
-        new_dim: width of the transformation's results.
+        h: the transformation.
         seed: of the sample that is drawn.
         unit_length: whether new rows are given length 1; then the vectors are, too.
 
     Raises:
         UsageError: ids of another kind than the gallery's, or there are none to match by.
+        ModelMismatchError: a file says it is of another model than the transformation's new one.
         GalleryError: a file is malformed, rows are of another width, too few of them are in the gallery, or an id
             occurs twice.
     """
     found = []
     if probe.pairs is not None:
-        found.append(_pairs(probe, gallery, new_dim, seed))
+        found.append(_pairs(probe, gallery, h, seed))
     if probe.queries is not None:
-        found.append(_queries(probe, gallery, new_dim, seed))
+        found.append(_queries(probe, gallery, h, seed))
     if unit_length:
         found = [replace(known, vectors=directions(known.vectors).astype(np.float32)) for known in found]
     return tuple(found)
 
 
-def _pairs(probe: Probe, gallery: Source, new_dim: int, seed: int) -> Known:
+def _pairs(probe: Probe, gallery: Source, h: Transformation, seed: int) -> Known:
     assert probe.pairs is not None
-    source = _open(probe.pairs, "--probe", new_dim, SourceOptions(
+    source = _open(probe.pairs, "--probe", h, SourceOptions(
         probe.column, ids=None if probe.ids is None else Path(probe.ids), allow_cast=True
     ))  # fmt: skip
     rows = source.schema.rows
@@ -127,9 +129,9 @@ def _pairs(probe: Probe, gallery: Source, new_dim: int, seed: int) -> Known:
     return Known("pairs", vectors, in_gallery, right, rows, rows - matched)
 
 
-def _queries(probe: Probe, gallery: Source, new_dim: int, seed: int) -> Known:
+def _queries(probe: Probe, gallery: Source, h: Transformation, seed: int) -> Known:
     assert probe.queries is not None and probe.truth is not None
-    source = _open(probe.queries, "--probe-queries", new_dim, SourceOptions(allow_cast=True))
+    source = _open(probe.queries, "--probe-queries", h, SourceOptions(allow_cast=True))
     truth = integer_or_text(read_truth(probe.truth), str(probe.truth))
     if (count := len(truth)) != source.schema.rows:
         raise GalleryError(f"{probe.truth}: is of {count:,} queries, {source.path} holds {source.schema.rows:,}")
@@ -152,13 +154,18 @@ def _queries(probe: Probe, gallery: Source, new_dim: int, seed: int) -> Known:
     return Known("queries", vectors, rows, right, count, count - len(known))
 
 
-def _open(given: str | Path | Source, flag: str, new_dim: int, options: SourceOptions) -> Source:
+def _open(given: str | Path | Source, flag: str, h: Transformation, options: SourceOptions) -> Source:
     source = given if isinstance(given, Source) else open_source(given, options)
-    if source.schema.old_dim != new_dim:
+    if source.schema.old_dim != h.new_dim:
         raise GalleryError(
             f"{source.column('embedding')}: rows are {source.schema.old_dim} wide, the transformation's results "
-            f"{new_dim}; {flag} wants vectors of the model that it leads to"
+            f"{h.new_dim}; {flag} wants vectors of the model that it leads to"
         )
+    check_same_model(
+        (f"{flag} {source.path}", source.model),
+        ("the transformation makes vectors", h.new_model),
+        "a probe wants vectors of the model that it leads to",
+    )
     return source
 
 

@@ -119,6 +119,7 @@ class UpgradeReport:
         duplicate_ids: rows whose id an earlier row has; see :class:`fct_infer.gallery.ids.IdFacts`.
         meaning: what the probe found, of pairs and of queries; empty where none was given, and the checks above cannot
             tell a right transformation from another one's.
+        models: ``old`` and ``new``: whose vectors the rows were, and are; as far as that is known.
     """
 
     dest: Path
@@ -134,6 +135,7 @@ class UpgradeReport:
     precision_choice: str | None = None
     duplicate_ids: int = 0
     meaning: tuple[Meaning, ...] = ()
+    models: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path) -> UpgradeReport:

@@ -259,6 +259,7 @@ class _Run:
             timings=self.timings,
             verification=verification,
             meaning=meaning,
+            models=plan.models,
             index=index,
             device=plan.device,
             index_placement=builder.placement if builder else None,
@@ -294,6 +295,8 @@ class _Run:
             ids=plan.gallery.id_facts.use,
             indexed_rows=builder.rows - builder.left_out if builder else None,
             files={name: DigestedFile(**file) for name, file in files.items()},
+            model=plan.new_model,
+            old_model=plan.old_model,
         )
         write_bytes(work.gallery / MANIFEST_NAME, manifest.to_bytes())
         return report

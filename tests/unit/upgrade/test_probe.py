@@ -7,14 +7,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.probes import write_items
+from support.programs import linear_map
 
-from fct_infer import open_source
+from fct_infer import Transformation, open_source
 from fct_infer.errors import GalleryError, UsageError
 from fct_infer.upgrade.probe import PROBED_ROWS, Probe, read_probe
 
 
 def read(folder, probe, **options):
-    return read_probe(probe, open_source(folder / "g"), 16, 0, **options)
+    return read_probe(
+        probe, open_source(folder / "g"), Transformation(linear_map(12, 16), "fp32", threads=1), 0, **options
+    )
 
 
 def write_pairs(folder, new, names, rows):
