@@ -31,7 +31,8 @@ _SEARCHES = {
     "new/old after": "new model, upgraded gallery, through its index",
 }
 _STYLE = """
-pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .7rem 1rem; border: 1px solid var(--rule); border-radius: .3rem; font-size: .85rem; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; padding: .7rem 1rem; border: 1px solid var(--rule);
+  border-radius: .3rem; font-size: .85rem; }
 """
 
 

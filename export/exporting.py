@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +17,7 @@ from fct_infer.artifacts.roles import roles, roles_by_name, told
 from fct_infer.artifacts.torch_files import TorchModel, count_inputs, input_names
 from fct_infer.backends.runner import Batch, Shapes
 from fct_infer.errors import ArrayError, NotAProgramError, UsageError
+from fct_infer.identity import ModelId, model_id
 from fct_infer.transformation import INPUTS, Program
 
 from .models import Model, ModuleModel, ProgramModel
@@ -153,9 +154,16 @@ def not_for_the_core(error: NotAProgramError) -> tuple[str, ...]:
 
 
 def publish(
-    model: Model, bundle: str | Path, source: Source, options: Options, preprocessing: Preprocessing | None = None
+    model: Model,
+    bundle: str | Path,
+    source: Source,
+    options: Options,
+    preprocessing: Preprocessing | None = None,
+    models: Mapping[str, ModelId] | None = None,
 ) -> ExportReport:
     """Write a bundle of ``model``: convert to each target and precision, prove each file, publish all or nothing.
+
+    ``models`` is what the source says of the models that vectors are of; see :class:`Manifest`.
 
     Raises:
         FctError: as :func:`export_transformation` and :func:`export_backbone`.
@@ -176,6 +184,7 @@ def publish(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         program=model.program.structure() if model.program else None,
         preprocessing=preprocessing,
+        models=_models(model, options, models or {}),
     )
     options.progress("trying the model")
     job = Job(
@@ -200,6 +209,14 @@ def publish(
         return replace(draft, files=tuple(written))
 
     return ExportReport(Path(bundle), write_bundle(bundle, fill, force=options.force))
+
+
+def _models(model: Model, options: Options, said: Mapping[str, ModelId]) -> dict[str, ModelId]:
+    given = {"old": model_id(options.old_model), "new": model_id(options.new_model)}
+    named = {name: known for name, known in given.items() if known is not None}
+    if named and model.kind != "transformation":
+        raise UsageError("old_model and new_model are of a transformation; model_version names an image model")
+    return {**said, **named}
 
 
 def source_of(path: str | Path) -> Source:

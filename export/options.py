@@ -10,6 +10,7 @@ from typing import Any
 
 from fct_infer.artifacts.manifest import Manifest
 from fct_infer.backends.runner import Batch
+from fct_infer.identity import NamedModel
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Options:
         precisions: of the files, ``fp32`` by default; a target is written in those of them it has.
         calibration: a user's rows by input, (n, ...) float32: scales for int8 and fp8, and part of every proof.
         model_version: name of this model; by default the first 12 digits of the source's digest.
+        old_model, new_model: of a transformation, whose vectors it takes and makes: a name, ``sha256:`` and a digest,
+            or an embedder's ``model``; None is what the source says, if it does.
         engine_rows: of a call, (typical, most), for TensorRT's profile; by default 4,096 and 65,536 rows, or 32 and 256
             images.
         device: where files are tried: ``auto``, ``cpu``, ``cuda:N``.
@@ -34,6 +37,8 @@ class Options:
     precisions: tuple[str, ...] = ("fp32",)
     calibration: Batch | None = None
     model_version: str | None = None
+    old_model: NamedModel | None = None
+    new_model: NamedModel | None = None
     engine_rows: tuple[int, int] | None = None
     device: str = "auto"
     allow_unproven: bool = False

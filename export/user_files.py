@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fct_infer.artifacts.bundle import open_bundle, refuse_existing
@@ -27,6 +27,7 @@ from fct_infer.artifacts.torch_files import TorchModel, load_torch
 from fct_infer.backends.onnx_runtime import OnnxRuntimeRunner
 from fct_infer.backends.runner import Interface, Shapes
 from fct_infer.errors import ArtifactError, NotAProgramError, UsageError
+from fct_infer.identity import ModelId
 from fct_infer.images import shorter_side
 
 from .calibration import read_calibration
@@ -46,12 +47,14 @@ class OpenedModel:
         source: its name and digest.
         preprocessing: of its images, where the file tells.
         notes: what had to be assumed, one sentence each.
+        models: what it says of the models that vectors are of; see :class:`~fct_infer.artifacts.manifest.Manifest`.
     """
 
     model: Model
     source: Source
     preprocessing: Preprocessing | None = None
     notes: tuple[str, ...] = ()
+    models: Mapping[str, ModelId] = field(default_factory=dict)
 
 
 def export_file(
@@ -105,11 +108,16 @@ def export_opened(
     if "image" in opened.model.interface.inputs and preprocessing is None:
         notes += ("nothing tells how its images are prepared, which fct-embed needs: --image-mean and --image-std",)
     try:
-        report = publish(opened.model, bundle, opened.source, options, preprocessing)
+        report = publish(opened.model, bundle, opened.source, options, preprocessing, _kept(opened, options))
     except ArtifactError as error:
         error.args = (str(error) if str(path) in str(error) else f"{path}: {error}",)
         raise
     return replace(report, notes=notes)
+
+
+def _kept(opened: OpenedModel, options: Options) -> Mapping[str, ModelId]:
+    """Return what the source says of models; of an image model nothing if it is given another name now."""
+    return {} if options.model_version and "self" in opened.models else opened.models
 
 
 def preprocessing_of(
@@ -188,14 +196,15 @@ def _open_bundle(path: Path) -> OpenedModel:
     bundle = open_bundle(path)
     manifest, source = bundle.manifest, source_of(path)
     if manifest.kind == "transformation" and manifest.program is not None:
-        return OpenedModel(ProgramModel(program_from_bundle(bundle)), source)
+        return OpenedModel(ProgramModel(program_from_bundle(bundle)), source, models=manifest.models)
     if not bundle.has("onnx"):
         raise ArtifactError(f"{path}: has no ONNX file to convert onward; export from the source instead")
     file = path / bundle.file("onnx", "fp32").name
     model = OnnxModel(manifest.kind, file, self_contained=True)
     if model.interface != Interface(manifest.inputs, manifest.output_dim):
         raise ArtifactError(f"{file}: has other inputs or outputs than the manifest states")
-    return OpenedModel(model, source, manifest.preprocessing)
+    models = manifest.models if manifest.kind == "transformation" else {"self": manifest.model}
+    return OpenedModel(model, source, manifest.preprocessing, models=models)
 
 
 def _open_onnx(path: Path, kind: Kind | None, old_first: Sequence[str] | None) -> OpenedModel:

@@ -74,6 +74,10 @@ class GalleryError(InputError):
     """A gallery on disk is malformed; the message names the file, and the row where there is one."""
 
 
+class ModelMismatchError(InputError):
+    """Vectors of one model meet what was made for those of another; the message names both."""
+
+
 class ArtifactError(InputError):
     """A model file or bundle is malformed, damaged or of an unsupported kind; the message names the file."""
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from fct_infer.cuda import card_numbers, device_name, require
 from fct_infer.device_arrays import device_call
 from fct_infer.errors import ArrayError, UnsupportedError, UsageError
+from fct_infer.identity import ModelId
 from fct_infer.machine import usable_cpus
 from fct_infer.program import (
     ACTIVATIONS,
@@ -85,6 +86,7 @@ class Transformation:
         device_memory: as above.
         source: the file or bundle it was loaded from; None if it was made otherwise.
         assignment: which input of a bare file was taken for which, for people; a bundle's are old and side anyway.
+        old_model, new_model: whose vectors it takes, and makes; None where that is not known.
         no_card: why it runs on the CPU although ``auto`` found a card; None if that is not so.
         old_dim, side_dim, new_dim: width of the old embedding, of the side-information (0 if it takes none) and of the
             new embedding.
@@ -104,6 +106,8 @@ class Transformation:
     no_card: str | None = None
     choice: str | None = None
     source: Path | None = None
+    old_model: ModelId | None = None
+    new_model: ModelId | None = None
 
     def __init__(
         self,
@@ -146,12 +150,16 @@ class Transformation:
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel as program and settings: it is compiled anew where it arrives, in the precision it had here."""
         settings = self.program, self.precision, self._asked_threads, self.device, self.device_memory, self.ranges
-        return type(self), settings, {"no_card": self.no_card, "choice": self.choice, "source": self.source}
+        return type(self), settings, {"choice": self.choice, **self._said()}
 
     def _with(self, program: Program, precision: str, ranges: Mapping[str, float] | None) -> Transformation:
         h = Transformation(program, precision, self._asked_threads, self.device, self.device_memory, ranges)
-        h.no_card, h.choice, h.source = self.no_card, self.choice, self.source
+        vars(h).update(self._said(), choice=self.choice)
         return h
+
+    def _said(self) -> dict[str, Any]:
+        """Return what is known of it that does not change what it computes."""
+        return {name: getattr(self, name) for name in ("no_card", "source", "old_model", "new_model")}
 
     @property
     def native_precisions(self) -> tuple[str, ...]:

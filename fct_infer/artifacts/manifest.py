@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from fct_infer.artifacts.files import MEBIBYTE, read_file
 from fct_infer.artifacts.precisions import PRECISIONS
 from fct_infer.errors import ArtifactError
+from fct_infer.identity import ModelId
 from fct_infer.storage.strict_json import Fields as _Fields
 from fct_infer.storage.strict_json import check_seal, parse_strict, sealed_bytes
 from fct_infer.storage.strict_json import number_of as _number
@@ -139,6 +140,8 @@ class Manifest:
         program: :meth:`fct_infer.transformation.Program.structure`; None for image models, and for transformations
             that no program can hold.
         preprocessing: for image models; None where the source did not tell.
+        models: of a transformation, whose vectors it takes and makes, as ``old`` and ``new``; of an image model that
+            came out of another bundle, ``self``: which model it is. As far as they are known.
     """
 
     kind: Kind
@@ -151,6 +154,16 @@ class Manifest:
     created: str
     program: dict[str, Any] | None = None
     preprocessing: Preprocessing | None = None
+    models: dict[str, ModelId] = field(default_factory=dict)
+
+    @property
+    def model(self) -> ModelId:
+        """Which model an image model is: by the name its user gave it, and by what it was exported from."""
+        if known := self.models.get("self"):
+            return known
+        digest = self.source.sha256
+        name = None if self.model_version == digest[:12] else self.model_version
+        return ModelId(name, digest, None if self.preprocessing is None else asdict(self.preprocessing))
 
     def to_json(self) -> dict[str, Any]:
         """Return what ``manifest.json`` holds, as strict JSON."""
@@ -161,6 +174,9 @@ class Manifest:
         """Return ``manifest.json``, its last field a SHA-256 over all bytes before that digest."""
         document = {"schema_version": SCHEMA_VERSION, **asdict(self)}
         document["files"] = {file.pop("name"): file for file in document["files"]}
+        del document["models"]
+        if self.models:
+            document["models"] = {name: model.as_dict() for name, model in self.models.items()}
         return sealed_bytes(document)
 
 
@@ -197,6 +213,7 @@ def _parse(fields: _Fields) -> Manifest:
         source=_parse_source(fields.nested("source")),
         versions={name: _typed(text, str, f"versions.{name}") for name, text in fields.take("versions", dict).items()},
         created=fields.take("created", str),
+        models=_parse_models(fields),
     )
     fields.done()
     if manifest.kind != "transformation" and program is not None:
@@ -207,6 +224,13 @@ def _parse(fields: _Fields) -> Manifest:
     if not manifest.files:
         raise ArtifactError("lists no files")
     return manifest
+
+
+def _parse_models(fields: _Fields) -> dict[str, ModelId]:
+    models = fields.take_if_there("models", dict) or {}
+    if not set(models) <= {"old", "new", "self"}:
+        raise ArtifactError(f"models: are of {', '.join(models)}, wanted old and new, or self")
+    return {name: ModelId.parse(model, f"models.{name}") for name, model in models.items()}
 
 
 def _parse_file(name: str, value: Any) -> BundleFile:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from fct_infer.artifacts.manifest import Kind, Preprocessing
 from fct_infer.backends.runner import Runner, call_on_device
 from fct_infer.errors import ArrayError, NonFiniteError
+from fct_infer.identity import ModelId
 from fct_infer.transformation import Float32Array
 
 
@@ -21,14 +22,22 @@ class Embedder:
         model_version: name of the model.
         precision: of its arithmetic, such as ``fp32``.
         preprocessing: what images must go through to become ``images``; None if the bundle does not tell.
+        model: whose vectors it makes, for ``index.search(..., model=embedder.model)``.
     """
 
     def __init__(
-        self, runner: Runner, *, kind: Kind, model_version: str, precision: str, preprocessing: Preprocessing | None
+        self,
+        runner: Runner,
+        *,
+        kind: Kind,
+        model_version: str,
+        precision: str,
+        preprocessing: Preprocessing | None,
+        model: ModelId | None = None,
     ) -> None:
         self._runner = runner
         self.kind, self.model_version, self.precision = kind, model_version, precision
-        self.preprocessing = preprocessing
+        self.preprocessing, self.model = preprocessing, model
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

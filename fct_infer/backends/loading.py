@@ -20,6 +20,7 @@ from fct_infer.backends.runner import BACKENDS, Interface, Runner, Shapes
 from fct_infer.backends.runner_transformation import RunnerTransformation
 from fct_infer.cuda import first_device, missing_for
 from fct_infer.errors import ArtifactError, DeviceMemoryError, NotAProgramError, UnsupportedError, UsageError
+from fct_infer.identity import ModelId
 from fct_infer.transformation import INPUTS, Program, Transformation
 
 if TYPE_CHECKING:
@@ -93,6 +94,7 @@ def load_transformation(
             program = program.with_normalization() if normalize else program
             on_core = _on_core(program, precision, threads, place, device_memory, is_asked_for=device != "auto")
             on_core.source, on_core.assignment = path, assignment
+            on_core.old_model, on_core.new_model = _models(bundle)
             return on_core
         if backend == "core":
             raise UnsupportedError(f"device {device}: {missing}")
@@ -120,9 +122,15 @@ def load_transformation(
             trust=trust,
         ),
     )
+    h.old_model, h.new_model = _models(bundle)
     h = h.normalized() if normalize else h
     h.source, h.assignment = path, None if bundle else opened.runner.assignment
     return h
+
+
+def _models(bundle: Bundle | None) -> tuple[ModelId | None, ModelId | None]:
+    models = bundle.manifest.models if bundle else {}
+    return models.get("old"), models.get("new")
 
 
 def _on_core(
@@ -186,6 +194,7 @@ def load_embedder(
         model_version=bundle.manifest.model_version if bundle else opened.digest[:12],
         precision=opened.precision,
         preprocessing=bundle.manifest.preprocessing if bundle else None,
+        model=bundle.manifest.model if bundle else ModelId(digest=opened.digest),
     )
 
 

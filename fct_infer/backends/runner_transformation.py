@@ -64,7 +64,7 @@ class RunnerTransformation(Transformation):
         """Return the same transformation with its results L2-normalised."""
         if self._normalize:
             return self
-        return RunnerTransformation(
+        h = RunnerTransformation(
             self._runner,
             digest=self.digest,
             precision=self.precision,
@@ -73,6 +73,8 @@ class RunnerTransformation(Transformation):
             normalize=True,
             reload=self._reload,
         )
+        vars(h).update(self._said())
+        return h
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel as the name of its file, which must be the same where it arrives."""

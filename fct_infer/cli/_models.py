@@ -49,6 +49,7 @@ def _open_checkpoint(
     from fct_infer.artifacts.torch_files import TorchModel
     from fct_infer.export.models import ModuleModel, ProgramModel
     from fct_infer.export.user_files import OpenedModel
+    from fct_infer.identity import ModelId
     from fct_infer.training.checkpoints import load_checkpoint
     from fct_infer.training.models.base import Backbone, TransformationModule
     from fct_infer.training.models.folding import to_program
@@ -59,7 +60,9 @@ def _open_checkpoint(
     if kind is not None and is_transformation != (kind == "transformation"):
         raise ArtifactError(f"{path}: is a {type(module).__name__}, not a {kind}")
     if isinstance(module, TransformationModule):
-        return OpenedModel(ProgramModel(to_program(module)), source)
+        said = {name: checkpoint.config.get(f"{name}_model") for name in ("old", "new")}
+        models = {name: ModelId.of(text) for name, text in said.items() if isinstance(text, str)}
+        return OpenedModel(ProgramModel(to_program(module)), source, models=models)
     shape = input_shapes[0] if input_shapes else checkpoint.config.get("image_shape")
     if not isinstance(shape, list | tuple) or len(shape) != 3:
         raise UsageError(f"{path}: does not tell its image size; give --input-shape 3x32x32")

@@ -25,6 +25,7 @@ _OPTIONS = (
     click.option("--id-column", metavar="NAME", help="That of the ids; of the file of ids with --ids."),
     click.option("--ids", type=click.Path(path_type=Path), help="Ids beside: .txt, .npy, .csv or .parquet, one a row."),
     click.option("--allow-cast", is_flag=True, help="Narrow float64 and wide integers to float32."),
+    click.option("--model", metavar="NAME", help="Whose vectors they are: a name, or sha256:DIGEST [as SOURCE says]."),
     click.option("--lossy", is_flag=True, help="Take the approximate vectors of a compressed FAISS index."),
 )  # fmt: skip
 

@@ -108,6 +108,8 @@ def _split(_context: click.Context, _parameter: click.Parameter, value: str | No
     help="How images are scaled; CLIP, SigLIP, DINO and most ViTs: bicubic [as MODEL tells, else bilinear].",
 )
 @click.option("--model-version", help="Name of this model [first 12 digits of the file's SHA-256].")
+@click.option("--old-model", metavar="NAME", help="Of a transformation: whose vectors it takes [as MODEL says].")
+@click.option("--new-model", metavar="NAME", help="Of a transformation: whose vectors it makes [as MODEL says].")
 @click.option(
     "--engine-rows", metavar="TYPICAL,MOST", help="Of a call to a TensorRT engine [4096,65536; images: 32,256]."
 )
@@ -134,6 +136,8 @@ def command(
     image_crop_fraction: float | None,
     image_interpolation: Interpolation | None,
     model_version: str | None,
+    old_model: str | None,
+    new_model: str | None,
     engine_rows: str | None,
     device: str,
     allow_unproven: bool,
@@ -168,6 +172,8 @@ def command(
         precisions=precisions,
         calibration=read_calibration(calibration, inputs, calibration_rows) if calibration else None,
         model_version=model_version,
+        old_model=old_model,
+        new_model=new_model,
         engine_rows=_parse_rows(engine_rows),
         device=device,
         allow_unproven=allow_unproven,

@@ -63,6 +63,8 @@ def _seconds(_context: click.Context, _parameter: click.Parameter, value: str) -
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--allow-cast", is_flag=True, help="Narrow float64 and wide integers to float32.")
+@click.option("--old-model", metavar="NAME", help="Whose vectors OLD holds: a name, or sha256:DIGEST [as OLD says].")
+@click.option("--new-model", metavar="NAME", help="Whose vectors NEW holds [as NEW says].")
 @click.option("--force", is_flag=True, help="Replace a bundle that exists once the new one is complete.")
 @json_option()
 def command(
@@ -105,7 +107,9 @@ def command(
     click.echo(_pairs_line(pairs), err=True)
     with progress_on_stderr("steps") as progress:
         found = fit_pairs(pairs, settings, queries, progress)
-    report = export_transformation(found.program, bundle, Options(("core",), force=force))
+    old_model, new_model = pairs.models if direction == "old-to-new" else pairs.models[::-1]
+    options = Options(("core",), old_model=old_model, new_model=new_model, force=force)
+    report = export_transformation(found.program, bundle, options)
     next_command = report.next_command
     if direction == "new-to-old":
         next_command = f"fct_infer.load_transformation({str(bundle)!r})(queries), then search the old gallery"

@@ -60,6 +60,7 @@ def convert_command(
             "published": f"{report.gallery}: {report.rows:,} rows of {dims} {report.dtype} in {report.shards:,} shards",
             "columns": columns_text(report.columns, report.left_out),
             "ids": report.ids or "none; the row number stands for the id",
+            "model": report.model,
             "speed": f"{report.rows / report.seconds:,.0f} rows/s, {report.seconds:.1f} s",
         }
     )

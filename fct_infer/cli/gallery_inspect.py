@@ -39,6 +39,7 @@ def _rows(found: Inspection) -> dict[str, str]:
         "columns": columns_text(found.columns, found.other_columns),
         "embeddings": f"{found.old_dim} wide, {found.dtype}",
     }
+    rows["model"] = found.model
     if found.side_dim is not None:
         rows["side-information"] = f"{found.side_dim} wide, {found.side_dtype}"
     if found.norm_median is not None:

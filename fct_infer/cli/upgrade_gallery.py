@@ -74,6 +74,17 @@ if TYPE_CHECKING:
 @click.option("--verify-rows", default=1024, show_default=True, type=click.IntRange(min=1))
 @click.option("--min-cosine", type=click.FloatRange(0, 1), help="Gate [default: by precision, 0.99999 for fp32].")
 @click.option("--min-recall", type=click.FloatRange(0, 1), help="Gate on the index's recall@10 [default: none].")
+@click.option(
+    "--probe",
+    type=click.Path(path_type=Path),
+    metavar="PAIRS",
+    help="Some items by the new model, with ids or one a row: what they should mean is checked before publishing.",
+)
+@click.option("--probe-ids", type=click.Path(path_type=Path), help="Ids of PAIRS' rows, in a file beside.")
+@click.option("--probe-column", metavar="NAME", help="Column of PAIRS' embeddings.")
+@click.option("--probe-queries", type=click.Path(path_type=Path), help="Queries by the new model: the same by them.")
+@click.option("--probe-truth", type=click.Path(path_type=Path), help="Ids of each query's right rows.")
+@click.option("--min-probe", type=click.FloatRange(0, 1), help="Gate on the probe's recall@10 [default: none].")
 @json_option()
 def command(
     source: Path | str,
@@ -89,6 +100,11 @@ def command(
     force: bool,
     dry_run: bool,
     as_json: bool,
+    probe: Path | None,
+    probe_ids: Path | None,
+    probe_column: str | None,
+    probe_queries: Path | None,
+    probe_truth: Path | None,
     **settings: Any,
 ) -> None:
     """Transform every row of SOURCE, build a FAISS index, verify both, publish them as one folder.
@@ -105,13 +121,16 @@ def command(
     from fct_infer.connectors import open_destination
     from fct_infer.upgrade.estimate import estimate
     from fct_infer.upgrade.plan import Settings, make_plan
+    from fct_infer.upgrade.probe import Probe
 
     if is_code(transformation):
         say_files_are_code(transformation)
     # A file that is code was named by the user; of a bundle, code runs only if its backend was asked for.
     trust = is_code(transformation) or backend != "auto"
     settings["format"] = settings["format"] or ("parquet" if str(dest).endswith(".parquet") else "npy")
-    chosen, destination = Settings(**settings), open_destination(dest)
+    known = (probe, probe_ids, probe_column, probe_queries, probe_truth)
+    chosen = Settings(**settings, probe=Probe(*known) if any(known) else None)
+    destination = open_destination(dest)
     h = load_transformation(
         transformation,
         precision,
@@ -145,6 +164,7 @@ def command(
 def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
     """Print the plan of a dry run."""
     from fct_infer.machine import size_text
+    from fct_infer.upgrade.meaning import Expected
 
     if as_json:
         click.echo(json.dumps(estimate, indent=2, allow_nan=False))
@@ -153,6 +173,7 @@ def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
     rows = {
         "gallery": f"{estimate['gallery']}: {estimate['rows']:,} rows in {estimate['shards']:,} shards",
         "columns": columns_text(estimate["columns"], tuple(estimate["left_out"])),
+        "models": _models_text(estimate["models"]),
         "ids": (estimate["ids"] or "none; the row number stands for the id")
         + (f"; {repeated_ids_text(estimate['duplicate_ids'])}" if estimate["duplicate_ids"] else ""),
         "dims": " + ".join(str(dims[name]) for name in ("old", "side_information") if dims[name])
@@ -173,7 +194,16 @@ def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
         "time": f"about {duration_text(estimate['transformation_seconds'])} for the transformation "
         f"({estimate['transformation_rows_per_second']:,.0f} rows/s measured now), plus the index",
     }
+    if estimate["probe"]:
+        rows["probe"] = "; ".join(str(Expected(**found)) for found in estimate["probe"])
     show_rows(rows | estimate["promises"])
+
+
+def _models_text(models: dict[str, Any]) -> str:
+    from fct_infer.identity import ModelId, model_text
+
+    old, new = (model_text(ModelId(**models[name]) if name in models else None) for name in ("old", "new"))
+    return f"{old} -> {new}" + ("; fct-export --new-model names it" if new == "unknown" else "")
 
 
 def repeated_ids_text(count: int) -> str:
@@ -183,6 +213,8 @@ def repeated_ids_text(count: int) -> str:
 
 def show_report(report: dict[str, Any], as_json: bool) -> None:
     """Print what an upgrade did."""
+    from fct_infer.upgrade.report import Meaning
+
     if as_json:
         click.echo(json.dumps(report, indent=2, allow_nan=False))
         return
@@ -196,6 +228,10 @@ def show_report(report: dict[str, Any], as_json: bool) -> None:
         + (f" ({report['precision_choice']})" if report["precision_choice"] else ""),
         "checked": f"{checks['rows']:,} rows against {checks['recomputed_by']}: cosine >= {checks['min_cosine']:.6f}",
     }
+    rows["models"] = _models_text(report["models"])
+    rows["meaning"] = "\n    ".join(str(Meaning.from_dict(found)) for found in report["meaning"]) or (
+        "not checked: whether h belongs to this gallery, --probe can tell from some items by the new model"
+    )
     if report["settings"]["device"] == "cuda":
         rows["computed"] += "; a CPU's results differ in the last bits"
     if report["resumed_rows"]:

@@ -18,8 +18,10 @@ from fct_infer.connectors.parted import PART_BYTES
 from fct_infer.connectors.registry import open_source
 from fct_infer.errors import GalleryError, UsageError
 from fct_infer.gallery import NpyShardWriter, write_npy
+from fct_infer.gallery.model_file import write_model
 from fct_infer.gallery.output import new_gallery
 from fct_infer.gallery.source import Part, Schema, Source, SourceReader
+from fct_infer.identity import model_text
 
 Progress: TypeAlias = Callable[[str, int, int], None]
 
@@ -38,6 +40,7 @@ class ConvertReport:
         ids: dtype of the ids; None without.
         columns: role (embedding, side, id) to the name that was read in it.
         left_out: columns that were not read.
+        model: whose vectors they are.
         seconds: of reading and writing.
     """
 
@@ -50,6 +53,7 @@ class ConvertReport:
     ids: str | None
     columns: dict[str, str]
     left_out: tuple[str, ...]
+    model: str
     seconds: float
 
     @property
@@ -98,6 +102,7 @@ def convert(
     schema, started = opened.schema, time.perf_counter()
     inputs = ([opened.path] if isinstance(opened.path, Path) else []) + ([options.ids] if options.ids else [])
     with new_gallery(dest, inputs, force=force) as folder:
+        model = opened.model
         shards = _Shards(folder, schema, dtype, rows_per_shard)
         with shards, SourceReader(opened) as reader:
             done = 0
@@ -111,6 +116,8 @@ def convert(
                     done += len(old)
                     if progress:
                         progress("convert", done, schema.rows)
+        if model is not None:
+            write_model(folder, model)
     return ConvertReport(
         Path(dest),
         schema.rows,
@@ -121,6 +128,7 @@ def convert(
         shards.id_dtype,
         schema.columns,
         schema.other_columns,
+        model_text(model),
         time.perf_counter() - started,
     )
 

@@ -18,6 +18,7 @@ from fct_infer.connectors.parted import check_range
 from fct_infer.errors import GalleryError, UsageError
 from fct_infer.gallery import read_npy
 from fct_infer.gallery.source import Part, PartReader, Schema, Source
+from fct_infer.identity import ModelId
 from fct_infer.storage import ReadFile
 
 
@@ -37,6 +38,25 @@ def read_ids(path: Path, column: str | None) -> NDArray[Any]:
     if not len(ids):
         raise GalleryError(f"{path}: is empty, it holds no ids")
     return ids
+
+
+def read_truth(path: str | Path) -> NDArray[Any]:
+    """Read the ids of the right gallery rows of each query.
+
+    Of a ``.npy`` file (n_q,) or (n_q, t), ids repeated as needed; of a .txt, .csv or .parquet file one a query.
+
+    Returns:
+        (n_q, t) integers, bytes or str.
+
+    Raises:
+        UsageError: another suffix.
+        GalleryError: missing, malformed or truncated, or another dtype or shape; names the file.
+    """
+    path = Path(path)
+    truth = read_npy(path) if path.suffix.lower() == ".npy" else read_ids(path, None)
+    if truth.ndim not in (1, 2) or truth.dtype.kind not in "iuUS" or 0 in truth.shape:
+        raise GalleryError(f"{path}: is {truth.dtype} {truth.shape}, wanted (queries,) or (queries, n) ids")
+    return truth.reshape(len(truth), -1)
 
 
 def _read_npy(path: Path, _column: str | None) -> NDArray[Any]:
@@ -136,6 +156,11 @@ class WithIds(Source):
     def files(self) -> Mapping[str, Path]:
         """Those of the source, and the ids."""
         return {**self.inner.files, f"ids beside: {self._ids_path.name}": self._ids_path}
+
+    @cached_property
+    def model(self) -> ModelId | None:
+        """That of the source."""
+        return self.inner.model
 
     def parts(self) -> Sequence[Part]:
         """Those of the source."""

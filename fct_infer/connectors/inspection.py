@@ -15,6 +15,7 @@ from fct_infer.connectors.options import SourceOptions
 from fct_infer.connectors.registry import kind_of, open_source
 from fct_infer.gallery.places import place_of
 from fct_infer.gallery.source import Schema, SourceReader
+from fct_infer.identity import model_text
 
 MAX_COMPARED = 1 << 26  # rows of which duplicates are counted, at 8 bytes a row
 MAX_NORMS = 1 << 22  # norms of which the median is taken: every row's up to so many, evenly spaced rows' above
@@ -37,6 +38,7 @@ class Inspection:
         ids: dtype of the ids; None without.
         duplicate_ids: rows whose id an earlier row has; None without ids or above 67 M rows.
         columns: role to name; ``other_columns`` are not read.
+        model: whose vectors they are, as far as the source, or the user, says.
     """
 
     source: str
@@ -59,6 +61,7 @@ class Inspection:
     duplicate_ids: int | None
     columns: dict[str, str]
     other_columns: tuple[str, ...]
+    model: str = "unknown"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the inspection as strict JSON."""
@@ -116,6 +119,7 @@ def inspect(
         _repeated(counts.ids) if schema.id_dtype is not None else None,
         schema.columns,
         schema.other_columns,
+        model_text(opened.model),
     )
 
 

@@ -31,6 +31,7 @@ class SourceOptions:
         ids: file of ids (.txt, .npy, .csv, .parquet), one a row, in place of a column.
         allow_cast: narrow float64 and wide integers to float32.
         lossy: take vectors that a FAISS index has only approximately.
+        model: whose vectors they are, whatever the source says: a name, or ``sha256:`` and the digest of its file.
     """
 
     embedding_column: str | None = None
@@ -39,6 +40,7 @@ class SourceOptions:
     ids: Path | None = None
     allow_cast: bool = False
     lossy: bool = False
+    model: str | None = None
 
 
 @dataclass(frozen=True)

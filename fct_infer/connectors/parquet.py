@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,14 @@ from numpy.typing import NDArray
 from fct_infer.connectors import arrow_arrays as arrays
 from fct_infer.connectors.options import Columns, SourceOptions, check_shape, find_columns, read_dtype
 from fct_infer.connectors.parted import Forward, PartedSource
-from fct_infer.errors import GalleryError
+from fct_infer.errors import ArtifactError, GalleryError
+from fct_infer.gallery.manifest import own_manifest
 from fct_infer.gallery.source import Schema
+from fct_infer.identity import ModelId
 from fct_infer.storage import SeekableFile, read_error
+from fct_infer.storage.strict_json import parse_strict
 
+MODEL_KEY = b"fct_infer.model"  # in a schema's metadata: whose vectors they are, as JSON
 _BATCH_BYTES = 4 << 20
 _ID_ROWS = 16384
 _OTHER_ROWS = 1024  # they may be whole documents
@@ -117,6 +122,19 @@ class ParquetSource(PartedSource):
             for _, batch, _ in batches:
                 return int(arrays.vectors(batch.column(0), None, group.place, 0, group.file).shape[1])
         raise GalleryError(f"{group.place}: ends after 0 rows, {group.rows} were announced")
+
+    @cached_property
+    def model(self) -> ModelId | None:
+        """As the manifest of a published gallery says, or the schema's metadata under ``fct_infer.model``."""
+        if self._root.is_dir() and (manifest := own_manifest(self._root)) is not None:
+            return manifest.model
+        said = (self.arrow_schema.metadata or {}).get(MODEL_KEY)
+        if said is None:
+            return None
+        try:
+            return ModelId.parse(parse_strict(said), MODEL_KEY.decode())
+        except ArtifactError as error:
+            raise ArtifactError(f"{self._paths[0]}: {error}") from error
 
     @property
     def files(self) -> dict[str, Path]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fct_infer.connectors import arrow_arrays as arrays
 from fct_infer.connectors.ids import WithIds
 from fct_infer.connectors.options import EMBEDDING_NAMES, ID_NAMES, SourceOptions
-from fct_infer.connectors.parquet import ParquetSource
+from fct_infer.connectors.parquet import MODEL_KEY, ParquetSource
 from fct_infer.connectors.parted import Forward
 from fct_infer.errors import ArrayError, GalleryError, UsageError
 from fct_infer.gallery.sink import PartWriter, Receipt, ids_receipt
@@ -88,7 +88,7 @@ class ParquetSink:
     def _new_schema(self) -> Any:
         arrow = arrays.pyarrow()
         new = arrow.list_(arrow.field("element", arrow.from_numpy_dtype(self._dtype)), self._dim)
-        schema = arrow.schema([]) if self._origin is None else self._origin.arrow_schema
+        schema = arrow.schema([]) if self._origin is None else _without_model(self._origin.arrow_schema)
         name = self._columns["embedding"]
         if name in schema.names:
             place = schema.get_field_index(name)
@@ -240,6 +240,13 @@ def _check_carried(source: ParquetSource) -> None:
         raise GalleryError(
             f"{source.path}: the folder {partition} is a column, which is not carried along; choose the format npy"
         )
+
+
+def _without_model(schema: Any) -> Any:
+    """Return a schema that does not say of the new vectors that they are the old model's; the manifest says whose."""
+    if MODEL_KEY not in (schema.metadata or {}):
+        return schema
+    return schema.with_metadata({key: value for key, value in schema.metadata.items() if key != MODEL_KEY})
 
 
 def _metadata(field: Any) -> dict[bytes, bytes]:

@@ -152,10 +152,10 @@ def open_source(path: str | Path, options: SourceOptions | None = None) -> Sourc
     opener: Callable[[Path | str, SourceOptions], Source]
     opener = getattr(import_module(f"fct_infer.connectors.{module}"), name)
     if options.ids is None or isinstance(path, str):
-        return opener(path, options)
+        return opener(path, options).say_model(options.model)
     from fct_infer.connectors.ids import WithIds, read_ids
 
     if options.ids.resolve() == path.resolve():
         raise GalleryError(f"{options.ids}: is the source itself; name a column with --id-column")
     source = opener(path, replace(options, id_column=None))
-    return WithIds(source, read_ids(options.ids, options.id_column), options.ids)
+    return WithIds(source, read_ids(options.ids, options.id_column), options.ids).say_model(options.model)

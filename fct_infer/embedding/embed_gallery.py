@@ -19,6 +19,7 @@ from fct_infer.backends.embedder import Embedder
 from fct_infer.embedding.images import ImageSource, open_images
 from fct_infer.errors import InputError, NonFiniteError, UsageError
 from fct_infer.gallery import GalleryWriter
+from fct_infer.gallery.model_file import write_model
 from fct_infer.gallery.output import new_gallery
 from fct_infer.machine import usable_cpus
 from fct_infer.transformation import Float32Array
@@ -144,6 +145,8 @@ def embed_gallery(
         run = _Run(source, models, writer, ids, on_error, progress, on_skip)
         started = time.perf_counter()
         run.to_the_end(batch_size, threads)
+        if model.model is not None:
+            write_model(folder, model.model)
         seconds = time.perf_counter() - started
     return EmbedReport(
         gallery=Path(dest),

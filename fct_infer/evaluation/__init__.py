@@ -1,5 +1,6 @@
 """How good a compatible model is: retrieval figures, compatibility, backfilling curves, reports and a verdict."""
 
+from fct_infer.connectors.ids import read_truth
 from fct_infer.evaluation.backfilling import BackfillingCurve, backfilling_curves
 from fct_infer.evaluation.checks import METRICS, Metric, SearchOptions
 from fct_infer.evaluation.compatibility import (
@@ -16,7 +17,6 @@ from fct_infer.evaluation.inputs import (
     read_ids,
     read_labels,
     read_study_inputs,
-    read_truth,
     read_uncertainty,
 )
 from fct_infer.evaluation.matrix import (

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.connectors import open_source
+from fct_infer.connectors.ids import read_truth
 from fct_infer.errors import ArtifactError, GalleryError, UsageError
 from fct_infer.evaluation.checks import Embeddings, first_row_without
 from fct_infer.evaluation.study import StudyInputs
@@ -127,22 +128,6 @@ def read_study_inputs(paths: Mapping[str, Path | None]) -> StudyInputs:
         arrays["query_labels"] = read_truth(given["truth"])
         arrays["gallery_labels"] = read_ids(given["gallery"]) if ids is None else read_labels(ids)
     return StudyInputs(**arrays)
-
-
-def read_truth(path: str | Path) -> NDArray[Any]:
-    """Read the ids of the right gallery rows of each query: a (n_q,) or (n_q, t) ``.npy`` file, ids repeated as needed.
-
-    Returns:
-        (n_q, t) integers, bytes or str.
-
-    Raises:
-        GalleryError: missing, malformed or truncated, or another dtype or shape; names the file.
-    """
-    path = Path(path)
-    truth = read_npy(path)
-    if truth.ndim not in (1, 2) or truth.dtype.kind not in "iuUS" or 0 in truth.shape:
-        raise GalleryError(f"{path}: is {truth.dtype} {truth.shape}, wanted (queries,) or (queries, n) ids")
-    return truth.reshape(len(truth), -1)
 
 
 def read_ids(gallery: str | Path) -> NDArray[Any]:

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fct_infer.connectors.joining import Progress
 from fct_infer.errors import ArrayError, NonFiniteError
 from fct_infer.fitting.fit import Fit, Settings, fit_pairs
-from fct_infer.fitting.pairs import Pairs, Progress
+from fct_infer.fitting.pairs import Pairs
 from fct_infer.fitting.queries import Queries
 from fct_infer.transformation import Float32Array
 

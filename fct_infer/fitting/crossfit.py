@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from fct_infer.connectors.joining import Int64Array
 from fct_infer.errors import GalleryError
-from fct_infer.fitting.measures import Estimate, Measure
-from fct_infer.fitting.pairs import Int64Array, Pairs
+from fct_infer.fitting.measures import Measure
+from fct_infer.fitting.pairs import Pairs
 from fct_infer.maps import Recipe, Statistics
 from fct_infer.maps.statistics import Float64Array
+from fct_infer.measuring import Estimate
 from fct_infer.transformation import Float32Array, Program, Transformation
 
 FOLDS = 5

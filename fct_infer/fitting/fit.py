@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from fct_infer.connectors.joining import Int64Array, Progress
 from fct_infer.errors import GalleryError, GateError, UsageError
 from fct_infer.evaluation import METRICS, Metric, nearest
 from fct_infer.fitting.crossfit import (
@@ -22,12 +23,13 @@ from fct_infer.fitting.crossfit import (
     try_recipe,
 )
 from fct_infer.fitting.forecast import Forecast, forecast, suspect_share
-from fct_infer.fitting.measures import ByLabels, ByTruth, Direction, Estimate, Measure, Overlap, Search
+from fct_infer.fitting.measures import ByLabels, ByTruth, Direction, Measure, Overlap, Search
 from fct_infer.fitting.network_trial import NAME, cross_fit_network, final_network
-from fct_infer.fitting.pairs import Int64Array, Pairs, Progress
+from fct_infer.fitting.pairs import Pairs
 from fct_infer.fitting.queries import Queries
 from fct_infer.fitting.search import try_recipes
 from fct_infer.gallery import sample_rows
+from fct_infer.measuring import Estimate
 from fct_infer.transformation import Float32Array, Program
 
 MIN_PAIRS = 50

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from fct_infer.connectors.joining import Int64Array
 from fct_infer.evaluation import Verdict, judge
 from fct_infer.fitting.crossfit import FOLDS, QUERIES, CrossFit
-from fct_infer.fitting.measures import ByLabels, ByTruth, Direction, Estimate, Measure, Overlap, Search, own_ranks
-from fct_infer.fitting.pairs import Int64Array
+from fct_infer.fitting.measures import ByLabels, ByTruth, Direction, Measure, Overlap, Search
 from fct_infer.fitting.queries import Queries
 from fct_infer.gallery import sample_rows
 from fct_infer.maps import Recipe
+from fct_infer.measuring import Estimate, own_ranks
 from fct_infer.transformation import Float32Array
 
 CURVE = (0.25, 0.5, 1.0)  # shares of the pairs that the learning curve is measured at

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.connectors import SourceOptions, open_source
+from fct_infer.connectors.joining import Progress
 from fct_infer.connectors.options import integer_or_text
 from fct_infer.errors import GalleryError, UsageError
 from fct_infer.evaluation import read_embeddings, read_labels, read_truth
-from fct_infer.fitting.pairs import MAX_PAIRS, Pairs, Progress, read_pairs
+from fct_infer.fitting.pairs import MAX_PAIRS, Pairs, read_pairs
 from fct_infer.fitting.queries import Queries
 
 
@@ -25,7 +26,8 @@ def read_inputs(
     Args:
         inputs: ``old``, ``new`` and, each optional, ``side``, ``old_ids``, ``new_ids``, ``labels``, ``queries``,
             ``truth``, ``old_queries`` (paths), ``old_embedding_column``, ``new_embedding_column``, ``id_column``
-            (names), ``allow_cast``.
+            (names), ``allow_cast``, ``old_model``,
+            ``new_model`` (names of models).
         max_pairs: sample of pairs that is read; the rows that queries look for are among them as far as they are there.
         seed: of the sample.
         progress: see :func:`read_pairs`.
@@ -48,6 +50,7 @@ def read_inputs(
                 id_column=id_column,
                 ids=given.get(f"{name}_ids"),
                 allow_cast=cast,
+                model=given.get(f"{name}_model"),
             ),
         )
         for name in ("old", "new")

@@ -6,20 +6,18 @@ finds the same few. So maps are judged by what a search finds among the rows the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fct_infer.connectors.joining import Int64Array
 from fct_infer.evaluation import Exclusions, Metric, nearest, rank_queries
-from fct_infer.fitting.pairs import Int64Array
 from fct_infer.maps.statistics import Float64Array
+from fct_infer.measuring import shares
 from fct_infer.transformation import Float32Array
 
 K = 10
-_RANKED_ROWS = 256  # at once
-
 
 Direction: TypeAlias = Literal["old-to-new", "new-to-old"]
 """Whether stored rows go into the space of new queries, or new queries into that of the stored rows."""
@@ -165,45 +163,3 @@ class ByTruth:
         truth = self._truth[queries]
         hits = (truth[:, :, None] == found[:, None, :]).any(axis=2).sum(axis=1)
         return np.asarray(hits / np.maximum((truth >= 0).sum(axis=1), 1), np.float64)
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over queries and its standard error; both shares, 0 to 1."""
-
-    mean: float
-    standard_error: float
-
-    @classmethod
-    def of(cls, scores: Float64Array) -> Estimate:
-        """Return the estimate from (n,) scores, n at least 1."""
-        spread = float(scores.std(ddof=1) / np.sqrt(len(scores))) if len(scores) > 1 else 0.0
-        return cls(float(scores.mean()), spread)
-
-    def __str__(self) -> str:
-        return f"{100 * self.mean:.1f} ± {100 * self.standard_error:.1f} %"
-
-
-def shares(found: Int64Array, expected: Int64Array) -> Float64Array:
-    """Return the share of ``expected`` (n, k) among ``found`` (n, k), row by row."""
-    common = (found[:, :, None] == expected[:, None, :]).any(axis=2)
-    return np.asarray(common.mean(axis=1), np.float64)
-
-
-def own_ranks(searching: Float32Array, searched: Float32Array, queries: Int64Array, metric: Metric) -> Int64Array:
-    """Return the rank, 1 the nearest, of each query's own row: row i of both is one item; ties count as behind it.
-
-    By inner product a row's own partner need not be near, so Euclidean distance takes its place.
-    """
-    one, many = (np.asarray(rows, np.float64) for rows in (searching, searched))
-    if metric == "cosine":
-        one, many = (rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) for rows in (one, many))
-    squares = np.sum(many**2, axis=1)
-    ranks = np.empty(len(queries), np.int64)
-    for start in range(0, len(queries), _RANKED_ROWS):
-        block = queries[start : start + _RANKED_ROWS]
-        distances = squares - 2 * one[block] @ many.T  # but for the square of the query
-        own = distances[np.arange(len(block)), block]
-        margin = 1e-9 * (np.abs(own) + squares[block])
-        ranks[start : start + len(block)] = 1 + np.sum(distances < (own - margin)[:, None], axis=1)
-    return ranks

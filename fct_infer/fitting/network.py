@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fct_infer.fitting.pairs import Int64Array, Pairs
+from fct_infer.connectors.joining import Int64Array
+from fct_infer.fitting.pairs import Pairs
 from fct_infer.maps import Recipe
 from fct_infer.maps.affine import OUTPUT, unit_deviation_steps
 from fct_infer.maps.statistics import Statistics

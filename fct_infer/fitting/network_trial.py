@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fct_infer.connectors.joining import Int64Array
 from fct_infer.fitting.crossfit import FOLDS, CrossFit, statistics_of
-from fct_infer.fitting.measures import Estimate, Overlap, Search
-from fct_infer.fitting.pairs import Int64Array
+from fct_infer.fitting.measures import Overlap, Search
 from fct_infer.machine import usable_cpus
 from fct_infer.maps import Recipe
+from fct_infer.measuring import Estimate
 from fct_infer.transformation import Float32Array, Program
 
 if TYPE_CHECKING:

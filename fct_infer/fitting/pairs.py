@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fct_infer.connectors.options import integer_or_text
+from fct_infer.connectors.joining import Int64Array, Progress, gather_rows, join_by_id
 from fct_infer.errors import GalleryError, UsageError
 from fct_infer.gallery import sample_rows
 from fct_infer.gallery.ids import id_blocks
 from fct_infer.gallery.source import Source
+from fct_infer.identity import ModelId
 from fct_infer.transformation import Float32Array
-
-Int64Array: TypeAlias = NDArray[np.int64]
-Progress: TypeAlias = Callable[[str, int, int], None]
-"""Called with what is done, rows done, rows in all."""
 
 MAX_PAIRS = 100_000
 
@@ -36,6 +32,7 @@ class Pairs:
         matched: how many items both sources have; n is less where only a sample was read.
         only_old, only_new: how many items only one of them has.
         by_row_number: whether OLD has no ids, so that those of NEW were taken for numbers of its rows.
+        models: whose vectors ``old`` and ``new`` are, as far as that is known.
     """
 
     old: Float32Array
@@ -47,13 +44,22 @@ class Pairs:
     only_old: int = 0
     only_new: int = 0
     by_row_number: bool = False
+    models: tuple[ModelId | None, ModelId | None] = (None, None)
 
     def __len__(self) -> int:
         return len(self.old)
 
     def swapped(self) -> Pairs:
         """Return the pairs for a map from the new space to the old, without side-information."""
-        return replace(self, old=self.new, new=self.old, side=None, only_old=self.only_new, only_new=self.only_old)
+        return replace(
+            self,
+            old=self.new,
+            new=self.old,
+            side=None,
+            only_old=self.only_new,
+            only_new=self.only_old,
+            models=self.models[::-1],
+        )
 
 
 def read_pairs(
@@ -102,10 +108,10 @@ def read_pairs(
         chosen = np.union1d(chosen, np.flatnonzero(np.isin(ids, wanted)))
         chosen = chosen[np.argsort(old_rows[chosen], kind="stable")]
     old_rows, new_rows, ids = old_rows[chosen], new_rows[chosen], ids[chosen]
-    old_vectors, side_vectors = _gather(old, old_rows, with_side=side is None)
-    new_vectors, _ = _gather(new, new_rows, with_side=False)
+    old_vectors, side_vectors = gather_rows(old, old_rows, with_side=side is None)
+    new_vectors, _ = gather_rows(new, new_rows, with_side=False)
     if side is not None:
-        side_vectors, _ = _gather(side, old_rows, with_side=False)
+        side_vectors, _ = gather_rows(side, old_rows, with_side=False)
     return Pairs(
         old_vectors,
         new_vectors,
@@ -115,6 +121,7 @@ def read_pairs(
         matched,
         old.schema.rows - matched,
         new.schema.rows - matched,
+        models=(old.model, new.model),
         by_row_number=old.schema.id_dtype is None and new.schema.id_dtype is not None,
     )
 
@@ -134,13 +141,7 @@ def _matched(old: Source, new: Source, progress: Progress) -> tuple[Int64Array, 
         raise UsageError("NEW has no ids, the other has; name them with --new-ids")
     if kinds[0] is None:
         _check_row_numbers(new, old.schema.rows)
-    elif _words(kinds[0]) != _words(kinds[1]):
-        raise UsageError(f"ids of OLD are {_words(kinds[0])}, of NEW {_words(kinds[1])}; they cannot be matched")
-    if old.schema.rows < new.schema.rows:
-        old_rows, new_rows, ids = _joined(old, new, ("OLD", "NEW"), progress)
-    else:
-        new_rows, old_rows, ids = _joined(new, old, ("NEW", "OLD"), progress)
-    return old_rows, new_rows, ids
+    return join_by_id(old, new, ("OLD", "NEW"), progress)
 
 
 def _check_row_numbers(new: Source, rows: int) -> None:
@@ -152,54 +153,3 @@ def _check_row_numbers(new: Source, rows: int) -> None:
                 f"{new.where(first + int(wrong[0]), 'id')}: id {ids[wrong[0]].item()!r} is no row of OLD, which has "
                 f"no ids, so that its {rows:,} rows are known by their numbers; name its ids with --old-ids"
             )
-
-
-def _joined(
-    few: Source, many: Source, names: tuple[str, str], progress: Progress
-) -> tuple[Int64Array, Int64Array, NDArray[Any]]:
-    """Return the rows in ``few`` and in ``many`` of the ids that both have; the ids of ``few`` are held in memory."""
-    known = np.concatenate([ids for _, ids in _ids(few)])
-    order = np.argsort(known, kind="stable")
-    known = known[order]
-    if len(twice := np.flatnonzero(known[1:] == known[:-1])):
-        raise GalleryError(f"{names[0]}: id {known[twice[0]].item()!r} occurs twice: {few.where(int(order[twice[0]]))}")
-    found = np.full(len(known), -1)
-    for first, ids in _ids(many):
-        places = np.minimum(np.searchsorted(known, ids), len(known) - 1)
-        hits = np.flatnonzero(known[places] == ids)
-        places = places[hits]
-        again = hits[found[places] >= 0]
-        if not len(again):
-            found[places] = first + hits
-            again = hits[found[places] != first + hits]  # twice in this block
-        if len(again):
-            raise GalleryError(
-                f"{names[1]}: id {ids[again[0]].item()!r} occurs twice: {many.where(first + int(again[0]))}"
-            )
-        progress("match ids", first + len(ids), many.schema.rows)
-    both = found >= 0
-    return order[both], found[both], known[both]
-
-
-def _ids(source: Source) -> Iterator[tuple[int, NDArray[Any]]]:
-    """Yield ids with the number of the first one's row; integers all as int64, so that they can be compared."""
-    for first, ids in id_blocks(source):
-        yield first, integer_or_text(ids, source.column("id"))
-
-
-def _gather(source: Source, rows: Int64Array, *, with_side: bool) -> tuple[Float32Array, Float32Array | None]:
-    """Return embeddings and side-information of some rows, in the order given; the source is read forward once."""
-    order = np.argsort(rows, kind="stable")
-    found = source.read_rows(rows[order], with_side)
-    places = np.empty_like(order)
-    places[order] = np.arange(len(order))
-    vectors, side = (None if each is None else np.asarray(each[places], np.float32) for each in found)
-    assert vectors is not None
-    for what, array in (("embedding", vectors), ("side-information", side)):
-        if array is not None and not (finite := np.isfinite(array).all(axis=1)).all():
-            raise GalleryError(f"{source.where(int(rows[np.argmin(finite)]))}: {what} holds NaN or infinity")
-    return vectors, side
-
-
-def _words(dtype: np.dtype[Any]) -> str:
-    return {"i": "integers", "u": "integers", "U": "text", "S": "bytes"}.get(dtype.kind, str(dtype))

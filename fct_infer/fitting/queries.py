@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fct_infer.connectors.joining import Int64Array
 from fct_infer.errors import ArrayError, GalleryError, NonFiniteError, UsageError
-from fct_infer.fitting.pairs import Int64Array, Pairs
+from fct_infer.fitting.pairs import Pairs
 from fct_infer.transformation import Float32Array
 
 

@@ -18,7 +18,9 @@ import numpy as np
 
 from fct_infer.errors import ArtifactError, GalleryError
 from fct_infer.gallery.manifest import own_manifest
+from fct_infer.gallery.model_file import model_of
 from fct_infer.gallery.source import Part, PartReader, Schema, Source
+from fct_infer.identity import ModelId
 from fct_infer.storage import NpyHeader, ReadFile, read_npy_header
 
 FOLDERS = {"embedding": "embeddings", "side": "side_information", "id": "ids"}
@@ -99,6 +101,11 @@ class Gallery(Source):
         """Every file, by its name inside the gallery."""
         files = (file for shard in self.shards for file in shard.files)
         return {file.relative_to(self.path).as_posix(): file for file in files}
+
+    @cached_property
+    def model(self) -> ModelId | None:
+        """As ``manifest.json`` or ``model.json`` says."""
+        return model_of(self.path)
 
     def added_files(self) -> list[Path]:
         """See :class:`~fct_infer.gallery.source.Source`."""

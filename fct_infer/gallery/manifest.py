@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from fct_infer.errors import ArtifactError, FctError, GalleryError, OutputError
+from fct_infer.identity import ModelId
 from fct_infer.storage import DigestedFile, ReadFile
 from fct_infer.storage.strict_json import Fields, check_seal, parse_strict, sealed_bytes
 
@@ -45,6 +46,8 @@ class GalleryManifest:
         indexed_rows: rows in the index, which for cosine leaves out those that are zero; None without an index.
         files: size and SHA-256 by name, such as ``embeddings/000000.npy``.
         is_sealed: whether the manifest carries its own digest.
+        model: whose vectors the rows are, and what is searched with; None where that is not known.
+        old_model: whose vectors they were made of.
     """
 
     rows: int
@@ -56,11 +59,16 @@ class GalleryManifest:
     indexed_rows: int | None
     files: dict[str, DigestedFile]
     is_sealed: bool = True
+    model: ModelId | None = None
+    old_model: ModelId | None = None
 
     def to_bytes(self) -> bytes:
         """Return ``manifest.json``; its last field is a SHA-256 over all bytes before that digest."""
         document = {"schema": SCHEMA, "kind": "gallery", **vars(self)}
         del document["is_sealed"]
+        for key in ("model", "old_model"):
+            found = document.pop(key)
+            document |= {} if found is None else {key: found.as_dict()}
         document["files"] = {name: vars(file) for name, file in self.files.items()}
         return sealed_bytes(document)
 
@@ -191,11 +199,18 @@ def _parse(fields: Fields, data: bytes) -> GalleryManifest:
         indexed_rows=_indexed_rows(fields) if is_sealed else None,
         files={name: _file(name, value) for name, value in fields.take("files", dict).items()},
         is_sealed=is_sealed,
+        model=_model(fields, "model"),
+        old_model=_model(fields, "old_model"),
     )
     fields.done()
     if manifest.indexed_rows is not None and manifest.indexed_rows > manifest.rows:
         raise ArtifactError(f"manifest.indexed_rows is {manifest.indexed_rows}, the gallery has {manifest.rows} rows")
     return manifest
+
+
+def _model(fields: Fields, key: str) -> ModelId | None:
+    value = fields.take_if_there(key, dict)
+    return None if value is None else ModelId.parse(value, f"manifest.{key}")
 
 
 def _indexed_rows(fields: Fields) -> int | None:

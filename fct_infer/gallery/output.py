@@ -17,7 +17,7 @@ from fct_infer.storage import (
     work_folder,
 )
 
-_GALLERY_FOLDERS = {"embeddings", "side_information", "ids"}
+_GALLERY_FOLDERS = {"embeddings", "side_information", "ids", "model.json"}
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from fct_infer.errors import GalleryError
 from fct_infer.gallery.fingerprint import fingerprint
 from fct_infer.gallery.sampling import sample_rows
+from fct_infer.identity import ModelId, NamedModel, model_id
 
 if TYPE_CHECKING:
     from fct_infer.gallery.ids import IdFacts
@@ -125,6 +126,17 @@ class Source(ABC):
     def added_files(self) -> list[Path]:
         """Return files that have come since the source was opened, and would be read if it were opened now."""
         return []
+
+    @cached_property
+    def model(self) -> ModelId | None:
+        """Whose vectors the rows are; None where nothing says so."""
+        return None
+
+    def say_model(self, model: NamedModel | None) -> Self:
+        """Take a user's word for whose vectors the rows are, whatever the source says; None leaves it."""
+        if model is not None:
+            vars(self)["model"] = model_id(model)  # takes the place of what is read, in frozen sources, too
+        return self
 
     @abstractmethod
     def parts(self) -> Sequence[Part]:

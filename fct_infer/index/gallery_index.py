@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fct_infer.errors import ArrayError, ArtifactError
 from fct_infer.gallery.manifest import GalleryManifest, parse_manifest, read_published
+from fct_infer.identity import ModelId, NamedModel, check_same_model, model_id
 from fct_infer.index.builder import IndexBuilder, load_index_file
 from fct_infer.index.faiss_module import faiss, faiss_errors, inner_indexes, ivf_of
 from fct_infer.index.stored_ids import StoredIds, load_ids
@@ -34,18 +35,23 @@ class GalleryIndex:
         metric: ``l2``, ``ip`` or ``cosine``.
         index: the FAISS index itself; its ids are the gallery's, or row numbers if those are absent or no integers
             from 0 to 2^63 - 1.
+        model: whose vectors it holds, and is searched with; None where that is not known.
     """
 
-    def __init__(self, index: Any, metric: str, ids: StoredIds | None = None) -> None:
-        self.index, self.metric, self._ids = index, metric, ids
+    def __init__(self, index: Any, metric: str, ids: StoredIds | None = None, model: ModelId | None = None) -> None:
+        self.index, self.metric, self._ids, self.model = index, metric, ids, model
         self.rows, self.dim = int(index.ntotal), int(index.d)
 
-    def search(self, queries: Float32Array, k: int) -> tuple[Float32Array, NDArray[Any]]:
+    def search(
+        self, queries: Float32Array, k: int, *, model: NamedModel | None = None
+    ) -> tuple[Float32Array, NDArray[Any]]:
         """Return the k nearest rows of each query.
 
         Args:
             queries: (m, dim) float32, embeddings of the new model; normalised here for the cosine metric.
             k: neighbours wanted, an integer of Python or NumPy.
+            model: whose vectors the queries are: a name, ``sha256:`` and a digest, or an embedder's ``model``. Compared
+                with :attr:`model`, unless one of the two is not known.
 
         Returns:
             distances (m, k) float32, as FAISS gives them (squared for l2), and the gallery's own ids (m, k); where
@@ -55,9 +61,11 @@ class GalleryIndex:
         Raises:
             ArrayError: queries are not finite, C-contiguous float32 (m, dim), or for cosine one is zero; or k is no
                 integer or less than 1.
+            ModelMismatchError: queries are of another model than the rows.
             ArtifactError: FAISS cannot search this index.
             ResourceError: not enough memory for m times k results.
         """
+        self.check_model(model)
         if queries.dtype != np.float32 or queries.ndim != 2 or queries.shape[1] != self.dim:
             raise ArrayError(f"queries is {queries.dtype} {queries.shape}, wanted float32 (m, {self.dim})")
         if not queries.flags.c_contiguous:
@@ -73,6 +81,11 @@ class GalleryIndex:
         with faiss_errors(f"search for {k:,} neighbours", ArtifactError):
             distances, labels = self.index.search(queries, k)
         return distances, labels if self._ids is None else self._ids[labels]
+
+    def check_model(self, model: NamedModel | None) -> None:
+        """Raise a ModelMismatchError if ``model`` is known to be another one than whose vectors the index holds."""
+        way_out = "embed queries with the index's model, or search an index of theirs"
+        check_same_model(("queries", model_id(model)), ("the index", self.model), way_out)
 
 
 def _whole_number(name: str, value: Any) -> int:
@@ -93,19 +106,26 @@ def _directions(queries: Float32Array) -> Float32Array:
     return directions
 
 
-def load_index(dest: str | Path) -> GalleryIndex:
+def load_index(dest: str | Path, *, model: NamedModel | None = None) -> GalleryIndex:
     """Open the index of a gallery that :func:`fct_infer.upgrade_gallery` published.
 
     All files are of one gallery, even if ``dest`` is replaced meanwhile: the manifest says what they hold, and where it
     changed while they were read, they are read again.
 
+    Args:
+        dest: the published folder.
+        model: whose vectors it is to be searched with; compared with the manifest's, unless one is not known.
+
     Raises:
         ArtifactError: it is not such a folder, has no index, or a file is damaged: the manifest, one of another size
             than it says, or the index, its figures or the ids.
+        ModelMismatchError: it holds another model's vectors.
         MissingExtraError: FAISS is not installed.
     """
     dest = Path(dest)
-    return read_published(dest, lambda data: _open_once(dest, data))
+    index = read_published(dest, lambda data: _open_once(dest, data))
+    index.check_model(model)
+    return index
 
 
 def index_infos(builder: IndexBuilder, path: Path, queries: Float32Array, recall: float) -> dict[str, Any]:
@@ -164,7 +184,7 @@ def _open_once(dest: Path, data: bytes) -> GalleryIndex:
         raise ArtifactError(f"{dest / INFOS_NAME}: is damaged: its SHA-256 is not the one in manifest.json")
     index = load_index_file(dest / "index.faiss", manifest.files["index.faiss"].sha256)
     check_index(dest / "index.faiss", index, manifest)
-    return GalleryIndex(index, manifest.metric, load_ids(dest, manifest))
+    return GalleryIndex(index, manifest.metric, load_ids(dest, manifest), manifest.model)
 
 
 def check_index(path: Path, index: Any, manifest: GalleryManifest) -> None:

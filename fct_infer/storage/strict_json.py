@@ -66,8 +66,12 @@ class Fields:
         return typed(self._left.pop(key), kind, f"{self._where}.{key}")
 
     def take_optional(self, key: str, kind: type[_T]) -> _T | None:
-        """Return and use up a field that may be null or absent."""
+        """Return and use up a field that may be null."""
         return self.take(key, type(None) if self._left.get(key, ...) is None else kind)
+
+    def take_if_there(self, key: str, kind: type[_T]) -> _T | None:
+        """Return and use up a field that not every version writes; None if it is absent."""
+        return self.take(key, kind) if key in self._left else None
 
     def one_of(self, key: str, choices: tuple[_T, ...]) -> _T:
         """Return a text that is one of several."""
@@ -100,7 +104,7 @@ class Fields:
         return Fields(self.take(key, dict), f"{self._where}.{key}")
 
     def nested_optional(self, key: str) -> Fields | None:
-        """Return the fields of an object inside that may be null or absent."""
+        """Return the fields of an object inside that may be null."""
         value = self.take_optional(key, dict)
         return None if value is None else Fields(value, f"{self._where}.{key}")
 

@@ -7,19 +7,25 @@ from typing import Any
 
 import numpy as np
 
+from fct_infer.upgrade.meaning import check_before_work
 from fct_infer.upgrade.plan import SEED, Plan
 
 _ID_KINDS = {"i": "integers", "u": "integers", "S": "bytes", "U": "text"}
 
 
 def estimate(plan: Plan) -> dict[str, Any]:
-    """Return what ``--dry-run`` shows; times the transformation on random rows for a moment."""
+    """Return what ``--dry-run`` shows; times the transformation on random rows for a moment.
+
+    Raises:
+        GateError: the rows that the probe knows are no better than chance.
+    """
     speed, gallery, schema = _measure_speed(plan), plan.gallery, plan.gallery.schema
     return {
         "gallery": str(gallery.path),
         "dest": str(plan.dest),
         "rows": schema.rows,
         "shards": len(gallery.parts()),
+        "models": plan.models,
         "columns": schema.columns,
         "left_out": list(schema.other_columns),
         "ids": None if schema.id_dtype is None else _ID_KINDS[schema.id_dtype.kind],
@@ -30,6 +36,7 @@ def estimate(plan: Plan) -> dict[str, Any]:
         "promises": plan.destination.promises(),
         "precision_choice": plan.transformation.choice,
         "duplicate_ids": gallery.id_facts.duplicates,
+        "probe": [vars(found) for found in check_before_work(plan)],
         "block_rows": plan.block_rows,
         "shards_at_once": plan.shards_at_once,
         "bytes_read": plan.bytes_read,

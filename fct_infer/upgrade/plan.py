@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,13 @@ from fct_infer.errors import GalleryError, ResourceError, UsageError
 from fct_infer.gallery import Source, sample_rows
 from fct_infer.gallery.destination import Destination
 from fct_infer.gallery.source import Rows
+from fct_infer.identity import ModelId, check_same_model
 from fct_infer.index import IndexPlan, default_factory, describe_index, require_gpu
 from fct_infer.machine import size_text, usable_memory
 from fct_infer.storage import check_text
 from fct_infer.transformation import Transformation
 from fct_infer.upgrade.calibration import calibrate
+from fct_infer.upgrade.probe import Known, Probe, read_probe
 from fct_infer.upgrade.work import FolderDestination
 
 METRICS = ("l2", "ip", "cosine")
@@ -56,6 +58,9 @@ class Settings:
         format: of what is published: ``npy``, or ``parquet`` with all other columns of a Parquet source.
         index_device: where the index is built: ``cpu``, ``cuda:N``, or ``auto``: on the transformation's card if FAISS
             can use it, else on the CPU.
+        probe: what is known of the new model, by which the meaning of the new rows is measured before they are
+            published; a path is of pairs. No better than chance is a failed gate. See :class:`Probe`.
+        min_probe: lowest recall@10 allowed for the probe's vectors; None reports it.
     """
 
     index: str = "auto"
@@ -69,6 +74,8 @@ class Settings:
     shards_at_once: int | None = None
     index_device: str = "auto"
     format: str = "npy"
+    probe: Probe | str | Path | None = None
+    min_probe: float | None = None
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
@@ -91,7 +98,9 @@ class Settings:
             raise UsageError(
                 f"shards_at_once is {self.shards_at_once}, but an index takes rows in order: wanted 1, or index none"
             )
-        for name in ("min_cosine", "min_recall"):
+        if self.min_probe is not None and self.probe is None:
+            raise UsageError("min_probe is a limit on what a probe finds, and none is given")
+        for name in ("min_cosine", "min_recall", "min_probe"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
                 raise UsageError(f"{name} is {value}, wanted a number from 0 to 1")
@@ -111,6 +120,7 @@ class Plan:
     shards_at_once: int
     side_is_old: bool
     fingerprint: dict[str, dict[str, Any]]  # of the gallery's files, when the upgrade was planned
+    known: tuple[Known, ...] = ()  # of the new model, to probe the result
 
     @property
     def dest(self) -> Path | str:
@@ -225,6 +235,24 @@ class Plan:
         blocks = self.shards_at_once * BLOCKS_IN_FLIGHT[self.device_kind] * self.block_rows * row
         return max(blocks, sample) + 2 * (self.index.estimated_bytes if self.index else 0) + (200 << 20)
 
+    @property
+    def old_model(self) -> ModelId | None:
+        """Whose vectors are upgraded, as the gallery says, or else the transformation."""
+        return self.gallery.model or self.transformation.old_model
+
+    @property
+    def new_model(self) -> ModelId | None:
+        """Whose vectors the new rows are, if the transformation says so."""
+        model, program = self.transformation.new_model, self.transformation.program
+        are_unit = self.settings.normalize or (program is not None and program.with_normalization() is program)
+        return replace(model, unit_length=True) if model is not None and are_unit else model
+
+    @property
+    def models(self) -> dict[str, Any]:
+        """Return both, as far as they are known, as strict JSON."""
+        known = {"old": self.old_model, "new": self.new_model}
+        return {name: model.as_dict() for name, model in known.items() if model is not None}
+
     def result_settings(self) -> dict[str, Any]:
         """Return the choices that decide the bytes of the result."""
         return {
@@ -302,7 +330,18 @@ def make_plan(
         raise GalleryError(
             f"{gallery.column('side')}: rows are {schema.side_dim} wide, the transformation wants {h.side_dim}"
         )
+    check_same_model(
+        (str(gallery.path), gallery.model),
+        ("the transformation takes vectors", h.old_model),
+        f"if they are of one model after all, say --model {h.old_model and h.old_model.text}",
+    )
     fingerprint = gallery.fingerprint()
+    known: tuple[Known, ...] = ()
+    if settings.probe is not None:
+        if not destination.holds_index:
+            raise UsageError(f"{destination.name}: what is written there cannot be probed; a folder can")
+        probe = settings.probe if isinstance(settings.probe, Probe) else Probe(settings.probe)
+        known = read_probe(probe, gallery, h, SEED + 4, unit_length=settings.normalize)
     if settings.normalize:
         h = h.normalized()
     if not h.is_calibrated:
@@ -329,6 +368,7 @@ def make_plan(
         shards_at_once=shards_at_once,
         side_is_old=side_is_old,
         fingerprint=fingerprint,
+        known=known,
     )
 
 

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fct_infer.gallery.places import place_of
+from fct_infer.measuring import Estimate
+
+_SUSPECT = 0.05  # share of pairs that look mismatched from which on it is said
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,70 @@ class Verification:
 
 
 @dataclass(frozen=True)
+class Meaning:
+    """How near known vectors of the new model are to the rows made for their items; chance is what any rows would give.
+
+    Attributes:
+        name: what is known: ``pairs`` (items by both models) or ``queries`` (with their right rows).
+        rows, given, left_out: vectors measured with, how many there were, and of how many the gallery has no item.
+        order: share of the other items' rows that are farther from a vector than its own item's; by chance one half.
+        as_by_chance: twice the share of vectors with more than half of those nearer: about as many look as if the
+            row was of another item. 0 of a perfect h, 1 of a wrong one.
+        cosine, cosine_by_chance: mean cosine to the own item's row, and to the others'.
+        overlap, overlap_at, overlap_by_chance: of pairs, share of the nearest vectors (``overlap_at`` of them) whose
+            rows are the nearest, too, among the measured; else None.
+        recall_at_1, recall_at_10: share of right ids that a search of all rows finds so far up.
+        searches, searched_by: how many, through the ``index`` or by ``exact search``.
+        recall_by_chance: of recall_at_10.
+    """
+
+    name: str
+    rows: int
+    given: int
+    left_out: int
+    order: Estimate
+    as_by_chance: Estimate
+    cosine: Estimate
+    cosine_by_chance: float
+    overlap: Estimate | None
+    overlap_at: int | None
+    overlap_by_chance: float | None
+    recall_at_1: Estimate
+    recall_at_10: Estimate
+    searches: int
+    searched_by: str
+    recall_by_chance: float
+
+    @classmethod
+    def from_dict(cls, found: dict[str, Any]) -> Meaning:
+        """Return what ``dataclasses.asdict`` made a dictionary of."""
+        values: dict[str, Any] = {
+            key: Estimate(**value) if isinstance(value, dict) else value for key, value in found.items()
+        }
+        return cls(**values)
+
+    def __str__(self) -> str:
+        drawn = (
+            f"{self.rows:,} of {self.given:,} {self.name}" if self.rows < self.given else f"{self.rows:,} {self.name}"
+        )
+        parts = [
+            f"nearer to their item's row than to {self.order} of others' (by chance 50 %)",
+            f"cosine {self.cosine.mean:.3f} ± {self.cosine.standard_error:.3f} ({self.cosine_by_chance:.3f})",
+        ]
+        if self.overlap is not None and self.overlap_by_chance is not None:
+            chance = f"{100 * self.overlap_by_chance:.1f} %"
+            parts.append(f"overlap@{self.overlap_at} of neighbours {self.overlap} ({chance})")
+        parts.append(
+            f"found by {self.searched_by} at rank 1 {self.recall_at_1}, among 10 {self.recall_at_10} "
+            f"({100 * self.recall_by_chance:.2g} %)"
+        )
+        strange = self.as_by_chance
+        if self.name == "pairs" and strange.mean - 2 * strange.standard_error > _SUSPECT:
+            parts.append(f"about {strange} look as if their row were of another item, or as if h saw little of them")
+        return f"{drawn}: " + "; ".join(parts)
+
+
+@dataclass(frozen=True)
 class UpgradeReport:
     """Result of :func:`fct_infer.upgrade_gallery`.
 
@@ -51,6 +118,9 @@ class UpgradeReport:
             came from (``rows``), and why not on a card (``reason``), as far as they apply; None without an index.
         precision_choice: why it has the precision it has, where ``auto`` was asked for.
         duplicate_ids: rows whose id an earlier row has; see :class:`fct_infer.gallery.ids.IdFacts`.
+        meaning: what the probe found, of pairs and of queries; empty where none was given, and the checks above cannot
+            tell a right transformation from another one's.
+        models: ``old`` and ``new``: whose vectors the rows were, and are; as far as that is known.
     """
 
     dest: Path | str
@@ -65,6 +135,8 @@ class UpgradeReport:
     index_placement: dict[str, str] | None = None
     precision_choice: str | None = None
     duplicate_ids: int = 0
+    meaning: tuple[Meaning, ...] = ()
+    models: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path) -> UpgradeReport:
@@ -76,6 +148,7 @@ class UpgradeReport:
         """Take the report out of what ``upgrade_infos.json`` says."""
         values = {each.name: infos[each.name] for each in fields(cls) if each.name in infos}
         values |= {"dest": place_of(infos["dest"]), "verification": Verification(**infos["verification"])}
+        values["meaning"] = tuple(map(Meaning.from_dict, infos.get("meaning", ())))
         return cls(**values)
 
     @property

@@ -24,8 +24,9 @@ from fct_infer.index import IndexBuilder, exact_neighbours, index_infos, make_bu
 from fct_infer.machine import usable_cpus
 from fct_infer.storage import DigestedFile, write_json
 from fct_infer.transformation import Float32Array, Transformation, check_transformation
+from fct_infer.upgrade.meaning import check_before_work, exact_search, measure_meaning, searched_by_index
 from fct_infer.upgrade.plan import SEED, Plan, Settings, make_plan
-from fct_infer.upgrade.report import UpgradeReport, Verification
+from fct_infer.upgrade.report import Meaning, UpgradeReport, Verification
 from fct_infer.upgrade.stream import (
     IndexFeeder,
     blocks_of,
@@ -83,6 +84,7 @@ def upgrade_gallery(
     plan.check_resources()
     run = _Run(plan, progress)
     run.timings["plan"] = time.perf_counter() - started
+    check_before_work(plan)
     work = plan.destination.open_work(plan, restart=restart, force=force, progress=progress)
     try:
         if work.is_published:  # killed after the rename
@@ -116,6 +118,8 @@ class _Run:
         plan = self.plan
         if work.is_ready:  # killed between the last check and the rename
             report = UpgradeReport.of(work.infos())
+            if plan.known and not report.meaning:
+                report = replace(report, meaning=self._probe(work, None))
             work.publish()
             return report
         if work.repeated:
@@ -139,8 +143,12 @@ class _Run:
             except GateError:
                 plan.check_unchanged()  # rows that were edited meanwhile are not what was transformed
                 raise
+        meaning: tuple[Meaning, ...] = ()
+        if plan.known:
+            with self._timed("probe"):
+                meaning = self._probe(work, builder)
         with self._timed("finish"):
-            report = self._finish(work, builder, verification, resumed_rows)
+            report = self._finish(work, builder, verification, meaning, resumed_rows)
         work.publish()
         return report
 
@@ -211,8 +219,26 @@ class _Run:
             raise GateError(f"recall@{RECALL_K} of the index is {recall:.3f}, below {limit}; choose another --index")
         return recall
 
+    def _probe(self, work: Work, builder: IndexBuilder | None) -> tuple[Meaning, ...]:
+        """Measure what was written by what is known of the new model."""
+        plan = self.plan
+        assert isinstance(work, FolderWork)  # of other destinations no probe is taken
+        self._report("probe", 0)
+        with own_work():
+            written = work.open_written(plan.gallery.parts())
+            if builder is not None:
+                return measure_meaning(plan, written, searched_by_index(builder), "index")
+            blocks = corpus_blocks(plan, written, lambda _, rows: self._report("probe", rows))
+            search = exact_search(blocks, plan.settings.metric)
+            return measure_meaning(plan, written, search, "exact search")
+
     def _finish(
-        self, work: Work, builder: IndexBuilder | None, verification: Verification, resumed_rows: int
+        self,
+        work: Work,
+        builder: IndexBuilder | None,
+        verification: Verification,
+        meaning: tuple[Meaning, ...],
+        resumed_rows: int,
     ) -> UpgradeReport:
         """Write index, infos and manifest; after this only the last step is missing."""
         plan = self.plan
@@ -239,6 +265,8 @@ class _Run:
             settings=plan.result_settings(),
             timings=self.timings,
             verification=verification,
+            meaning=meaning,
+            models=plan.models,
             index=index,
             device=plan.device,
             index_placement=builder.placement if builder else None,
@@ -248,7 +276,11 @@ class _Run:
         infos = {
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             **report.as_dict(),
-            "limits": {"min_cosine": plan.min_cosine, "min_recall": plan.settings.min_recall},
+            "limits": {
+                "min_cosine": plan.min_cosine,
+                "min_recall": plan.settings.min_recall,
+                "min_probe": plan.settings.min_probe,
+            },
             "execution": {
                 "threads": plan.transformation.threads,
                 "block_rows": plan.block_rows,
@@ -269,6 +301,8 @@ class _Run:
             ids=plan.gallery.id_facts.use,
             indexed_rows=builder.rows - builder.left_out if builder else None,
             files=files,
+            model=plan.new_model,
+            old_model=plan.old_model,
         )
         work.finish(infos, manifest)
         return report

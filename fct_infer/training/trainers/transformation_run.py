@@ -81,6 +81,8 @@ class _RunConfig(TransformationConfig):
         classifier: the new model's, for FastFill: the folder of its finished run, or a ``.npy`` file (classes, d_new)
             with the weight of a linear classifier.
         validation: share of the rows held out, at most 50,000 rows; drawn from ``training.seed``.
+        old_model, new_model: whose vectors ``data`` holds, for the checkpoint: names, or ``sha256:`` and digests; of
+            galleries that say it themselves they need not be given.
         scores_gallery: a gallery whose uncertainties FastFill writes to ``scores.npy``.
     """
 
@@ -89,6 +91,8 @@ class _RunConfig(TransformationConfig):
     training: TrainingConfig = PAPER_RECIPE
     classifier: str | None = None
     validation: float = 0.02
+    old_model: str | None = None
+    new_model: str | None = None
     scores_gallery: str | None = None
 
     def __post_init__(self) -> None:
