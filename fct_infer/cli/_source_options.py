@@ -10,12 +10,29 @@ from typing import Any
 
 import click
 
+
+class Place(click.Path):
+    """A path or a URL that is read."""
+
+    name = "place"
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return a path, a ``RemotePath`` if it is a URL."""
+        from fct_infer.storage import RemotePath, location
+
+        place = location(value)
+        return place if isinstance(place, RemotePath) else super().convert(place, param, ctx)
+
+
 _OPTIONS = (
-    click.argument("source", type=click.Path(path_type=Path)),
+    click.argument("source", type=Place()),
     click.option("--embedding-column", metavar="NAME", help="Column, data set, array or tensor of the embeddings."),
     click.option("--side-column", metavar="NAME", help="That of the side-information."),
     click.option("--id-column", metavar="NAME", help="That of the ids; of the file of ids with --ids."),
-    click.option("--ids", type=click.Path(path_type=Path), help="Ids beside: .txt, .npy, .csv or .parquet, one a row."),
+    click.option("--ids", type=Place(), help="Ids beside: .txt, .npy, .csv or .parquet, one a row."),
     click.option("--allow-cast", is_flag=True, help="Narrow float64 and wide integers to float32."),
     click.option("--lossy", is_flag=True, help="Take the approximate vectors of a compressed FAISS index."),
 )  # fmt: skip

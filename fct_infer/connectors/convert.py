@@ -96,7 +96,7 @@ def convert(
         raise UsageError(f"rows_per_shard is {rows_per_shard}, wanted at least 1")
     opened = open_source(source, options)
     schema, started = opened.schema, time.perf_counter()
-    inputs = [Path(source)] + ([options.ids] if options.ids else [])
+    inputs = [opened.path] + ([options.ids] if options.ids else [])
     with new_gallery(dest, inputs, force=force) as folder:
         shards = _Shards(folder, schema, dtype, rows_per_shard)
         with shards, SourceReader(opened) as reader:

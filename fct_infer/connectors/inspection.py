@@ -95,8 +95,8 @@ def inspect(
                     progress("inspect", done, schema.rows)
     norms = np.concatenate(counts.norms) if counts.norms else np.empty(0)
     return Inspection(
-        str(source),
-        kind_of(Path(source)),
+        str(opened.path),
+        kind_of(opened.path),
         len(opened.parts()),
         schema.rows,
         schema.old_dim,

@@ -14,7 +14,7 @@ from fct_infer.connectors.options import SourceOptions
 from fct_infer.errors import GalleryError, UsageError
 from fct_infer.gallery.sink import Sink
 from fct_infer.gallery.source import Source
-from fct_infer.storage import ReadFile
+from fct_infer.storage import ReadFile, location
 
 # kind -> module and the name in it that opens a path; imported on use
 _OPENERS = {
@@ -104,7 +104,7 @@ def open_source(path: str | Path, options: SourceOptions | None = None) -> Sourc
     """Open a gallery in whatever format it lies.
 
     Args:
-        path: a file, a folder of Parquet files or a folder of the project's own layout.
+        path: a file, a folder of Parquet files or a folder of the project's own layout, or the URL of one.
         options: columns, ids and what is allowed.
 
     Raises:
@@ -112,7 +112,7 @@ def open_source(path: str | Path, options: SourceOptions | None = None) -> Sourc
         UsageError: the format is not known, or columns must be named.
         MissingExtraError: the format's library is not installed.
     """
-    path, options = Path(path), options or SourceOptions()
+    path, options = location(path), options or SourceOptions()
     module, name = _OPENERS[kind_of(path)]
     opener: Callable[[Path, SourceOptions], Source] = getattr(import_module(f"fct_infer.connectors.{module}"), name)
     if options.ids is None:

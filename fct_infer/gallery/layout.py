@@ -19,7 +19,7 @@ import numpy as np
 from fct_infer.errors import ArtifactError, GalleryError
 from fct_infer.gallery.manifest import own_manifest
 from fct_infer.gallery.source import Part, PartReader, Schema, Source
-from fct_infer.storage import NpyHeader, ReadFile, read_npy_header
+from fct_infer.storage import NpyHeader, ReadFile, location, read_npy_header
 
 FOLDERS = {"embedding": "embeddings", "side": "side_information", "id": "ids"}
 EMBEDDING_DTYPES = (np.dtype(np.float32), np.dtype(np.float16))
@@ -68,7 +68,7 @@ class Gallery(Source):
         Raises:
             GalleryError: a folder or file is missing, unexpected, truncated or malformed, or does not fit the others.
         """
-        root = Path(path)
+        root = location(path)
         if not root.is_dir():
             raise GalleryError(f"{root}: is not a folder")
         embeddings = read_shards(root / "embeddings", None)
