@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fct_infer.connectors.datasets_folder import is_dataset
 from fct_infer.connectors.options import SourceOptions
 from fct_infer.errors import GalleryError, UsageError
 from fct_infer.gallery.sink import Sink
@@ -23,6 +24,7 @@ _OPENERS = {
     "npz": ("npy", "NpzSource"),
     "parquet": ("parquet", "ParquetSource"),
     "arrow": ("arrow", "ArrowSource"),
+    "dataset": ("datasets_folder", "open_dataset"),
     "bin": ("flat_files", "open_bin"),
     "vecs": ("flat_files", "open_vecs"),
     "hdf5": ("hdf5", "Hdf5Source"),
@@ -64,6 +66,8 @@ def kind_of(path: Path) -> str:
         UsageError: it is of no kind known here.
     """
     if path.is_dir():
+        if is_dataset(path):
+            return "dataset"
         folder = path / "embeddings" if (path / "embeddings").exists() else path
         return "parquet" if _has_parquet(folder) else "folder"
     by_suffix = _SUFFIXES.get(path.suffix.lower())
