@@ -37,10 +37,14 @@ def open_dataset(path: Path, options: SourceOptions) -> ArrowSource:
             f"{path}: its rows are chosen by an index; save it with flatten_indices() first, or by a newer datasets"
         )
     entries = state.get("_data_files")
-    names: list[str] = [entry.get("filename") if isinstance(entry, dict) else "" for entry in entries or []]
-    for name in names:
+    if not isinstance(entries, list | None):
+        raise GalleryError(f"{path / STATE}: _data_files is no list")
+    names: list[str] = []
+    for entry in entries or []:
+        name = entry.get("filename") if isinstance(entry, dict) else None
         if not isinstance(name, str) or Path(name).name != name or "\0" in name:
             raise GalleryError(f"{path / STATE}: names the file {name!r}, wanted one inside the folder")
+        names.append(name)
     if not names or len(set(names)) != len(names):
         raise GalleryError(f"{path / STATE}: names no files, or one of them twice")
     return ArrowSource(path, options, [path / name for name in names], [path / STATE])

@@ -25,6 +25,7 @@ _OPENERS = {
     "parquet": ("parquet", "ParquetSource"),
     "arrow": ("arrow", "ArrowSource"),
     "dataset": ("datasets_folder", "open_dataset"),
+    "lance": ("lance_dataset", "LanceSource"),
     "bin": ("flat_files", "open_bin"),
     "vecs": ("flat_files", "open_vecs"),
     "hdf5": ("hdf5", "Hdf5Source"),
@@ -66,6 +67,8 @@ def kind_of(path: Path) -> str:
         UsageError: it is of no kind known here.
     """
     if path.is_dir():
+        if (path / "_versions").is_dir():
+            return "lance"
         if is_dataset(path):
             return "dataset"
         folder = path / "embeddings" if (path / "embeddings").exists() else path

@@ -118,6 +118,12 @@ def write_dataset(path: Path, vectors: np.ndarray) -> None:
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(path, num_shards=3)
 
 
+def write_lance(path: Path, vectors: np.ndarray) -> None:
+    import lance
+
+    lance.write_dataset(pa.table({"title": ["t"] * len(vectors), "v": fixed_size(vectors)}), path, max_rows_per_file=90)
+
+
 FLOAT32 = {
     "a.npy": write_npy,
     "a.npz": write_npz,
@@ -146,5 +152,5 @@ FLOAT16 = {
     "a.safetensors": write_safetensors,
     "half.faiss": write_half_index,
 }
-FOLDERS = {"saved": write_dataset}
+FOLDERS = {"saved": write_dataset, "a.lance": write_lance}
 """float32 or float16."""
