@@ -11,19 +11,29 @@ from typing import Any
 import click
 
 
-def place(text: str) -> Path | str:
-    """A path, or the URL of what lies in a database."""
-    from fct_infer.gallery.places import place_of
+class Place(click.Path):
+    """A path or a URL that is read."""
 
-    return place_of(text)
+    name = "place"
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return a path, a ``RemotePath`` if it is a URL of files, and the URL of a table as it is."""
+        from fct_infer.gallery.places import place_of
+        from fct_infer.storage import RemotePath
+
+        place = place_of(value)
+        return place if isinstance(place, RemotePath | str) else super().convert(place, param, ctx)
 
 
 _OPTIONS = (
-    click.argument("source", type=place),
+    click.argument("source", type=Place()),
     click.option("--embedding-column", metavar="NAME", help="Column, data set, array or tensor of the embeddings."),
     click.option("--side-column", metavar="NAME", help="That of the side-information."),
     click.option("--id-column", metavar="NAME", help="That of the ids; of the file of ids with --ids."),
-    click.option("--ids", type=click.Path(path_type=Path), help="Ids beside: .txt, .npy, .csv or .parquet, one a row."),
+    click.option("--ids", type=Place(), help="Ids beside: .txt, .npy, .csv or .parquet, one a row."),
     click.option("--allow-cast", is_flag=True, help="Narrow float64 and wide integers to float32."),
     click.option("--model", metavar="NAME", help="Whose vectors they are: a name, or sha256:DIGEST [as SOURCE says]."),
     click.option("--lossy", is_flag=True, help="Take the approximate vectors of a compressed FAISS index."),

@@ -13,6 +13,7 @@ import numpy as np
 
 from fct_infer.cli._common import json_option, run_cli, show_rows
 from fct_infer.cli._progress import progress_on_stderr
+from fct_infer.cli._source_options import Place
 
 if TYPE_CHECKING:
     from fct_infer.evaluation import Figure, Metric, Study
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 _FIGURES = ("cmc", "map", "recall", "r-precision")
 _WIDTH = 160  # of tables in a file or a pipe
 _COMPARED = ("gallery", "new_gallery", "queries", "old_queries")
-_PATH = click.Path(path_type=Path)
+_PATH = Place()
 
 
 def _parse_ks(_context: click.Context, _parameter: click.Parameter, value: str) -> tuple[int, ...]:

@@ -12,13 +12,14 @@ import click
 
 from fct_infer.cli._common import json_option, run_cli, show_rows
 from fct_infer.cli._progress import progress_on_stderr
+from fct_infer.cli._source_options import Place
 
 if TYPE_CHECKING:
     from fct_infer.evaluation import Metric
     from fct_infer.fitting import Fit, Pairs
     from fct_infer.fitting.measures import Direction
 
-_PATH = click.Path(path_type=Path)
+_PATH = Place()
 _SHOWN = 8  # candidates
 _WIDTH = 100  # of tables in a file or a pipe
 

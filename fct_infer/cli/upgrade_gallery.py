@@ -13,7 +13,7 @@ from fct_infer.artifacts.precisions import PRECISIONS
 from fct_infer.backends.runner import BACKENDS
 from fct_infer.cli._common import byte_size, json_option, run_cli, say_files_are_code, show_rows
 from fct_infer.cli._progress import progress_on_stderr
-from fct_infer.cli._source_options import columns_text, place, source_options
+from fct_infer.cli._source_options import Place, columns_text, source_options
 
 if TYPE_CHECKING:
     from fct_infer.connectors import SourceOptions
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @source_options
 @click.option("--transformation", required=True, type=click.Path(path_type=Path), help="Bundle, h.onnx or h.pt.")
-@click.option("-o", "--output", "dest", required=True, type=place, help="Folder to create, or table (see below).")
+@click.option("-o", "--output", "dest", required=True, type=Place(), help="Folder to create, or table (see below).")
 @click.option(
     "--format",
     type=click.Choice(["npy", "parquet"]),

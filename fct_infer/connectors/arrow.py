@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from bisect import bisect_right
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,66 +23,120 @@ _ROWS_AT_ONCE = 65536
 
 
 class ArrowSource(PartedSource):
-    """One file or stream; it is read once when opened, as only that tells its rows."""
+    """A file or stream, or several that follow each other; read once when opened, as only that tells their rows.
+
+    Args:
+        path: what the user named.
+        options: columns and what is allowed.
+        files: in the order of their rows, with the same columns as far as they are read; by default ``path``.
+        beside: files that decide which ones those are.
+    """
 
     capabilities = frozenset[str]()
 
-    def __init__(self, path: Path, options: SourceOptions) -> None:
-        with _opened(path) as (schema, _):
+    def __init__(
+        self, path: Path, options: SourceOptions, files: Sequence[Path] = (), beside: Sequence[Path] = ()
+    ) -> None:
+        self._files, self._beside = tuple(files) or (path,), tuple(beside)
+        with _opened(self._files[0]) as (schema, _):
             if len(set(schema.names)) != len(schema.names):
-                raise GalleryError(f"{path}: two columns have the same name")
+                raise GalleryError(f"{self._files[0]}: two columns have the same name")
             self._kinds = {field.name: field.type for field in schema}
         found = [name for name, kind in self._kinds.items() if arrays.is_vector(kind)]
         keys = [name for name, kind in self._kinds.items() if arrays.is_id(kind)]
-        self.columns = columns = find_columns(path, found, keys, options)
-        widths: dict[str, int] = {}
+        self.columns = find_columns(self._files[0], found, keys, options)
+        self._widths: dict[str, int] = {}
+        self._begins: list[_Begin] = []
+        self._first_rows: list[int] = []  # of each file
         groups: list[int] = []
-        for batch in _batches(path):
-            for role, name in columns.roles.items():
-                if role != "id" and role not in widths and batch.num_rows:
+        for file in self._files:
+            self._first_rows.append(sum(groups))
+            self._survey(file, groups)
+        self._starts = [begin.first_row for begin in self._begins]
+        super().__init__(path, self._read_schema(sum(groups), options), groups)
+
+    def _survey(self, file: Path, groups: list[int]) -> None:
+        """Read a file through: append its batches' rows to ``groups``, and note where reading may begin."""
+        is_file, width_of = _is_file(file), self._widths
+        for number, batch in enumerate(_batches(file)):
+            if number == 0:
+                self._check_columns(file, batch.schema)
+            if number == 0 or is_file:
+                self._begins.append(_Begin(sum(groups), file, number))
+            for role, name in self.columns.roles.items():
+                if role != "id" and role not in width_of and batch.num_rows:
                     column = batch.column(batch.schema.get_field_index(name))
-                    widths[role] = arrays.vectors(column.slice(0, 1), None, str(path), 0, path).shape[1]
+                    width_of[role] = arrays.vectors(column.slice(0, 1), None, str(file), 0, file).shape[1]
             groups.append(batch.num_rows)
-        rows = sum(groups)
+
+    def _check_columns(self, file: Path, schema: Any) -> None:
+        for name in self.columns.roles.values():
+            if name not in schema.names or schema.field(name).type != self._kinds[name]:
+                raise GalleryError(f"{file}: column {name!r} is missing or of another type than in {self._files[0]}")
+
+    def _read_schema(self, rows: int, options: SourceOptions) -> Schema:
         if not rows:
-            raise GalleryError(f"{path}: is empty, it holds no rows")
+            raise GalleryError(f"{self._files[0]}: is empty, it holds no rows")
         dtypes: dict[str, np.dtype[Any]] = {}
-        for role, dim in widths.items():
-            where = f"{path}, column {columns.roles[role]!r}"
+        for role, dim in self._widths.items():
+            where = f"{self._files[0]}, column {self.columns.roles[role]!r}"
             check_shape(rows, dim, where)
-            dtypes[role] = read_dtype(arrays.stored_dtype(self._kinds[columns.roles[role]]), where, options.allow_cast)
-        self._widths = widths
-        key = None if columns.id is None else arrays.id_dtype(self._kinds[columns.id])
-        schema_read = Schema(
+            stored = arrays.stored_dtype(self._kinds[self.columns.roles[role]])
+            dtypes[role] = read_dtype(stored, where, options.allow_cast)
+        return Schema(
             rows,
-            widths["embedding"],
+            self._widths["embedding"],
             dtypes["embedding"],
-            widths.get("side"),
+            self._widths.get("side"),
             dtypes.get("side"),
-            key,
-            columns.roles,
-            columns.other,
+            None if self.columns.id is None else arrays.id_dtype(self._kinds[self.columns.id]),
+            self.columns.roles,
+            self.columns.other,
         )
-        self._starts = np.cumsum([0, *groups[:-1]]).tolist() if _is_file(path) else [0]
-        super().__init__(path, schema_read, groups)
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """All of them."""
+        return {file.name: file for file in (*self._files, *self._beside)}
+
+    def place(self, row: int) -> tuple[str, int]:
+        """The file, and the row's number in it."""
+        number = bisect_right(self._first_rows, row) - 1
+        return str(self._files[number]), row - self._first_rows[number]
 
     def open_column(self, role: str) -> Forward:
         """See :class:`~fct_infer.connectors.parted.PartedSource`."""
-        name, path, where, starts = self.columns.roles[role], self.path, str(self.path), self._starts
+        name, begins = self.columns.roles[role], self._begins
 
-        def batches(group: int) -> Generator[NDArray[Any], None, None]:
-            done = starts[group]
-            for batch in _batches(path, group):
-                whole = batch.column(batch.schema.get_field_index(name))
-                for start in range(0, len(whole), _ROWS_AT_ONCE):
-                    array = whole.slice(start, _ROWS_AT_ONCE)
-                    if role == "id":
-                        yield arrays.ids(array, where, done, path)
-                    else:
-                        yield arrays.vectors(array, self._widths[role], where, done, path)
-                    done += len(array)
+        def batches(number: int) -> Generator[NDArray[Any], None, None]:
+            begin = begins[number]
+            at = self._files.index(begin.file)
+            yield from self._arrays(role, name, begin.file, begin.batch, begin.first_row - self._first_rows[at])
+            for file in self._files[at + 1 :]:
+                yield from self._arrays(role, name, file, 0, 0)
 
-        return Forward(batches, starts, self.schema.rows, where)
+        return Forward(batches, self._starts, self.schema.rows, str(self.path))
+
+    def _arrays(self, role: str, name: str, file: Path, batch: int, row: int) -> Generator[NDArray[Any], None, None]:
+        """Yield a column of a file from a batch on, whose first row is number ``row`` there."""
+        for found in _batches(file, batch):
+            whole = found.column(found.schema.get_field_index(name))
+            for start in range(0, len(whole), _ROWS_AT_ONCE):
+                array = whole.slice(start, _ROWS_AT_ONCE)
+                if role == "id":
+                    yield arrays.ids(array, str(file), row, file)
+                else:
+                    yield arrays.vectors(array, self._widths[role], str(file), row, file)
+                row += len(array)
+
+
+@dataclass(frozen=True)
+class _Begin:
+    """Where reading may begin: a row over all files, its file, and the number of its batch there."""
+
+    first_row: int
+    file: Path
+    batch: int
 
 
 @contextmanager

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from fct_infer.connectors.options import SourceOptions, check_shape, optional
 from fct_infer.connectors.parted import PartedSource
-from fct_infer.errors import GalleryError, UsageError
+from fct_infer.errors import FctError, GalleryError, UsageError
 from fct_infer.gallery.source import Schema
-from fct_infer.storage import ReadFile, read_error
+from fct_infer.storage import ReadFile, RemotePath, read_error
 
+_BUFFER_BYTES = 1 << 20
 _LOOPS = 1 << 24  # more repetitions than this are asked for by damaged files only
 
 
@@ -68,8 +69,38 @@ class _Column:
 def _read(path: Path) -> Any:
     """Load an index; what it may ask for is bounded by its file, as it comes from outside."""
     faiss = optional("faiss", "cpu")
+    if not isinstance(path, RemotePath):
+        with ReadFile(path) as file:
+            size = file.size
+        return _loaded(path, size, str(path))  # FAISS reads it itself, with less work than through Python
     with ReadFile(path) as file:
-        size = file.size
+        stream = _Stream(file)
+        try:
+            return _loaded(path, file.size, faiss.PyCallbackIOReader(stream.read, _BUFFER_BYTES))
+        except (FctError, RuntimeError) as error:
+            raise stream.error or error from None
+
+
+class _Stream:
+    """An object read from front to back, as FAISS asks for it; what fails is kept, for FAISS has no words for it."""
+
+    def __init__(self, file: ReadFile) -> None:
+        self._file, self._at = file, 0
+        self.error: FctError | None = None
+
+    def read(self, count: int) -> bytes:
+        try:
+            data = self._file.read(count, self._at)
+        except FctError as error:
+            self.error = error
+            raise
+        self._at += count
+        return data
+
+
+def _loaded(path: Path, size: int, source: Any) -> Any:
+    """Load an index from what FAISS can read."""
+    faiss = optional("faiss", "cpu")
     limits = (
         ("vector_byte", max(size, 1 << 20)),
         ("loop", _LOOPS),
@@ -80,7 +111,7 @@ def _read(path: Path) -> Any:
             before[setter] = getattr(faiss, f"get_deserialization_{name}_limit")()
             getattr(faiss, setter)(value)
     try:
-        return faiss.read_index(str(path), faiss.IO_FLAG_READ_ONLY)
+        return faiss.read_index(source, faiss.IO_FLAG_READ_ONLY)
     except (RuntimeError, MemoryError) as error:
         words = str(error).partition(" at /")[2].partition(": ")[2] or str(error)
         raise read_error(f"{path}: cannot be read as a FAISS index: {words.strip()}", error) from error

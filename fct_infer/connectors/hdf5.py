@@ -21,7 +21,7 @@ from fct_infer.connectors.options import (
 from fct_infer.connectors.parted import PartedSource
 from fct_infer.errors import GalleryError
 from fct_infer.gallery.source import Schema
-from fct_infer.storage import ReadFile, read_error
+from fct_infer.storage import ReadFile, RemotePath, SeekableFile, read_error
 
 _PIECE_BYTES = 4 << 20
 _MAX_COMPRESSION = 1100  # of deflate; more rows than the bytes can be are a damaged header
@@ -103,11 +103,13 @@ class _Column:
 def _opened(path: Path) -> Iterator[Any]:
     h5py = optional("h5py", "hdf5")
     ReadFile(path).close()  # refuses what is no regular file
-    try:
-        file = h5py.File(path, "r")
-    except (OSError, RuntimeError) as error:
-        raise read_error(f"{path}: cannot be read as HDF5: {str(error).splitlines()[0]}", error) from error
-    with file:
+    with ExitStack() as stack:
+        # HDF5 itself reads a local file with less work than through Python.
+        source = stack.enter_context(SeekableFile(path)) if isinstance(path, RemotePath) else path
+        try:
+            file = stack.enter_context(h5py.File(source, "r"))
+        except (OSError, RuntimeError) as error:
+            raise read_error(f"{path}: cannot be read as HDF5: {str(error).splitlines()[0]}", error) from error
         yield file
 
 

@@ -19,7 +19,7 @@ from fct_infer.errors import GalleryError, UsageError
 from fct_infer.gallery import read_npy
 from fct_infer.gallery.source import Part, PartReader, Schema, Source
 from fct_infer.identity import ModelId
-from fct_infer.storage import ReadFile
+from fct_infer.storage import ReadFile, location
 
 
 def read_ids(path: Path, column: str | None) -> NDArray[Any]:
@@ -52,7 +52,7 @@ def read_truth(path: str | Path) -> NDArray[Any]:
         UsageError: another suffix.
         GalleryError: missing, malformed or truncated, or another dtype or shape; names the file.
     """
-    path = Path(path)
+    path = location(path)
     truth = read_npy(path) if path.suffix.lower() == ".npy" else read_ids(path, None)
     if truth.ndim not in (1, 2) or truth.dtype.kind not in "iuUS" or 0 in truth.shape:
         raise GalleryError(f"{path}: is {truth.dtype} {truth.shape}, wanted (queries,) or (queries, n) ids")

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from fct_infer.connectors.convert import rows_of_block
 from fct_infer.connectors.options import SourceOptions
 from fct_infer.connectors.registry import kind_of, open_source
-from fct_infer.gallery.places import place_of
 from fct_infer.gallery.source import Schema, SourceReader
 from fct_infer.identity import model_text
 
@@ -100,7 +99,7 @@ def inspect(
     norms = np.concatenate(counts.norms) if counts.norms else np.empty(0)
     return Inspection(
         str(opened.path),
-        kind_of(place_of(source)),
+        kind_of(opened.path),
         len(opened.parts()),
         schema.rows,
         schema.old_dim,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 import zlib
 from collections.abc import Generator
@@ -16,9 +17,10 @@ from fct_infer.connectors.parted import Forward, PartedSource
 from fct_infer.connectors.raw_rows import RawRows, RawSource
 from fct_infer.errors import GalleryError
 from fct_infer.gallery import Gallery, Schema
-from fct_infer.storage import ReadFile, read_error, read_npy_header
+from fct_infer.storage import ReadFile, SeekableFile, read_error, read_npy_header
 
 _PIECE_BYTES = 4 << 20
+_BUFFER_BYTES = 1 << 17
 # What zipfile and NumPy's header parser raise on a damaged archive; RuntimeError: it is encrypted.
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
@@ -101,10 +103,21 @@ def _names(path: Path) -> list[str]:
         return [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
 
 
+class _Archive(zipfile.ZipFile):
+    """An archive that closes the file it reads."""
+
+    def __init__(self, path: Path) -> None:
+        self._bytes = io.BufferedReader(SeekableFile(path), _BUFFER_BYTES)
+        super().__init__(self._bytes)
+
+    def close(self) -> None:
+        super().close()
+        self._bytes.close()
+
+
 def _archive(path: Path) -> zipfile.ZipFile:
-    ReadFile(path).close()  # refuses what is no regular file
     try:
-        return zipfile.ZipFile(path)
+        return _Archive(path)
     except _ZIP_ERRORS as error:
         raise read_error(f"{path}: is not a whole .npz file: {error}", error) from error
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from fct_infer.connectors.datasets_folder import is_dataset
 from fct_infer.connectors.options import SourceOptions
 from fct_infer.errors import GalleryError, UsageError
 from fct_infer.gallery.destination import Destination
-from fct_infer.gallery.places import place_of, scheme_of
+from fct_infer.gallery.places import DATABASES, place_of, scheme_of
 from fct_infer.gallery.sink import Sink
 from fct_infer.gallery.source import Source
 from fct_infer.storage import ReadFile
@@ -25,6 +26,8 @@ _OPENERS = {
     "npz": ("npy", "NpzSource"),
     "parquet": ("parquet", "ParquetSource"),
     "arrow": ("arrow", "ArrowSource"),
+    "dataset": ("datasets_folder", "open_dataset"),
+    "lance": ("lance_dataset", "LanceSource"),
     "bin": ("flat_files", "open_bin"),
     "vecs": ("flat_files", "open_vecs"),
     "hdf5": ("hdf5", "Hdf5Source"),
@@ -33,7 +36,7 @@ _OPENERS = {
 }
 # scheme of a URL -> module, and the names in it that open a source and a destination; imported on use
 _POSTGRES = ("postgres_source", "PostgresSource", "postgres_work", "PostgresDestination")
-_URLS = {"postgresql": _POSTGRES, "postgres": _POSTGRES}
+_URLS = dict.fromkeys(DATABASES, _POSTGRES)
 SINKS = {
     "npy": ("fct_infer.gallery.sink", "FolderSink"),
     "parquet": ("fct_infer.connectors.parquet_sink", "ParquetSink"),
@@ -71,6 +74,10 @@ def kind_of(path: Path | str) -> str:
     if isinstance(path, str):
         return _url_scheme(path)
     if path.is_dir():
+        if (path / "_versions").is_dir():
+            return "lance"
+        if is_dataset(path):
+            return "dataset"
         folder = path / "embeddings" if (path / "embeddings").exists() else path
         return "parquet" if _has_parquet(folder) else "folder"
     by_suffix = _SUFFIXES.get(path.suffix.lower())
@@ -138,7 +145,7 @@ def open_source(path: str | Path, options: SourceOptions | None = None) -> Sourc
     """Open a gallery in whatever format it lies.
 
     Args:
-        path: a file, a folder of Parquet files, a folder of the project's own layout, or the URL of a table.
+        path: a file, a folder of Parquet files or of the project's own layout, the URL of one, or that of a table.
         options: columns, ids and what is allowed.
 
     Raises:

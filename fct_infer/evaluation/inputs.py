@@ -16,7 +16,7 @@ from fct_infer.evaluation.checks import Embeddings, first_row_without
 from fct_infer.evaluation.study import StudyInputs
 from fct_infer.gallery import GalleryManifest, Source, SourceReader, read_npy
 from fct_infer.gallery.manifest import read_gallery
-from fct_infer.storage import sha256_of_file
+from fct_infer.storage import location, sha256_of_file
 
 
 def read_embeddings(path: str | Path) -> Embeddings:
@@ -27,7 +27,7 @@ def read_embeddings(path: str | Path) -> Embeddings:
         ArtifactError: a published gallery's manifest or a shard is damaged.
         UsageError: of no format known, or it is not clear which of its columns holds the embeddings.
     """
-    path = Path(path)
+    path = location(path)
     if path.is_dir():
         return read_gallery(path, lambda manifest: _read_source(open_source(path), manifest))
     if path.suffix != ".npy":
@@ -78,7 +78,7 @@ def read_labels(path: str | Path) -> NDArray[Any]:
     Raises:
         GalleryError: missing, malformed or truncated, of another kind, or shards of different kinds; names the file.
     """
-    path = Path(path)
+    path = location(path)
     files = sorted(file for file in path.iterdir() if not file.name.startswith(".")) if path.is_dir() else [path]
     if not files:
         raise GalleryError(f"{path}: holds no .npy shards")
@@ -97,7 +97,7 @@ def read_uncertainty(path: str | Path) -> NDArray[Any]:
     Raises:
         GalleryError: missing, malformed or truncated, another dtype or shape, or a NaN or infinity; names file and row.
     """
-    path = Path(path)
+    path = location(path)
     scores = read_npy(path)
     if scores.ndim != 1 or scores.dtype.kind not in "fiu":
         raise GalleryError(f"{path}: is {scores.dtype} {scores.shape}, wanted (rows,) numbers")
@@ -139,7 +139,7 @@ def read_ids(gallery: str | Path) -> NDArray[Any]:
     Raises:
         GalleryError: missing, malformed or truncated; names the file.
     """
-    path = Path(gallery)
+    path = location(gallery)
     if not path.is_dir() and path.suffix == ".npy":
         return np.arange(len(read_npy(path)))
     source = open_source(path)

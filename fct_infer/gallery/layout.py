@@ -21,7 +21,7 @@ from fct_infer.gallery.manifest import own_manifest
 from fct_infer.gallery.model_file import model_of
 from fct_infer.gallery.source import Part, PartReader, Schema, Source
 from fct_infer.identity import ModelId
-from fct_infer.storage import NpyHeader, ReadFile, read_npy_header
+from fct_infer.storage import NpyHeader, ReadFile, location, read_npy_header
 
 FOLDERS = {"embedding": "embeddings", "side": "side_information", "id": "ids"}
 EMBEDDING_DTYPES = (np.dtype(np.float32), np.dtype(np.float16))
@@ -70,7 +70,7 @@ class Gallery(Source):
         Raises:
             GalleryError: a folder or file is missing, unexpected, truncated or malformed, or does not fit the others.
         """
-        root = Path(path)
+        root = location(path)
         if not root.is_dir():
             raise GalleryError(f"{root}: is not a folder")
         embeddings = read_shards(root / "embeddings", None)

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from fct_infer.errors import ArtifactError, FctError, GalleryError, OutputError
 from fct_infer.identity import ModelId
-from fct_infer.storage import DigestedFile, ReadFile
+from fct_infer.storage import DigestedFile, ReadFile, location
 from fct_infer.storage.strict_json import Fields, check_seal, parse_strict, sealed_bytes
 
 IdUse: TypeAlias = Literal["rows", "labels", "mapped", "text", "binary"]
@@ -96,7 +96,7 @@ def read_manifest(folder: str | Path) -> GalleryManifest:
     Raises:
         ArtifactError: it is missing, malformed, altered, or of a schema this version does not know.
     """
-    folder = Path(folder)
+    folder = location(folder)
     return parse_manifest(folder, manifest_bytes(folder))
 
 
@@ -122,7 +122,7 @@ def own_manifest(folder: str | Path) -> GalleryManifest | None:
     Raises:
         ArtifactError: as :func:`read_manifest`.
     """
-    folder = Path(folder)
+    folder = location(folder)
     if not (folder / MANIFEST_NAME).exists():
         return None
     data = manifest_bytes(folder)

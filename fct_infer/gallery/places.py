@@ -1,10 +1,13 @@
-"""What names a gallery: a path, or a URL where it lies in a database."""
+"""What names a gallery: a path, the URL of files in a store, or the URL of a table in a database."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
+from fct_infer.storage import location
+
+DATABASES = ("postgresql", "postgres")
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 
 
@@ -15,5 +18,11 @@ def scheme_of(place: str | Path) -> str | None:
 
 
 def place_of(text: str | Path) -> Path | str:
-    """Return a URL as it is, for a path would lose one of its slashes, and anything else as a path."""
-    return text if isinstance(text, str) and scheme_of(text) else Path(text)
+    """Return the URL of a table as it is, and anything else as a path, see :func:`fct_infer.storage.location`.
+
+    Raises:
+        UsageError: a URL of no scheme that is known, or that holds a password.
+    """
+    if isinstance(text, str) and scheme_of(text) in DATABASES:
+        return text
+    return location(text)

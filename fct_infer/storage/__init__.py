@@ -23,6 +23,7 @@ from fct_infer.storage.durable import (
 from fct_infer.storage.filesystem import FileSystem, ReadFile, current_filesystem, read_error, use_filesystem
 from fct_infer.storage.npy import NpyHeader, npy_header_bytes, read_npy_header
 from fct_infer.storage.seekable import SeekableFile
+from fct_infer.storage.urls import RemotePath, location
 
 __all__ = [
     "DigestedFile",
@@ -31,6 +32,7 @@ __all__ = [
     "FileSystem",
     "NpyHeader",
     "ReadFile",
+    "RemotePath",
     "SeekableFile",
     "append_line",
     "can_exchange",
@@ -39,6 +41,7 @@ __all__ = [
     "check_text",
     "copy_file",
     "current_filesystem",
+    "location",
     "npy_header_bytes",
     "publish_directory",
     "read_error",

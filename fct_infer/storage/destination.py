@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fct_infer.errors import OutputError, UsageError
+from fct_infer.storage.urls import RemotePath, location, looks_like_url
 
 WORK_SUFFIX = ".partial"
 REPLACED_SUFFIX = WORK_SUFFIX + ".replaced"
@@ -37,7 +38,8 @@ def check_place(dest: str | Path, inputs: Mapping[str, str | Path]) -> Path:
     if os.path.ismount(target):
         raise UsageError(f"{dest}: is a mount point, which no rename can replace; choose a folder inside it")
     for what, path in inputs.items():
-        _keep_apart(target, what, Path(path))
+        if not isinstance(place := location(path), RemotePath):
+            _keep_apart(target, what, place)
     return target
 
 
@@ -86,6 +88,8 @@ def _absolute(dest: str | Path) -> Path:
         raise UsageError(f"the output is {os.fspath(dest)!r}, wanted the name of a folder to make")
     if not Path(dest).name or Path(dest).name == "..":
         raise UsageError(f"{dest}: is not the name of a folder to make; choose a folder inside it")
+    if looks_like_url(location(dest)):
+        raise UsageError(f"{dest}: is a URL; what is published is a folder of this machine, to be copied from there")
     return Path(dest).absolute()
 
 

@@ -6,13 +6,15 @@ import ctypes
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from fct_infer.errors import FctError, GalleryError, ResourceError
+from fct_infer.storage.remote_file import RemoteFile
+from fct_infer.storage.urls import RemotePath, location
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -150,7 +152,7 @@ def read_error(message: str, error: Exception) -> FctError:
 
 
 class ReadFile:
-    """A file opened for reading at any offset, from any thread.
+    """A file opened for reading at any offset, from any thread; or an object behind a URL.
 
     Args:
         path: the file.
@@ -162,30 +164,21 @@ class ReadFile:
     """
 
     def __init__(self, path: str | Path, below: Path | None = None) -> None:
-        self.path = Path(path) if below is None else below / path
-        self._fs = current_filesystem()
-        flags = os.O_RDONLY | os.O_NONBLOCK  # opening a named pipe must not wait for a writer
-        try:
-            if below is None:
-                self._fd = self._fs.open(self.path, flags)
-            else:
-                self._fd = self._fs.open_below(below, Path(path).parts, flags)
-        except OSError as error:
-            if below is not None and error.errno in (errno.ELOOP, errno.ENOTDIR):
-                raise GalleryError(f"{self.path}: lies behind a link, which is not followed") from error
-            raise read_error(f"{self.path}: cannot be read: {error.strerror}", error) from error
-        if not stat.S_ISREG(self.stat().st_mode):
-            self.close()
-            raise GalleryError(f"{self.path}: is not a regular file")
+        self.path = location(path) if below is None else below / path
+        self._file: _LocalFile | RemoteFile
+        if isinstance(self.path, RemotePath):
+            self._file = RemoteFile(self.path)
+        else:
+            self._file = _LocalFile(self.path, Path(path).parts, below)
 
-    def stat(self) -> os.stat_result:
-        """``os.fstat`` of the open file, now."""
-        return os.fstat(self._fd)
+    def identity(self) -> dict[str, Any]:
+        """Return what changes with the content, without reading it: ``size``, ``mtime_ns``, an object's ``etag``."""
+        return self._file.identity()
 
     @property
     def size(self) -> int:
-        """Size in bytes now."""
-        return self.stat().st_size
+        """Size in bytes now; of an object, when it was opened."""
+        return self._file.size
 
     def read_into(self, buffer: Any, offset: int) -> None:
         """Fill the whole C-contiguous ``buffer`` from ``offset``; releases the GIL while reading."""
@@ -193,7 +186,7 @@ class ReadFile:
         done = 0
         while done < len(view):
             try:
-                count = self._fs.pread_into(self._fd, view[done:], offset + done)
+                count = self._file.pread_into(view[done:], offset + done)
             except OSError as error:
                 raise read_error(
                     f"{self.path}: read failed at byte {offset + done}: {error.strerror}", error
@@ -210,14 +203,51 @@ class ReadFile:
         self.read_into(data, offset)
         return bytes(data)
 
+    def read_all(self, ranges: Sequence[tuple[int, int]]) -> Iterable[bytes]:
+        """Return the bytes of several (offset, size); of an object they are asked for at once."""
+        if isinstance(self._file, RemoteFile):
+            return self._file.read_all(ranges)
+        return (self.read(size, offset) for offset, size in ranges)
+
     def close(self) -> None:
         """Close the file; a second call does nothing."""
-        if self._fd >= 0:
-            self._fs.close(self._fd)
-            self._fd = -1
+        self._file.close()
 
     def __enter__(self) -> ReadFile:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _LocalFile:
+    """An open descriptor."""
+
+    def __init__(self, path: Path, parts: Sequence[str], below: Path | None) -> None:
+        self._fs = current_filesystem()
+        flags = os.O_RDONLY | os.O_NONBLOCK  # opening a named pipe must not wait for a writer
+        try:
+            self._fd = self._fs.open(path, flags) if below is None else self._fs.open_below(below, parts, flags)
+        except OSError as error:
+            if below is not None and error.errno in (errno.ELOOP, errno.ENOTDIR):
+                raise GalleryError(f"{path}: lies behind a link, which is not followed") from error
+            raise read_error(f"{path}: cannot be read: {error.strerror}", error) from error
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+            self.close()
+            raise GalleryError(f"{path}: is not a regular file")
+
+    @property
+    def size(self) -> int:
+        return os.fstat(self._fd).st_size
+
+    def identity(self) -> dict[str, Any]:
+        status = os.fstat(self._fd)
+        return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+    def pread_into(self, buffer: memoryview, offset: int) -> int:
+        return self._fs.pread_into(self._fd, buffer, offset)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            self._fs.close(self._fd)
+            self._fd = -1

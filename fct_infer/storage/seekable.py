@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 from fct_infer.storage.filesystem import ReadFile
 
@@ -19,6 +20,11 @@ class SeekableFile(io.RawIOBase):
     def __init__(self, path: str | Path) -> None:
         super().__init__()
         self._file, self._at = ReadFile(path), 0
+
+    @property
+    def size(self) -> int:
+        """Size in bytes."""
+        return self._file.size
 
     def readable(self) -> bool:
         """It is."""
@@ -45,6 +51,14 @@ class SeekableFile(io.RawIOBase):
         data = self._file.read(count, self._at)
         self._at += count
         return data
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill ``buffer``, at the end of the file less of it; return the bytes read."""
+        view = memoryview(buffer).cast("B")
+        count = max(0, min(len(view), self._file.size - self._at))
+        self._file.read_into(view[:count], self._at)
+        self._at += count
+        return count
 
     def close(self) -> None:
         """Close the file; a second call does nothing."""

@@ -54,9 +54,9 @@ def parquet(path: Path, vectors: np.ndarray = VECTORS, group: int = 70, **column
     return path
 
 
-@pytest.mark.parametrize("name", files.FLOAT32)
+@pytest.mark.parametrize("name", [*files.FLOAT32, *files.FOLDERS])
 def test_every_format_gives_the_same_rows_and_index(tmp_path, small_parts, h, name):
-    files.FLOAT32[name](tmp_path / name, VECTORS)
+    (files.FLOAT32 | files.FOLDERS)[name](tmp_path / name, VECTORS)
     np.save(tmp_path / "plain.npy", VECTORS)
     upgrade_gallery(tmp_path / "plain.npy", h, tmp_path / "expected", settings=SETTINGS)
     report = upgrade_gallery(tmp_path / name, h, tmp_path / "new", settings=SETTINGS)

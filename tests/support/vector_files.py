@@ -107,6 +107,23 @@ def write_half_index(path: Path, vectors: np.ndarray) -> None:
     faiss.write_index(index, str(path))
 
 
+def write_dataset(path: Path, vectors: np.ndarray) -> None:
+    """As ``datasets`` saves it, in three files."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    column = datasets.List(datasets.Value(vectors.dtype.name), length=vectors.shape[1])
+    features = datasets.Features({"title": datasets.Value("string"), "embedding": column})
+    rows = {"title": ["t"] * len(vectors), "embedding": vectors}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(path, num_shards=3)
+
+
+def write_lance(path: Path, vectors: np.ndarray) -> None:
+    import lance
+
+    lance.write_dataset(pa.table({"title": ["t"] * len(vectors), "v": fixed_size(vectors)}), path, max_rows_per_file=90)
+
+
 FLOAT32 = {
     "a.npy": write_npy,
     "a.npz": write_npz,
@@ -135,3 +152,5 @@ FLOAT16 = {
     "a.safetensors": write_safetensors,
     "half.faiss": write_half_index,
 }
+FOLDERS = {"saved": write_dataset, "a.lance": write_lance}
+"""float32 or float16."""

@@ -12,10 +12,12 @@ import pyarrow.feather
 import pyarrow.parquet
 import pytest
 from support import vector_files as files
+from support.faults import FailNth
 
 from fct_infer.connectors import open_source
 from fct_infer.connectors.convert import convert
 from fct_infer.errors import GalleryError, ResourceError
+from fct_infer.storage import use_filesystem
 
 VECTORS = np.random.default_rng(3).standard_normal((230, 12), np.float32)
 
@@ -160,7 +162,6 @@ class Failing:
         ("a.parquet", files.write_parquet_fixed, "pyarrow.parquet.ParquetFile"),
         ("a.feather", files.write_feather, "pyarrow.PythonFile"),
         ("a.h5", files.write_hdf5, "h5py.File"),
-        ("a.npz", files.write_npz, "zipfile.ZipFile"),
     ],
 )
 def test_a_disk_that_fails_is_not_the_files_fault(tmp_path, monkeypatch, name, write, opener):
@@ -168,6 +169,13 @@ def test_a_disk_that_fails_is_not_the_files_fault(tmp_path, monkeypatch, name, w
     monkeypatch.setattr(opener, Failing)
     with pytest.raises(ResourceError, match=f"{name}: .*Input/output error"):
         open_source(tmp_path / name)
+
+
+def test_a_disk_that_fails_inside_an_archive_is_not_its_fault(tmp_path):
+    files.write_npz(tmp_path / "a.npz", VECTORS)
+    for call in range(1, 4):  # the first read tells the format
+        with use_filesystem(FailNth("pread_into", call)), pytest.raises(ResourceError, match=r"a\.npz: read failed"):
+            open_source(tmp_path / "a.npz").read_rows(np.arange(230))
 
 
 def test_faiss_that_finds_no_descriptor_is_not_the_files_fault(tmp_path, monkeypatch):

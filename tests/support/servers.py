@@ -1,0 +1,121 @@
+"""Local servers that galleries are read from: HTTP with byte ranges, and S3 (moto)."""
+
+from __future__ import annotations
+
+import logging
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Lock, Thread
+
+
+class HttpFiles:
+    """Files behind ``http://127.0.0.1:PORT/NAME``.
+
+    Attributes:
+        files: name to content; change it while it is read.
+        requests: (method, name, first byte, last byte + 1) of each answer, in order; None without a range.
+        failures: statuses to answer the next GETs with, before anything else; -1 closes the connection half-way.
+        ranges: whether ranges are understood.
+        password: in the query, without which the answer is 403.
+    """
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        self.files, self.failures, self.ranges, self.password = files, [], True, ""
+        self.requests: list[tuple[str, str, int | None, int | None]] = []
+        self._lock = Lock()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_HEAD(self):
+                outer._answer(self)
+
+            def do_GET(self):
+                outer._answer(self)
+
+            def handle(self):
+                with suppress(OSError):  # a reader that had enough
+                    super().handle()
+
+            def log_message(self, *_arguments):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+
+    def url(self, name: str) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}/{name}"
+
+    @property
+    def bytes_sent(self) -> int:
+        return sum((stop or 0) - (start or 0) for method, _, start, stop in self.requests if method == "GET")
+
+    def _answer(self, handler: BaseHTTPRequestHandler) -> None:
+        name, _, query = handler.path.lstrip("/").partition("?")
+        method, found = handler.command, re.fullmatch(r"bytes=(\d+)-(\d+)", handler.headers.get("Range", ""))
+        data = self.files.get(name)
+        with self._lock:
+            failure = self.failures.pop(0) if self.failures and method == "GET" else 0
+        if failure > 0 or data is None or (self.password and self.password not in query):
+            self._send(handler, failure if failure > 0 else 404 if data is None else 403, b"", {})
+            return
+        part, headers, status = data, {"ETag": f'"{hash(data):x}"'}, 200
+        if self.ranges and found:
+            start, stop = int(found[1]), min(int(found[2]) + 1, len(data))
+            if start >= len(data):
+                self._send(handler, 416, b"", {})
+                return
+            part, status = data[start:stop], 206
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
+            self.requests.append((method, name, start, stop))
+        else:
+            self.requests.append((method, name, None, None))
+        if self.ranges:
+            headers["Accept-Ranges"] = "bytes"
+        self._send(handler, status, part, headers, torn=failure < 0)
+
+    def _send(self, handler, status, body, headers, torn=False) -> None:
+        handler.send_response(status)
+        for key, value in {**headers, "Content-Length": str(len(body))}.items():
+            handler.send_header(key, value)
+        handler.end_headers()
+        if handler.command == "GET":
+            try:
+                handler.wfile.write(body[: len(body) // 2] if torn else body)
+                if torn:
+                    handler.connection.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # the reader did not want it
+
+    def __enter__(self) -> HttpFiles:
+        Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@contextmanager
+def s3_server() -> Iterator[dict[str, str]]:
+    """Yield the environment in which ``s3://`` is a server on this machine."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    try:
+        yield {
+            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+            "AWS_ACCESS_KEY_ID": "a",
+            "AWS_SECRET_ACCESS_KEY": "b",
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+    finally:
+        server.stop()
