@@ -35,6 +35,7 @@ class Pairs:
         labels: (n,) or None.
         matched: how many items both sources have; n is less where only a sample was read.
         only_old, only_new: how many items only one of them has.
+        old_rows: (n,) where the pairs lie in OLD; None of arrays.
     """
 
     old: Float32Array
@@ -45,6 +46,7 @@ class Pairs:
     matched: int = 0
     only_old: int = 0
     only_new: int = 0
+    old_rows: Int64Array | None = None
 
     def __len__(self) -> int:
         return len(self.old)
@@ -98,10 +100,10 @@ def read_pairs(
         chosen = np.union1d(chosen, np.flatnonzero(np.isin(ids, wanted)))
         chosen = chosen[np.argsort(old_rows[chosen], kind="stable")]
     old_rows, new_rows, ids = old_rows[chosen], new_rows[chosen], ids[chosen]
-    old_vectors, side_vectors = _gather(old, old_rows, with_side=side is None)
-    new_vectors, _ = _gather(new, new_rows, with_side=False)
+    old_vectors, side_vectors = gather(old, old_rows, with_side=side is None)
+    new_vectors, _ = gather(new, new_rows, with_side=False)
     if side is not None:
-        side_vectors, _ = _gather(side, old_rows, with_side=False)
+        side_vectors, _ = gather(side, old_rows, with_side=False)
     return Pairs(
         old_vectors,
         new_vectors,
@@ -111,6 +113,7 @@ def read_pairs(
         matched,
         old.schema.rows - matched,
         new.schema.rows - matched,
+        old_rows,
     )
 
 
@@ -170,8 +173,12 @@ def _ids(source: Source) -> Iterator[tuple[int, NDArray[Any]]]:
         yield first, integer_or_text(ids, source.column("id"))
 
 
-def _gather(source: Source, rows: Int64Array, *, with_side: bool) -> tuple[Float32Array, Float32Array | None]:
-    """Return embeddings and side-information of some rows, in the order given; the source is read forward once."""
+def gather(source: Source, rows: Int64Array, *, with_side: bool) -> tuple[Float32Array, Float32Array | None]:
+    """Return embeddings and side-information of some rows, in the order given; the source is read forward once.
+
+    Raises:
+        GalleryError: a row holds NaN or infinity; names it.
+    """
     order = np.argsort(rows, kind="stable")
     found = source.read_rows(rows[order], with_side)
     places = np.empty_like(order)
