@@ -47,7 +47,16 @@ SIDE_INFORMATION = SideInformationConfig(
 )
 TRANSFORMATION = TransformationConfig(
     ModelSpec("paper", {"inner_dim": 512}),
-    TrainingConfig(20, 2e-3, batch_size=256, warmup_epochs=2, optimizer="adam", freeze_batch_norm_from=0.5, seed=4),
+    TrainingConfig(
+        20,
+        2e-3,
+        batch_size=256,
+        warmup_epochs=2,
+        schedule="epoch",
+        optimizer="adam",
+        freeze_batch_norm_from=0.5,
+        seed=4,
+    ),
     standardize=False,
 )
 TRAINING_VIEWS = 2

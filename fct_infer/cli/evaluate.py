@@ -246,6 +246,8 @@ def show_study(found: Study) -> None:
     if found.curves:
         click.echo("\nbackfilling, mean mAP over the curve")
         show_rows({name: f"{100 * curve.area:.2f} %" for name, curve in found.curves.items()})
+        if found.left_out:
+            click.echo(found.left_out)
     if found.verdict is not None:
         click.echo(f"\nIs it worth it? {found.verdict.sentence}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -15,8 +16,10 @@ from fct_infer.cli._progress import progress_on_stderr
 from fct_infer.cli._source_options import Place
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from fct_infer.evaluation import Metric
-    from fct_infer.fitting import Fit, Pairs
+    from fct_infer.fitting import Compression, Fit, Pairs
     from fct_infer.fitting.measures import Direction
 
 _PATH = Place()
@@ -58,6 +61,12 @@ def _seconds(_context: click.Context, _parameter: click.Parameter, value: str) -
 @click.option(
     "--budget", default="5m", show_default=True, callback=_seconds, help="For a network; closed forms are always tried."
 )
+@click.option(
+    "--compress",
+    is_flag=True,
+    help="Find the smallest network that is as good: it learns from the map, on stored rows.",
+)
+@click.option("--gallery", type=_PATH, help="Those stored rows, with --compress [the rows of OLD that NEW lacks].")
 @click.option("--no-network", is_flag=True, help="Closed forms only: seconds, and no PyTorch.")
 @click.option(
     "--max-pairs", type=click.IntRange(min=50), default=100_000, show_default=True, help="Sample of pairs used."
@@ -73,6 +82,7 @@ def command(
     direction: Direction,
     metric: Metric | None,
     budget: float,
+    compress: bool,
     no_network: bool,
     max_pairs: int,
     seed: int,
@@ -94,7 +104,7 @@ def command(
     from fct_infer.artifacts.bundle import refuse_existing
     from fct_infer.export import Options, export_transformation
     from fct_infer.fitting import Settings, fit_pairs
-    from fct_infer.fitting.inputs import read_inputs
+    from fct_infer.fitting.inputs import read_inputs, read_stored
 
     given = {f"--{name.replace('_', '-')}": value for name, value in inputs.items() if isinstance(value, Path)}
     refuse_existing(bundle, given, force=force)
@@ -103,8 +113,15 @@ def command(
         raise click.UsageError(
             "--direction new-to-old is judged by --labels or by the rows of all pairs, not by --queries"
         )
+    if inputs["gallery"] and not compress:
+        raise click.UsageError("--gallery is what --compress learns from; it wants --compress")
+    if compress and (no_network or direction == "new-to-old"):
+        flag = "--no-network" if no_network else "--direction new-to-old"
+        raise click.UsageError(f"--compress trains networks to map stored rows; it does not go with {flag}")
     with progress_on_stderr() as progress:
         pairs, queries = read_inputs(inputs, max_pairs=max_pairs, seed=seed, progress=progress)
+    if compress:
+        settings = replace(settings, compress=read_stored(inputs, pairs, seed=seed))
     click.echo(_pairs_line(pairs), err=True)
     with progress_on_stderr("steps") as progress:
         found = fit_pairs(pairs, settings, queries, progress)
@@ -151,6 +168,9 @@ def show_fit(found: Fit) -> None:
         figures = f"{100 * estimate.mean:.1f} ± {100 * estimate.standard_error:.1f}", f"{trial.flops / 1e6:.2f}"
         table.add_row(mark + trial.name, *figures, style=style)
     console.print(table)
+    if found.compression is not None:
+        click.echo()
+        console.print(_compression_table(found.compression))
     forecast = found.forecast
     asked = f"{forecast.queries:,} queries that {'did not choose' if forecast.is_independent else 'chose it, too'}"
     rows = {found.measure: f"{forecast.measured}, on {asked}"}
@@ -168,6 +188,30 @@ def show_fit(found: Fit) -> None:
     for note in found.notes:
         click.echo(f"note: {note}")
     click.echo(f"\nIs it worth it? {forecast.verdict.sentence}")
+
+
+def _compression_table(found: Compression) -> Table:
+    """Return the maps by size; neither they nor what they learnt from were fitted on the pairs that judge them here."""
+    from rich.table import Table
+
+    title = f"Smaller, learnt from it on {found.stored:,} stored rows in {found.steps:,} steps each"
+    table = Table("Map", title=title, title_justify="left", box=None)
+    for column in (f"{found.measure}, %", "against it", "MFLOP a row", "rows/s", "times as fast"):
+        table.add_column(column, justify="right")
+    for each in (*found.students, found.teacher):
+        figures, style = each.as_dict(found.teacher), "bold" if each is found.chosen else None
+        difference = figures["difference"]
+        against = f"{100 * difference['mean']:+.1f} ± {100 * difference['standard_error']:.1f}"
+        table.add_row(
+            ("* " if each is found.chosen else "  ") + each.name,
+            f"{100 * figures['mean']:.1f} ± {100 * figures['standard_error']:.1f}",
+            "" if each is found.teacher else against,
+            f"{each.flops / 1e6:.2f}",
+            f"{each.rows_per_second:,.0f}",
+            f"{each.rows_per_second / found.teacher.rows_per_second:.1f}",
+            style=style,
+        )
+    return table
 
 
 def main() -> NoReturn:

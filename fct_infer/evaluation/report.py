@@ -173,9 +173,9 @@ def _backfilling(found: Study) -> str:
         for name, curve in found.curves.items()
     }
     caption = f"mAP while the gallery is re-embedded, at {len(shares)} points, by the order of the rows."
-    return _section(
-        "Backfilling", _figure(chart, caption) + "<p>Area: mean mAP over the points.</p>" + html_properties(areas)
-    )
+    left_out = f"<p>{escape(found.left_out)}.</p>" if found.left_out else ""
+    area = "<p>Area: mean mAP over the points.</p>" + html_properties(areas)
+    return _section("Backfilling", _figure(chart, caption) + area + left_out)
 
 
 def _queries(ranks: QueryRanks) -> str:

@@ -24,6 +24,7 @@ from fct_infer.evaluation.verdict import Verdict, judge
 StageProgress = Callable[[str, int, int], None]
 TRANSFORMED = "old, transformed"
 ORACLE = "oracle"
+CLASS_MEAN = "class mean"
 _WORDS: dict[Direction, str] = {"far": "far from", "near": "near"}
 _RANDOM_SEEDS = 3
 
@@ -115,6 +116,13 @@ class Study:
         """The search in question, query by query."""
         return self.matrix.ranks[self.searched]
 
+    @property
+    def left_out(self) -> str:
+        """Say which orders of backfilling are missing, and why; empty if none are that the labels would allow."""
+        if not self.curves or any(CLASS_MEAN in name for name in self.curves):
+            return ""
+        return f"no order by the {CLASS_MEAN}: every gallery row has a label of its own, and is its own mean"
+
     def table(self) -> CompatibilityTable:
         """Return every pair with its figures, judged by old/old and new/new."""
         rows = [
@@ -145,6 +153,8 @@ class Study:
             document["flips"] = self.flips.as_dict()
         if self.curves:
             document["backfilling"] = {name: curve.as_dict() for name, curve in self.curves.items()}
+        if self.left_out:
+            document["left_out"] = self.left_out
         if self.per_class:
             document["per_class"] = [
                 {"label": json_label(label)} | metrics.as_dict() for label, metrics in self.per_class.items()
@@ -220,10 +230,10 @@ def _curves(
         orders["most uncertain first"] = [uncertainty_order(inputs.uncertainty)]
     directions: tuple[Direction, ...] = ("far", "near")
     if len(np.unique(inputs.gallery_labels)) == len(inputs.gallery_labels):
-        directions = ()  # every row is its own class and its mean
+        directions = ()  # see Study.left_out
     for first in directions:
         order = class_mean_order(inputs.gallery, inputs.gallery_labels, first, settings.metric)
-        orders[f"{_WORDS[first]} the class mean first"] = [order]
+        orders[f"{_WORDS[first]} the {CLASS_MEAN} first"] = [order]
     orders["random"] = [random_order(len(inputs.gallery), seed) for seed in range(_RANDOM_SEEDS)]
     orders[ORACLE] = [oracle_order(*arrays, progress=progress and partial(progress, "oracle"), **search)]
     return backfilling_curves(

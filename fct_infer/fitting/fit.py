@@ -12,6 +12,7 @@ import numpy as np
 from fct_infer.connectors.joining import Int64Array, Progress
 from fct_infer.errors import GalleryError, GateError, UsageError
 from fct_infer.evaluation import METRICS, Metric, nearest
+from fct_infer.fitting.compress import Compression, Judge, Stored, Teachers, compress
 from fct_infer.fitting.crossfit import (
     CrossFit,
     Split,
@@ -47,9 +48,11 @@ class Settings:
         network: whether one is tried at all.
         seed: of everything drawn, below 2**63.
         direction: ``old-to-new`` maps stored rows; ``new-to-old`` maps new queries, to search the old gallery.
+        compress: rows, beside those of the pairs, from which small networks learn what the best map found makes of
+            them; the smallest that is as good is returned. None compresses nothing.
 
     Raises:
-        UsageError: no such metric, direction, budget or seed.
+        UsageError: no such metric, direction, budget or seed, or a map of queries to compress.
     """
 
     metric: Metric | None = None
@@ -57,6 +60,7 @@ class Settings:
     network: bool = True
     seed: int = 0
     direction: Direction = "old-to-new"
+    compress: Stored | None = None
 
     def __post_init__(self) -> None:
         for name, known in (("metric", (None, *METRICS)), ("direction", get_args(Direction))):
@@ -64,6 +68,8 @@ class Settings:
                 raise UsageError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(filter(None, known))}")
         if not self.budget > 0 or not 0 <= self.seed < 1 << 63:
             raise UsageError(f"budget is {self.budget}, seed {self.seed}; wanted some seconds, and 0 to 2**63 - 1")
+        if self.compress is not None and self.direction == "new-to-old":
+            raise UsageError("a map of queries is not compressed: what it costs is next to what a query's search costs")
 
 
 @dataclass(frozen=True)
@@ -71,8 +77,8 @@ class Fit:
     """A fitted transformation.
 
     Attributes:
-        program: h(old, side) -> new, fitted on all pairs.
-        chosen: its trial.
+        program: h(old, side) -> new, fitted on all pairs, and compressed if that was asked for.
+        chosen: its trial, or that of the map it learnt from.
         trials: all candidates, the best first.
         measure: what they were compared by.
         metric: how rows were searched.
@@ -80,6 +86,7 @@ class Fit:
         notes: what was found on the way and should be known, one sentence each.
         pairs: how many there were.
         seconds: how long it took.
+        compression: how small it may be, if that was asked for and tried.
     """
 
     program: Program
@@ -91,6 +98,7 @@ class Fit:
     notes: tuple[str, ...]
     pairs: int
     seconds: float
+    compression: Compression | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything but the weights as strict JSON."""
@@ -103,6 +111,7 @@ class Fit:
             "notes": list(self.notes),
             "pairs": self.pairs,
             "seconds": self.seconds,
+            "compression": None if self.compression is None else self.compression.as_dict(),
         }
 
 
@@ -133,6 +142,8 @@ def fit_pairs(
             raise UsageError("a map of queries is judged by the rows of all pairs or by labels, not by queries")
         pairs = pairs.swapped()
     queries = None if queries is None else queries.checked(pairs)
+    if settings.compress is not None:
+        settings.compress.check(pairs)
     is_unit = bool(np.allclose(np.linalg.norm(pairs.new, axis=1), 1, atol=1e-3))
     search = Search(settings.metric or ("cosine" if is_unit else "l2"), settings.direction)
     split = _split(pairs, queries, settings.seed)
@@ -159,6 +170,19 @@ def fit_pairs(
         program = recipe.fit(statistics_of(pairs, np.arange(len(pairs))))
     else:
         program = final_network(cross_fit, recipe, network, partial(progress, "train the network"))
+    compression = None
+    if settings.compress is not None:
+        of_folds = cross_fit.programs(recipe) if network is None else network.programs
+        teachers = Teachers(chosen.name, of_folds[0], program)
+        judge = _judge(pairs, split, queries, search)
+        left = settings.budget - (time.monotonic() - began)
+        small = compress(
+            cross_fit, judge, teachers, settings.compress, (left, settings.seed), partial(progress, "compress")
+        )
+        if isinstance(small, str):
+            notes.append(small)
+        else:
+            program, compression = small
     if is_unit:
         program = program.with_normalization()
         notes.append("all new rows have length 1, so those of h are given it, too")
@@ -172,6 +196,7 @@ def fit_pairs(
         tuple(notes),
         len(pairs),
         time.monotonic() - began,
+        compression,
     )
 
 
@@ -195,6 +220,22 @@ def _measure(pairs: Pairs, judged: Int64Array, queries: Queries | None, search: 
         places[judged] = np.arange(len(judged))
         return ByTruth(queries.new, places[queries.truth], search.metric)
     return Overlap(new, *search) if pairs.labels is None else ByLabels(new, pairs.labels[judged], *search)
+
+
+def _judge(pairs: Pairs, split: Split, queries: Queries | None, search: Search) -> Judge:
+    """Return what compares maps that were fitted without the first fold."""
+    folds = split.folds[split.judged]
+    rows = split.judged[folds == 0]
+    if queries is not None:
+        measure = _measure(pairs, rows, queries, search)
+        asked = np.flatnonzero(np.isin(queries.truth, rows).any(axis=1))
+        asked = asked[~np.isin(asked, split.reporting)]
+        if len(asked) >= MIN_PAIRS:
+            return Judge(rows, measure, asked)
+    asked = np.arange(len(rows))
+    if split.are_rows:
+        asked = asked[~np.isin(np.flatnonzero(folds == 0), split.reporting)]
+    return Judge(rows, _measure(pairs, rows, None, search), asked)
 
 
 def _suspicion(target: Float32Array, transformed: Float32Array, search: Search) -> list[str]:

@@ -10,12 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.connectors import SourceOptions, open_source
-from fct_infer.connectors.joining import Progress
+from fct_infer.connectors.joining import Progress, gather_rows
 from fct_infer.connectors.options import integer_or_text
 from fct_infer.errors import GalleryError, UsageError
 from fct_infer.evaluation import read_embeddings, read_labels, read_truth
+from fct_infer.fitting.compress import MAX_STORED, Stored
 from fct_infer.fitting.pairs import MAX_PAIRS, Pairs, read_pairs
 from fct_infer.fitting.queries import Queries
+from fct_infer.gallery import sample_rows
+from fct_infer.gallery.source import Source
 
 
 def read_inputs(
@@ -41,26 +44,69 @@ def read_inputs(
         raise UsageError("--queries and --truth go together")
     if "old_queries" in given and "queries" not in given:
         raise UsageError("--old-queries wants --queries, the same by the new model")
-    cast, id_column = bool(given.get("allow_cast")), given.get("id_column")
-    old, new = (
-        open_source(
-            given[name],
-            SourceOptions(
-                embedding_column=given.get(f"{name}_embedding_column"),
-                id_column=id_column,
-                ids=given.get(f"{name}_ids"),
-                allow_cast=cast,
-                model=given.get(f"{name}_model"),
-            ),
-        )
-        for name in ("old", "new")
-    )
+    cast = bool(given.get("allow_cast"))
+    old, new = (_open(given, name) for name in ("old", "new"))
     side = open_source(given["side"], SourceOptions(allow_cast=cast)) if "side" in given else None
     labels = read_labels(given["labels"]) if "labels" in given else None
     truth = integer_or_text(read_truth(given["truth"]), str(given["truth"])) if "truth" in given else None
     wanted = None if truth is None else np.unique(truth)
     pairs = read_pairs(old, new, side, labels=labels, wanted=wanted, max_pairs=max_pairs, seed=seed, progress=progress)
     return pairs, None if truth is None else _queries(given, truth, pairs)
+
+
+def read_stored(inputs: Mapping[str, Any], pairs: Pairs, *, seed: int = 0) -> Stored:
+    """Read a sample of rows that h will transform: of ``gallery``, or else of the rows of ``old`` that no pair has.
+
+    Args:
+        inputs: as of :func:`read_inputs`, and ``gallery``: any source of old embeddings, with its side-information
+            where the pairs have some.
+        pairs: what :func:`read_inputs` returned.
+        seed: of the sample.
+
+    Raises:
+        UsageError: a gallery of another width.
+        GalleryError: a file is missing or malformed, or a row holds NaN or infinity.
+    """
+    given = {name: value for name, value in inputs.items() if value is not None}
+    if "gallery" in given:
+        options = SourceOptions(
+            embedding_column=given.get("old_embedding_column"),
+            id_column=given.get("id_column"),
+            allow_cast=bool(given.get("allow_cast")),
+        )
+        source, beside = open_source(given["gallery"], options), None
+        rows = sample_rows(source.schema.rows, MAX_STORED, seed)
+    else:
+        source = _open(given, "old")
+        beside = (
+            open_source(given["side"], SourceOptions(allow_cast=bool(given.get("allow_cast"))))
+            if "side" in given
+            else None
+        )
+        assert pairs.old_rows is not None
+        rows = np.setdiff1d(np.arange(source.schema.rows), pairs.old_rows)
+        rows = rows[sample_rows(len(rows), MAX_STORED, seed)] if len(rows) else rows
+    if not len(rows):
+        return Stored(pairs.old[:0], None if pairs.side is None else pairs.side[:0])
+    old, side = gather_rows(source, rows, with_side=pairs.side is not None and beside is None)
+    if beside is not None:
+        side, _ = gather_rows(beside, rows, with_side=False)
+    for name, found, wanted in (("", old, pairs.old), ("side-information ", side, pairs.side)):
+        if wanted is not None and (found is None or found.shape[1] != wanted.shape[1]):
+            width = "none" if found is None else found.shape[1]
+            raise UsageError(f"--gallery: its {name}rows are {width} wide, those of OLD {wanted.shape[1]}")
+    return Stored(old, side if pairs.side is not None else None)
+
+
+def _open(given: Mapping[str, Any], name: str) -> Source:
+    options = SourceOptions(
+        embedding_column=given.get(f"{name}_embedding_column"),
+        id_column=given.get("id_column"),
+        ids=given.get(f"{name}_ids"),
+        allow_cast=bool(given.get("allow_cast")),
+        model=given.get(f"{name}_model"),
+    )
+    return open_source(given[name], options)
 
 
 def _queries(given: Mapping[str, Path], truth: NDArray[Any], pairs: Pairs) -> Queries:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -37,16 +38,18 @@ class Schedule:
     """How a network is trained; the same numbers give the same network on one machine.
 
     Attributes:
-        hidden: width of its two hidden layers.
+        hidden: width of its hidden layers.
         steps: of the whole schedule, over which the learning rate rises and falls.
         stop: after how many steps it ends; ``steps`` unless held-out rows said that earlier was better.
         seed: of weights and batches.
+        layers: how many hidden ones there are.
     """
 
     hidden: int
     steps: int = STEPS
     stop: int = STEPS
     seed: int = 0
+    layers: int = 2
 
 
 class Residual(nn.Module):
@@ -64,10 +67,10 @@ class Residual(nn.Module):
         self.mean = mean[d_in:]
         self.radius = float(np.sqrt(np.trace(statistics.yy) / statistics.rows))
         self.base = PointwiseBlock(d_in, len(self.mean), is_last=True)
+        widths = [d_in, *[schedule.hidden] * schedule.layers]
         self.mlp = nn.Sequential(
-            PointwiseBlock(d_in, schedule.hidden),
-            PointwiseBlock(schedule.hidden, schedule.hidden),
-            PointwiseBlock(schedule.hidden, len(self.mean), is_last=True),
+            *(PointwiseBlock(narrow, wide) for narrow, wide in pairwise(widths)),
+            PointwiseBlock(widths[-1], len(self.mean), is_last=True),
         )
         self.standardized = nn.BatchNorm1d(d_in, affine=False, momentum=None)
         self.scale = self.radius / len(self.mean) ** 0.5
@@ -170,10 +173,14 @@ def one_thread_each() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def seconds_per_step(pairs: Pairs, rows: Int64Array, start: tuple[Recipe, Statistics], hidden: int) -> float:
+def seconds_per_step(
+    pairs: Pairs, rows: Int64Array, start: tuple[Recipe, Statistics], hidden: int, layers: int = 2
+) -> float:
     """Return how long a step takes here, by the clock."""
     began: list[float] = []
-    train(pairs, rows, start, Schedule(hidden, steps=12, stop=12), progress=lambda *_: began.append(time.monotonic()))
+    train(
+        pairs, rows, start, Schedule(hidden, 12, 12, layers=layers), progress=lambda *_: began.append(time.monotonic())
+    )
     return float(np.median(np.diff(began)))
 
 

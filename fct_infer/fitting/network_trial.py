@@ -33,11 +33,13 @@ class Network:
         transformed: (m, d_new) judged rows, each by a network that was trained without it.
         flops: a row.
         schedule: where held-out rows said to stop.
+        programs: of each fold, trained on the others.
     """
 
     transformed: Float32Array
     flops: int
     schedule: Schedule
+    programs: tuple[Program, ...]
 
 
 def cross_fit_network(
@@ -83,17 +85,17 @@ def cross_fit_network(
         schedule = replace(schedule, stop=screening.best_step)
         transformed = np.empty((len(split.judged), pairs.new.shape[1]), np.float32)
 
-        def fit_fold(fold: int) -> int:
+        def fit_fold(fold: int) -> Program:
             program = train(pairs, rows[fold], starts[fold], schedule).program()
             transformed[folds == fold] = cross_fit.apply(program, split.judged[folds == fold])
-            return program.flops_per_row
+            return program
 
-        flops = []
+        programs = list[Program]()
         with ThreadPoolExecutor(at_once) as pool:
             for each in pool.map(fit_fold, range(FOLDS)):
-                flops.append(each)
-                progress((1 + len(flops)) * STEPS, (1 + FOLDS) * STEPS)
-    return Network(transformed, flops[0], schedule)
+                programs.append(each)
+                progress((1 + len(programs)) * STEPS, (1 + FOLDS) * STEPS)
+    return Network(transformed, programs[0].flops_per_row, schedule, tuple(programs))
 
 
 def final_network(

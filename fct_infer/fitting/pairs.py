@@ -33,6 +33,7 @@ class Pairs:
         only_old, only_new: how many items only one of them has.
         by_row_number: whether OLD has no ids, so that those of NEW were taken for numbers of its rows.
         models: whose vectors ``old`` and ``new`` are, as far as that is known.
+        old_rows: (n,) where the pairs lie in OLD; None of arrays.
     """
 
     old: Float32Array
@@ -45,6 +46,7 @@ class Pairs:
     only_new: int = 0
     by_row_number: bool = False
     models: tuple[ModelId | None, ModelId | None] = (None, None)
+    old_rows: Int64Array | None = None
 
     def __len__(self) -> int:
         return len(self.old)
@@ -123,6 +125,7 @@ def read_pairs(
         new.schema.rows - matched,
         models=(old.model, new.model),
         by_row_number=old.schema.id_dtype is None and new.schema.id_dtype is not None,
+        old_rows=old_rows,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fct_infer.errors import ArrayError, UsageError
+from fct_infer.training.data.batches import LEAST_ROWS, batch_ends
 from fct_infer.training.features import Columns, Features, concatenate
 from fct_infer.training.splits import Split
 
@@ -26,15 +28,16 @@ class FeatureBatches:
     a buffer with the next chunks in that order until it holds :data:`BUFFER_ROWS` rows, and draws an order of the rows
     in the buffer. So a batch mixes rows of some hundred places of the data whatever its order on disk, memory does not
     grow with the data, and files are read in runs. Rows left over in a buffer join the next; the last rows of an epoch
-    that fill no batch are left out, as batch norm wants. An epoch is drawn from one number of ``generators``.
+    that fill no batch are a smaller one, see :func:`fct_infer.training.data.batches.batch_ends`. An epoch is drawn from
+    one number of ``generators``.
 
     Raises:
-        ArrayError: there are fewer training rows than one batch.
+        ArrayError: there are too few training rows for any batch.
     """
 
     def __init__(self, features: Features, split: Split, batch_size: int, seed: int) -> None:
-        if split.training_rows < batch_size:
-            raise ArrayError(f"training data: got {split.training_rows} rows, wanted at least {batch_size}, one batch")
+        if split.training_rows < LEAST_ROWS:
+            raise ArrayError(f"training data: got {split.training_rows} rows, wanted at least {LEAST_ROWS}, one batch")
         self._features, self._split, self._batch_size = features, split, batch_size
         self._chunks = features.ranges(CHUNK_ROWS)
         self._rank, self._processes = 0, 1
@@ -48,7 +51,7 @@ class FeatureBatches:
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        return self._split.training_rows // self._batch_size
+        return len(batch_ends(self._split.training_rows, self._batch_size, self._processes))
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         """One epoch.
@@ -59,17 +62,19 @@ class FeatureBatches:
         rng = np.random.default_rng(int(torch.randint(2**62, (), generator=self.generators[0])))
         order = rng.permutation(len(self._chunks))
         left: list[Columns] = []
+        least = LEAST_ROWS * self._processes
         for first in range(0, len(order), BUFFER_ROWS // CHUNK_ROWS):
             chosen = np.sort(order[first : first + BUFFER_ROWS // CHUNK_ROWS])
             parts = self._features.read((self._chunks[index] for index in chosen), self._split.is_training)
             buffer = concatenate([*left, *parts])
             del parts
             rows = rng.permutation(len(buffer["old"]))
-            whole = len(rows) - len(rows) % self._batch_size
-            for start in range(0, whole, self._batch_size):
-                batch = rows[start : start + self._batch_size]
-                yield as_tensors(buffer, batch[self._rank :: self._processes])
-            left = [{name: column[rows[whole:]] for name, column in buffer.items()}]
+            ends = [0, *batch_ends(len(rows), self._batch_size, self._processes)]
+            if first + BUFFER_ROWS // CHUNK_ROWS < len(order):  # leave the next one rows enough for a batch
+                ends = [end for end in ends if end <= max(len(rows) - least, 0)]
+            for start, end in pairwise(ends):
+                yield as_tensors(buffer, rows[start:end][self._rank :: self._processes])
+            left = [{name: column[rows[ends[-1] :]] for name, column in buffer.items()}]
             del buffer
 
 

@@ -25,13 +25,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a model is trained; the learning rate rises linearly, then falls to zero along a cosine.
+    """How a model is trained; the learning rate rises linearly, then falls along a cosine.
 
     Attributes:
         epochs: passes over the data.
         learning_rate: its peak.
         batch_size: rows a step.
         warmup_epochs: passes over which the learning rate rises; may be a fraction.
+        schedule: when it changes: every ``"step"``, down to zero, or every ``"epoch"``, as in the public FCT code; then
+            the last epoch learns, too.
         optimizer: ``"sgd"`` or ``"adam"``.
         momentum: SGD only.
         nesterov: take Nesterov's momentum; the public FCT code does not.
@@ -54,6 +56,7 @@ class TrainingConfig:
     learning_rate: float
     batch_size: int = 128
     warmup_epochs: float = 1.0
+    schedule: Literal["step", "epoch"] = "step"
     optimizer: Literal["sgd", "adam"] = "sgd"
     momentum: float = 0.875
     nesterov: bool = False
@@ -219,10 +222,7 @@ class _Training:
         self._fabric, self._module, self._config, self._generators = fabric, module, config, generators
         self._steps_per_epoch, self._steps = steps_per_epoch, config.epochs * steps_per_epoch
         self._optimizer = _optimizer(module, config)
-        warmup_steps, steps = config.warmup_epochs * steps_per_epoch, self._steps
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(
-            self._optimizer, lambda step: learning_rate_at(step, warmup_steps, steps)
-        )
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, _shares(config, steps_per_epoch))
         self._objective, self._wrapped_optimizer = fabric.setup(_Objective(module, loss_of), self._optimizer)
         self.epoch, self.losses = 0, list[float]()
         self._validation, self._best = list[dict[str, float]](), dict[str, Tensor]()
@@ -326,6 +326,21 @@ def _best(validation: Sequence[Mapping[str, float]]) -> int:
 
 def _copied(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().clone() for name, tensor in module.state_dict().items()}
+
+
+def _shares(config: TrainingConfig, steps_per_epoch: int) -> Callable[[int], float]:
+    """Return step (from 0) -> the share of the peak learning rate."""
+    if config.schedule == "epoch":
+        return lambda step: learning_rate_of_epoch(step // steps_per_epoch, config.warmup_epochs, config.epochs)
+    warmup_steps, steps = config.warmup_epochs * steps_per_epoch, config.epochs * steps_per_epoch
+    return lambda step: learning_rate_at(step, warmup_steps, steps)
+
+
+def learning_rate_of_epoch(epoch: int, warmup_epochs: float, epochs: int) -> float:
+    """Return the share of the peak learning rate used in ``epoch`` (from 0), as in the public FCT code."""
+    if epoch < warmup_epochs:
+        return min((epoch + 1) / warmup_epochs, 1.0)
+    return 0.5 * (1 + math.cos(math.pi * (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1)))
 
 
 def learning_rate_at(step: int, warmup_steps: float, steps: int) -> float:

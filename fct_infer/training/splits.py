@@ -11,6 +11,7 @@ from fct_infer.errors import UsageError
 from fct_infer.gallery.sampling import sample_rows
 
 MAX_VALIDATION_ROWS = 50_000
+_USUAL_SHARE, _USUAL_ROWS = 0.1, 100
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ class Split:
     def is_training(self, first: int, last: int) -> NDArray[np.bool_]:
         """The opposite of :meth:`is_held_out`."""
         return ~self.is_held_out(first, last)
+
+
+def usual_share(rows: int) -> float:
+    """Return the share to hold out of so many rows: a tenth, or 100 rows where that is more, but at most half."""
+    return min(max(_USUAL_SHARE, _USUAL_ROWS / max(rows, 1)), 0.5)
 
 
 def _sample_groups(groups: NDArray[np.int64], count: int, seed: int) -> NDArray[np.int64]:

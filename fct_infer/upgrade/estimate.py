@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from fct_infer.transformation import Transformation
 from fct_infer.upgrade.meaning import check_before_work
 from fct_infer.upgrade.plan import SEED, Plan
 
+_TIMED_ROWS = 4096
 _ID_KINDS = {"i": "integers", "u": "integers", "S": "bytes", "U": "text"}
 
 
@@ -19,7 +21,7 @@ def estimate(plan: Plan) -> dict[str, Any]:
     Raises:
         GateError: the rows that the probe knows are no better than chance.
     """
-    speed, gallery, schema = _measure_speed(plan), plan.gallery, plan.gallery.schema
+    speed, gallery, schema = rows_per_second(plan.transformation, plan.block_rows), plan.gallery, plan.gallery.schema
     return {
         "gallery": str(gallery.path),
         "dest": str(plan.dest),
@@ -55,9 +57,9 @@ def _readings(plan: Plan) -> int:
     return 2 + (plan.index is not None and plan.index.training_rows > 0)
 
 
-def _measure_speed(plan: Plan) -> float:
-    h, rng = plan.transformation, np.random.default_rng(SEED)
-    rows = min(plan.block_rows, 4096)
+def rows_per_second(h: Transformation, block_rows: int = _TIMED_ROWS) -> float:
+    """Return how many random rows ``h`` transforms a second, here and now; takes a third of a second."""
+    rng, rows = np.random.default_rng(SEED), min(block_rows, _TIMED_ROWS)
     old = rng.standard_normal((rows, h.old_dim), np.float32)
     side = rng.standard_normal((rows, h.side_dim), np.float32) if h.side_dim else None
     h(old, side)

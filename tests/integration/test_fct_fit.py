@@ -93,6 +93,17 @@ def test_a_map_for_queries_goes_the_other_way(files):
     assert load_transformation(files / "h")(np.load(files / "new.npy")).shape == (400, 12)
 
 
+def test_what_small_maps_may_learn_from_is_read_and_the_budget_kept(files):
+    """Of too little time it is said what would do; what is learnt and chosen is tested where maps are compressed."""
+    given = "--old", files / "old.npy", "--new", files / "new.npy", "-o", files / "h", "--compress", "--budget", "1s"
+    done = run("fit", *given, "--gallery", files / "old.npy")
+    assert done.returncode == 0, done.stderr
+    assert "note: nothing was compressed" in done.stdout or "Smaller, learnt from it on" in done.stdout
+    for wrong in (["--gallery", files / "new.npy"], ["--no-network"], ["--direction", "new-to-old"]):
+        assert run("fit", *given, "--force", *wrong).returncode == 2
+    assert fit(files, "--gallery", files / "old.npy", "--force").returncode == 2
+
+
 def test_pairs_of_different_items_are_refused(files):
     np.save(files / "new.npy", shuffled_rows(np.load(files / "new.npy"), 1.0))
     done = fit(files)

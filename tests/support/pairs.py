@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from fct_infer.fitting import Pairs
+
 
 def clustered(rows, old_dim=12, new_dim=16, clusters=20, seed=0):
     """Items around centres, seen by a model of each width through a random map and some noise: old, new, labels."""
@@ -21,3 +23,13 @@ def shuffled_rows(array, share, seed=0):
     result = array.copy()
     result[rows] = array[np.roll(rows, 1)]
     return result
+
+
+def curved(rows, seed=0):
+    """New rows that no linear map of the old ones gives."""
+    rng, fixed = np.random.default_rng(seed), np.random.default_rng(99)
+    items, side = rng.standard_normal((2, rows, 6))
+    hidden = np.maximum(np.concatenate([items, side], axis=1) @ fixed.standard_normal((12, 40)), 0)
+    new = hidden @ fixed.standard_normal((40, 8))
+    rows = np.arange(rows)
+    return Pairs(items.astype(np.float32), new.astype(np.float32), side.astype(np.float32), rows)

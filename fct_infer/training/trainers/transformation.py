@@ -106,7 +106,7 @@ def train_transformation(
 
     Raises:
         UsageError: the configuration names an unknown model, loss or optimizer, or FastFill lacks what it needs.
-        ArrayError: an array is not float32 (n, d), or they differ in length, or they are fewer than one batch.
+        ArrayError: an array is not float32 (n, d), or they differ in length, or they are fewer than two rows.
         GateError: the loss became NaN or infinite.
     """
     arrays = {"old": old, "side": old if side is None else side, "new": new}
@@ -115,13 +115,14 @@ def train_transformation(
         tensors.append(torch.from_numpy(labels.astype(np.int64)))
     dims = {"old_dim": old.shape[1], "side_dim": 0 if side is None else side.shape[1], "new_dim": new.shape[1]}
     objective = build_objective(dims, config, classifier, has_labels=labels is not None)
-    batches = TensorBatches(*tensors, batch_size=config.training.batch_size, seed=config.training.seed)
+    training = config.training
+    batches = TensorBatches(*tensors, batch_size=training.batch_size, seed=training.seed, keep_rest=True)
     if isinstance(objective.module, StandardizedTransformation):
         parts = {"old": old, "new": new} | ({} if side is None else {"side": side})
         objective.module.fit_scales(Statistics.of_block(parts))
     if labels is not None and classifier is not None:
         check_labels(labels, len(classifier.weight))
-    return train_on_batches(objective, batches, config.training, on_progress)
+    return train_on_batches(objective, batches, training, on_progress)
 
 
 def build_objective(

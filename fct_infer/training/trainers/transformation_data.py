@@ -21,7 +21,7 @@ from fct_infer.training.features import Columns, Features, concatenate
 from fct_infer.training.image_features import ImageFeatures, OnImages, Views
 from fct_infer.training.image_models import open_image_model
 from fct_infer.training.models.classifiers import Classifier, LinearClassifier
-from fct_infer.training.splits import Split
+from fct_infer.training.splits import Split, usual_share
 from fct_infer.training.trainers.transformation import check_labels
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class TrainingData:
 
 
 def open_features(
-    folders: Sequence[FeatureFolders], classifier: Classifier | None, share: float, seed: int
+    folders: Sequence[FeatureFolders], classifier: Classifier | None, share: float | None, seed: int
 ) -> TrainingData:
     """Open one set or a mixture, read every row once to check it, and keep those that are held out.
 
@@ -98,6 +98,7 @@ def open_features(
         UsageError: the sets do not fit together, or no such share can be held out.
     """
     features = Features.joined([each.open() for each in folders])
+    share = usual_share(features.rows) if share is None else share
     split = Split.draw(features.rows, share, seed, features.groups)
     parts, sums, first = [], list[Statistics](), 0
     for block in features.blocks():

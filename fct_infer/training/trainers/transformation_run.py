@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -20,6 +21,7 @@ from fct_infer.training.alignment import Alignment, measure_alignment
 from fct_infer.training.chains import compose
 from fct_infer.training.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
 from fct_infer.training.config import check_arguments, from_plain, hint, to_plain
+from fct_infer.training.data.batches import batch_ends
 from fct_infer.training.fastfill import write_scores
 from fct_infer.training.feature_batches import FeatureBatches, as_tensors
 from fct_infer.training.features import Columns
@@ -57,12 +59,14 @@ PAPER_RECIPE = TrainingConfig(
     learning_rate=5e-4,
     batch_size=1024,
     warmup_epochs=5,
+    schedule="epoch",
     optimizer="adam",
     freeze_batch_norm_from=0.5,
 )
 """How the paper trains h (arXiv 2112.02805, its public code)."""
 
 _LEAST_BATCH, _BATCHES = 32, 32  # rows of a batch, and batches of an epoch
+_LEAST_STEPS = 2_500  # of a training, or h learns little: as many as 80 epochs of that many batches
 _VALIDATION_ROWS = 8192  # at once
 _MODELS = (*TRANSFORMATIONS, *MAPS, "chain", "module:function")
 
@@ -77,10 +81,12 @@ class _RunConfig(TransformationConfig):
         model: a trained h (``paper``, ``mlp``, ``residual_mlp``, ``linear``), a map that is solved for
             (``procrustes``, ``ridge``, ``low_rank``), or ``chain`` with ``first`` and ``second``, two checkpoints, and
             ``second_side`` (:func:`fct_infer.training.chains.compose`).
-        training: schedule of a trained h; the paper's where it does not say otherwise.
+        training: schedule of a trained h; the paper's where it does not say otherwise, but in smaller batches where
+            rows are few, and in more epochs where batches are.
         classifier: the new model's, for FastFill: the folder of its finished run, or a ``.npy`` file (classes, d_new)
             with the weight of a linear classifier.
-        validation: share of the rows held out, at most 50,000 rows; drawn from ``training.seed``.
+        validation: share of the rows held out, at most 50,000 rows; drawn from ``training.seed``. Without one, a tenth
+            or 100 rows, whichever is more, but at most half.
         old_model, new_model: whose vectors ``data`` holds, for the checkpoint: names, or ``sha256:`` and digests; of
             galleries that say it themselves they need not be given.
         scores_gallery: a gallery whose uncertainties FastFill writes to ``scores.npy``.
@@ -90,7 +96,7 @@ class _RunConfig(TransformationConfig):
     model: ModelSpec = field(default_factory=lambda: ModelSpec("paper"))
     training: TrainingConfig = PAPER_RECIPE
     classifier: str | None = None
-    validation: float = 0.02
+    validation: float | None = None
     old_model: str | None = None
     new_model: str | None = None
     scores_gallery: str | None = None
@@ -162,8 +168,7 @@ def run_transformation(
     else:
         features = settings.data
     data = open_features((features, *settings.mixture), classifier, settings.validation, seed)
-    if "batch_size" not in config.get("training", {}):
-        settings = _with_batch_size(settings, data.split.training_rows)
+    settings = _fitted_to(data.split.training_rows, settings, config.get("training", {}))
     outcome = _make(settings, data, run, on_progress)
     run.begin()
     run.first(lambda: _write(settings, outcome, run.path, gallery))
@@ -200,10 +205,24 @@ def _settings(config: Mapping[str, Any]) -> TransformationRunConfig | ImageTrans
     return from_plain(TransformationRunConfig, config)
 
 
-def _with_batch_size(settings: _Settings, rows: int) -> _Settings:
-    """Return the settings with the paper's batch, or a 32nd of the rows where there are too few for it to learn."""
-    size = min(settings.training.batch_size, max(_LEAST_BATCH, rows // _BATCHES), rows)
-    return replace(settings, training=replace(settings.training, batch_size=size))
+def _fitted_to(rows: int, settings: _Settings, given: Mapping[str, Any]) -> _Settings:
+    """Return the settings with the paper's batch, or a 32nd of few rows, and steps enough; what is given stays.
+
+    Args:
+        rows: that are trained on.
+        settings: what is given, and the paper's where nothing is.
+        given: keys of ``training`` that the configuration has.
+    """
+    training = settings.training
+    if "batch_size" not in given:
+        training = replace(training, batch_size=min(training.batch_size, max(_LEAST_BATCH, rows // _BATCHES), rows))
+    if "epochs" not in given:
+        batches = len(batch_ends(rows, training.batch_size))
+        longer = max(1.0, _LEAST_STEPS / (batches * training.epochs))
+        training = replace(training, epochs=math.ceil(longer * training.epochs))
+        if "warmup_epochs" not in given:
+            training = replace(training, warmup_epochs=longer * training.warmup_epochs)
+    return replace(settings, training=training)
 
 
 def _make(settings: _RunConfig, data: TrainingData, run: RunFolder, on_progress: ProgressCallback | None) -> _Outcome:

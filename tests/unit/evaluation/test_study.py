@@ -7,7 +7,7 @@ from numpy.testing import assert_array_equal
 from support.embeddings import upgrade
 
 from fct_infer.errors import ArrayError
-from fct_infer.evaluation import Settings, StudyInputs, nearest, rank_queries, retrieved_rows, study
+from fct_infer.evaluation import Settings, StudyInputs, nearest, rank_queries, retrieved_rows, study, write_report
 
 QUERIES, GALLERY, NEW_GALLERY, QUERY_LABELS, LABELS = upgrade(1)
 OLD_QUERIES, OLD_GALLERY = QUERIES[:, :3].copy(), NEW_GALLERY[:, :3].copy()
@@ -44,6 +44,17 @@ def test_a_whole_study_has_every_part_and_is_strict_json():
     assert document["backfilling"]["oracle"]["area"] != document["backfilling"]["random"]["area"]
     assert document["flips"]["queries"] == document["queries"]
     assert document["verdict"]["action"] in ("keep old", "transform", "transform and backfill", "re-embed")
+
+
+def test_where_every_row_has_a_label_of_its_own_the_orders_by_class_are_left_out_and_it_is_said(tmp_path):
+    found = study(dataclasses.replace(INPUTS, gallery_labels=np.arange(len(LABELS))), Settings())
+    assert list(found.curves) == ["most uncertain first", "random", "oracle"]
+    assert found.as_dict()["left_out"].startswith(
+        "no order by the class mean: every gallery row has a label of its own"
+    )
+    write_report(tmp_path / "report.html", found, {})
+    assert found.left_out in (tmp_path / "report.html").read_text()
+    assert "left_out" not in study(INPUTS, Settings()).as_dict()
 
 
 def test_the_oracle_is_no_advice():

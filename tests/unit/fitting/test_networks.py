@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from support.pairs import curved
 
 from fct_infer import Transformation
 from fct_infer.fitting import Pairs, Settings, fit_pairs, network_trial
@@ -14,16 +15,6 @@ from fct_infer.maps import Recipe
 from fct_infer.reference import apply_float64
 
 RECIPES = [Recipe(alpha=0.1), Recipe(share=0.5, unit_deviation=True), Recipe(share=1), Recipe(side_alpha=1.0)]
-
-
-def curved(rows, seed=0):
-    """New rows that no linear map of the old ones gives."""
-    rng, fixed = np.random.default_rng(seed), np.random.default_rng(99)
-    items, side = rng.standard_normal((2, rows, 6))
-    hidden = np.maximum(np.concatenate([items, side], axis=1) @ fixed.standard_normal((12, 40)), 0)
-    new = hidden @ fixed.standard_normal((40, 8))
-    rows = np.arange(rows)
-    return Pairs(items.astype(np.float32), new.astype(np.float32), side.astype(np.float32), rows)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)

@@ -77,6 +77,30 @@ def test_an_epoch_holds_every_row_once_in_whole_batches():
     assert not torch.equal(seen, torch.cat([one for one, _ in second]))
 
 
+@pytest.mark.parametrize(
+    ("rows", "processes", "sizes"),
+    [
+        (25, 1, [8, 8, 9]),
+        (26, 1, [8, 8, 8, 2]),
+        (24, 1, [8, 8, 8]),
+        (5, 1, [5]),
+        (27, 2, [8, 8, 11]),
+        (28, 2, [8, 8, 8, 4]),
+    ],
+)
+def test_the_rest_of_an_epoch_is_a_batch_or_joins_the_last(rows, processes, sizes):
+    everything = torch.arange(rows)
+    parts = []
+    for rank in range(processes):
+        batches = TensorBatches(everything, batch_size=8, seed=0, keep_rest=True)
+        batches.share(rank, processes)
+        parts.append([batch for (batch,) in batches])
+        assert len(batches) == len(sizes) and min(map(len, parts[-1])) >= 2
+    together = [torch.cat(batch) for batch in zip(*parts, strict=True)]
+    assert [len(batch) for batch in together] == sizes
+    assert sorted(torch.cat(together).tolist()) == list(range(rows))
+
+
 @pytest.mark.parametrize(("lengths", "message"), [((10, 9), "9, 10"), ((3, 3), "at least 4")])
 def test_unusable_training_data_is_refused(lengths, message):
     with pytest.raises(ArrayError, match=message):

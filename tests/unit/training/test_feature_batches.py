@@ -52,7 +52,7 @@ def test_an_epoch_visits_each_training_row_once(
     split = Split.draw(features.rows, share, seed)
     monkeypatch.setattr(feature_batches, "CHUNK_ROWS", chunk)
     monkeypatch.setattr(feature_batches, "BUFFER_ROWS", chunk * chunks_in_buffer)
-    if split.training_rows < batch:
+    if split.training_rows < 2:
         with pytest.raises(ArrayError, match="one batch"):
             FeatureBatches(features, split, batch, seed)
         return
@@ -60,8 +60,9 @@ def test_an_epoch_visits_each_training_row_once(
     visited = epoch(batches)
     rows = list(chain.from_iterable(visited))
     assert len(visited) == len(batches)
-    assert {len(each) for each in visited} == {batch}
-    assert len(set(rows)) == len(rows) > split.training_rows - batch
+    assert {len(each) for each in visited[:-1]} <= {batch}
+    assert min(batch, 2) <= len(visited[-1]) <= batch + 1  # batch norm wants two, so a single row joins the others
+    assert len(set(rows)) == len(rows) == split.training_rows
     assert not set(rows) & set(split.held_out.tolist())
 
 
@@ -92,7 +93,7 @@ def test_batches_mix_rows_from_everywhere(tmp_path, monkeypatch):
     monkeypatch.setattr(feature_batches, "CHUNK_ROWS", 16)
     monkeypatch.setattr(feature_batches, "BUFFER_ROWS", 2048)
     features = numbered(tmp_path, (10_000,))
-    for rows in epoch(FeatureBatches(features, Split.draw(10_000, 0, 0), 256, seed=0)):
+    for rows in epoch(FeatureBatches(features, Split.draw(10_000, 0, 0), 256, seed=0))[:-1]:
         classes = np.unique(np.array(rows) // 100)
         assert len(classes) > 60  # of 100; drawn from all rows it would be about 92
         assert np.abs(np.corrcoef(np.arange(256), rows)[0, 1]) < 0.3
@@ -109,7 +110,7 @@ def test_memory_is_a_few_buffers_whatever_the_number_of_rows(tmp_path, monkeypat
     rows = sum(len(old) for old, _, _ in batches)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert rows == 99_000 - 99_000 % 512
+    assert rows == 99_000
     assert peak < 4 * 4096 * 64 * 2  # the data is 24 buffers
 
 

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from fct_infer.errors import GateError, UsageError
 from fct_infer.training.data.batches import TensorBatches
-from fct_infer.training.loop import Progress, TrainingConfig, fit, learning_rate_at, seeded
+from fct_infer.training.loop import Progress, TrainingConfig, fit, learning_rate_at, learning_rate_of_epoch, seeded
 from fct_infer.training.run import RunFolder
 
 
@@ -54,6 +55,27 @@ def test_the_learning_rate_warms_up_then_falls_to_zero():
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[60] == pytest.approx(0.5)
     assert rates[110] == pytest.approx(0)
+
+
+def test_by_epoch_the_learning_rate_is_that_of_the_public_code():
+    rates = [learning_rate_of_epoch(epoch, warmup_epochs=5, epochs=80) for epoch in range(80)]
+    np.testing.assert_allclose(rates[:6], [0.2, 0.4, 0.6, 0.8, 1, 1])
+    np.testing.assert_allclose(rates[5:], 0.5 * (1 + np.cos(np.pi * np.arange(75) / 75)))
+    assert rates[-1] > 0
+    assert learning_rate_of_epoch(0, warmup_epochs=0.5, epochs=3) == 1
+
+
+@pytest.mark.parametrize(("schedule", "changes"), [("step", 8), ("epoch", 2)])
+def test_the_learning_rate_changes_by_step_or_by_epoch(tmp_path, schedule, changes):
+    config = TrainingConfig(2, 0.05, warmup_epochs=1, schedule=schedule, log_every=1)
+    with RunFolder(tmp_path / "run") as run:
+        run.open("a test", config, config)
+        fit_line(config, run=run)
+    lines = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    column = lines[0].split(",").index("learning_rate")
+    rates = [float(line.split(",")[column]) for line in lines[1:]]
+    assert len(rates) == 8 and len(set(rates)) == (changes if schedule == "step" else 1)
+    assert schedule == "step" or set(rates) == {0.05}  # warm-up done after one epoch, and the cosine begins at its peak
 
 
 def test_progress_is_told_after_every_step():
