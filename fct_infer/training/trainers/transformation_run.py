@@ -22,6 +22,7 @@ from fct_infer.training.checkpoints import CHECKPOINT, load_checkpoint, save_che
 from fct_infer.training.config import check_arguments, from_plain, hint, to_plain
 from fct_infer.training.fastfill import write_scores
 from fct_infer.training.feature_batches import FeatureBatches, as_tensors
+from fct_infer.training.feature_sources import models_of_features, prepare_features
 from fct_infer.training.features import Columns
 from fct_infer.training.image_features import OnImages
 from fct_infer.training.loop import Fitted, ProgressCallback, TrainingConfig
@@ -160,8 +161,9 @@ def run_transformation(
     if isinstance(settings, ImageTransformationRunConfig):
         features = embed_images(run, settings.data, settings.models, seed, on_images, settings.classifier)
     else:
-        features = settings.data
-    data = open_features((features, *settings.mixture), classifier, settings.validation, seed)
+        features, settings = prepare_features(run, settings.data), _with_models(settings)
+    mixture = [prepare_features(run, each, number) for number, each in enumerate(settings.mixture, 1)]
+    data = open_features((features, *mixture), classifier, settings.validation, seed)
     if "batch_size" not in config.get("training", {}):
         settings = _with_batch_size(settings, data.split.training_rows)
     outcome = _make(settings, data, run, on_progress)
@@ -198,6 +200,12 @@ def _settings(config: Mapping[str, Any]) -> TransformationRunConfig | ImageTrans
     if has_images:
         return from_plain(ImageTransformationRunConfig, config)
     return from_plain(TransformationRunConfig, config)
+
+
+def _with_models(settings: TransformationRunConfig) -> TransformationRunConfig:
+    """Return the settings with the models that the cached embeddings say they are of, where the user did not."""
+    old_model, new_model = models_of_features(settings.data)
+    return replace(settings, old_model=settings.old_model or old_model, new_model=settings.new_model or new_model)
 
 
 def _with_batch_size(settings: _Settings, rows: int) -> _Settings:
