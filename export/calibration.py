@@ -8,8 +8,9 @@ import numpy as np
 
 from fct_infer.artifacts.precisions import CALIBRATION_ROWS
 from fct_infer.backends.runner import Batch, Shapes
+from fct_infer.connectors import SourceOptions, open_source
 from fct_infer.errors import GalleryError
-from fct_infer.gallery import Gallery, read_npy, sample_rows
+from fct_infer.gallery import read_npy, sample_rows
 from fct_infer.transformation import Float32Array
 
 _SEED = 20211202  # any fixed number makes exports repeatable
@@ -19,11 +20,13 @@ def read_calibration(path: str | Path, inputs: Shapes, rows: int = CALIBRATION_R
     """Return a random sample of a user's rows as float32, by input.
 
     Args:
-        path: a gallery; for image models a ``.npy`` file of images (n, c, h, w) float32, preprocessed.
+        path: a gallery in any format that :func:`fct_infer.open_source` reads;
+            for image models a ``.npy`` file of images (n, c, h, w) float32, preprocessed.
         inputs: of the model.
         rows: to take; all if there are fewer.
 
     Raises:
+        UsageError: it is of no format known, or it is not clear which column holds the embeddings.
         GalleryError: it is malformed or does not fit the model, or a row holds NaN or infinity; names the file.
     """
     batch = _images(Path(path), inputs["image"], rows) if "image" in inputs else _gallery(Path(path), inputs, rows)
@@ -35,15 +38,18 @@ def read_calibration(path: str | Path, inputs: Shapes, rows: int = CALIBRATION_R
 
 
 def _gallery(path: Path, inputs: Shapes, count: int) -> dict[str, Float32Array]:
-    gallery = Gallery.open(path)
+    gallery = open_source(path, SourceOptions(allow_cast=True))  # they are measured with, and stored nowhere
+    schema = gallery.schema
     wanted = {name: shape[0] for name, shape in inputs.items()}
-    side_is_old = "side" in wanted and gallery.side_dim is None
-    found = {"old": gallery.old_dim, "side": gallery.old_dim if side_is_old else gallery.side_dim or 0}
+    side_is_old = "side" in wanted and schema.side_dim is None
+    found = {"old": schema.old_dim, "side": schema.old_dim if side_is_old else schema.side_dim or 0}
     for name, dim in wanted.items():
         if found[name] != dim:
-            folder = "embeddings" if name == "old" or side_is_old else "side_information"
-            raise GalleryError(f"{path}/{folder}: rows are {found[name]} wide, the model wants {dim} for {name!r}")
-    old, side = gallery.read_rows(sample_rows(gallery.rows, count, _SEED))
+            role = "embedding" if name == "old" or side_is_old else "side"
+            raise GalleryError(
+                f"{gallery.column(role)}: rows are {found[name]} wide, the model wants {dim} for {name!r}"
+            )
+    old, side = gallery.read_rows(sample_rows(schema.rows, count, _SEED), with_side="side" in wanted)
     arrays = {"old": old, "side": old if side is None else side}
     return {name: arrays[name].astype(np.float32) for name in wanted}
 

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from fct_infer.connectors import SourceOptions as SourceOptions
     from fct_infer.connectors import open_source as open_source
     from fct_infer.fitting.arrays import fit as fit
+    from fct_infer.identity import ModelId as ModelId
     from fct_infer.transformation import Program as Program
     from fct_infer.transformation import Transformation as Transformation
+    from fct_infer.upgrade.probe import Probe as Probe
     from fct_infer.upgrade.report import UpgradeReport as UpgradeReport
     from fct_infer.upgrade.run import upgrade_gallery as upgrade_gallery
 
@@ -30,6 +32,8 @@ except PackageNotFoundError:  # a source tree on sys.path that was never install
 _HOMES = {
     "Embedder": "fct_infer.backends.embedder",
     "FctError": "fct_infer.errors",
+    "ModelId": "fct_infer.identity",
+    "Probe": "fct_infer.upgrade.probe",
     "Program": "fct_infer.transformation",
     "Transformation": "fct_infer.transformation",
     "UpgradeReport": "fct_infer.upgrade.report",

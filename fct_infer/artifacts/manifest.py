@@ -163,7 +163,8 @@ class Manifest:
             return known
         digest = self.source.sha256
         name = None if self.model_version == digest[:12] else self.model_version
-        return ModelId(name, digest, None if self.preprocessing is None else asdict(self.preprocessing))
+        preprocessing = None if self.preprocessing is None else json.loads(json.dumps(asdict(self.preprocessing)))
+        return ModelId(name, digest, preprocessing)
 
     def to_json(self) -> dict[str, Any]:
         """Return what ``manifest.json`` holds, as strict JSON."""

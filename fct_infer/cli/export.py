@@ -74,7 +74,7 @@ def _split(_context: click.Context, _parameter: click.Parameter, value: str | No
     "--calibration",
     type=click.Path(path_type=Path),
     metavar="GALLERY",
-    help="Real rows: scales for int8 and fp8, and part of every proof. For an image model a .npy of prepared images.",
+    help="Real rows in any format: scales for int8 and fp8, part of every proof. For image models a .npy, prepared.",
 )
 @click.option("--calibration-rows", type=click.IntRange(min=2), default=4096, show_default=True)
 @click.option(

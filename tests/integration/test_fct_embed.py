@@ -19,7 +19,8 @@ from support.images import image_bytes, random_pixels, write_images
 from support.programs import paper_h
 from support.torch_models import TinyBackbone, randomized
 
-from fct_infer.artifacts.manifest import Preprocessing
+from fct_infer.artifacts.manifest import Preprocessing, read_manifest
+from fct_infer.backends.loading import load_embedder
 from fct_infer.cli.embed import main
 from fct_infer.embedding.preprocessing import preprocess
 from fct_infer.export import Options, export_backbone
@@ -84,6 +85,9 @@ def test_from_images_to_an_upgraded_gallery(folder, models, tmp_path):
     assert np.abs(old - torch_rows(models["backbone"], list(pixels.values()), RECIPE)).max() < 1e-5
     assert np.abs(side - torch_rows(models["side"], list(pixels.values()), SIDE_RECIPE)).max() < 1e-5
     assert np.concatenate([np.load(shard.ids) for shard in opened.shards]).tolist() == list(pixels)
+    assert opened.model == load_embedder(folder / "backbone").model
+    assert opened.model.digest == read_manifest(folder / "backbone").source.sha256
+    assert opened.model.preprocessing["size"] == [32, 32]
 
     core_bundle(paper_h(24, 10, 16, inner=32), tmp_path / "h")
     upgrade = python(

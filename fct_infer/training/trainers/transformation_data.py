@@ -30,15 +30,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FeatureFolders:
-    """One set of cached embeddings, see :mod:`fct_infer.training.features`: folders of shards or ``.npy`` files.
+    """One set of cached embeddings: folders of ``.npy`` shards or ``.npy`` files, or what ``open_source`` opens.
+
+    The first two are described in :mod:`fct_infer.training.features`; the others are converted to them.
 
     Attributes:
-        old, new: embeddings by either model.
-        side: side-information; of a list the columns follow each other, as ``fct-embed`` sets several models'.
+        old, new: embeddings by either model, row i of the same item.
+        side: side-information; None is that of ``old``, if it is a gallery or a file that has any; of a list the
+            columns follow each other, as ``fct-embed`` sets several models'.
         labels: classes, for FastFill.
         groups: which image a row is a view of; the views of an image are held out together.
         views: the same without a file: rows ``i``, ``i + n``, ``i + 2 n`` ... are that many views of image ``i`` of
             ``n``.
+        old_column, new_column: that hold the embeddings, where that is not clear.
+        allow_cast: narrow float64 and wide integers to float32.
     """
 
     old: str
@@ -47,6 +52,9 @@ class FeatureFolders:
     labels: str | None = None
     groups: str | None = None
     views: int = 1
+    old_column: str | None = None
+    new_column: str | None = None
+    allow_cast: bool = False
 
     def open(self) -> Features:
         """Open the set; errors as :meth:`Features.open` and :meth:`Features.viewed`."""

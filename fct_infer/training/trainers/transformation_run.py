@@ -24,6 +24,7 @@ from fct_infer.training.config import check_arguments, from_plain, hint, to_plai
 from fct_infer.training.data.batches import batch_ends
 from fct_infer.training.fastfill import write_scores
 from fct_infer.training.feature_batches import FeatureBatches, as_tensors
+from fct_infer.training.feature_sources import models_of_features, prepare_features
 from fct_infer.training.features import Columns
 from fct_infer.training.image_features import OnImages
 from fct_infer.training.loop import Fitted, ProgressCallback, TrainingConfig
@@ -166,8 +167,9 @@ def run_transformation(
     if isinstance(settings, ImageTransformationRunConfig):
         features = embed_images(run, settings.data, settings.models, seed, on_images, settings.classifier)
     else:
-        features = settings.data
-    data = open_features((features, *settings.mixture), classifier, settings.validation, seed)
+        features, settings = prepare_features(run, settings.data), _with_models(settings)
+    mixture = [prepare_features(run, each, number) for number, each in enumerate(settings.mixture, 1)]
+    data = open_features((features, *mixture), classifier, settings.validation, seed)
     settings = _fitted_to(data.split.training_rows, settings, config.get("training", {}))
     outcome = _make(settings, data, run, on_progress)
     run.begin()
@@ -203,6 +205,12 @@ def _settings(config: Mapping[str, Any]) -> TransformationRunConfig | ImageTrans
     if has_images:
         return from_plain(ImageTransformationRunConfig, config)
     return from_plain(TransformationRunConfig, config)
+
+
+def _with_models(settings: TransformationRunConfig) -> TransformationRunConfig:
+    """Return the settings with the models that the cached embeddings say they are of, where the user did not."""
+    old_model, new_model = models_of_features(settings.data)
+    return replace(settings, old_model=settings.old_model or old_model, new_model=settings.new_model or new_model)
 
 
 def _fitted_to(rows: int, settings: _Settings, given: Mapping[str, Any]) -> _Settings:

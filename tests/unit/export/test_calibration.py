@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from support.galleries import write_gallery
+from support.vector_files import fixed_size
 
 from fct_infer.errors import ArrayError, GalleryError
 from fct_infer.export.calibration import read_calibration
@@ -113,3 +116,19 @@ def test_a_file_that_is_no_array_is_named(tmp_path, content):
     (tmp_path / "images.npy").write_bytes(content)
     with pytest.raises((GalleryError, ArrayError), match=r"images\.npy"):
         read_calibration(tmp_path / "images.npy", IMAGES)
+
+
+def test_rows_of_any_format_are_the_same_rows(gallery, tmp_path):
+    arrays = write_gallery(gallery, (300,))
+    expected = read_calibration(gallery, INPUTS, 100)
+    columns = {"vector": fixed_size(arrays["old"]), "side_information": fixed_size(arrays["side"])}
+    pq.write_table(pa.table(columns), tmp_path / "rows.parquet", row_group_size=64)
+    np.savez(tmp_path / "rows.npz", old=arrays["old"].astype(np.float64), side_information=arrays["side"])
+    for name in ("rows.parquet", "rows.npz"):
+        found = read_calibration(tmp_path / name, INPUTS, 100)
+        for key in INPUTS:
+            np.testing.assert_array_equal(found[key], expected[key])
+    np.save(tmp_path / "old.npy", arrays["old"])
+    np.testing.assert_array_equal(read_calibration(tmp_path / "old.npy", {"old": (96,)}, 100)["old"], expected["old"])
+    with pytest.raises(GalleryError, match=r"rows\.parquet, column 'vector': rows are 96 wide, the model wants 95"):
+        read_calibration(tmp_path / "rows.parquet", {"old": (95,)})
