@@ -14,18 +14,13 @@ from typing import Any
 
 from fct_infer.errors import FctError, GalleryError, OutputError
 from fct_infer.gallery import MANIFEST_NAME, read_manifest
-from fct_infer.storage import (
-    FileLock,
-    check_replaceable,
-    publish_directory,
-    remove_tree,
-    restore_replaced,
-    sha256_of_file,
-    work_folder,
-)
+from fct_infer.storage import Staging, check_replaceable, remove_tree, sha256_of_file, work_folder
 from fct_infer.upgrade.journal import Journal, journal_file
 from fct_infer.upgrade.plan import Plan
 from fct_infer.upgrade.stream import Progress
+
+_OTHERS = ("journal.jsonl", "journal.jsonl.tmp", "trained.faiss", "trained.faiss.tmp")
+_FOREIGN = "exists and is not unfinished work of fct-upgrade-gallery"
 
 
 class Work:
@@ -55,12 +50,10 @@ class Work:
         self.trained_index = self.root / "trained.faiss"
         self.is_published = False
         self.repeated: list[str] = []
-        self._refuse_foreign_folder()
         if not self.root.exists():
             self._refuse_existing_dest()
-        self._lock = FileLock(self.root / "lock", f"{plan.dest}")
+        self._staging = Staging(plan.dest, "gallery", others=_OTHERS, foreign=_FOREIGN)
         try:
-            restore_replaced(plan.dest)
             self.journal = Journal(journal_file(self.plan.dest))
             self.is_published = not restart and self._was_published()
             if self.is_published:
@@ -70,10 +63,7 @@ class Work:
                 self.clear()
             self._begin_or_resume()
         except BaseException:
-            self._lock.release()
-            if not self._has_work():  # we made the folder
-                with suppress(OSError):
-                    self.root.rmdir()
+            self.close()
             raise
 
     @property
@@ -96,7 +86,7 @@ class Work:
         """Make the finished folder DEST by one rename, then drop the rest of the work."""
         if not self.is_ready:
             self.journal.append("publishing", manifest=sha256_of_file(self.gallery / "manifest.json"))
-        publish_directory(self.gallery, self.plan.dest, replace=self.force)
+        self._staging.publish(replace=self.force)
         self.discard()
 
     def clear(self) -> None:
@@ -117,21 +107,10 @@ class Work:
 
     def close(self) -> None:
         """Let go of the lock; what is journalled stays for the next run."""
-        self._lock.release()
-
-    def _refuse_foreign_folder(self) -> None:
-        known = {"lock", "journal.jsonl", "journal.jsonl.tmp", "trained.faiss", "trained.faiss.tmp", "gallery"}
-        if self.root.exists() and (
-            not self.root.is_dir()
-            or any(path.name not in known and not path.name.startswith("lock.") for path in self.root.iterdir())
-        ):
-            raise OutputError(f"{self.root}: exists and is not unfinished work of fct-upgrade-gallery")
+        self._staging.close()
 
     def _refuse_existing_dest(self) -> None:
         check_replaceable(self.plan.dest, foreign_to_upgrades, force=self.force)
-
-    def _has_work(self) -> bool:
-        return self.gallery.exists() or self.trained_index.exists() or journal_file(self.plan.dest).exists()
 
     def _was_published(self) -> bool:
         """Whether DEST is what this work was for: killed after the rename, before all of the work was dropped."""
