@@ -10,16 +10,7 @@ from fct_infer.artifacts.files import digest_file, file_size
 from fct_infer.artifacts.manifest import MANIFEST_NAME, BundleFile, Manifest, read_manifest
 from fct_infer.artifacts.precisions import PRECISIONS
 from fct_infer.errors import ArtifactError
-from fct_infer.storage import (
-    FileLock,
-    check_place,
-    check_replaceable,
-    publish_directory,
-    remove_tree,
-    restore_replaced,
-    work_folder,
-    write_bytes,
-)
+from fct_infer.storage import Staging, check_place, check_replaceable, remove_tree, write_bytes
 
 
 @dataclass(frozen=True)
@@ -84,7 +75,7 @@ def write_bundle(path: str | Path, fill: Callable[[Path], Manifest], *, force: b
 
     Args:
         path: where the bundle will be; parents are made.
-        fill: gets the working folder, a sibling of ``path``.
+        fill: gets the working folder, ``bundle`` in a sibling of ``path``.
         force: replace a bundle at ``path``, in one step, once the new one is complete.
 
     Raises:
@@ -92,16 +83,14 @@ def write_bundle(path: str | Path, fill: Callable[[Path], Manifest], *, force: b
         ResourceError: the disk is full, or another I/O error.
     """
     target = refuse_existing(path, force=force)
-    partial = work_folder(target)
-    with FileLock(target.with_name(target.name + ".lock"), str(target)):
-        restore_replaced(target)
-        remove_tree(partial)  # of a run that was killed
+    with Staging(target, "bundle") as staging:
+        remove_tree(staging.folder)  # of a run that was killed
         try:
-            manifest = fill(partial)
-            write_bytes(partial / MANIFEST_NAME, manifest.to_bytes())
-            publish_directory(partial, target, replace=force)
+            manifest = fill(staging.folder)
+            write_bytes(staging.folder / MANIFEST_NAME, manifest.to_bytes())
+            staging.publish(replace=force)
         finally:
-            remove_tree(partial)
+            remove_tree(staging.folder)
     return manifest
 
 

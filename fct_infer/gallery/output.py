@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from fct_infer.errors import OutputError
-from fct_infer.storage import (
-    FileLock,
-    check_place,
-    check_replaceable,
-    publish_directory,
-    remove_tree,
-    restore_replaced,
-    work_folder,
-)
+from fct_infer.storage import Staging, check_place, check_replaceable, remove_tree
 
 _GALLERY_FOLDERS = {"embeddings", "side_information", "ids", "model.json"}
 
@@ -41,27 +33,14 @@ def new_gallery(dest: str | Path, inputs: Iterable[str | Path], *, force: bool =
     """
     target = check_place(dest, {f"input {number}": path for number, path in enumerate(inputs, 1)})
     check_replaceable(target, _foreign, force=force)
-    partial = work_folder(target)
-    if partial.exists() and not all(
-        name in ("lock", "gallery") or name.startswith("lock.") for name in _names(partial)
-    ):
-        raise OutputError(
-            f"{partial}: exists and is not what a killed run leaves behind; remove it, or choose another output"
-        )
-    lock = FileLock(partial / "lock", str(target))
-    work = partial / "gallery"
-    try:
-        restore_replaced(target)
-        remove_tree(work)
-        yield work
-        publish_directory(work, target, replace=force)
-    finally:
+    foreign = "exists and is not what a killed run leaves behind; remove it, or choose another output"
+    with Staging(target, "gallery", foreign=foreign) as staging:
         try:
-            remove_tree(work)
+            remove_tree(staging.folder)
+            yield staging.folder
+            staging.publish(replace=force)
         finally:
-            lock.release()
-            with suppress(OSError):  # the next process is at work in it already
-                partial.rmdir()
+            remove_tree(staging.folder)
 
 
 def _foreign(folder: Path) -> str | None:

@@ -10,11 +10,8 @@ from fct_infer.storage.durable import (
     DurableWriter,
     FileLock,
     append_line,
-    can_exchange,
     copy_file,
-    publish_directory,
     remove_tree,
-    restore_replaced,
     sha256_of_file,
     truncate_file,
     write_bytes,
@@ -23,6 +20,7 @@ from fct_infer.storage.durable import (
 from fct_infer.storage.filesystem import FileSystem, ReadFile, current_filesystem, read_error, use_filesystem
 from fct_infer.storage.npy import NpyHeader, npy_header_bytes, read_npy_header
 from fct_infer.storage.seekable import SeekableFile
+from fct_infer.storage.staging import Staging, can_exchange, publish_directory
 from fct_infer.storage.urls import RemotePath, location
 
 __all__ = [
@@ -34,6 +32,7 @@ __all__ = [
     "ReadFile",
     "RemotePath",
     "SeekableFile",
+    "Staging",
     "append_line",
     "can_exchange",
     "check_place",
@@ -47,7 +46,6 @@ __all__ = [
     "read_error",
     "read_npy_header",
     "remove_tree",
-    "restore_replaced",
     "sha256_of_file",
     "truncate_file",
     "use_filesystem",

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from typing import Any
 
 from fct_infer.errors import OutputError, ResourceError
 from fct_infer.storage.claims import Claim
-from fct_infer.storage.destination import REPLACED_SUFFIX
 from fct_infer.storage.filesystem import FileSystem, ReadFile, bytes_view, current_filesystem
 
 _CHUNK = 1 << 22
@@ -32,7 +30,7 @@ class DigestedFile:
 
 
 @contextmanager
-def _machine_errors(path: Path) -> Iterator[None]:
+def machine_errors(path: Path) -> Iterator[None]:
     """Turn an OSError of the machine into a ResourceError that names the file."""
     try:
         yield
@@ -66,7 +64,7 @@ class DurableWriter:
         self._hash = hashlib.sha256()
         self._size = 0
         self.result: DigestedFile | None = None
-        with _machine_errors(self.path):
+        with machine_errors(self.path):
             self._fs.mkdir(self.path.parent)
             self._fd = self._fs.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         self._unfinished = True
@@ -75,14 +73,14 @@ class DurableWriter:
         """Append a C-contiguous buffer whole; the GIL is released while hashing and writing."""
         view = bytes_view(data)
         self._hash.update(view)
-        with _machine_errors(self.path):
+        with machine_errors(self.path):
             _write_all(self._fs, self._fd, view)
         self._size += len(view)
         return len(view)
 
     def commit(self) -> DigestedFile:
         """Make the file durable under its name and return its digest."""
-        with _machine_errors(self.path):
+        with machine_errors(self.path):
             self._fs.fsync(self._fd)
             self._close()
             self._fs.rename(self._temporary, self.path)
@@ -134,7 +132,7 @@ def write_json(path: str | Path, value: Any) -> DigestedFile:
 def append_line(path: str | Path, line: str) -> None:
     """Append one line to a journal and make it durable before returning; on an error no part of it stays behind."""
     target, fs = Path(path), current_filesystem()
-    with _machine_errors(target):
+    with machine_errors(target):
         is_new = not target.exists()
         fd = fs.open(target, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         try:
@@ -155,7 +153,7 @@ def append_line(path: str | Path, line: str) -> None:
 def truncate_file(path: str | Path, size: int) -> None:
     """Cut a file to ``size`` bytes, durably."""
     target, fs = Path(path), current_filesystem()
-    with _machine_errors(target):
+    with machine_errors(target):
         fd = fs.open(target, os.O_WRONLY)
         try:
             os.ftruncate(fd, size)
@@ -190,91 +188,10 @@ def copy_file(source: str | Path, target: str | Path) -> DigestedFile:
         return writer.commit()
 
 
-def publish_directory(source: str | Path, target: str | Path, *, replace: bool = False) -> None:
-    """Give a finished directory its final name by one rename, durably.
-
-    With ``replace``, an existing ``target`` changes places with ``source`` in one step, so that a reader sees the
-    old directory or the new one, whole; what was the old one is then removed. On a file system that cannot exchange
-    two directories (see :func:`can_exchange`) a reader may see none for an instant, and :func:`restore_replaced` puts
-    the old one back if that instant was the last.
-
-    Raises:
-        OutputError: ``target`` exists, is not an empty directory, and ``replace`` is not set.
-        ResourceError: any other I/O error.
-    """
-    source, target = Path(source), Path(target)
-    fs = current_filesystem()
-    with _machine_errors(target):
-        fs.fsync_directory(source)
-        try:
-            if replace and target.exists():
-                _change_places(fs, source, target)
-            else:
-                fs.rename(source, target)
-        except OSError as error:
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                raise OutputError(f"{target}: exists already") from error
-            raise
-        fs.fsync_directory(target.parent)
-        if source.parent != target.parent:
-            fs.fsync_directory(source.parent)
-        remove_tree(source)
-
-
-_NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)  # NFS, some FUSE file systems, old kernels
-
-
-def _change_places(fs: FileSystem, source: Path, target: Path) -> None:
-    try:
-        fs.exchange(source, target)
-    except OSError as error:
-        if error.errno not in _NO_EXCHANGE:
-            raise
-        aside = _aside(target)
-        fs.rename(target, aside)
-        fs.rename(source, target)
-        fs.fsync_directory(target.parent)
-        fs.rename(aside, source)
-
-
-def restore_replaced(target: str | Path) -> None:
-    """Undo a replacement that was killed when ``target`` had no directory; the caller holds its lock."""
-    target, fs = Path(target), current_filesystem()
-    aside = _aside(target)
-    if not aside.is_dir():
-        return
-    with _machine_errors(target):
-        if target.exists():
-            remove_tree(aside)
-        else:
-            fs.rename(aside, target)
-        fs.fsync_directory(target.parent)
-
-
-def _aside(target: Path) -> Path:
-    return target.with_name(target.name + REPLACED_SUFFIX)
-
-
-def can_exchange(folder: str | Path) -> bool:
-    """Say whether two directories in ``folder`` can change places in one step; tries it with two of its own."""
-    fs = current_filesystem()
-    with _machine_errors(Path(folder)), tempfile.TemporaryDirectory(dir=folder, prefix=".fct-probe-") as probe:
-        first, second = Path(probe) / "first", Path(probe) / "second"
-        first.mkdir()
-        second.mkdir()
-        try:
-            fs.exchange(first, second)
-        except OSError as error:
-            if error.errno not in _NO_EXCHANGE:
-                raise
-            return False
-    return True
-
-
 def remove_tree(path: str | Path) -> None:
     """Remove a file, or a directory and all in it; a missing one is fine."""
     target = Path(path)
-    with _machine_errors(target):
+    with machine_errors(target):
         if target.is_dir() and not target.is_symlink():
             shutil.rmtree(target, onerror=_ignore_missing)
         else:
@@ -300,7 +217,7 @@ class FileLock:
     def __init__(self, path: str | Path, what: str) -> None:
         self.path, fs = Path(path), current_filesystem()
         self._claim: Claim | None = None
-        with _machine_errors(self.path):
+        with machine_errors(self.path):
             fs.mkdir(self.path.parent)
             self._fd = fs.open(self.path, os.O_RDWR | os.O_CREAT)
         try:

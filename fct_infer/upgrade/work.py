@@ -26,13 +26,11 @@ from fct_infer.gallery.sink import Receipt
 from fct_infer.gallery.source import Rows
 from fct_infer.machine import size_text
 from fct_infer.storage import (
-    FileLock,
+    Staging,
     can_exchange,
     check_place,
     check_replaceable,
-    publish_directory,
     remove_tree,
-    restore_replaced,
     sha256_of_file,
     work_folder,
     write_bytes,
@@ -41,6 +39,9 @@ from fct_infer.storage import (
 from fct_infer.upgrade.journal import Journal, first_record, journal_file
 
 INFOS_NAME = "upgrade_infos.json"
+
+_OTHERS = ("journal.jsonl", "journal.jsonl.tmp", "trained.faiss", "trained.faiss.tmp")
+_FOREIGN = "exists and is not unfinished work of fct-upgrade-gallery"
 
 
 class FolderDestination:
@@ -134,12 +135,10 @@ class FolderWork:
         self.trained_index = self.root / "trained.faiss"
         self.is_published = False
         self.repeated: list[str] = []
-        self._refuse_foreign_folder()
         if not self.root.exists():
             self._refuse_existing_dest()
-        self._lock = FileLock(self.root / "lock", f"{self.dest}")
+        self._staging = Staging(self.dest, "gallery", others=_OTHERS, foreign=_FOREIGN)
         try:
-            restore_replaced(self.dest)
             self.journal = Journal(journal_file(self.dest))
             self.is_published = not restart and self._was_published()
             if self.is_published:
@@ -149,10 +148,7 @@ class FolderWork:
                 self.clear()
             self._begin_or_resume()
         except BaseException:
-            self._lock.release()
-            if not self._has_work():  # we made the folder
-                with suppress(OSError):
-                    self.root.rmdir()
+            self.close()
             raise
 
     @property
@@ -221,7 +217,7 @@ class FolderWork:
         """Make the finished folder DEST by one rename, then drop the rest of the work."""
         if not self.is_ready:
             self.journal.append("publishing", manifest=sha256_of_file(self.gallery / "manifest.json"))
-        publish_directory(self.gallery, self.dest, replace=self.force)
+        self._staging.publish(replace=self.force)
         self.discard()
 
     def clear(self) -> None:
@@ -242,21 +238,10 @@ class FolderWork:
 
     def close(self) -> None:
         """Let go of the lock; what is journalled stays for the next run."""
-        self._lock.release()
-
-    def _refuse_foreign_folder(self) -> None:
-        known = {"lock", "journal.jsonl", "journal.jsonl.tmp", "trained.faiss", "trained.faiss.tmp", "gallery"}
-        if self.root.exists() and (
-            not self.root.is_dir()
-            or any(path.name not in known and not path.name.startswith("lock.") for path in self.root.iterdir())
-        ):
-            raise OutputError(f"{self.root}: exists and is not unfinished work of fct-upgrade-gallery")
+        self._staging.close()
 
     def _refuse_existing_dest(self) -> None:
         check_replaceable(self.dest, foreign_to_upgrades, force=self.force)
-
-    def _has_work(self) -> bool:
-        return self.gallery.exists() or self.trained_index.exists() or journal_file(self.dest).exists()
 
     def _was_published(self) -> bool:
         """Whether DEST is what this work was for: killed after the rename, before all of the work was dropped."""

@@ -112,7 +112,7 @@ def test_leftovers_of_a_killed_run_do_not_block(tmp_path):
 
 
 def test_of_two_writers_one_is_told(tmp_path):
-    with FileLock(tmp_path / "h.lock", "h"), pytest.raises(OutputError, match="in use by another process"):
+    with FileLock(tmp_path / "h.partial" / "lock", "h"), pytest.raises(OutputError, match="in use by another process"):
         core_bundle(NEW, tmp_path / "h")
     core_bundle(NEW, tmp_path / "h")
 
