@@ -15,6 +15,7 @@ from support.vector_files import fixed_size
 
 from fct_infer import SourceOptions, load_index, load_transformation, open_source, upgrade_gallery
 from fct_infer.artifacts.manifest import read_manifest
+from fct_infer.cli.export import command as export_command
 from fct_infer.cli.gallery import command as gallery_command
 from fct_infer.cli.upgrade_gallery import command as upgrade_command
 from fct_infer.connectors.convert import convert
@@ -165,3 +166,27 @@ def test_a_manifest_with_and_without_models(tmp_path, models):
     (tmp_path / "manifest.json").write_bytes(manifest.to_bytes())
     assert read_gallery_manifest(tmp_path) == manifest
     assert set(json.loads(manifest.to_bytes())) & {"model", "old_model"} == set(models)
+
+
+def test_the_command_that_exports_names_models(items):
+    line = [str(items / "h"), "-o", str(items / "h3"), "--targets", "core", "--old-model", "v0"]
+    done = CliRunner().invoke(export_command, line)
+    assert done.exit_code == 0, done.output
+    assert read_manifest(items / "h3").models == {"old": ModelId("v0"), "new": ModelId("v2")}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xff", b"[]", b'{"schema": 1}', b'{"schema": 9, "kind": "model"}', b"[" * 100_000, None],
+    ids=["empty", "no text", "a list", "half", "of the future", "deep", "a folder"],
+)
+def test_a_hostile_model_file_is_one_typed_error(items, content):
+    file = items / "g" / "model.json"
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_bytes(content)
+    line = [str(items / "g"), "--transformation", str(items / "h"), "--index", "none", "-o", str(items / "out")]
+    refused = CliRunner().invoke(upgrade_command, line)
+    assert isinstance(refused.exception, ArtifactError) and "model.json" in str(refused.exception)
+    assert not (items / "out.partial").exists()
