@@ -14,6 +14,7 @@ from fct_infer.connectors import SINKS, open_sink, open_source
 from fct_infer.cuda import card_numbers, device_text
 from fct_infer.errors import GalleryError, ResourceError, UsageError
 from fct_infer.gallery import Sink, Source, sample_rows
+from fct_infer.gallery.sink import NamingSink
 from fct_infer.identity import ModelId, check_same_model
 from fct_infer.index import IndexPlan, default_factory, describe_index, require_gpu
 from fct_infer.machine import usable_memory
@@ -222,7 +223,10 @@ class Plan:
 
     def open_sink(self, folder: Path) -> Sink:
         """Return what writes the new rows into a folder, and reads them from there."""
-        return open_sink(self.settings.format, folder, self.gallery, self.new_dim, self.dtype)
+        sink = open_sink(self.settings.format, folder, self.gallery, self.new_dim, self.dtype)
+        if isinstance(sink, NamingSink) and self.new_model is not None:
+            sink.say_model(self.new_model)
+        return sink
 
     def result_settings(self) -> dict[str, Any]:
         """Return the choices that decide the bytes of the result."""
@@ -243,11 +247,13 @@ class Plan:
         settings = self.result_settings()
         if self.index and "HNSW" in self.index.factory:
             settings["block_rows"] = self.block_rows  # a graph depends on how its rows were cut into blocks
-        identity = {
+        identity: dict[str, Any] = {
             "transformation": self.transformation.digest,
             "settings": settings,
             "gallery": self.fingerprint,
         }
+        if self.settings.format == "parquet" and self.new_model is not None:
+            identity["model"] = self.new_model.as_dict()  # its files say it
         return identity | ({"ranges": self.transformation.ranges} if self.transformation.ranges else {})
 
     def check_unchanged(self) -> None:

@@ -121,7 +121,7 @@ def test_a_probe_of_another_model_is_refused(items):
         upgrade_gallery(items / "g", load_transformation(items / "h"), items / "out", settings=settings)
 
 
-def test_parquet_says_it_in_its_schema_and_new_vectors_do_not_inherit_it(items):
+def test_parquet_says_it_in_its_schema_and_new_vectors_say_their_own(items):
     rows = np.concatenate([np.load(file) for file in sorted((items / "g" / "embeddings").iterdir())])
     table = pa.table({"id": np.arange(len(rows)), "vector": fixed_size(rows)})
     said = {"fct_infer.model": json.dumps({"name": "v1"}), "theirs": "kept"}
@@ -132,7 +132,11 @@ def test_parquet_says_it_in_its_schema_and_new_vectors_do_not_inherit_it(items):
     assert open_source(items / "out").model == ModelId("v2")
     (part,) = (items / "out" / "embeddings").iterdir()
     metadata = pq.read_schema(part).metadata
-    assert metadata[b"theirs"] == b"kept" and b"fct_infer.model" not in metadata
+    assert metadata[b"theirs"] == b"kept" and json.loads(metadata[b"fct_infer.model"]) == {"name": "v2"}
+    assert open_source(part).model == ModelId("v2")  # wherever it is copied to
+    h.new_model = None
+    upgrade_gallery(items / "items.parquet", h, items / "b", settings=Settings(index="none", format="parquet"))
+    assert b"fct_infer.model" not in pq.read_schema(next((items / "b" / "embeddings").iterdir())).metadata
     pq.write_table(table.replace_schema_metadata({"fct_infer.model": "{"}), items / "bad.parquet")
     with pytest.raises(ArtifactError, match=r"bad\.parquet"):
         _ = open_source(items / "bad.parquet").model
