@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Mapping
 from contextlib import suppress
 from itertools import chain, count
@@ -20,6 +21,7 @@ from fct_infer.connectors.parted import Forward
 from fct_infer.errors import ArrayError, GalleryError, UsageError
 from fct_infer.gallery.sink import PartWriter, Receipt, ids_receipt
 from fct_infer.gallery.source import Part, Source, SourceReader
+from fct_infer.identity import ModelId
 from fct_infer.storage import DigestedFile, DurableWriter
 
 _GROUP_BYTES = 16 << 20  # of a row group, before it is encoded; all of it is in memory at once
@@ -54,6 +56,11 @@ class ParquetSink:
         self.rows_of_group = max(
             1, _GROUP_BYTES // max(row_bytes, self._origin.stored_row_bytes if self._origin else 0)
         )
+
+    def say_model(self, model: ModelId) -> None:
+        """See :class:`~fct_infer.gallery.sink.NamingSink`."""
+        said = json.dumps(model.as_dict()).encode()
+        self.schema = self.schema.with_metadata({**(self.schema.metadata or {}), MODEL_KEY: said})
 
     def open_part(self, part: Part) -> PartWriter:
         """See :class:`~fct_infer.gallery.sink.Sink`."""
@@ -243,7 +250,7 @@ def _check_carried(source: ParquetSource) -> None:
 
 
 def _without_model(schema: Any) -> Any:
-    """Return a schema that does not say of the new vectors that they are the old model's; the manifest says whose."""
+    """Return a schema that does not say of the new vectors that they are the old model's."""
     if MODEL_KEY not in (schema.metadata or {}):
         return schema
     return schema.with_metadata({key: value for key, value in schema.metadata.items() if key != MODEL_KEY})

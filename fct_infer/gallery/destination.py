@@ -16,6 +16,7 @@ from fct_infer.errors import OutputError
 from fct_infer.gallery.manifest import GalleryManifest
 from fct_infer.gallery.sink import Receipt, Sink
 from fct_infer.gallery.source import Part, Rows, Source
+from fct_infer.identity import ModelId
 
 Atomicity: TypeAlias = Literal["rename", "transaction", "commit", "alias", "manifest-last", "none"]
 Progress: TypeAlias = Callable[[str, int, int], None]
@@ -35,6 +36,10 @@ class Job(Protocol):
     @property
     def dtype(self) -> np.dtype[Any]:
         """float32 or float16."""
+
+    @property
+    def new_model(self) -> ModelId | None:
+        """Whose vectors the new rows are, as far as that is known."""
 
     @property
     def reads_side(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fct_infer.gallery.layout import Gallery
 from fct_infer.gallery.source import Part, Source, SourceReader
 from fct_infer.gallery.writer import NpyShardWriter, write_ids
+from fct_infer.identity import ModelId
 from fct_infer.storage import DigestedFile
 
 Receipt: TypeAlias = dict[str, DigestedFile]
@@ -56,6 +57,15 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Close what is read of the source; a second call does nothing."""
+        ...
+
+
+@runtime_checkable
+class NamingSink(Protocol):
+    """A sink whose files themselves have a place for whose vectors they hold."""
+
+    def say_model(self, model: ModelId) -> None:
+        """Say so in every part that is opened from now on."""
         ...
 
 

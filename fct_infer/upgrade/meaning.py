@@ -140,14 +140,21 @@ def exact_search(blocks: Iterable[tuple[Float32Array, NDArray[np.int64]]], metri
             block = -(queries @ shifted.T)
             if metric == "l2":
                 block += np.einsum("ij,ij->i", shifted, shifted) / 2
-            scores = np.concatenate([scores, block], axis=1)
-            labels = np.concatenate([labels, np.broadcast_to(of_rows, block.shape)], axis=1)
-            if scores.shape[1] > k:
-                best = np.argpartition(scores, k - 1, axis=1)[:, :k]
-                scores, labels = np.take_along_axis(scores, best, 1), np.take_along_axis(labels, best, 1)
+            near = _smallest(block, k)
+            scores = np.concatenate([scores, np.take_along_axis(block, near, 1)], axis=1)
+            labels = np.concatenate([labels, of_rows[near]], axis=1)
+            near = _smallest(scores, k)
+            scores, labels = np.take_along_axis(scores, near, 1), np.take_along_axis(labels, near, 1)
         return np.take_along_axis(labels, np.argsort(scores, axis=1, kind="stable"), 1)
 
     return search
+
+
+def _smallest(scores: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """Return the places (m, k or fewer) of each row's smallest numbers, in no order."""
+    if scores.shape[1] <= k:
+        return np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
+    return np.argpartition(scores, k - 1, axis=1)[:, :k]
 
 
 def _order(known: Known, own: Rows, metric: str) -> Float64Array:

@@ -272,11 +272,13 @@ class Plan:
         settings = self.result_settings()
         if self.index and "HNSW" in self.index.factory:
             settings["block_rows"] = self.block_rows  # a graph depends on how its rows were cut into blocks
-        identity = {
+        identity: dict[str, Any] = {
             "transformation": self.transformation.digest,
             "settings": settings,
             "gallery": self.fingerprint,
         }
+        if self.settings.format == "parquet" and self.new_model is not None:
+            identity["model"] = self.new_model.as_dict()  # its files say it
         return identity | ({"ranges": self.transformation.ranges} if self.transformation.ranges else {})
 
     def check_unchanged(self) -> None:

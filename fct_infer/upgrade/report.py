@@ -80,9 +80,8 @@ class Meaning:
         return cls(**values)
 
     def __str__(self) -> str:
-        drawn = (
-            f"{self.rows:,} of {self.given:,} {self.name}" if self.rows < self.given else f"{self.rows:,} {self.name}"
-        )
+        drawn = f"{self.rows:,} " + (f"of {self.given:,} " if self.rows < self.given else "") + self.name
+        drawn += f" ({self.left_out:,} are of no row here)" if self.left_out else ""
         parts = [
             f"nearer to their item's row than to {self.order} of others' (by chance 50 %)",
             f"cosine {self.cosine.mean:.3f} ± {self.cosine.standard_error:.3f} ({self.cosine_by_chance:.3f})",

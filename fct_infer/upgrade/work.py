@@ -22,7 +22,7 @@ from fct_infer.connectors import open_sink
 from fct_infer.errors import FctError, GalleryError, OutputError, ResourceError
 from fct_infer.gallery import MANIFEST_NAME, GalleryManifest, Part, Sink, Source, read_manifest, sample_rows
 from fct_infer.gallery.destination import Atomicity, Job, Progress, check_same_upgrade
-from fct_infer.gallery.sink import Receipt
+from fct_infer.gallery.sink import NamingSink, Receipt
 from fct_infer.gallery.source import Rows
 from fct_infer.machine import size_text
 from fct_infer.storage import (
@@ -164,7 +164,10 @@ class FolderWork:
 
     def open_sink(self) -> Sink:
         """Return what writes the new rows into the folder that will be DEST, and reads them from there."""
-        return open_sink(self._format, self.gallery, self.plan.gallery, self.plan.new_dim, self.plan.dtype)
+        sink = open_sink(self._format, self.gallery, self.plan.gallery, self.plan.new_dim, self.plan.dtype)
+        if isinstance(sink, NamingSink) and self.plan.new_model is not None:
+            sink.say_model(self.plan.new_model)
+        return sink
 
     def record(self, part: Part, receipt: Receipt) -> None:
         """Journal a part, all of whose files are durable."""

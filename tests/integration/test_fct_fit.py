@@ -52,7 +52,10 @@ def test_parquet_with_text_ids_to_an_upgraded_gallery(files):
     names, some = [f"item-{row}" for row in range(400)], np.random.default_rng(0).permutation(400)[:250]
     for name, rows, ids in (("old", old, names), ("new", new[some], [names[row] for row in some])):
         vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
-        pq.write_table(pa.table({"item_id": ids, "vector": vectors}), files / f"{name}.parquet")
+        table = pa.table({"item_id": ids, "vector": vectors})
+        if name == "old":  # NEW's model is named on the command line
+            table = table.replace_schema_metadata({"fct_infer.model": '{"name": "v1"}'})
+        pq.write_table(table, files / f"{name}.parquet")
     done = run(
         "fit",
         "--old",
@@ -63,16 +66,20 @@ def test_parquet_with_text_ids_to_an_upgraded_gallery(files):
         files / "h",
         "--no-network",
         "--json",
+        "--new-model",
+        "v2",
     )
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["pairs"] == 250 and document["forecast"]["agreement"]["mean"] > 0.4
     assert "250 items are in both (only in OLD 150, only in NEW 0)" in done.stderr
     assert run("gallery", "convert", files / "old.parquet", files / "gallery").returncode == 0
-    upgraded = run(
-        "upgrade_gallery", files / "gallery", "--transformation", files / "h", "-o", files / "up", "--index", "none"
-    )
+    line = "upgrade_gallery", files / "gallery", "--transformation", files / "h", "--index", "none"
+    upgraded = run(*line, "-o", files / "up", "--probe", files / "new.parquet", "--min-probe", "0.2")
     assert upgraded.returncode == 0, upgraded.stderr
+    assert "models     'v1' -> 'v2'" in upgraded.stdout and "250 pairs: nearer to their item's row" in upgraded.stdout
+    refused = run(*line, "-o", files / "no", "--model", "v0")
+    assert refused.returncode == 4 and "model 'v0'" in refused.stderr and "model 'v1'" in refused.stderr
 
 
 def test_labels_and_queries(files):

@@ -15,6 +15,7 @@ from support.vector_files import fixed_size
 
 from fct_infer import SourceOptions, load_index, load_transformation, open_source, upgrade_gallery
 from fct_infer.artifacts.manifest import read_manifest
+from fct_infer.cli.export import command as export_command
 from fct_infer.cli.gallery import command as gallery_command
 from fct_infer.cli.upgrade_gallery import command as upgrade_command
 from fct_infer.connectors.convert import convert
@@ -120,7 +121,7 @@ def test_a_probe_of_another_model_is_refused(items):
         upgrade_gallery(items / "g", load_transformation(items / "h"), items / "out", settings=settings)
 
 
-def test_parquet_says_it_in_its_schema_and_new_vectors_do_not_inherit_it(items):
+def test_parquet_says_it_in_its_schema_and_new_vectors_say_their_own(items):
     rows = np.concatenate([np.load(file) for file in sorted((items / "g" / "embeddings").iterdir())])
     table = pa.table({"id": np.arange(len(rows)), "vector": fixed_size(rows)})
     said = {"fct_infer.model": json.dumps({"name": "v1"}), "theirs": "kept"}
@@ -131,7 +132,11 @@ def test_parquet_says_it_in_its_schema_and_new_vectors_do_not_inherit_it(items):
     assert open_source(items / "out").model == ModelId("v2")
     (part,) = (items / "out" / "embeddings").iterdir()
     metadata = pq.read_schema(part).metadata
-    assert metadata[b"theirs"] == b"kept" and b"fct_infer.model" not in metadata
+    assert metadata[b"theirs"] == b"kept" and json.loads(metadata[b"fct_infer.model"]) == {"name": "v2"}
+    assert open_source(part).model == ModelId("v2")  # wherever it is copied to
+    h.new_model = None
+    upgrade_gallery(items / "items.parquet", h, items / "b", settings=Settings(index="none", format="parquet"))
+    assert b"fct_infer.model" not in pq.read_schema(next((items / "b" / "embeddings").iterdir())).metadata
     pq.write_table(table.replace_schema_metadata({"fct_infer.model": "{"}), items / "bad.parquet")
     with pytest.raises(ArtifactError, match=r"bad\.parquet"):
         _ = open_source(items / "bad.parquet").model
@@ -165,3 +170,27 @@ def test_a_manifest_with_and_without_models(tmp_path, models):
     (tmp_path / "manifest.json").write_bytes(manifest.to_bytes())
     assert read_gallery_manifest(tmp_path) == manifest
     assert set(json.loads(manifest.to_bytes())) & {"model", "old_model"} == set(models)
+
+
+def test_the_command_that_exports_names_models(items):
+    line = [str(items / "h"), "-o", str(items / "h3"), "--targets", "core", "--old-model", "v0"]
+    done = CliRunner().invoke(export_command, line)
+    assert done.exit_code == 0, done.output
+    assert read_manifest(items / "h3").models == {"old": ModelId("v0"), "new": ModelId("v2")}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xff", b"[]", b'{"schema": 1}', b'{"schema": 9, "kind": "model"}', b"[" * 100_000, None],
+    ids=["empty", "no text", "a list", "half", "of the future", "deep", "a folder"],
+)
+def test_a_hostile_model_file_is_one_typed_error(items, content):
+    file = items / "g" / "model.json"
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_bytes(content)
+    line = [str(items / "g"), "--transformation", str(items / "h"), "--index", "none", "-o", str(items / "out")]
+    refused = CliRunner().invoke(upgrade_command, line)
+    assert isinstance(refused.exception, ArtifactError) and "model.json" in str(refused.exception)
+    assert not (items / "out.partial").exists()

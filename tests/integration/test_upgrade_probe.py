@@ -137,8 +137,14 @@ def test_queries_with_their_right_rows(items):
         folder / "g", least_squares(old, new), folder / "out", settings=settings(folder, probe=probe)
     )
     pairs, queries = report.meaning
+    assert "of no row here" not in f"{pairs}{queries}"
     assert pairs.name == "pairs" and queries.name == "queries" and queries.overlap is None
     assert queries.recall_at_10.mean > 0.5 and queries.order.mean > 0.95
+    np.save(folder / "truth.npy", np.where(np.arange(300) < 290, names[:300], -5))
+    report = upgrade_gallery(
+        folder / "g", least_squares(old, new), folder / "fewer", settings=settings(folder, probe=probe)
+    )
+    assert "290 of 300 queries (10 are of no row here): nearer" in str(report.meaning[1])
     np.save(folder / "truth.npy", np.roll(names[:300], 150))
     with pytest.raises(GateError, match="300 queries"):
         upgrade_gallery(folder / "g", least_squares(old, new), folder / "other", settings=settings(folder, probe=probe))
