@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.transformation import Float32Array, Program
@@ -60,6 +61,18 @@ class Executable:
     def device_bytes(self) -> int: ...
     @property
     def description(self) -> str: ...
+
+class Assigner:
+    def __init__(
+        self,
+        centroids: Float32Array | None,
+        codebooks: Float32Array | None,
+        *,
+        metric: str = "l2",
+        by_residual: bool = True,
+        reduced: bool | None = None,
+    ) -> None: ...
+    def assign(self, rows: Float32Array, threads: int) -> tuple[NDArray[np.int64] | None, NDArray[np.uint8] | None]: ...
 
 def run_pipeline(
     executable: Executable,
