@@ -1,25 +1,20 @@
 #include <algorithm>
 #include <atomic>
-#include <cfloat>
-#include <exception>
-#include <mutex>
 #include <string>
-#include <system_error>
-#include <thread>
 
-#include "cpu/convert.h"
+#include "checks.h"
 #include "cpu/one_thread.h"
 #include "fct/assign.h"
-#include "fct/error.h"
 #include "nearest_list.h"
+#include "on_threads.h"
 #include "product_encoder.h"
 
 namespace fct {
 namespace {
 
+using assign::fail;
 using assign::NearestList;
 using assign::ProductEncoder;
-constexpr int kMostThreads = 1024;  // of a call: more than any machine has cores
 
 struct Call {
   const float* rows;
@@ -28,9 +23,6 @@ struct Call {
   std::uint8_t* codes;
   std::atomic<std::int64_t> next_row{0};
   std::atomic<std::int64_t> bad_row{cpu::kNoRow};  // the lowest: tiles are handed out in order
-  std::atomic<bool> failed{false};
-  std::mutex mutex{};
-  std::exception_ptr error{};
 };
 
 class CpuAssigner : public Assigner {
@@ -45,15 +37,7 @@ class CpuAssigner : public Assigner {
               std::uint8_t* codes) const override {
     Call call{rows, count, lists, codes};
     const std::int64_t tiles = (count + NearestList::kTileRows - 1) / NearestList::kTileRows;
-    std::vector<std::jthread> helpers;
-    try {
-      for (std::int64_t i = 1; i < std::min<std::int64_t>(std::min(threads, kMostThreads), tiles); ++i)
-        helpers.emplace_back([&] { work(call); });
-    } catch (const std::system_error&) {  // the machine allows no more: those there are do the work
-    }
-    work(call);
-    helpers.clear();  // joins
-    if (call.error) std::rethrow_exception(call.error);
+    assign::on_threads(std::min<std::int64_t>(threads, tiles), [&] { work(call); });
     if (call.bad_row != cpu::kNoRow) throw NonFiniteRow("rows", call.bad_row);
   }
 
@@ -63,20 +47,14 @@ class CpuAssigner : public Assigner {
 
  private:
   void work(Call& call) const {
-    try {
-      const cpu::OneThreadPerCaller guard;
-      std::optional<NearestList::Workspace> workspace;
-      if (lists_) workspace.emplace(*lists_);
-      std::vector<float> scratch;
-      for (;;) {
-        const std::int64_t first = call.next_row.fetch_add(NearestList::kTileRows);
-        if (first >= call.count || call.failed || first > call.bad_row) break;
-        run_tile(call, first, workspace, scratch);
-      }
-    } catch (...) {
-      const std::lock_guard lock(call.mutex);
-      if (!call.error) call.error = std::current_exception();
-      call.failed = true;
+    const cpu::OneThreadPerCaller guard;
+    std::optional<NearestList::Workspace> workspace;
+    if (lists_) workspace.emplace(*lists_);
+    std::vector<float> scratch;
+    for (;;) {
+      const std::int64_t first = call.next_row.fetch_add(NearestList::kTileRows);
+      if (first >= call.count || first > call.bad_row) break;
+      run_tile(call, first, workspace, scratch);
     }
   }
 
@@ -86,8 +64,9 @@ class CpuAssigner : public Assigner {
     const float* rows = call.rows + first * dim();
     const std::int64_t bad = cpu::first_bad_row(rows, DType::kFloat32, count, dim());
     if (bad != cpu::kNoRow) {
-      const std::lock_guard lock(call.mutex);
-      call.bad_row = std::min<std::int64_t>(call.bad_row, first + bad);
+      std::int64_t lowest = call.bad_row;
+      while (first + bad < lowest && !call.bad_row.compare_exchange_weak(lowest, first + bad)) {
+      }
       return;
     }
     std::int64_t* lists = lists_ ? call.lists + first : nullptr;
@@ -101,29 +80,13 @@ class CpuAssigner : public Assigner {
   std::optional<ProductEncoder> encoder_;
 };
 
-[[noreturn]] void fail(const std::string& message) { throw Error(ErrorKind::kArray, message); }
-
-void check_values(const std::vector<float>& values, const char* name,
-                  std::initializer_list<std::size_t> shape) {
-  std::size_t count = 1;
-  for (std::size_t size : shape) count *= size;
-  if (count == 0 || values.size() != count)
-    fail(std::string(name) + " holds " + std::to_string(values.size()) + " values, wanted " +
-         std::to_string(count) + ", and at least one");
-  if (!cpu::all_within(values.data(), DType::kFloat32, count, FLT_MAX))
-    fail(std::string(name) + " holds NaN or infinity");
-}
-
 }  // namespace
 
 std::unique_ptr<Assigner> make_assigner(std::optional<Centroids> centroids,
                                         std::optional<Codebooks> codebooks, bool reduced) {
-  auto size = [](int value) { return static_cast<std::size_t>(std::max(value, 0)); };
   if (!centroids && !codebooks) fail("neither centroids nor codebooks are given");
-  if (centroids) check_values(centroids->values, "centroids", {size(centroids->count), size(centroids->dim)});
-  if (codebooks)
-    check_values(codebooks->values, "codebooks",
-                 {size(codebooks->parts), std::size_t{Codebooks::kEntries}, size(codebooks->part_dim)});
+  if (centroids) assign::check_centroids(*centroids);
+  if (codebooks) assign::check_codebooks(*codebooks);
   if (codebooks && codebooks->by_residual && !centroids) fail("residuals need centroids");
   if (centroids && codebooks && codebooks->parts * codebooks->part_dim != centroids->dim)
     fail("codebooks are for rows of " + std::to_string(codebooks->parts * codebooks->part_dim) +

@@ -3,13 +3,13 @@
 #include <algorithm>
 #include <limits>
 
-#include "vectors.h"
+#include "cpu/vectors.h"
 
 namespace fct::assign {
 namespace {
 
 constexpr int kSums = 16;  // partial ones, on every machine
-using Floats = Vector<kSums>::Floats;
+using Floats = cpu::Vector<kSums>::Floats;
 
 }  // namespace
 
@@ -57,7 +57,7 @@ FCT_VECTOR void subtract(const float* left, const float* right, float* out, std:
 template <int kLanes>
 [[gnu::always_inline]] inline float bounds_of_with(const float* scores, const float* lengths, float error,
                                                    std::size_t count, float& floor) {
-  using Values = typename Vector<kLanes>::Floats;
+  using Values = typename cpu::Vector<kLanes>::Floats;
   constexpr float kLowest = -std::numeric_limits<float>::infinity();
   Values lows = Values{} + kLowest, highs = lows;
   std::size_t i = 0;

@@ -26,31 +26,39 @@ Metric metric_from_name(const std::string& name) {
   fail("metric is " + name + ", wanted l2 or ip");
 }
 
+Centroids centroids_from(const py::object& object, const std::string& metric) {
+  const FloatArray array = floats(object, "centroids", 2);
+  return {static_cast<int>(array.shape(0)), static_cast<int>(array.shape(1)), metric_from_name(metric),
+          values_of(array)};
+}
+
+Codebooks codebooks_from(const py::object& object, bool by_residual) {
+  const FloatArray array = floats(object, "codebooks", 3);
+  if (array.shape(1) != Codebooks::kEntries)
+    fail("codebooks have " + std::to_string(array.shape(1)) + " entries, wanted " +
+         std::to_string(Codebooks::kEntries));
+  return {static_cast<int>(array.shape(0)), static_cast<int>(array.shape(2)), by_residual, values_of(array)};
+}
+
 std::unique_ptr<Assigner> make(const py::object& centroids, const py::object& codebooks,
                                const std::string& metric, bool by_residual, std::optional<bool> reduced) {
   std::optional<Centroids> lists;
   std::optional<Codebooks> books;
-  if (!centroids.is_none()) {
-    const FloatArray array = floats(centroids, "centroids", 2);
-    lists = Centroids{static_cast<int>(array.shape(0)), static_cast<int>(array.shape(1)),
-                      metric_from_name(metric), values_of(array)};
-  }
-  if (!codebooks.is_none()) {
-    const FloatArray array = floats(codebooks, "codebooks", 3);
-    if (array.shape(1) != Codebooks::kEntries)
-      fail("codebooks have " + std::to_string(array.shape(1)) + " entries, wanted " +
-           std::to_string(Codebooks::kEntries));
-    books = Codebooks{static_cast<int>(array.shape(0)), static_cast<int>(array.shape(2)), by_residual,
-                      values_of(array)};
-  }
+  if (!centroids.is_none()) lists = centroids_from(centroids, metric);
+  if (!codebooks.is_none()) books = codebooks_from(codebooks, by_residual);
   const py::gil_scoped_release release;
   return make_assigner(std::move(lists), std::move(books), reduced.value_or(prefers_reduced_assignment()));
 }
 
-py::tuple assign(const Assigner& assigner, const py::array& rows, int threads) {
-  const InputRows input = input_rows(rows, "rows", assigner.dim());
+const float* float_rows(const py::array& rows, int dim, int threads) {
+  const InputRows input = input_rows(rows, "rows", dim);
   if (input.dtype != DType::kFloat32) fail("rows are float16, wanted float32");
   if (threads < 1) fail("threads is " + std::to_string(threads) + ", wanted at least 1");
+  return static_cast<const float*>(input.data);
+}
+
+py::tuple assign(const Assigner& assigner, const py::array& rows, int threads) {
+  const float* data = float_rows(rows, assigner.dim(), threads);
   const std::int64_t count = rows.shape(0);
   py::object lists = py::none(), codes = py::none();
   std::int64_t* list_data = nullptr;
@@ -67,9 +75,32 @@ py::tuple assign(const Assigner& assigner, const py::array& rows, int threads) {
   }
   {
     const py::gil_scoped_release release;
-    assigner.assign(static_cast<const float*>(input.data), count, threads, list_data, code_data);
+    assigner.assign(data, count, threads, list_data, code_data);
   }
   return py::make_tuple(lists, codes);
+}
+
+py::array refined_centroids(const py::array& rows, const py::object& centroids, const std::string& metric,
+                            bool spherical, int iterations, int threads) {
+  Centroids lists = centroids_from(centroids, metric);
+  const float* data = float_rows(rows, lists.dim, threads);
+  const std::int64_t count = rows.shape(0);
+  {
+    const py::gil_scoped_release release;
+    lists = refine_centroids(data, count, std::move(lists), spherical, iterations, threads);
+  }
+  return FloatArray({lists.count, lists.dim}, lists.values.data());
+}
+
+py::array refined_codebooks(const py::array& rows, const py::object& codebooks, int iterations, int threads) {
+  Codebooks books = codebooks_from(codebooks, false);
+  const float* data = float_rows(rows, books.parts * books.part_dim, threads);
+  const std::int64_t count = rows.shape(0);
+  {
+    const py::gil_scoped_release release;
+    books = refine_codebooks(data, count, std::move(books), iterations, threads);
+  }
+  return FloatArray({books.parts, Codebooks::kEntries, books.part_dim}, books.values.data());
 }
 
 }  // namespace
@@ -84,6 +115,12 @@ void register_assign(py::module_& m) {
            "first, by default where that is fast; the result is the same.")
       .def("assign", &assign, py::arg("rows"), py::arg("threads"),
            "(lists (n,) int64 or None, codes (n, parts) uint8 or None) of rows (n, dim) float32.");
+  m.def("refine_centroids", &refined_centroids, py::arg("rows"), py::arg("centroids"), py::kw_only(),
+        py::arg("metric"), py::arg("spherical"), py::arg("iterations"), py::arg("threads"),
+        "Centroids (lists, dim) after so many iterations of k-means on rows (n, dim), from those given.");
+  m.def("refine_codebooks", &refined_codebooks, py::arg("rows"), py::arg("codebooks"), py::kw_only(),
+        py::arg("iterations"), py::arg("threads"),
+        "Codebooks (parts, 256, dim / parts) after so many iterations of k-means on rows (n, dim).");
 }
 
 }  // namespace fct::bindings

@@ -47,6 +47,16 @@ class Assigner {
 std::unique_ptr<Assigner> make_assigner(std::optional<Centroids> centroids,
                                         std::optional<Codebooks> codebooks, bool reduced);
 
+// k-means by the same searches, from the centroids given (Note [k-means], kmeans.cpp): so many iterations, or
+// fewer if nothing moves any more. rows is (count, dim). The same rows give the same result whatever the
+// threads. Throw NonFiniteRow, or Error(kArray) as above.
+//
+// `spherical`: centroids are normalised, as for inner products.
+Centroids refine_centroids(const float* rows, std::int64_t count, Centroids centroids, bool spherical,
+                           int iterations, int threads);
+Codebooks refine_codebooks(const float* rows, std::int64_t count, Codebooks codebooks, int iterations,
+                           int threads);
+
 // Whether this CPU multiplies bfloat16 faster than float32.
 bool prefers_reduced_assignment();
 

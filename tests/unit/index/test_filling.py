@@ -8,7 +8,7 @@ import pytest
 
 from fct_infer import _core
 from fct_infer.errors import ArrayError, NonFiniteError
-from fct_infer.index.fused_add import fused_add
+from fct_infer.index.filling import filler_of
 
 ROWS, DIM = 700, 24
 DATA = np.random.default_rng(0).standard_normal((ROWS, DIM)).astype(np.float32) + 1
@@ -32,7 +32,7 @@ def trained(factory, metric):
 def test_the_file_is_the_one_faiss_gives(factory, metric):
     theirs = trained(factory, metric)
     ours = faiss.clone_index(theirs)
-    fill = fused_add(ours)
+    fill = filler_of(ours)
     start = 0
     for count in (300, 1, 399):
         fill(DATA[start : start + count], IDS[start : start + count], 1 + count % 3)
@@ -44,7 +44,7 @@ def test_the_file_is_the_one_faiss_gives(factory, metric):
 
 @pytest.mark.parametrize("factory", ["Flat", "HNSW8", "IVF8_HNSW4,Flat", "IDMap2,PQ4"])
 def test_what_there_is_no_kernel_for_is_left_to_faiss(factory):
-    assert fused_add(trained(factory, METRICS[0])) is None
+    assert filler_of(trained(factory, METRICS[0])) is None
 
 
 def test_the_lowest_list_wins_among_equals():

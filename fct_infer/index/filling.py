@@ -1,4 +1,4 @@
-"""Filling inverted files and product quantizers by the compiled core: the same index, faster than FAISS fills it."""
+"""Inverted files and product quantizers filled by the compiled core: the index FAISS would fill, sooner."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ from fct_infer import _core
 from fct_infer.index.faiss_module import faiss, transforms_of
 from fct_infer.transformation import Float32Array
 
-_CODE_BITS = 8
+CODE_BITS = 8
 
 Fill: TypeAlias = Callable[[Float32Array, NDArray[np.int64] | None, int], None]
 
 
-def fused_add(index: Any) -> Fill | None:
+def filler_of(index: Any) -> Fill | None:
     """Return what adds rows to a trained FAISS index in place of its own ``add_with_ids``; None if nothing does.
 
-    Lists and codes are those FAISS gives, up to rows between two centroids that float32 cannot tell apart; what
-    results is the same whatever the threads and however rows are cut into blocks. Known are inverted files over a flat
+    Lists and codes are those FAISS gives, up to rows between two centroids that float32 cannot tell apart, for which
+    FAISS's own answer depends on how many rows it is given at once; this one depends on the row alone, whatever the
+    threads and however rows are cut into blocks. Known are inverted files over a flat
     coarse quantizer (``IVF<n>,Flat``, ``SQ``, ``PQ``) and ``PQ``, under pre-transforms (``OPQ``, ``PCA``) and ID maps.
 
     Returns:
@@ -39,13 +40,13 @@ def fused_add(index: Any) -> Fill | None:
         return _under_ids(index)
     if isinstance(index, module.IndexIVF):
         return _inverted_file(index)
-    if type(index) is module.IndexPQ and index.pq.nbits == _CODE_BITS:
+    if type(index) is module.IndexPQ and index.pq.nbits == CODE_BITS:
         return _quantizer(index)
     return None
 
 
 def _behind_transforms(index: Any) -> Fill | None:
-    inner = fused_add(index.index)
+    inner = filler_of(index.index)
     if inner is None:
         return None
 
@@ -65,7 +66,7 @@ def _transformed(index: Any, rows: Float32Array) -> Float32Array:
 def _under_ids(index: Any) -> Fill | None:
     """Return a filler that numbers the rows inside and keeps their ids in the map, as FAISS does."""
     module = faiss()
-    inner = fused_add(index.index)
+    inner = filler_of(index.index)
     if inner is None:
         return None
 
@@ -83,8 +84,7 @@ def _under_ids(index: Any) -> Fill | None:
 
 def _inverted_file(index: Any) -> Fill | None:
     module = faiss()
-    coarse = module.downcast_index(index.quantizer)
-    metrics = {module.METRIC_L2: "l2", module.METRIC_INNER_PRODUCT: "ip"}
+    coarse, metrics = module.downcast_index(index.quantizer), metric_names()
     known = (module.IndexIVFFlat, module.IndexIVFScalarQuantizer, module.IndexIVFPQ)
     if (
         type(index) not in known
@@ -94,13 +94,10 @@ def _inverted_file(index: Any) -> Fill | None:
         or index.direct_map.type != module.DirectMap.NoMap
     ):
         return None
-    encodes = isinstance(index, module.IndexIVFPQ) and index.pq.nbits == _CODE_BITS
-    assigner = _core.Assigner(
-        coarse.reconstruct_n(0, index.nlist),
-        _codebooks(index.pq) if encodes else None,
-        metric=metrics[coarse.metric_type],
-        by_residual=bool(index.by_residual),
-    )
+    encodes = isinstance(index, module.IndexIVFPQ) and index.pq.nbits == CODE_BITS
+    codebooks = _codebooks(index.pq) if encodes else None
+    centroids, metric = coarse.reconstruct_n(0, index.nlist), metrics[coarse.metric_type]
+    assigner = _core.Assigner(centroids, codebooks, metric=metric, by_residual=bool(index.by_residual))
 
     def fill(rows: Float32Array, ids: NDArray[np.int64] | None, threads: int) -> None:
         lists, codes = assigner.assign(rows, threads)
@@ -110,6 +107,7 @@ def _inverted_file(index: Any) -> Fill | None:
             pointers = [module.swig_ptr(array) for array in (rows, ids, lists)]
             index.add_core(len(rows), *pointers)
         else:
+            assert lists is not None  # there are centroids
             index.add_sa_codes(np.hstack([_list_bytes(lists, index.coarse_code_size()), codes]), ids)
 
     return fill
@@ -123,6 +121,12 @@ def _quantizer(index: Any) -> Fill:
         index.add_sa_codes(assigner.assign(rows, threads)[1])
 
     return fill
+
+
+def metric_names() -> dict[int, str]:
+    """Return the core's names of FAISS's metrics, those it has kernels for."""
+    module = faiss()
+    return {module.METRIC_L2: "l2", module.METRIC_INNER_PRODUCT: "ip"}
 
 
 def _codebooks(quantizer: Any) -> Float32Array:

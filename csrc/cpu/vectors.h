@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "cpu/linear_op.h"
+
 // For loops that any compiler vectorises, and arithmetic of any width.
 #define FCT_VECTOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 
@@ -15,13 +17,13 @@
   }                                                                                                         \
   __attribute__((target("arch=x86-64-v3"))) result name##_8 parameters { return name##_with<8> arguments; } \
   result name parameters {                                                                                  \
-    const int lanes = ::fct::assign::widest();                                                              \
+    const int lanes = ::fct::cpu::float_lanes();                                                            \
     if (lanes == 16) return name##_16 arguments;                                                            \
     if (lanes == 8) return name##_8 arguments;                                                              \
     return name##_with<4> arguments;                                                                        \
   }
 
-namespace fct::assign {
+namespace fct::cpu {
 
 template <int kLanes>
 struct Vector {
@@ -29,11 +31,15 @@ struct Vector {
   using Ints [[gnu::vector_size(4 * kLanes), gnu::aligned(4), gnu::may_alias]] = std::int32_t;
 };
 
-inline int widest() {
-  static const int lanes = __builtin_cpu_supports("x86-64-v4")   ? 16
-                           : __builtin_cpu_supports("x86-64-v3") ? 8
-                                                                 : 4;
+// Of a register that this CPU has; fewer where ONEDNN_MAX_CPU_ISA allows fewer, so that one machine can be
+// several.
+inline int float_lanes() {
+  static const int lanes = [] {
+    const int allowed = onednn_instruction_set().float_lanes;
+    if (allowed >= 16 && __builtin_cpu_supports("x86-64-v4")) return 16;
+    return allowed >= 8 && __builtin_cpu_supports("x86-64-v3") ? 8 : 4;
+  }();
   return lanes;
 }
 
-}  // namespace fct::assign
+}  // namespace fct::cpu
