@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.transformation import Float32Array, Program
@@ -61,6 +62,22 @@ class Executable:
     @property
     def description(self) -> str: ...
 
+class Assigner:
+    def __init__(
+        self,
+        centroids: Float32Array | None,
+        codebooks: Float32Array | None,
+        *,
+        metric: str = "l2",
+        by_residual: bool = True,
+        reduced: bool | None = None,
+    ) -> None: ...
+    def assign(self, rows: Float32Array, threads: int) -> tuple[NDArray[np.int64] | None, NDArray[np.uint8] | None]: ...
+
+def refine_centroids(
+    rows: Float32Array, centroids: Float32Array, *, metric: str, spherical: bool, iterations: int, threads: int
+) -> Float32Array: ...
+def refine_codebooks(rows: Float32Array, codebooks: Float32Array, *, iterations: int, threads: int) -> Float32Array: ...
 def run_pipeline(
     executable: Executable,
     *,

@@ -13,4 +13,5 @@ PYBIND11_MODULE(_core, m) {
   fct::bindings::register_errors(m);
   fct::bindings::register_executable(m);
   fct::bindings::register_pipeline(m);
+  fct::bindings::register_assign(m);
 }

@@ -8,8 +8,7 @@
 #include <cstring>
 #include <vector>
 
-// The wheel is built for any x86-64; these loops are compiled for several levels and picked at load time.
-#define FCT_VECTOR __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#include "vectors.h"
 
 namespace fct::cpu {
 namespace {

@@ -6,8 +6,6 @@
 // sum in another order.
 #include "cpu_executable.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -21,6 +19,7 @@
 #include "bounds.h"
 #include "convert.h"
 #include "fct/error.h"
+#include "one_thread.h"
 
 namespace fct::cpu {
 namespace {
@@ -41,18 +40,6 @@ std::vector<int> candidate_tiles(std::size_t bytes_per_row) {
     if (rows < largest) tiles.push_back(rows);
   return tiles;
 }
-
-// Our threads are the parallelism: the library's own would only fight them.
-class OneThreadPerCaller {
- public:
-  OneThreadPerCaller() : before_(omp_get_max_threads()) { omp_set_num_threads(1); }
-  ~OneThreadPerCaller() { omp_set_num_threads(before_); }
-  OneThreadPerCaller(const OneThreadPerCaller&) = delete;
-  OneThreadPerCaller& operator=(const OneThreadPerCaller&) = delete;
-
- private:
-  int before_;
-};
 
 struct Matrix {
   void* data;

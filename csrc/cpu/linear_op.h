@@ -34,6 +34,7 @@ std::unique_ptr<LinearLibrary> make_onednn_library();
 // What oneDNN computes with: the CPU's instruction set, or less where ONEDNN_MAX_CPU_ISA says so.
 struct InstructionSet {
   std::string name;  // as ONEDNN_MAX_CPU_ISA spells it, AVX2 for instance
+  int float_lanes;   // of its registers: 4, 8 or 16
   bool has_bf16;     // bfloat16 products are instructions; otherwise they are emulated, or not there at all
 };
 InstructionSet onednn_instruction_set();

@@ -134,9 +134,11 @@ std::unique_ptr<LinearLibrary> make_onednn_library() { return std::make_unique<O
 
 InstructionSet onednn_instruction_set() {
   const int isa = static_cast<int>(dnnl::get_effective_cpu_isa());
-  InstructionSet found{"SSE41", (isa & dnnl_cpu_isa_avx512_core_bf16) == dnnl_cpu_isa_avx512_core_bf16};
+  const auto has = [isa](int bits) { return (isa & bits) == bits; };
+  const int float_lanes = has(dnnl_cpu_isa_avx512_core) ? 16 : has(dnnl_cpu_isa_avx2) ? 8 : 4;
+  InstructionSet found{"SSE41", float_lanes, has(dnnl_cpu_isa_avx512_core_bf16)};
   for (const auto& [bits, name] : kInstructionSets)
-    if ((isa & bits) == bits) found.name = name;
+    if (has(bits)) found.name = name;
   return found;
 }
 

@@ -21,6 +21,8 @@ from fct_infer.index.faiss_module import (
     ivf_of,
     transforms_of,
 )
+from fct_infer.index.filling import Fill, filler_of
+from fct_infer.index.training import train_index
 from fct_infer.storage import DigestedFile, DurableWriter, ReadFile, sha256_of_file
 from fct_infer.transformation import Float32Array
 
@@ -30,7 +32,9 @@ Ids: TypeAlias = NDArray[np.int64]
 class IndexBuilder:
     """An index that keeps the ids it is given: the index's own where it can, else wrapped in an IDMap.
 
-    The same sample and the same blocks of rows, added in the same order with the same thread count, give the same file.
+    It is trained and filled by the core where that has kernels (:mod:`fct_infer.index.training`,
+    :mod:`fct_infer.index.filling`), else by FAISS. The same sample and the same blocks of rows, added in the same order
+    with the same thread count, give the same file.
     Training may depend on the thread count (PCA and OPQ do); adding was not seen to. How rows are cut into blocks shows
     in the file of an HNSW graph only.
 
@@ -51,6 +55,7 @@ class IndexBuilder:
         self.index = _with_ids(make_index(factory, dim, metric))
         self.placement = {"train": "cpu", "add": "cpu"}
         self.left_out = 0
+        self._fill: Fill | None = None  # of the trained index, once a row was added
 
     @property
     def needs_training(self) -> bool:
@@ -77,7 +82,7 @@ class IndexBuilder:
                 ) from error
 
     def _train(self, sample: Float32Array) -> None:
-        self.index.train(sample)
+        train_index(self.index, sample, self.threads)
 
     def add(self, rows: Float32Array, ids: Ids) -> None:
         """Add rows (n, dim) float32 under their ids (n,) int64; the GIL is released.
@@ -97,7 +102,11 @@ class IndexBuilder:
 
     def _add(self, rows: Float32Array, ids: Ids) -> None:
         with faiss_threads(self.threads), faiss_errors(f"index {self.factory!r} cannot be filled", UsageError):
-            self.index.add_with_ids(rows, ids)
+            self._fill = self._fill or filler_of(self.index) or self._fill_by_faiss
+            self._fill(rows, ids, self.threads)
+
+    def _fill_by_faiss(self, rows: Float32Array, ids: Ids | None, threads: int) -> None:
+        self.index.add_with_ids(rows, ids)
 
     @property
     def takes_device_rows(self) -> bool:
@@ -170,7 +179,7 @@ class IndexBuilder:
         Raises:
             ArtifactError: the file is missing or damaged.
         """
-        self.index = load_index_file(path, sha256)
+        self.index, self._fill = load_index_file(path, sha256), None
         self.placement["train"] = "an earlier run"
 
     def close(self) -> None:

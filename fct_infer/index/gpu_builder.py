@@ -117,14 +117,15 @@ class GpuIndexBuilder(IndexBuilder):
         assert self._gpu is not None
         try:
             with _clustering_on(self._gpu, self.index):
-                return super()._train(sample)
+                self.index.train(sample)
+                return
         except (CardFullError, CardRefusesError) as reason:
             self.placement |= {"train": "cpu", "reason": str(reason)}
         except RuntimeError as error:  # of FAISS's own training, which called the card
             if not is_out_of_memory(error):
                 raise
             self.placement |= {"train": "cpu", "reason": f"{self._gpu.name} is full: {condensed(error)}"}
-        return super()._train(sample)  # goes on where it stopped
+        self.index.train(sample)  # goes on where it stopped
 
     def _add_on_card(self, rows: Any, ids: Ids) -> int:
         """Return how many rows the card took."""

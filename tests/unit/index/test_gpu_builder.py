@@ -27,6 +27,13 @@ ON_CARD = ["IVF16,Flat", "IVF16,PQ4np", "IVF16,PQ8np", "IVF16,SQ8", "PCA14,IVF16
 LIST_BYTES = 4 * LISTS * DIM  # of an index without rows on the fake card
 
 
+class TrainedByFaiss(IndexBuilder):
+    """On the CPU, with the k-means that a card does, too."""
+
+    def _train(self, sample):
+        self.index.train(sample)
+
+
 @pytest.fixture
 def cards(monkeypatch) -> FakeCards:
     return FakeCards().install(monkeypatch)
@@ -54,7 +61,7 @@ def saved(builder, path):
 @cache
 def cpu_file(factory, metric="l2"):
     with tempfile.TemporaryDirectory() as folder:
-        return saved(fill(IndexBuilder(factory, DIM, metric, 1)), Path(folder) / "index")
+        return saved(fill(TrainedByFaiss(factory, DIM, metric, 1)), Path(folder) / "index")
 
 
 def memory_for(rows, code_bytes):
@@ -140,7 +147,7 @@ def test_training_goes_on_without_a_full_card(cards, tmp_path):
     cards.memory = 4 * DIM - 1
     builder = on_card("IVF16,PQ4np")
     trained = saved(fill(builder, ()), tmp_path / "trained")
-    assert trained == saved(fill(IndexBuilder("IVF16,PQ4np", DIM, "l2", 1), ()), tmp_path / "cpu")
+    assert trained == saved(fill(TrainedByFaiss("IVF16,PQ4np", DIM, "l2", 1), ()), tmp_path / "cpu")
     assert builder.placement["train"] == "cpu"
     assert builder.placement["reason"].startswith("cuda:0 is full: StandardGpuResources: alloc fail")
     assert (cards.live, cards.leaked) == ([], 0)
@@ -155,7 +162,7 @@ def test_a_graph_over_the_lists_stays_on_the_cpu(cards, tmp_path):
     assert sorted(ids_in(builder.index)) == sorted(IDS)
     builder.nprobe = LISTS
     _, found = builder.search(DATA, 1)
-    plain = fill(IndexBuilder("IVF16_HNSW8,PQ8np", DIM, "l2", 1))
+    plain = fill(TrainedByFaiss("IVF16_HNSW8,PQ8np", DIM, "l2", 1))
     plain.nprobe = LISTS
     own, plain_own = (found[:, 0] == IDS).mean(), (plain.search(DATA, 1)[1][:, 0] == IDS).mean()
     assert own == pytest.approx(plain_own, abs=0.01)

@@ -1,0 +1,88 @@
+#include "distances.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "cpu/vectors.h"
+
+namespace fct::assign {
+namespace {
+
+constexpr int kSums = 16;  // partial ones, on every machine
+using Floats = cpu::Vector<kSums>::Floats;
+
+}  // namespace
+
+FCT_VECTOR double squared_length(const float* values, std::size_t count) {
+  double lanes[8] = {};
+  std::size_t i = 0;
+  for (; i + 8 <= count; i += 8)
+    for (std::size_t lane = 0; lane < 8; ++lane)
+      lanes[lane] += static_cast<double>(values[i + lane]) * static_cast<double>(values[i + lane]);
+  double sum = 0;
+  for (; i < count; ++i) sum += static_cast<double>(values[i]) * static_cast<double>(values[i]);
+  for (double lane : lanes) sum += lane;
+  return sum;
+}
+
+FCT_VECTOR float squared_distance(const float* left, const float* right, std::size_t count) {
+  Floats lanes{};
+  std::size_t i = 0;
+  for (; i + kSums <= count; i += kSums) {
+    const Floats difference =
+        *reinterpret_cast<const Floats*>(left + i) - *reinterpret_cast<const Floats*>(right + i);
+    lanes += difference * difference;
+  }
+  float sum = 0;
+  for (; i < count; ++i) sum += (left[i] - right[i]) * (left[i] - right[i]);
+  for (int lane = 0; lane < kSums; ++lane) sum += lanes[lane];
+  return sum;
+}
+
+FCT_VECTOR float dot(const float* left, const float* right, std::size_t count) {
+  Floats lanes{};
+  std::size_t i = 0;
+  for (; i + kSums <= count; i += kSums)
+    lanes += *reinterpret_cast<const Floats*>(left + i) * *reinterpret_cast<const Floats*>(right + i);
+  float sum = 0;
+  for (; i < count; ++i) sum += left[i] * right[i];
+  for (int lane = 0; lane < kSums; ++lane) sum += lanes[lane];
+  return sum;
+}
+
+FCT_VECTOR void subtract(const float* left, const float* right, float* out, std::size_t count) {
+  for (std::size_t i = 0; i < count; ++i) out[i] = left[i] - right[i];
+}
+
+template <int kLanes>
+[[gnu::always_inline]] inline float bounds_of_with(const float* scores, const float* lengths, float error,
+                                                   std::size_t count, float& floor) {
+  using Values = typename cpu::Vector<kLanes>::Floats;
+  constexpr float kLowest = -std::numeric_limits<float>::infinity();
+  Values lows = Values{} + kLowest, highs = lows;
+  std::size_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) {
+    const Values values = *reinterpret_cast<const Values*>(scores + i);
+    const Values errors = *reinterpret_cast<const Values*>(lengths + i) * error;
+    const Values low = values - errors, high = values + errors;
+    lows = low > lows ? low : lows;
+    highs = high > highs ? high : highs;
+  }
+  float highest = kLowest;
+  for (; i < count; ++i) {
+    const float slack = lengths[i] * error;
+    floor = std::max(floor, scores[i] - slack);  // max keeps the first of two if the second is NaN
+    highest = std::max(highest, scores[i] + slack);
+  }
+  for (int lane = 0; lane < kLanes; ++lane) {
+    floor = std::max(floor, lows[lane]);
+    highest = std::max(highest, highs[lane]);
+  }
+  return highest;
+}
+
+FCT_BY_LANES(float, bounds_of,
+             (const float* scores, const float* lengths, float error, std::size_t count, float& floor),
+             (scores, lengths, error, count, floor))
+
+}  // namespace fct::assign

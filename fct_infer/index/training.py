@@ -1,0 +1,117 @@
+"""Training by the compiled core: k-means of inverted lists and of product quantizers, as FAISS does it, sooner."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fct_infer import _core
+from fct_infer.index.faiss_module import faiss, inner_indexes, transforms_of
+from fct_infer.index.filling import CODE_BITS, metric_names
+from fct_infer.transformation import Float32Array
+
+_SEED = 1234  # FAISS's
+_QUANTIZER_TRAINS_ITSELF = 1
+
+
+def train_index(index: Any, sample: Float32Array, threads: int) -> None:
+    """Train a FAISS index on rows (n, dim) float32; to be run with FAISS's own thread count set.
+
+    By the core: the centroids of inverted lists, and codebooks of product quantizers with 8 bits a code; as many
+    iterations as FAISS does, from rows chosen as it does, on as many rows. All else, transforms (OPQ, PCA) and other
+    codes, is left to FAISS, and so is a sample with fewer rows than centroids, which it refuses. The core's part
+    depends on the rows alone, not on the threads.
+
+    Raises:
+        RuntimeError: FAISS's.
+    """
+    module = faiss()
+    *outer, inner = inner_indexes(index)
+    if not isinstance(inner, module.IndexIVF | module.IndexPQ):
+        index.train(sample)
+        return
+    rows = sample
+    for part in outer:
+        for transform in transforms_of(part):
+            if not transform.is_trained:
+                transform.train(rows)
+            rows = transform.apply(rows)
+    centroids = _train_lists(inner, rows, threads) if isinstance(inner, module.IndexIVF) else None
+    if _has_known_codes(inner) and not any(isinstance(part, module.IndexRefine) for part in outer):
+        residuals = _residuals(inner, rows, centroids, threads)
+        if residuals is not None and len(residuals) >= inner.pq.ksub:
+            _train_codebooks(inner, residuals, threads)
+            for part in outer:
+                part.is_trained = True
+            return
+    index.train(sample)  # finds the lists trained, if they are
+
+
+def _train_lists(ivf: Any, rows: Float32Array, threads: int) -> Float32Array | None:
+    """Give an inverted file its centroids and return them; None if that is left to FAISS."""
+    module = faiss()
+    coarse = module.downcast_index(ivf.quantizer)
+    is_flat = isinstance(coarse, module.IndexFlat) and coarse.metric_type in metric_names()
+    is_graph = isinstance(coarse, module.IndexHNSWFlat)
+    if ord(ivf.quantizer_trains_alone) == _QUANTIZER_TRAINS_ITSELF or not (is_flat or is_graph):
+        return None
+    rows, order = _at_most(rows, ivf.cp.max_points_per_centroid * ivf.nlist)
+    if len(rows) < ivf.nlist:
+        return None
+    centroids: Float32Array = _core.refine_centroids(
+        rows,
+        rows[order[: ivf.nlist]],
+        metric=metric_names()[coarse.metric_type] if is_flat else "l2",  # FAISS's choice for a graph
+        spherical=bool(ivf.cp.spherical),
+        iterations=ivf.cp.niter,
+        threads=threads,
+    )
+    coarse.reset()
+    coarse.add(centroids)
+    return centroids
+
+
+def _has_known_codes(index: Any) -> bool:
+    module = faiss()
+    return (
+        type(index) in (module.IndexIVFPQ, module.IndexPQ)
+        and index.pq.nbits == CODE_BITS
+        and not index.do_polysemous_training
+    )
+
+
+def _residuals(index: Any, rows: Float32Array, centroids: Float32Array | None, threads: int) -> Float32Array | None:
+    """Return what codebooks are to be trained on: rows, less their centroids where the index encodes that."""
+    rows, _ = _at_most(rows, index.pq.cp.max_points_per_centroid * index.pq.ksub)
+    if not isinstance(index, faiss().IndexIVF) or not index.by_residual:
+        return rows
+    if centroids is None:
+        return None
+    metric = metric_names()[index.metric_type]
+    lists, _ = _core.Assigner(centroids, None, metric=metric).assign(rows, threads)
+    return rows - centroids[lists]
+
+
+def _train_codebooks(index: Any, rows: Float32Array, threads: int) -> None:
+    """Give a product quantizer its codebooks, and the index what it computes of them."""
+    module, quantizer = faiss(), index.pq
+    start = rows[_order(len(rows))[: quantizer.ksub]].reshape(quantizer.ksub, quantizer.M, quantizer.dsub)
+    start = np.ascontiguousarray(start.transpose(1, 0, 2))
+    codebooks = _core.refine_codebooks(rows, start, iterations=quantizer.cp.niter, threads=threads)
+    module.copy_array_to_vector(codebooks.ravel(), quantizer.centroids)
+    index.is_trained = True
+    if isinstance(index, module.IndexIVF) and index.by_residual:
+        index.precompute_table()
+
+
+def _at_most(rows: Float32Array, limit: int) -> tuple[Float32Array, NDArray[np.int64]]:
+    """Return so many of the rows at most, and a random order of these."""
+    if len(rows) > limit:
+        rows = rows[np.sort(_order(len(rows))[:limit])]
+    return rows, _order(len(rows))
+
+
+def _order(rows: int) -> NDArray[np.int64]:
+    return np.random.default_rng(_SEED).permutation(rows)

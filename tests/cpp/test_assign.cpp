@@ -1,0 +1,220 @@
+// Lists, codes and k-means against plain loops in float64.
+#include <cmath>
+#include <limits>
+#include <random>
+
+#include "check.h"
+#include "fct/assign.h"
+#include "fct/error.h"
+
+namespace fct::testing {
+namespace {
+
+constexpr int kEntries = Codebooks::kEntries;
+
+std::size_t at(std::int64_t index) { return static_cast<std::size_t>(index); }
+
+std::vector<float> random_values(std::int64_t count, unsigned seed, float shift = 0) {
+  std::minstd_rand random(seed);
+  std::normal_distribution<float> normal;
+  std::vector<float> values(at(count));
+  for (float& value : values) value = normal(random) + shift;
+  return values;
+}
+
+struct Case {
+  int rows, lists, parts, width;
+  Metric metric = Metric::kL2;
+  bool by_residual = true;
+  float shift = 0;
+
+  int dim() const { return parts * width; }
+  Centroids centroids() const {
+    return {lists, dim(), metric, random_values(std::int64_t{lists} * dim(), 2, shift)};
+  }
+  Codebooks codebooks() const {
+    return {parts, width, by_residual, random_values(std::int64_t{kEntries} * dim(), 3)};
+  }
+  std::vector<float> data() const { return random_values(std::int64_t{rows} * dim(), 1, shift); }
+};
+
+// More groups and tiles than one, rows that do not fill them, chunks of lists, widths with kernels and
+// without.
+const Case kCases[] = {
+    {1, 1, 1, 1},
+    {300, 7, 3, 2},
+    {129, 1500, 5, 4},
+    {17, 64, 2, 8, Metric::kInnerProduct},
+    {200, 33, 3, 5, Metric::kL2, false},
+    {140, 90, 4, 17, Metric::kInnerProduct, true, 30},
+    {140, 90, 4, 4, Metric::kL2, true, 1000},
+};
+
+struct Found {
+  std::vector<std::int64_t> lists;
+  std::vector<std::uint8_t> codes;
+  bool operator==(const Found&) const = default;
+};
+
+Found run(const Assigner& assigner, const std::vector<float>& rows, int threads) {
+  const std::size_t count = rows.size() / at(assigner.dim());
+  Found found{std::vector<std::int64_t>(count), std::vector<std::uint8_t>(count * at(assigner.parts()))};
+  assigner.assign(rows.data(), static_cast<std::int64_t>(count), threads, found.lists.data(),
+                  found.codes.data());
+  return found;
+}
+
+double distance(const float* left, const float* right, int dim, Metric metric = Metric::kL2) {
+  double sum = 0;
+  for (int k = 0; k < dim; ++k) {
+    const double a = static_cast<double>(left[k]), b = static_cast<double>(right[k]);
+    sum += metric == Metric::kL2 ? (a - b) * (a - b) : -a * b;
+  }
+  return sum;
+}
+
+// Whether `chosen` is as near as any of `count` vectors, up to what float32 can tell.
+bool is_nearest(const float* row, const float* vectors, int count, int dim, std::int64_t chosen,
+                Metric metric) {
+  double least = std::numeric_limits<double>::infinity(),
+         scale = distance(row, row, dim, Metric::kInnerProduct);
+  for (int i = 0; i < count; ++i) least = std::min(least, distance(row, vectors + i * dim, dim, metric));
+  const double found = distance(row, vectors + chosen * dim, dim, metric);
+  return chosen >= 0 && chosen < count && found <= least + 1e-5 * (std::abs(least) + std::abs(scale) * 1e-2);
+}
+
+TEST(lists_and_codes_are_the_nearest_ones) {
+  for (const Case& test : kCases)
+    for (bool reduced : {false, true}) {
+      const auto centroids = test.centroids();
+      const auto codebooks = test.codebooks();
+      const auto rows = test.data();
+      std::unique_ptr<Assigner> assigner;
+      try {
+        assigner = make_assigner(centroids, codebooks, reduced);
+      } catch (const Error& error) {  // no bfloat16 with these instructions
+        CHECK(reduced && error.kind() == ErrorKind::kUnsupported, error.what());
+        continue;
+      }
+      const Found found = run(*assigner, rows, 1);
+      for (std::int64_t row = 0; row < test.rows; ++row) {
+        const float* values = rows.data() + row * test.dim();
+        const std::int64_t list = found.lists[at(row)];
+        CHECK(is_nearest(values, centroids.values.data(), test.lists, test.dim(), list, test.metric));
+        std::vector<float> encoded(values, values + test.dim());
+        for (int k = 0; k < test.dim() && test.by_residual; ++k)
+          encoded[at(k)] -= centroids.values[at(list * test.dim() + k)];
+        for (int part = 0; part < test.parts; ++part)
+          CHECK(is_nearest(encoded.data() + part * test.width,
+                           codebooks.values.data() + at(part) * kEntries * at(test.width), kEntries,
+                           test.width, found.codes[at(row * test.parts + part)], Metric::kL2));
+      }
+    }
+}
+
+TEST(lists_and_codes_depend_on_the_row_alone) {
+  for (const Case& test : kCases) {
+    const auto assigner = make_assigner(test.centroids(), test.codebooks(), false);
+    const auto rows = test.data();
+    const Found all = run(*assigner, rows, 1);
+    CHECK(run(*assigner, rows, 3) == all);
+    for (std::int64_t row = 0; row < test.rows; row += 16) {
+      const Found one =
+          run(*assigner, {rows.begin() + row * test.dim(), rows.begin() + (row + 1) * test.dim()}, 1);
+      CHECK(one.lists[0] == all.lists[at(row)]);
+      CHECK(std::equal(one.codes.begin(), one.codes.end(), all.codes.begin() + row * test.parts));
+    }
+  }
+}
+
+TEST(the_lowest_number_wins_among_equals) {
+  const Case test{40, 3, 2, 4};
+  auto centroids = test.centroids();
+  auto codebooks = test.codebooks();
+  const auto first = centroids.values;
+  for (int i = 0; i < 50; ++i) centroids.values.insert(centroids.values.end(), first.begin(), first.end());
+  centroids.count *= 51;
+  for (int part = 0; part < test.parts; ++part) {  // every entry twice
+    const auto book = codebooks.values.begin() + part * kEntries * test.width;
+    std::copy(book, book + kEntries / 2 * test.width, book + kEntries / 2 * test.width);
+  }
+  const Found found = run(*make_assigner(centroids, codebooks, false), test.data(), 1);
+  for (std::int64_t list : found.lists) CHECK(list < 3);
+  for (int code : found.codes) CHECK(code < kEntries / 2);
+}
+
+TEST(huge_values_are_assigned_and_bad_ones_named) {
+  const Case test{300, 5, 2, 4};
+  auto rows = test.data();
+  for (std::size_t i = 0; i < 8; ++i) rows[8 + i] = i % 2 ? 3e38f : -3e38f;
+  const auto assigner = make_assigner(test.centroids(), test.codebooks(), false);
+  for (std::int64_t list : run(*assigner, rows, 2).lists) CHECK(list >= 0 && list < 5);
+  rows[290 * 8] = rows[200 * 8 + 3] = std::numeric_limits<float>::quiet_NaN();
+  for (int threads : {1, 3}) try {
+      run(*assigner, rows, threads);
+      CHECK(false);
+    } catch (const NonFiniteRow& error) {
+      CHECK(error.row() == 200);
+    }
+}
+
+double error_of(const std::vector<float>& rows, const Centroids& centroids) {
+  const auto found = run(*make_assigner(centroids, std::nullopt, false), rows, 1);
+  double sum = 0;
+  for (std::size_t row = 0; row < found.lists.size(); ++row)
+    sum += distance(rows.data() + row * at(centroids.dim),
+                    centroids.values.data() + at(found.lists[row]) * at(centroids.dim), centroids.dim);
+  return sum;
+}
+
+TEST(kmeans_gets_nearer_and_is_the_same_whatever_the_threads) {
+  const Case test{1200, 12, 5, 3};
+  const auto rows = test.data();
+  const auto start = test.centroids();
+  double before = error_of(rows, start);
+  for (int iterations : {1, 3, 12}) {
+    const Centroids centroids = refine_centroids(rows.data(), test.rows, start, false, iterations, 1);
+    CHECK(refine_centroids(rows.data(), test.rows, start, false, iterations, 3).values == centroids.values);
+    const double error = error_of(rows, centroids);
+    CHECK(error < before);
+    before = error;
+  }
+  const Codebooks books = refine_codebooks(rows.data(), test.rows, test.codebooks(), 1, 1);
+  CHECK(refine_codebooks(rows.data(), test.rows, test.codebooks(), 1, 3).values == books.values);
+  for (int part = 0; part < test.parts; ++part) {  // each codebook is what k-means of that part alone gives
+    std::vector<float> own;
+    for (int row = 0; row < test.rows; ++row)
+      for (int k = 0; k < test.width; ++k) own.push_back(rows[at(row * test.dim() + part * test.width + k)]);
+    auto values = [&](const Codebooks& all) {
+      const auto begin = all.values.begin() + part * kEntries * test.width;
+      return std::vector<float>(begin, begin + kEntries * test.width);
+    };
+    const Centroids alone = refine_centroids(
+        own.data(), test.rows, {kEntries, test.width, Metric::kL2, values(test.codebooks())}, false, 1, 1);
+    const auto book = values(books);
+    for (std::size_t i = 0; i < book.size(); ++i) CHECK(std::abs(book[i] - alone.values[i]) < 1e-3f);
+  }
+}
+
+TEST(kmeans_gives_empty_lists_rows_and_keeps_spheres) {
+  const Case test{400, 1, 1, 6};
+  const auto rows = test.data();
+  Centroids start{16, 6, Metric::kL2, {}};
+  for (int i = 0; i < 16; ++i)
+    start.values.insert(start.values.end(), rows.begin(), rows.begin() + 6);  // all equal
+  const Centroids centroids = refine_centroids(rows.data(), test.rows, start, false, 12, 2);
+  std::vector<int> sizes(16);
+  for (std::int64_t list : run(*make_assigner(centroids, std::nullopt, false), rows, 1).lists)
+    ++sizes[at(list)];
+  for (int size : sizes) CHECK(size > 0);
+
+  start.metric = Metric::kInnerProduct;
+  const Centroids sphere = refine_centroids(rows.data(), test.rows, start, true, 4, 1);
+  for (int i = 0; i < 16; ++i) {
+    const float* values = sphere.values.data() + i * 6;
+    CHECK(std::abs(distance(values, values, 6, Metric::kInnerProduct) + 1) < 1e-5);
+  }
+}
+
+}  // namespace
+}  // namespace fct::testing
