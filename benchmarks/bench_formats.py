@@ -17,6 +17,7 @@ from typing import Any
 import click
 import faiss
 import h5py
+import lance
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -66,10 +67,15 @@ def _faiss(path: Path, rows: Float32Array) -> None:
     faiss.write_index(index, str(path))
 
 
+def _lance(path: Path, rows: Float32Array) -> None:
+    lance.write_dataset(_column(rows), path)
+
+
 FORMATS: dict[str, tuple[str, Callable[[Path, Float32Array], None]]] = {
     "one .npy": ("rows.npy", np.save),
     "Parquet, plain": ("plain.parquet", _plain_parquet),
     "Parquet, as pyarrow writes it": ("default.parquet", _default_parquet),
+    "Lance": ("rows.lance", _lance),
     "fbin": ("rows.fbin", _fbin),
     "HDF5": ("rows.hdf5", _hdf5),
     "HDF5, gzip": ("packed.hdf5", _packed_hdf5),

@@ -7,6 +7,7 @@ from typing import NoReturn
 import click
 
 from fct_infer.cli._common import run_cli
+from fct_infer.cli.gallery_add_column import add_column_command
 from fct_infer.cli.gallery_convert import convert_command
 from fct_infer.cli.gallery_inspect import inspect_command
 from fct_infer.cli.gallery_verify import verify_command
@@ -17,6 +18,7 @@ def command() -> None:
     """Look into galleries, make them of vectors in other formats, check published ones."""
 
 
+command.add_command(add_column_command)
 command.add_command(convert_command)
 command.add_command(inspect_command)
 command.add_command(verify_command)

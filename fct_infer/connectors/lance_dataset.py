@@ -49,8 +49,8 @@ class LanceSource(PartedSource):
 
     def __init__(self, path: Path, options: SourceOptions) -> None:
         self.path, self.version = path, 0  # the newest
-        with _lance_errors(path):
-            dataset = self._opened()
+        with lance_errors(path):
+            dataset = self.opened()
             self.version, schema = int(dataset.version), dataset.schema
             fragments = [(each.fragment_id, each.count_rows(), each.metadata) for each in dataset.get_fragments()]
         if len(set(schema.names)) != len(schema.names):
@@ -72,12 +72,17 @@ class LanceSource(PartedSource):
         schema_read = self._read_schema(rows, options)
         super().__init__(path, schema_read, [fragment.rows for fragment in self._fragments])
 
-    def _opened(self) -> Any:
-        """Return a handle of its own: two readers of one disturb each other."""
+    @property
+    def column_names(self) -> list[str]:
+        """All columns."""
+        return list(self._kinds)
+
+    def opened(self, version: int | None = None) -> Any:
+        """Return a handle of its own on the version, or another one: who writes disturbs readers of the same handle."""
         lance = optional("lance", EXTRA)
         if isinstance(self.path, RemotePath) and self.path.scheme not in _REMOTE:
             raise UsageError(f"{self.path}: Lance data sets are read from folders, s3:// and gs://")
-        return lance.dataset(str(self.path), version=self.version or None)
+        return lance.dataset(str(self.path), version=version or self.version or None)
 
     def _read_schema(self, rows: int, options: SourceOptions) -> Schema:
         self._widths: dict[str, int] = {}
@@ -101,8 +106,8 @@ class LanceSource(PartedSource):
         )
 
     def _first_width(self, name: str) -> int:
-        with _lance_errors(self.path):
-            first = self._opened().take([0], columns=[name]).column(0).combine_chunks()
+        with lance_errors(self.path):
+            first = self.opened().take([0], columns=[name]).column(0).combine_chunks()
         return int(arrays.vectors(first, None, self._words(self._fragments[0]), 0, self.path).shape[1])
 
     @property
@@ -128,7 +133,7 @@ class LanceSource(PartedSource):
         at_once = _ID_ROWS
         if dim is not None:
             at_once = max(1, min(65536, _BATCH_BYTES // (dim * arrays.stored_dtype(self._kinds[name]).itemsize)))
-        dataset = self._opened()
+        dataset = self.opened()
 
         def batches(first: int) -> Generator[NDArray[Any], None, None]:
             for array, fragment, row in self._arrays(dataset, name, first, at_once):
@@ -148,7 +153,7 @@ class LanceSource(PartedSource):
             row = max(0, first - fragment.first_row)
             if first > fragment.first_row or fragment is self._fragments[start]:
                 stop = min(fragment.rows, row + _FIRST_ROWS)
-                with _lance_errors(self.path):
+                with lance_errors(self.path):
                     numbers = range(fragment.first_row + row, fragment.first_row + stop)
                     taken = dataset.take(list(numbers), columns=[name]).column(0).combine_chunks()
                 yield taken, fragment, row
@@ -161,7 +166,7 @@ class LanceSource(PartedSource):
                 raise GalleryError(f"{self._words(fragment)}: ends after {row} rows, {fragment.rows} were announced")
 
     def _scanned(self, dataset: Any, name: str, fragment: _Fragment, row: int, at_once: int) -> Iterator[Any]:
-        with _lance_errors(self.path):
+        with lance_errors(self.path):
             scanner = dataset.scanner(
                 columns=[name],
                 fragments=[dataset.get_fragment(fragment.number)],
@@ -176,7 +181,8 @@ class LanceSource(PartedSource):
 
 
 @contextmanager
-def _lance_errors(path: Path) -> Iterator[None]:
+def lance_errors(path: Path) -> Iterator[None]:
+    """Turn what Lance raises on a data set that cannot be read into one line that names it."""
     try:
         yield
     except (FctError, GeneratorExit, KeyboardInterrupt):

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.errors import ArrayError
 from fct_infer.gallery.source import Part, Rows, Source, SourceReader
+from fct_infer.storage import RemotePath
 
 # A sample's rows are read together if fewer bytes than this lie between them, at most so many rows at once.
 _MAX_GAP_BYTES = 4096
 _MAX_ROWS_AT_ONCE = 2048
+_REMOTE_READERS = 16
+_LEAST_RUNS = 8  # of a reader: opening costs as much as some reads
+
+_Run: TypeAlias = tuple[Part, int, int, int, NDArray[np.int64]]
+"""What is read at once: part, place of its first chosen row, start and stop there, chosen rows from start."""
 
 
 def read_rows(source: Source, rows: NDArray[np.int64], with_side: bool = True) -> tuple[Rows, Rows | None]:
@@ -32,14 +40,26 @@ def read_rows(source: Source, rows: NDArray[np.int64], with_side: bool = True) -
     side_dim = schema.side_dim if with_side else None
     side = None if side_dim is None else np.empty((len(rows), side_dim), schema.side_dtype)
     row_bytes = schema.old_dim * schema.embedding_dtype.itemsize
-    with SourceReader(source) as reader:
-        for part, place, start, stop, chosen in _runs(source, rows, row_bytes):
-            old_run = np.empty((stop - start, schema.old_dim), schema.embedding_dtype)
-            side_run = None if side is None else np.empty((stop - start, side.shape[1]), side.dtype)
-            reader.at(part).read_into(start, stop, old_run, side_run)
-            old[place : place + len(chosen)] = old_run[chosen]
-            if side is not None and side_run is not None:
-                side[place : place + len(chosen)] = side_run[chosen]
+    runs = list(_runs(source, rows, row_bytes))
+
+    def read(some: list[_Run]) -> None:
+        with SourceReader(source) as reader:
+            for part, place, start, stop, chosen in some:
+                old_run = np.empty((stop - start, schema.old_dim), schema.embedding_dtype)
+                side_run = None if side is None else np.empty((stop - start, side.shape[1]), side.dtype)
+                reader.at(part).read_into(start, stop, old_run, side_run)
+                old[place : place + len(chosen)] = old_run[chosen]
+                if side is not None and side_run is not None:
+                    side[place : place + len(chosen)] = side_run[chosen]
+
+    # A server is waited for most of the time; what lies in order is read in order.
+    readers = _REMOTE_READERS if isinstance(source.path, RemotePath) and "random_rows" in source.capabilities else 1
+    share = max(_LEAST_RUNS, -(-len(runs) // readers))
+    if len(runs) <= share:
+        read(runs)
+    else:
+        with ThreadPoolExecutor(readers) as pool:
+            list(pool.map(read, (runs[first : first + share] for first in range(0, len(runs), share))))
     return old, side
 
 
@@ -53,10 +73,8 @@ def read_row_ids(source: Source, rows: NDArray[np.int64]) -> Rows:
     return np.concatenate(found)
 
 
-def _runs(
-    source: Source, rows: NDArray[np.int64], row_bytes: int
-) -> Iterator[tuple[Part, int, int, int, NDArray[np.int64]]]:
-    """Yield what is read at once: part, place of its first chosen row, start and stop there, chosen rows from start."""
+def _runs(source: Source, rows: NDArray[np.int64], row_bytes: int) -> Iterator[_Run]:
+    """Yield what is read at once."""
     if rows.dtype != np.int64 or rows.ndim != 1:
         raise ArrayError(f"rows is {rows.dtype} {rows.shape}, wanted int64 (n,)")
     if len(rows) and (rows[0] < 0 or rows[-1] >= source.schema.rows or (np.diff(rows) < 0).any()):

@@ -13,7 +13,8 @@ from fct_infer.errors import FctError, GalleryError
 from fct_infer.storage.remote_errors import retried
 from fct_infer.storage.urls import RemotePath
 
-FIRST_BYTES = 64 << 10  # fetched for a read that does not go on where the last one ended
+FIRST_BYTES = 64 << 10  # fetched for a read that does not go on about where the last one ended
+SKIPPED_BYTES = 32 << 10  # between two reads that a reader who goes forward may leave out
 MOST_BYTES = 8 << 20  # fetched at once, after some reads that do
 AHEAD = 2  # pieces of that size on their way while one is read
 KEPT_BYTES = 32 << 20  # of pieces already here, for readers that go back: of each open file
@@ -47,7 +48,7 @@ class RemoteFile:
         if path.scheme in ("http", "https"):
             self._check_ranges()
         self._pieces: OrderedDict[int, tuple[int, Future[bytes]]] = OrderedDict()  # by first byte: length, content
-        self._end, self._next_bytes = -1, FIRST_BYTES  # where the furthest piece of a forward run ends
+        self._end, self._next_bytes = -FIRST_BYTES - 1, FIRST_BYTES  # where the furthest piece of a forward run ends
 
     def identity(self) -> dict[str, Any]:
         """Return size, etag and time of change, those that the server tells."""
@@ -84,7 +85,8 @@ class RemoteFile:
         """Return the first byte and the content of the piece that holds a byte; see to the next pieces."""
         first = next((at for at, (size, _) in self._pieces.items() if at <= offset < at + size), None)
         if first is None:
-            self._next_bytes = min(MOST_BYTES, 4 * self._next_bytes) if offset == self._end else FIRST_BYTES
+            goes_on = 0 <= offset - self._end <= SKIPPED_BYTES
+            self._next_bytes = min(MOST_BYTES, 4 * self._next_bytes) if goes_on else FIRST_BYTES
             first = offset
             self._begin(offset, max(self._next_bytes, min(wanted, MOST_BYTES)))
         size, piece = self._pieces[first]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import socket
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,11 +20,12 @@ class HttpFiles:
         requests: (method, name, first byte, last byte + 1) of each answer, in order; None without a range.
         failures: statuses to answer the next GETs with, before anything else; -1 closes the connection half-way.
         ranges: whether ranges are understood.
+        modified: the time of every change, without which s3fs takes it for no object of a bucket.
         password: in the query, without which the answer is 403.
     """
 
     def __init__(self, files: dict[str, bytes]) -> None:
-        self.files, self.failures, self.ranges, self.password = files, [], True, ""
+        self.files, self.failures, self.ranges, self.password, self.modified = files, [], True, "", ""
         self.requests: list[tuple[str, str, int | None, int | None]] = []
         self._lock = Lock()
         outer = self
@@ -63,7 +65,9 @@ class HttpFiles:
         if failure > 0 or data is None or (self.password and self.password not in query):
             self._send(handler, failure if failure > 0 else 404 if data is None else 403, b"", {})
             return
-        part, headers, status = data, {"ETag": f'"{hash(data):x}"'}, 200
+        part, headers, status = data, {"ETag": f'"{len(data)}-{zlib.crc32(data[-99_999:]):x}"'}, 200
+        if self.modified:
+            headers["Last-Modified"] = self.modified
         if self.ranges and found:
             start, stop = int(found[1]), min(int(found[2]) + 1, len(data))
             if start >= len(data):

@@ -54,6 +54,15 @@ def test_a_reader_that_jumps_gets_little_more_than_it_asks_for(server):
     assert server.bytes_sent == 5 * 65_536
 
 
+def test_small_gaps_do_not_stop_a_reader_that_goes_forward(server, monkeypatch):
+    monkeypatch.setattr(remote_file, "MOST_BYTES", 1 << 19)
+    with opened(server) as file:
+        server.requests.clear()
+        for offset in range(0, 3_000_000, 8_000):
+            assert file.read(500, offset) == DATA[offset : offset + 500]
+    assert len(server.requests) <= 9
+
+
 def test_a_library_that_goes_back_finds_what_it_had(server):
     with SeekableFile(location(server.url("x.bin"))) as file:
         server.requests.clear()
