@@ -12,6 +12,7 @@ import click
 
 from fct_infer.cli._common import json_option, run_cli, show_rows
 from fct_infer.cli._progress import progress_on_stderr
+from fct_infer.cli._source_options import place
 
 if TYPE_CHECKING:
     from fct_infer.evaluation import Metric
@@ -31,8 +32,8 @@ def _seconds(_context: click.Context, _parameter: click.Parameter, value: str) -
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--old", required=True, type=_PATH, help="Old embeddings: .npy, Parquet, HDF5, ... or a gallery.")
-@click.option("--new", required=True, type=_PATH, help="New embeddings, of the same items or some of them.")
+@click.option("--old", required=True, type=place, help="Old embeddings: .npy, Parquet, HDF5, ..., a gallery, a table.")
+@click.option("--new", required=True, type=place, help="New embeddings, of the same items or some of them.")
 @click.option("--old-ids", type=_PATH, help="Ids of OLD's rows: .txt, .npy, .csv or .parquet [OLD's own].")
 @click.option("--new-ids", type=_PATH, help="Ids of NEW's rows [NEW's own; without any, rows match by their order].")
 @click.option("--old-embedding-column", metavar="NAME", help="Column of OLD's embeddings.")

@@ -21,6 +21,10 @@ from fct_infer.errors import OutputError, UsageError
 LOCK_SECONDS = 2.0  # that writers may be held up while one who is at work is waited for
 LOCK_TRIES = 60
 VERSION_SUFFIX = "_version"
+# See Note [Blind writers].
+_JOINED = (
+    " JOIN {shown} AS s ON {same} WHERE NOT EXISTS (SELECT FROM {its_changes} AS c WHERE c.fct_is_blind AND {same_key})"
+)
 _SECURITY_INVOKER = 150_000  # the first server whose views read with the rights of who asks
 
 
@@ -142,9 +146,10 @@ def create_version(connection: Any, names: Names, inputs: list[str], vector: str
     connection.execute(
         names.format(
             "ALTER TABLE {changes} ADD COLUMN fct_place bigint GENERATED ALWAYS AS IDENTITY, "
-            "ADD PRIMARY KEY (fct_place)"
+            "ADD COLUMN fct_is_blind boolean NOT NULL DEFAULT false, ADD PRIMARY KEY (fct_place)"
         )
     )
+    connection.execute(names.format("CREATE INDEX ON {changes} ({key}) WHERE fct_is_blind"))
     _create_function(connection, names)
     differs = sql.SQL(" OR ").join(
         sql.SQL("OLD.{} IS DISTINCT FROM NEW.{}").format(sql.Identifier(name), sql.Identifier(name))
@@ -162,7 +167,20 @@ def create_version(connection: Any, names: Names, inputs: list[str], vector: str
                 differs=differs,
             )
         )
-    copy_grants(connection, names, names.side)
+        if _is_owner(connection, names):  # rows that replication brings are written, too
+            connection.execute(
+                names.format(
+                    "ALTER TABLE {table} ENABLE ALWAYS TRIGGER {trigger}",
+                    trigger=sql.Identifier(_trigger(names, suffix)),
+                )
+            )
+    for name in (names.side, names.changes):
+        copy_grants(connection, names, name)
+
+
+def _is_owner(connection: Any, names: Names) -> bool:
+    query = "SELECT pg_has_role(relowner, 'USAGE') FROM pg_catalog.pg_class WHERE oid = %s"
+    return bool(connection.execute(query, (names.table.oid,)).fetchone()[0])
 
 
 def _trigger(names: Names, suffix: str) -> str:
@@ -170,7 +188,12 @@ def _trigger(names: Names, suffix: str) -> str:
 
 
 def _create_function(connection: Any, names: Names) -> None:
-    """Make what the triggers call. It has its owner's rights, so that who writes rows needs none on our tables."""
+    """Make what the triggers call. It has its owner's rights, so that who writes rows needs none on our tables.
+
+    Note [Blind writers]: a transaction that is REPEATABLE READ or stricter sees as its own past what was there when it
+    began. A new vector that was written since it cannot delete; so it says that it was blind, and the view leaves out
+    the rows of blind changes until they are caught up with.
+    """
     sql = psycopg().sql
 
     def row(of: str) -> Any:
@@ -178,14 +201,17 @@ def _create_function(connection: Any, names: Names) -> None:
 
     body = names.format(
         "BEGIN "
-        "IF TG_OP = 'TRUNCATE' THEN TRUNCATE {side}, {changes}; RETURN NULL; END IF; "
+        # DELETE, since TRUNCATE would wait for a COPY of ours that may wait for this very transaction.
+        "IF TG_OP = 'TRUNCATE' THEN DELETE FROM {side}; DELETE FROM {changes}; RETURN NULL; END IF; "
         "IF TG_OP <> 'INSERT' THEN "
-        "DELETE FROM {side} WHERE ({key}) = ({old}); INSERT INTO {changes} ({key}) VALUES ({old}); END IF; "
+        "DELETE FROM {side} WHERE ({key}) = ({old}); "
+        "INSERT INTO {changes} ({key}, fct_is_blind) VALUES ({old}, {blind}); END IF; "
         "IF TG_OP = 'INSERT' OR TG_OP = 'UPDATE' AND ({old}) IS DISTINCT FROM ({new}) THEN "
-        "INSERT INTO {changes} ({key}) VALUES ({new}); END IF; "
+        "INSERT INTO {changes} ({key}, fct_is_blind) VALUES ({new}, {blind}); END IF; "
         "RETURN NULL; END",
         old=row("OLD"),
         new=row("NEW"),
+        blind=sql.SQL("current_setting('transaction_isolation') NOT LIKE 'read %'"),
     ).as_string(connection)
     connection.execute(
         names.format(
@@ -254,13 +280,17 @@ def show_version(connection: Any, names: Names, version: str) -> None:
         for name in order
     )
     invoker = connection.info.server_version >= _SECURITY_INVOKER
-    side = names.sql(f"{names.table.name}_{version}")
+    shown_names = replace(names, column=version)
     connection.execute(
         names.format(
             f"CREATE OR REPLACE VIEW {{view}} {'WITH (security_invoker = true) ' if invoker else ''}AS "
-            f"SELECT {{columns}} FROM {{table}} AS i{'' if is_old else ' JOIN {shown} AS s ON {same}'}",
+            f"SELECT {{columns}} FROM {{table}} AS i{'' if is_old else _JOINED}",
             columns=columns,
-            shown=side,
+            shown=names.sql(shown_names.side),
+            its_changes=names.sql(shown_names.changes),
+            same_key=sql.SQL(" AND ").join(
+                sql.SQL("c.{} = i.{}").format(sql.Identifier(name), sql.Identifier(name)) for name in names.table.key
+            ),
         )
     )
     if not shown:

@@ -380,16 +380,20 @@ class PostgresWork:
             How many were left.
         """
         connection, names, sql = self.connection, self.names, psycopg().sql
-        keys = connection.execute(
+        found = connection.execute(
             names.format(
                 "WITH taken AS (DELETE FROM {changes} WHERE fct_place = ANY (ARRAY(SELECT fct_place FROM {changes} "
-                "ORDER BY fct_place LIMIT {most})) RETURNING {key}) SELECT DISTINCT {text} FROM taken",
+                "ORDER BY fct_place LIMIT {most})) RETURNING {key}, fct_is_blind) "
+                "SELECT bool_or(fct_is_blind), {text} FROM taken GROUP BY {key}",
                 most=sql.Literal(AT_ONCE),
                 text=names.table.key_text_sql(),
             )
         ).fetchall()
-        if not keys:
+        if not found:
             return 0
+        keys = [tuple(key) for _, *key in found]
+        if blind := [key for (is_blind, *_), key in zip(found, keys, strict=True) if is_blind]:
+            self._delete(blind)
         # What was published already may have been written by someone who knows the new model: that stays.
         missing = "NOT EXISTS (SELECT FROM {side} AS s WHERE {same})" if self._was_published else "true"
         texts = connection.execute(self._of(keys, "{text}", f"WHERE {missing} {lock}")).fetchall()
@@ -440,9 +444,11 @@ class PostgresWork:
         return outs
 
     def _delete(self, keys: Sequence[tuple[str, ...]]) -> None:
-        """Delete the new vectors of some keys."""
+        """Delete the new vectors of some keys, but those that a writer is about to delete."""
         rows = psycopg().sql.SQL(", ").join(map(self.names.table.literal, keys))
-        self.connection.execute(self.names.format("DELETE FROM {side} WHERE ({key}) IN (VALUES {rows})", rows=rows))
+        query = "DELETE FROM {side} WHERE ({key}) IN (SELECT {key} FROM {side} WHERE ({key}) IN (VALUES {rows}) {lock})"
+        lock = psycopg().sql.SQL("FOR UPDATE SKIP LOCKED")
+        self.connection.execute(self.names.format(query, rows=rows, lock=lock))
 
     def _leave(self, keys: list[tuple[str, ...]], missing: str) -> int:
         """Note keys again whose rows are there and were not to be had; of those that are gone no new vector stays."""
