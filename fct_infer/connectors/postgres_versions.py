@@ -21,6 +21,7 @@ from fct_infer.errors import OutputError, UsageError
 LOCK_SECONDS = 2.0  # that writers may be held up while one who is at work is waited for
 LOCK_TRIES = 60
 VERSION_SUFFIX = "_version"
+_COMMENT = "fct_infer"
 # See Note [Blind writers].
 _JOINED = (
     " JOIN {shown} AS s ON {same} WHERE NOT EXISTS (SELECT FROM {its_changes} AS c WHERE c.fct_is_blind AND {same_key})"
@@ -249,11 +250,17 @@ def copy_grants(connection: Any, names: Names, to: str) -> None:
         connection.execute(names.format("GRANT SELECT ON {to} TO {who}", to=names.sql(to), who=who))
 
 
-def show_version(connection: Any, names: Names, version: str) -> None:
+def show_version(connection: Any, names: Names, version: str, kind: str = "vector") -> None:
     """Let the view give one version's embeddings; in a transaction of the caller's.
 
     The view's columns keep their names and types, so that what is prepared on it stays valid: the embeddings are shown
     without their width, and a column that the table got since comes last.
+
+    Args:
+        connection: in a transaction.
+        names: of any version.
+        version: the column of the one to be shown.
+        kind: type of the embeddings in a view that is not there yet.
     """
     sql = psycopg().sql
     shown = connection.execute(
@@ -266,7 +273,7 @@ def show_version(connection: Any, names: Names, version: str) -> None:
     order = [name for name, _ in shown] or [*names.table.columns, marker]
     order += [name for name in names.table.columns if name not in order]
     is_old = version == names.embedding
-    kind = dict(shown).get(names.embedding) or _type_of(connection, names, is_old)
+    kind = dict(shown).get(names.embedding, kind)
     expressions = {
         names.embedding: sql.SQL("{}.{}::{}").format(
             sql.SQL("i" if is_old else "s"), sql.Identifier(version), sql.SQL(kind)
@@ -295,6 +302,8 @@ def show_version(connection: Any, names: Names, version: str) -> None:
     )
     if not shown:
         copy_grants(connection, names, names.view_name)
+        comment = sql.Literal(_COMMENT + " shows one version of the embeddings of a table; see fct_upgrades")
+        connection.execute(names.format("COMMENT ON VIEW {view} IS {comment}", comment=comment))
     connection.execute(
         names.format(
             "UPDATE {upgrades} SET is_current = (column_name = {version}) WHERE table_name = {name} "
@@ -306,18 +315,11 @@ def show_version(connection: Any, names: Names, version: str) -> None:
     )
 
 
-def _type_of(connection: Any, names: Names, is_old: bool) -> str:
-    """Return the type that the view's embeddings have for good: pgvector's, without a width."""
-    if is_old:
-        kind = names.table.columns[names.embedding]
-        return kind.type
-    (found,) = connection.execute(
-        "SELECT format_type(a.atttypid, NULL) FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c "
-        "ON c.oid = a.attrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
-        "WHERE n.nspname = %s AND c.relname = %s AND a.attname = %s",
-        (names.table.schema, names.side, names.column),
-    ).fetchone()
-    return str(found)
+def is_our_view(connection: Any, names: Names) -> bool:
+    """Whether the view of that name was made here, as its comment says."""
+    query = "SELECT starts_with(obj_description(to_regclass(%s), 'pg_class'), %s)"
+    name = names.sql(names.view_name).as_string(connection)
+    return bool(connection.execute(query, (name, _COMMENT)).fetchone()[0])
 
 
 @contextmanager

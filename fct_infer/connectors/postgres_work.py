@@ -39,6 +39,7 @@ from fct_infer.connectors.postgres_versions import (
     drop_version,
     ensure_books,
     has_relation,
+    is_our_view,
     locked,
     show_version,
     take_lock,
@@ -182,22 +183,20 @@ def _bounds(connection: Any, names: Names) -> dict[str, tuple[Any, Any]]:
 def _check_free(connection: Any, names: Names) -> None:
     record = _record(connection, names)
     taken = [] if record else [names.side, names.changes]
-    if not _is_our_view(connection, names):
+    if not is_our_view(connection, names):
         taken.append(names.view_name)
     for name in taken:
         if has_relation(connection, names.table.schema, name):
             raise OutputError(f"{names.table.schema}.{name}: exists and was not made by an upgrade of this table")
 
 
-def _is_our_view(connection: Any, names: Names) -> bool:
-    if not has_relation(connection, names.table.schema, "fct_upgrades"):
-        return False
-    query = names.format(
-        "SELECT 1 FROM {upgrades} WHERE table_name = {name} AND view_name = {view_text} AND published IS NOT NULL",
-        name=psycopg().sql.Literal(names.table.name),
-        view_text=psycopg().sql.Literal(names.view_name),
+def _is_published(connection: Any, names: Names) -> bool:
+    """Whether the view has shown anything but the original."""
+    query = (
+        "SELECT 1 FROM {upgrades} WHERE table_name = {table_text} AND view_name = {view_text} AND state = 'published'"
     )
-    return connection.execute(query).fetchone() is not None
+    texts = {"table_text": _literals(names.table.name), "view_text": _literals(names.view_name)}
+    return connection.execute(names.format(query, **texts)).fetchone() is not None
 
 
 class PostgresWork:
@@ -266,6 +265,9 @@ class PostgresWork:
         inputs = [names.embedding] + ([self.source.schema.columns["side"]] if self.job.reads_side else [])
         with locked(connection, names, "SHARE ROW EXCLUSIVE"):
             create_version(connection, names, inputs, f"{self.field.kind}({self.field.dim})")
+            if not _is_published(connection, names):  # its type is that of the first version that is published
+                connection.execute(names.format("DROP VIEW IF EXISTS {view}"))
+                show_version(connection, names, names.embedding, self.field.kind)
             connection.execute(
                 names.format(
                     "INSERT INTO {upgrades} (table_name, column_name, embedding, view_name, key_columns, identity, "
