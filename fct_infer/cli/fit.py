@@ -35,7 +35,7 @@ def _seconds(_context: click.Context, _parameter: click.Parameter, value: str) -
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--old", required=True, type=_PATH, help="Old embeddings: .npy, Parquet, HDF5, ... or a gallery.")
+@click.option("--old", required=True, type=_PATH, help="Old embeddings: .npy, Parquet, HDF5, ..., a gallery, a table.")
 @click.option("--new", required=True, type=_PATH, help="New embeddings, of the same items or some of them.")
 @click.option("--old-ids", type=_PATH, help="Ids of OLD's rows: .txt, .npy, .csv or .parquet [OLD's own].")
 @click.option("--new-ids", type=_PATH, help="Ids of NEW's rows [NEW's own; without any, rows match by their order].")

@@ -10,6 +10,7 @@ from fct_infer.cli._common import run_cli
 from fct_infer.cli.gallery_add_column import add_column_command
 from fct_infer.cli.gallery_convert import convert_command
 from fct_infer.cli.gallery_inspect import inspect_command
+from fct_infer.cli.gallery_tables import rollback_command, versions_command
 from fct_infer.cli.gallery_verify import verify_command
 
 
@@ -22,6 +23,8 @@ command.add_command(add_column_command)
 command.add_command(convert_command)
 command.add_command(inspect_command)
 command.add_command(verify_command)
+command.add_command(versions_command)
+command.add_command(rollback_command)
 
 
 def main() -> NoReturn:

@@ -213,6 +213,7 @@ def repeated_ids_text(count: int) -> str:
 
 def show_report(report: dict[str, Any], as_json: bool) -> None:
     """Print what an upgrade did."""
+    from fct_infer.gallery.places import scheme_of
     from fct_infer.upgrade.report import Meaning
 
     if as_json:
@@ -250,7 +251,8 @@ def show_report(report: dict[str, Any], as_json: bool) -> None:
         if reason := report["index_placement"].get("reason"):
             rows["index"] += f"; built on {report['index_placement']['add']}: {reason}"
     show_rows(rows)
-    click.echo(f"\nnext: fct-gallery verify {shlex.quote(str(report['dest']))}")
+    check = "versions" if scheme_of(report["dest"]) else "verify"
+    click.echo(f"\nnext: fct-gallery {check} {shlex.quote(report['dest'])}")
 
 
 def duration_text(seconds: float) -> str:

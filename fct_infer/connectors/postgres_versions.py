@@ -21,6 +21,11 @@ from fct_infer.errors import OutputError, UsageError
 LOCK_SECONDS = 2.0  # that writers may be held up while one who is at work is waited for
 LOCK_TRIES = 60
 VERSION_SUFFIX = "_version"
+_COMMENT = "fct_infer"
+# See Note [Blind writers].
+_JOINED = (
+    " JOIN {shown} AS s ON {same} WHERE NOT EXISTS (SELECT FROM {its_changes} AS c WHERE c.fct_is_blind AND {same_key})"
+)
 _SECURITY_INVOKER = 150_000  # the first server whose views read with the rights of who asks
 
 
@@ -142,9 +147,10 @@ def create_version(connection: Any, names: Names, inputs: list[str], vector: str
     connection.execute(
         names.format(
             "ALTER TABLE {changes} ADD COLUMN fct_place bigint GENERATED ALWAYS AS IDENTITY, "
-            "ADD PRIMARY KEY (fct_place)"
+            "ADD COLUMN fct_is_blind boolean NOT NULL DEFAULT false, ADD PRIMARY KEY (fct_place)"
         )
     )
+    connection.execute(names.format("CREATE INDEX ON {changes} ({key}) WHERE fct_is_blind"))
     _create_function(connection, names)
     differs = sql.SQL(" OR ").join(
         sql.SQL("OLD.{} IS DISTINCT FROM NEW.{}").format(sql.Identifier(name), sql.Identifier(name))
@@ -162,7 +168,20 @@ def create_version(connection: Any, names: Names, inputs: list[str], vector: str
                 differs=differs,
             )
         )
-    copy_grants(connection, names, names.side)
+        if _is_owner(connection, names):  # rows that replication brings are written, too
+            connection.execute(
+                names.format(
+                    "ALTER TABLE {table} ENABLE ALWAYS TRIGGER {trigger}",
+                    trigger=sql.Identifier(_trigger(names, suffix)),
+                )
+            )
+    for name in (names.side, names.changes):
+        copy_grants(connection, names, name)
+
+
+def _is_owner(connection: Any, names: Names) -> bool:
+    query = "SELECT pg_has_role(relowner, 'USAGE') FROM pg_catalog.pg_class WHERE oid = %s"
+    return bool(connection.execute(query, (names.table.oid,)).fetchone()[0])
 
 
 def _trigger(names: Names, suffix: str) -> str:
@@ -170,7 +189,12 @@ def _trigger(names: Names, suffix: str) -> str:
 
 
 def _create_function(connection: Any, names: Names) -> None:
-    """Make what the triggers call. It has its owner's rights, so that who writes rows needs none on our tables."""
+    """Make what the triggers call. It has its owner's rights, so that who writes rows needs none on our tables.
+
+    Note [Blind writers]: a transaction that is REPEATABLE READ or stricter sees as its own past what was there when it
+    began. A new vector that was written since it cannot delete; so it says that it was blind, and the view leaves out
+    the rows of blind changes until they are caught up with.
+    """
     sql = psycopg().sql
 
     def row(of: str) -> Any:
@@ -178,14 +202,17 @@ def _create_function(connection: Any, names: Names) -> None:
 
     body = names.format(
         "BEGIN "
-        "IF TG_OP = 'TRUNCATE' THEN TRUNCATE {side}, {changes}; RETURN NULL; END IF; "
+        # DELETE, since TRUNCATE would wait for a COPY of ours that may wait for this very transaction.
+        "IF TG_OP = 'TRUNCATE' THEN DELETE FROM {side}; DELETE FROM {changes}; RETURN NULL; END IF; "
         "IF TG_OP <> 'INSERT' THEN "
-        "DELETE FROM {side} WHERE ({key}) = ({old}); INSERT INTO {changes} ({key}) VALUES ({old}); END IF; "
+        "DELETE FROM {side} WHERE ({key}) = ({old}); "
+        "INSERT INTO {changes} ({key}, fct_is_blind) VALUES ({old}, {blind}); END IF; "
         "IF TG_OP = 'INSERT' OR TG_OP = 'UPDATE' AND ({old}) IS DISTINCT FROM ({new}) THEN "
-        "INSERT INTO {changes} ({key}) VALUES ({new}); END IF; "
+        "INSERT INTO {changes} ({key}, fct_is_blind) VALUES ({new}, {blind}); END IF; "
         "RETURN NULL; END",
         old=row("OLD"),
         new=row("NEW"),
+        blind=sql.SQL("current_setting('transaction_isolation') NOT LIKE 'read %'"),
     ).as_string(connection)
     connection.execute(
         names.format(
@@ -223,11 +250,17 @@ def copy_grants(connection: Any, names: Names, to: str) -> None:
         connection.execute(names.format("GRANT SELECT ON {to} TO {who}", to=names.sql(to), who=who))
 
 
-def show_version(connection: Any, names: Names, version: str) -> None:
+def show_version(connection: Any, names: Names, version: str, kind: str = "vector") -> None:
     """Let the view give one version's embeddings; in a transaction of the caller's.
 
     The view's columns keep their names and types, so that what is prepared on it stays valid: the embeddings are shown
     without their width, and a column that the table got since comes last.
+
+    Args:
+        connection: in a transaction.
+        names: of any version.
+        version: the column of the one to be shown.
+        kind: type of the embeddings in a view that is not there yet.
     """
     sql = psycopg().sql
     shown = connection.execute(
@@ -240,7 +273,7 @@ def show_version(connection: Any, names: Names, version: str) -> None:
     order = [name for name, _ in shown] or [*names.table.columns, marker]
     order += [name for name in names.table.columns if name not in order]
     is_old = version == names.embedding
-    kind = dict(shown).get(names.embedding) or _type_of(connection, names, is_old)
+    kind = dict(shown).get(names.embedding, kind)
     expressions = {
         names.embedding: sql.SQL("{}.{}::{}").format(
             sql.SQL("i" if is_old else "s"), sql.Identifier(version), sql.SQL(kind)
@@ -254,17 +287,23 @@ def show_version(connection: Any, names: Names, version: str) -> None:
         for name in order
     )
     invoker = connection.info.server_version >= _SECURITY_INVOKER
-    side = names.sql(f"{names.table.name}_{version}")
+    shown_names = replace(names, column=version)
     connection.execute(
         names.format(
             f"CREATE OR REPLACE VIEW {{view}} {'WITH (security_invoker = true) ' if invoker else ''}AS "
-            f"SELECT {{columns}} FROM {{table}} AS i{'' if is_old else ' JOIN {shown} AS s ON {same}'}",
+            f"SELECT {{columns}} FROM {{table}} AS i{'' if is_old else _JOINED}",
             columns=columns,
-            shown=side,
+            shown=names.sql(shown_names.side),
+            its_changes=names.sql(shown_names.changes),
+            same_key=sql.SQL(" AND ").join(
+                sql.SQL("c.{} = i.{}").format(sql.Identifier(name), sql.Identifier(name)) for name in names.table.key
+            ),
         )
     )
     if not shown:
         copy_grants(connection, names, names.view_name)
+        comment = sql.Literal(_COMMENT + " shows one version of the embeddings of a table; see fct_upgrades")
+        connection.execute(names.format("COMMENT ON VIEW {view} IS {comment}", comment=comment))
     connection.execute(
         names.format(
             "UPDATE {upgrades} SET is_current = (column_name = {version}) WHERE table_name = {name} "
@@ -276,18 +315,11 @@ def show_version(connection: Any, names: Names, version: str) -> None:
     )
 
 
-def _type_of(connection: Any, names: Names, is_old: bool) -> str:
-    """Return the type that the view's embeddings have for good: pgvector's, without a width."""
-    if is_old:
-        kind = names.table.columns[names.embedding]
-        return kind.type
-    (found,) = connection.execute(
-        "SELECT format_type(a.atttypid, NULL) FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c "
-        "ON c.oid = a.attrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
-        "WHERE n.nspname = %s AND c.relname = %s AND a.attname = %s",
-        (names.table.schema, names.side, names.column),
-    ).fetchone()
-    return str(found)
+def is_our_view(connection: Any, names: Names) -> bool:
+    """Whether the view of that name was made here, as its comment says."""
+    query = "SELECT starts_with(obj_description(to_regclass(%s), 'pg_class'), %s)"
+    name = names.sql(names.view_name).as_string(connection)
+    return bool(connection.execute(query, (name, _COMMENT)).fetchone()[0])
 
 
 @contextmanager

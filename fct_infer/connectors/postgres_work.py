@@ -39,6 +39,7 @@ from fct_infer.connectors.postgres_versions import (
     drop_version,
     ensure_books,
     has_relation,
+    is_our_view,
     locked,
     show_version,
     take_lock,
@@ -182,22 +183,20 @@ def _bounds(connection: Any, names: Names) -> dict[str, tuple[Any, Any]]:
 def _check_free(connection: Any, names: Names) -> None:
     record = _record(connection, names)
     taken = [] if record else [names.side, names.changes]
-    if not _is_our_view(connection, names):
+    if not is_our_view(connection, names):
         taken.append(names.view_name)
     for name in taken:
         if has_relation(connection, names.table.schema, name):
             raise OutputError(f"{names.table.schema}.{name}: exists and was not made by an upgrade of this table")
 
 
-def _is_our_view(connection: Any, names: Names) -> bool:
-    if not has_relation(connection, names.table.schema, "fct_upgrades"):
-        return False
-    query = names.format(
-        "SELECT 1 FROM {upgrades} WHERE table_name = {name} AND view_name = {view_text} AND published IS NOT NULL",
-        name=psycopg().sql.Literal(names.table.name),
-        view_text=psycopg().sql.Literal(names.view_name),
+def _is_published(connection: Any, names: Names) -> bool:
+    """Whether the view has shown anything but the original."""
+    query = (
+        "SELECT 1 FROM {upgrades} WHERE table_name = {table_text} AND view_name = {view_text} AND state = 'published'"
     )
-    return connection.execute(query).fetchone() is not None
+    texts = {"table_text": _literals(names.table.name), "view_text": _literals(names.view_name)}
+    return connection.execute(names.format(query, **texts)).fetchone() is not None
 
 
 class PostgresWork:
@@ -266,6 +265,9 @@ class PostgresWork:
         inputs = [names.embedding] + ([self.source.schema.columns["side"]] if self.job.reads_side else [])
         with locked(connection, names, "SHARE ROW EXCLUSIVE"):
             create_version(connection, names, inputs, f"{self.field.kind}({self.field.dim})")
+            if not _is_published(connection, names):  # its type is that of the first version that is published
+                connection.execute(names.format("DROP VIEW IF EXISTS {view}"))
+                show_version(connection, names, names.embedding, self.field.kind)
             connection.execute(
                 names.format(
                     "INSERT INTO {upgrades} (table_name, column_name, embedding, view_name, key_columns, identity, "
@@ -380,16 +382,20 @@ class PostgresWork:
             How many were left.
         """
         connection, names, sql = self.connection, self.names, psycopg().sql
-        keys = connection.execute(
+        found = connection.execute(
             names.format(
                 "WITH taken AS (DELETE FROM {changes} WHERE fct_place = ANY (ARRAY(SELECT fct_place FROM {changes} "
-                "ORDER BY fct_place LIMIT {most})) RETURNING {key}) SELECT DISTINCT {text} FROM taken",
+                "ORDER BY fct_place LIMIT {most})) RETURNING {key}, fct_is_blind) "
+                "SELECT bool_or(fct_is_blind), {text} FROM taken GROUP BY {key}",
                 most=sql.Literal(AT_ONCE),
                 text=names.table.key_text_sql(),
             )
         ).fetchall()
-        if not keys:
+        if not found:
             return 0
+        keys = [tuple(key) for _, *key in found]
+        if blind := [key for (is_blind, *_), key in zip(found, keys, strict=True) if is_blind]:
+            self._delete(blind)
         # What was published already may have been written by someone who knows the new model: that stays.
         missing = "NOT EXISTS (SELECT FROM {side} AS s WHERE {same})" if self._was_published else "true"
         texts = connection.execute(self._of(keys, "{text}", f"WHERE {missing} {lock}")).fetchall()
@@ -440,9 +446,11 @@ class PostgresWork:
         return outs
 
     def _delete(self, keys: Sequence[tuple[str, ...]]) -> None:
-        """Delete the new vectors of some keys."""
+        """Delete the new vectors of some keys, but those that a writer is about to delete."""
         rows = psycopg().sql.SQL(", ").join(map(self.names.table.literal, keys))
-        self.connection.execute(self.names.format("DELETE FROM {side} WHERE ({key}) IN (VALUES {rows})", rows=rows))
+        query = "DELETE FROM {side} WHERE ({key}) IN (SELECT {key} FROM {side} WHERE ({key}) IN (VALUES {rows}) {lock})"
+        lock = psycopg().sql.SQL("FOR UPDATE SKIP LOCKED")
+        self.connection.execute(self.names.format(query, rows=rows, lock=lock))
 
     def _leave(self, keys: list[tuple[str, ...]], missing: str) -> int:
         """Note keys again whose rows are there and were not to be had; of those that are gone no new vector stays."""

@@ -15,6 +15,7 @@ from support.postgres import fill, read, text
 from support.programs import paper_h
 
 from fct_infer import Transformation, upgrade_gallery
+from fct_infer.cli.gallery import command as gallery_command
 from fct_infer.cli.upgrade_gallery import command
 from fct_infer.connectors import SourceOptions, open_destination, open_source
 from fct_infer.connectors import postgres_source as module
@@ -228,6 +229,23 @@ def test_a_row_written_after_publishing_is_missing_until_it_is_caught_up_with(po
     assert read(connection, "SELECT id, embedding::text FROM items_current WHERE id = 6", NEW)[6].tolist() == [7] * NEW
 
 
+@pytest.mark.parametrize("level", ["REPEATABLE READ", "SERIALIZABLE"])
+def test_a_writer_who_cannot_see_the_new_vector_does_not_leave_it_behind(postgres, connection, items, level):
+    upgrade(postgres)
+    connection.execute("UPDATE items SET embedding = %s WHERE id = 3", (text(np.ones(OLD)),))
+    with postgres.connect("inplace") as writer:
+        writer.execute(f"BEGIN ISOLATION LEVEL {level}")
+        writer.execute("SELECT count(*) FROM items_embedding_v2")
+        upgrade(postgres)
+        assert wrong_rows(connection) == []
+        writer.execute("UPDATE items SET embedding = %s WHERE id = 3", (text(np.zeros(OLD)),))
+        writer.execute("COMMIT")
+    assert connection.execute("SELECT count(*) FROM items_embedding_v2 WHERE id = 3").fetchone() == (1,)
+    assert connection.execute("SELECT count(*) FROM items_current WHERE id = 3").fetchone() == (0,)
+    upgrade(postgres)
+    assert wrong_rows(connection) == []
+
+
 def test_a_table_that_is_emptied_takes_its_new_vectors_along(postgres, connection, items, rows):
     upgrade(postgres)
     connection.execute("TRUNCATE items")
@@ -322,7 +340,7 @@ def stop_at(stage, rows=0):
 def test_a_failed_gate_publishes_nothing(postgres, connection, items):
     with pytest.raises(GateError, match=r"items\.id = \d+: cosine"):
         upgrade(postgres, settings=Settings(dtype="float16", min_cosine=1.0))
-    assert connection.execute("SELECT count(*) FROM pg_views WHERE schemaname = 'public'").fetchone() == (0,)
+    assert connection.execute("SELECT DISTINCT embedding_version FROM items_current").fetchall() == [("embedding",)]
     upgrade(postgres)
     assert wrong_rows(connection) == []
 
@@ -380,3 +398,33 @@ def test_the_command_says_what_this_destination_promises(postgres, connection, i
     assert "s3cret" not in everything
     options = SourceOptions(embedding_column="embedding", side_column="side", id_column="id")
     upgrade(postgres, options=options)
+
+
+def test_versions_and_rollback_are_commands(postgres, connection, items):
+    upgrade(postgres)
+    run, url = CliRunner(), postgres.url("inplace").replace("postgres@", "postgres:s3cret@")
+    connection.execute("UPDATE items SET side = %s WHERE id = 3", (text(np.ones(SIDE)),))
+    listed = run.invoke(gallery_command, ["versions", url], catch_exceptions=False).stdout
+    assert listed.splitlines()[0] == "  embedding     original" and "* embedding_v2  published 2" in listed
+    assert "1 rows written since have no new vector yet" in listed
+    assert run.invoke(gallery_command, ["rollback", url], catch_exceptions=False).stdout == "readers see 'embedding'\n"
+    assert connection.execute("SELECT DISTINCT embedding_version FROM items_current").fetchall() == [("embedding",)]
+    found = run.invoke(gallery_command, ["rollback", url, "--to", "embedding_v2", "--json"], catch_exceptions=False)
+    assert json.loads(found.stdout) == {"shown": "embedding_v2"}
+    listed = json.loads(run.invoke(gallery_command, ["versions", url, "--json"], catch_exceptions=False).stdout)
+    assert [(each["version"], each["is_current"]) for each in listed] == [("embedding", False), ("embedding_v2", True)]
+    for wrong in ("folder", "nosql://x:s3cret@y"):
+        with pytest.raises(UsageError) as caught:
+            run.invoke(gallery_command, ["versions", wrong], catch_exceptions=False, standalone_mode=False)
+        assert "s3cret" not in str(caught.value)
+
+
+def test_pairs_to_fit_are_read_from_tables(postgres, connection, items, rows):
+    from fct_infer.fitting.inputs import read_inputs
+
+    connection.execute(f"CREATE TABLE known (item bigint PRIMARY KEY, e vector({NEW}))")
+    for row in range(0, ROWS, 2):
+        connection.execute("INSERT INTO known VALUES (%s, %s)", (row, text(H(*rows)[row])))
+    pairs, _ = read_inputs({"old": postgres.url("inplace"), "new": postgres.url("inplace", "known")})
+    assert pairs.matched == 31 and pairs.only_old == 30
+    np.testing.assert_array_equal(np.sort(pairs.old[:, 0]), np.sort(rows[0][::2, 0]))

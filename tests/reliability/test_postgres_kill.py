@@ -87,7 +87,7 @@ def run(url, point=0):
 def wrong_rows(connection):
     old = read(connection, "SELECT id, embedding::text FROM items", OLD)
     side = read(connection, "SELECT id, side::text FROM items", SIDE)
-    new = read(connection, "SELECT id, embedding::text FROM items_current", NEW)
+    new = read(connection, "SELECT id, embedding::text FROM items_current WHERE embedding_version <> 'embedding'", NEW)
     keys = sorted(old)
     expected = H(np.stack([old[key] for key in keys]), np.stack([side[key] for key in keys]))
     return [key for key, row in zip(keys, expected, strict=True) if not np.array_equal(new.pop(key, None), row)] + list(
@@ -124,13 +124,15 @@ def test_killed_again_and_again_no_row_is_lost_or_wrong(postgres, database, rows
             assert view is None or code == 0 or not wrong_rows_of_the_view(connection)
         assert code == 0, error
         assert killed >= min(kills, 3)
+        print(f"killed {killed} times")  # shown by pytest -s
         assert run(url)[0] == 0
         assert wrong_rows(connection) == []
 
 
 def wrong_rows_of_the_view(connection):
     """Rows that readers see and that are not h of what the table holds; some may be missing."""
-    present = {key for (key,) in connection.execute("SELECT id FROM items_current")}
+    query = "SELECT id FROM items_current WHERE embedding_version <> 'embedding'"
+    present = {key for (key,) in connection.execute(query)}
     return [key for key in wrong_rows(connection) if key in present]
 
 
