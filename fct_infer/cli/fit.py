@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _PATH = Place()
 _SHOWN = 8  # candidates
+_TRAIN_IT = "trains the network that was chosen; see there"
+_NO_NETWORK = "is not written: a closed form was chosen, which needs no training"
 _WIDTH = 100  # of tables in a file or a pipe
 
 
@@ -67,6 +69,7 @@ def _seconds(_context: click.Context, _parameter: click.Parameter, value: str) -
     help="Find the smallest network that is as good: it learns from the map, on stored rows.",
 )
 @click.option("--gallery", type=_PATH, help="Those stored rows, with --compress [the rows of OLD that NEW lacks].")
+@click.option("--config", type=_PATH, help="Where to write a chosen network as a configuration of fct-train.")
 @click.option("--no-network", is_flag=True, help="Closed forms only: seconds, and no PyTorch.")
 @click.option(
     "--max-pairs", type=click.IntRange(min=50), default=100_000, show_default=True, help="Sample of pairs used."
@@ -79,6 +82,7 @@ def _seconds(_context: click.Context, _parameter: click.Parameter, value: str) -
 @json_option()
 def command(
     bundle: Path,
+    config: Path | None,
     direction: Direction,
     metric: Metric | None,
     budget: float,
@@ -105,9 +109,14 @@ def command(
     from fct_infer.export import Options, export_transformation
     from fct_infer.fitting import Settings, fit_pairs
     from fct_infer.fitting.inputs import read_inputs, read_stored
+    from fct_infer.fitting.training_file import refuse_existing_config, write_config
 
     given = {f"--{name.replace('_', '-')}": value for name, value in inputs.items() if isinstance(value, Path)}
     refuse_existing(bundle, given, force=force)
+    if config is not None:
+        if direction == "new-to-old":
+            raise click.UsageError("--config wants a map of stored rows, not --direction new-to-old")
+        refuse_existing_config(config, bundle, given, force=force)
     settings = Settings(metric, budget, not no_network, seed, direction)
     if direction == "new-to-old" and inputs["queries"]:
         raise click.UsageError(
@@ -129,6 +138,9 @@ def command(
     options = Options(("core",), old_model=old_model, new_model=new_model, force=force)
     report = export_transformation(found.program, bundle, options)
     next_command = report.next_command
+    if config is not None:
+        is_written = write_config(found, pairs, inputs, config)
+        click.echo(f"{config}: {_TRAIN_IT if is_written else _NO_NETWORK}", err=True)
     if direction == "new-to-old":
         next_command = f"fct_infer.load_transformation({str(bundle)!r})(queries), then search the old gallery"
     if as_json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
@@ -30,8 +30,12 @@ from fct_infer.fitting.pairs import Pairs
 from fct_infer.fitting.queries import Queries
 from fct_infer.fitting.search import try_recipes
 from fct_infer.gallery import sample_rows
+from fct_infer.maps import Recipe
 from fct_infer.measuring import Estimate
 from fct_infer.transformation import Float32Array, Program
+
+if TYPE_CHECKING:
+    from fct_infer.fitting.network import Schedule
 
 MIN_PAIRS = 50
 _COPY, _COPY_ROWS = 0.02, 500  # of the rows' root mean square distance from their mean; rows looked at
@@ -87,6 +91,7 @@ class Fit:
         pairs: how many there were.
         seconds: how long it took.
         compression: how small it may be, if that was asked for and tried.
+        network: what a chosen network began as, and how it was trained; None of a closed form.
     """
 
     program: Program
@@ -99,6 +104,7 @@ class Fit:
     pairs: int
     seconds: float
     compression: Compression | None = None
+    network: tuple[Recipe, Schedule] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything but the weights as strict JSON."""
@@ -197,6 +203,7 @@ def fit_pairs(
         len(pairs),
         time.monotonic() - began,
         compression,
+        None if network is None else (recipe, network.schedule),
     )
 
 

@@ -19,7 +19,8 @@ from fct_infer.measuring import Estimate
 from fct_infer.transformation import Float32Array, Program
 
 if TYPE_CHECKING:
-    from fct_infer.fitting.network import Residual, Schedule
+    from fct_infer.fitting.network import Schedule
+    from fct_infer.training.models.residual import FittedResidual
 
 NAME = "residual network"
 MIN_ROWS = 100  # queries that say when to stop, and whether it was worth it
@@ -63,6 +64,7 @@ def cross_fit_network(
     if find_spec("torch") is None:
         return f"no {NAME} was tried: it needs PyTorch (pip install 'fct-infer[train]')"
     from fct_infer.fitting.network import STEPS, Schedule, one_thread_each, seconds_per_step, train
+    from fct_infer.training.models.folding import to_program
 
     pairs, split = cross_fit.pairs, cross_fit.split
     folds = split.folds[split.judged]
@@ -86,7 +88,7 @@ def cross_fit_network(
         transformed = np.empty((len(split.judged), pairs.new.shape[1]), np.float32)
 
         def fit_fold(fold: int) -> Program:
-            program = train(pairs, rows[fold], starts[fold], schedule).program()
+            program = to_program(train(pairs, rows[fold], starts[fold], schedule))
             transformed[folds == fold] = cross_fit.apply(program, split.judged[folds == fold])
             return program
 
@@ -103,11 +105,12 @@ def final_network(
 ) -> Program:
     """Train on all pairs as long as was found to be right."""
     from fct_infer.fitting.network import one_thread_each, train
+    from fct_infer.training.models.folding import to_program
 
     rows = np.arange(len(cross_fit.pairs))
     start = recipe, statistics_of(cross_fit.pairs, rows)
     with one_thread_each():
-        return train(cross_fit.pairs, rows, start, network.schedule, progress=progress).program()
+        return to_program(train(cross_fit.pairs, rows, start, network.schedule, progress=progress))
 
 
 class _Screening:
@@ -133,9 +136,11 @@ class _Screening:
             self._best = float(self._overlap.scores(self._closed_form, self._stopping).mean())
             self._transformed = self._closed_form
 
-    def check(self, step: int, network: Residual) -> bool:
+    def check(self, step: int, network: FittedResidual) -> bool:
         """Keep what the network makes of the rows if it is the best so far; False if it is time to give up."""
-        transformed = self._cross_fit.apply(network.program(), self._rows)
+        from fct_infer.training.models.folding import to_program
+
+        transformed = self._cross_fit.apply(to_program(network), self._rows)
         found = float(self._overlap.scores(transformed, self._stopping).mean())
         if found > self._best:
             self._best, self.best_step, self._transformed = found, step, transformed

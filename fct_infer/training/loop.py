@@ -34,10 +34,10 @@ class TrainingConfig:
         warmup_epochs: passes over which the learning rate rises; may be a fraction.
         schedule: when it changes: every ``"step"``, down to zero, or every ``"epoch"``, as in the public FCT code; then
             the last epoch learns, too.
-        optimizer: ``"sgd"`` or ``"adam"``.
+        optimizer: ``"sgd"``, ``"adam"`` or ``"adamw"``.
         momentum: SGD only.
         nesterov: take Nesterov's momentum; the public FCT code does not.
-        weight_decay: L2 penalty, in the gradient.
+        weight_decay: L2 penalty, in the gradient; of AdamW apart from it.
         freeze_batch_norm_from: share of the epochs after which batch norm stops following the batches and uses its
             running statistics; 1 is never. The paper's h is trained with 0.5.
         seed: of the initial weights, the order of the data and the augmentation.
@@ -57,7 +57,7 @@ class TrainingConfig:
     batch_size: int = 128
     warmup_epochs: float = 1.0
     schedule: Literal["step", "epoch"] = "step"
-    optimizer: Literal["sgd", "adam"] = "sgd"
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
     momentum: float = 0.875
     nesterov: bool = False
     weight_decay: float = 2**-15
@@ -374,5 +374,7 @@ def _optimizer(module: nn.Module, config: TrainingConfig) -> torch.optim.Optimiz
             )
         case "adam":
             return torch.optim.Adam(module.parameters(), rate, weight_decay=decay)
+        case "adamw":
+            return torch.optim.AdamW(module.parameters(), rate, weight_decay=decay)
         case other:
-            raise UsageError(f"unknown optimizer {other!r}, wanted 'sgd' or 'adam'")
+            raise UsageError(f"unknown optimizer {other!r}, wanted 'sgd', 'adam' or 'adamw'")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import nn
 
 from fct_infer.errors import UsageError
+from fct_infer.maps.affine import unit_deviation_steps
 from fct_infer.maps.statistics import Float64Array
 from fct_infer.training.models.base import TransformationModule
 from fct_infer.training.models.program import ProgramTransformation
+from fct_infer.training.models.residual import FittedResidual
 from fct_infer.training.models.standardized import StandardizedTransformation
 from fct_infer.training.models.transformation import (
     LayeredTransformation,
@@ -122,8 +125,36 @@ def _steps(module: LayeredTransformation) -> list[Step]:
                 assert isinstance(block, ResidualBlock)
                 steps += _residual(f"blocks.{index}", block, steps[-1].output)
             return [*steps, linear_step(module.head, steps[-1].output, "head")]
+        case FittedResidual():
+            return _fitted_residual(module)
         case _:
             raise UsageError(f"{type(module).__name__} has no program")
+
+
+def _fitted_residual(module: FittedResidual) -> list[Step]:
+    inputs, source = _inputs(module)
+    mean, scale = (tensor.double().cpu().numpy() for tensor in (module.get_buffer("mean"), module.spread))
+    base, layers = linear_step(module.base, source, "base"), chain_steps("mlp", module.mlp, source)
+    if not module.recipe.unit_deviation:
+        base = replace(base, bias=(base.bias + mean).astype(np.float32))
+    layers[0] = _with_raw_inputs(layers[0], module.standardized)
+    last = layers[-1]
+    layers[-1] = replace(
+        last, weight=(last.weight * scale).astype(np.float32), bias=(last.bias * scale).astype(np.float32)
+    )
+    steps = [*inputs, base, *layers]
+    if not module.recipe.unit_deviation:
+        return [*steps, Add(("base", last.output), "new")]
+    radius = float(module.get_buffer("radius"))
+    return [*steps, Add(("base", last.output), "deviation"), *unit_deviation_steps("deviation", mean, radius)]
+
+
+def _with_raw_inputs(layer: Linear, norm: nn.BatchNorm1d) -> Linear:
+    """Return a layer of standardised inputs as one of the inputs as they are."""
+    assert norm.running_var is not None and norm.running_mean is not None
+    weight = layer.weight / np.sqrt(norm.running_var.double().cpu().numpy() + norm.eps)
+    bias = layer.bias - weight @ norm.running_mean.double().cpu().numpy()
+    return replace(layer, weight=weight.astype(np.float32), bias=bias.astype(np.float32))
 
 
 def _inputs(module: LayeredTransformation) -> tuple[list[Step], str]:

@@ -17,6 +17,7 @@ from fct_infer.training.models.deep_resnet import DeepResNet
 from fct_infer.training.models.foreign import build_foreign, is_foreign
 from fct_infer.training.models.mobilenet import MobileNetV2
 from fct_infer.training.models.program import ProgramTransformation
+from fct_infer.training.models.residual import FittedResidual
 from fct_infer.training.models.resnet import ResNet
 from fct_infer.training.models.standardized import StandardizedTransformation
 from fct_infer.training.models.transformation import TRANSFORMATIONS, LayeredTransformation
@@ -41,6 +42,7 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
     "linear_classifier": LinearClassifier,
     "cosine_classifier": CosineClassifier,
     "program": ProgramTransformation,
+    "fitted_residual": FittedResidual,
     **TRANSFORMATIONS,
 }
 

@@ -30,8 +30,13 @@ class StandardizedTransformation(LayeredTransformation):
                 self.register_buffer(f"{name}_scale", torch.ones(()))
         self._add_uncertainty(uncertainty)
 
-    def fit_scales(self, training: Statistics) -> None:
-        """Take means and scales from the rows that h is trained on; a part that never varies keeps the scale 1."""
+    @property
+    def spread(self) -> Tensor:
+        """See :class:`LayeredTransformation`."""
+        return self.get_buffer("new_scale")
+
+    def begin_from(self, training: Statistics) -> None:
+        """Take means and scales, of which a part that never varies keeps 1, and let h begin between them."""
         variance = np.diag(training.scatter) / training.rows
         ends = np.cumsum([self.old_dim, self.side_dim, self.new_dim])
         for name, start, end in zip(("old", "side", "new"), (0, *ends), ends, strict=False):

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fct_infer.maps import Statistics
 from fct_infer.training.models.base import TransformationModule, check_layers
 
 
@@ -48,6 +49,14 @@ class LayeredTransformation(TransformationModule):
     def forward(self, old: Tensor, side: Tensor | None = None) -> Tensor:
         """(n, old_dim) and (n, side_dim) float32 -> (n, new_dim) float32; no ``side`` where ``side_dim`` is 0."""
         raise NotImplementedError
+
+    @property
+    def spread(self) -> Tensor | float:
+        """Spread of a column of the new rows, as far as h knows it: the unit in which its errors are measured."""
+        return 1.0
+
+    def begin_from(self, training: Statistics) -> None:
+        """Take what this h has to know of the rows it will be trained on, before the first step."""
 
     def with_uncertainty(self, old: Tensor, side: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return the new embedding (n, new_dim) and the log-variance s (n,)."""

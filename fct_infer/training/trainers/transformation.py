@@ -21,7 +21,6 @@ from fct_infer.training.loop import ProgressCallback, Trained, TrainingConfig, V
 from fct_infer.training.models.base import TransformationModule
 from fct_infer.training.models.classifiers import Classifier
 from fct_infer.training.models.registry import ModelSpec
-from fct_infer.training.models.standardized import StandardizedTransformation
 from fct_infer.training.models.transformation import TRANSFORMATIONS, LayeredTransformation
 
 if TYPE_CHECKING:
@@ -37,12 +36,13 @@ class TransformationConfig:
     """What h is and how it is trained; the dims come from the data.
 
     Attributes:
-        model: ``"paper"``, ``"mlp"``, ``"residual_mlp"`` or ``"linear"`` with their arguments.
+        model: ``"paper"``, ``"mlp"``, ``"residual_mlp"``, ``"linear"`` or ``"fitted_residual"`` with their arguments.
         training: the schedule.
         loss: against the raw new embedding; ``"fastfill"`` adds FastFill's head and needs labels and a classifier.
         label_smoothing: of FastFill's cross entropy.
         standardize: train between spaces of mean 0 and variance 1, which h's first and last layers bring rows to and
-            from. The paper does not; without it, h learns nothing from embeddings of length 1 in the paper's steps.
+            from, and take the loss there. The paper does not; without it, h learns nothing from embeddings of length 1
+            in the paper's steps.
     """
 
     model: ModelSpec
@@ -117,9 +117,9 @@ def train_transformation(
     objective = build_objective(dims, config, classifier, has_labels=labels is not None)
     training = config.training
     batches = TensorBatches(*tensors, batch_size=training.batch_size, seed=training.seed, keep_rest=True)
-    if isinstance(objective.module, StandardizedTransformation):
+    if isinstance(objective.module, LayeredTransformation):
         parts = {"old": old, "new": new} | ({} if side is None else {"side": side})
-        objective.module.fit_scales(Statistics.of_block(parts))
+        objective.module.begin_from(Statistics.of_block(parts))
     if labels is not None and classifier is not None:
         check_labels(labels, len(classifier.weight))
     return train_on_batches(objective, batches, training, on_progress)
@@ -154,7 +154,13 @@ def build_objective(
         module = model.build(TransformationModule)
     if config.loss != "fastfill":
         loss = alignment_loss(config.loss)
-        return Objective(module, module, model, lambda batch: loss(module(batch[0], batch[1]), batch[2]))
+
+        def plain_loss(batch: tuple[Tensor, ...]) -> Tensor:
+            # Of rows of length 1 the squared error is so small that weight decay would outweigh it.
+            spread = module.spread if isinstance(module, LayeredTransformation) else 1.0
+            return loss(module(batch[0], batch[1]) / spread, batch[2] / spread)
+
+        return Objective(module, module, model, plain_loss)
     if not has_labels or classifier is None or not isinstance(module, LayeredTransformation):
         needed = {"labels": has_labels, "the classifier": classifier is not None}
         missing = [name for name, is_there in needed.items() if not is_there] or [f"such an h; {model.name!r} has none"]

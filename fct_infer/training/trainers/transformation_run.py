@@ -33,8 +33,7 @@ from fct_infer.training.models.folding import to_program, to_uncertainty_program
 from fct_infer.training.models.foreign import is_foreign
 from fct_infer.training.models.program import ProgramTransformation, program_arguments
 from fct_infer.training.models.registry import ModelSpec
-from fct_infer.training.models.standardized import StandardizedTransformation
-from fct_infer.training.models.transformation import TRANSFORMATIONS
+from fct_infer.training.models.transformation import TRANSFORMATIONS, LayeredTransformation
 from fct_infer.training.trainers.transformation import (
     Objective,
     TransformationConfig,
@@ -69,7 +68,7 @@ PAPER_RECIPE = TrainingConfig(
 _LEAST_BATCH, _BATCHES = 32, 32  # rows of a batch, and batches of an epoch
 _LEAST_STEPS = 2_500  # of a training, or h learns little: as many as 80 epochs of that many batches
 _VALIDATION_ROWS = 8192  # at once
-_MODELS = (*TRANSFORMATIONS, *MAPS, "chain", "module:function")
+_MODELS = (*TRANSFORMATIONS, "fitted_residual", *MAPS, "chain", "module:function")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,9 +78,9 @@ class _RunConfig(TransformationConfig):
     Attributes:
         mixture: further sets of cached embeddings of the same widths, such as of other old models: h is fitted on all
             rows together.
-        model: a trained h (``paper``, ``mlp``, ``residual_mlp``, ``linear``), a map that is solved for
-            (``procrustes``, ``ridge``, ``low_rank``), or ``chain`` with ``first`` and ``second``, two checkpoints, and
-            ``second_side`` (:func:`fct_infer.training.chains.compose`).
+        model: a trained h (``paper``, ``mlp``, ``residual_mlp``, ``linear``, ``fitted_residual``), a map that is solved
+            for (``procrustes``, ``ridge``, ``low_rank``), or ``chain`` with ``first`` and ``second``, two checkpoints,
+            and ``second_side`` (:func:`fct_infer.training.chains.compose`).
         training: schedule of a trained h; the paper's where it does not say otherwise, but in smaller batches where
             rows are few, and in more epochs where batches are.
         classifier: the new model's, for FastFill: the folder of its finished run, or a ``.npy`` file (classes, d_new)
@@ -244,8 +243,8 @@ def _make(settings: _RunConfig, data: TrainingData, run: RunFolder, on_progress:
 def _train(settings: _RunConfig, data: TrainingData, run: RunFolder, on_progress: ProgressCallback | None) -> _Outcome:
     dims = {name: getattr(data.features, name) for name in ("old_dim", "side_dim", "new_dim")}
     objective = build_objective(dims, settings, data.classifier, has_labels=data.features.has_labels)
-    if isinstance(objective.module, StandardizedTransformation):
-        objective.module.fit_scales(data.statistics)
+    if isinstance(objective.module, LayeredTransformation):
+        objective.module.begin_from(data.statistics)
     batches = FeatureBatches(data.features, data.split, settings.training.batch_size, settings.training.seed)
     judge = partial(validate, objective, data.held_out) if len(data.held_out["old"]) else None
     trained = train_on_batches(objective, batches, settings.training, on_progress, run, judge)

@@ -17,6 +17,7 @@ from fct_infer.fitting.crossfit import CrossFit, Split, statistics_of
 from fct_infer.fitting.measures import Overlap
 from fct_infer.fitting.network import Schedule, train
 from fct_infer.maps import Recipe
+from fct_infer.training.models.folding import to_program
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def outside_the_first_fold(pairs, seed=0):
     judge = Judge(rows, Overlap(pairs.new[rows], "l2"), np.arange(len(rows)))
     others = np.flatnonzero(split.folds != 0)
     start = Recipe(alpha=0.1, side_alpha=0.1), statistics_of(pairs, others)
-    return cross_fit, judge, train(pairs, others, start, Schedule(128, 500, 500)).program()
+    return cross_fit, judge, to_program(train(pairs, others, start, Schedule(128, 500, 500)))
 
 
 def test_a_small_network_learns_from_a_large_one_on_stored_rows(short):
@@ -79,7 +80,7 @@ def test_why_nothing_was_compressed_is_said(short, width, budget, without_torch,
     pairs = replace(curved(300), side=None)
     rows = np.arange(300)
     cross_fit = CrossFit(pairs, Split.draw(300, None, 0))
-    teacher = train(pairs, rows, (Recipe(), statistics_of(pairs, rows)), Schedule(64, 20, 20)).program()
+    teacher = to_program(train(pairs, rows, (Recipe(), statistics_of(pairs, rows)), Schedule(64, 20, 20)))
     if width == 2:
         teacher = Recipe().fit(statistics_of(pairs, rows))
     judge = Judge(rows, Overlap(pairs.new, "l2"), rows)

@@ -10,9 +10,10 @@ from fct_infer import Transformation
 from fct_infer.fitting import Pairs, Settings, fit_pairs, network_trial
 from fct_infer.fitting.crossfit import CrossFit, Split, statistics_of
 from fct_infer.fitting.measures import Search
-from fct_infer.fitting.network import Residual, Schedule, train
+from fct_infer.fitting.network import Schedule, _initial, train
 from fct_infer.maps import Recipe
 from fct_infer.reference import apply_float64
+from fct_infer.training.models.folding import to_program
 
 RECIPES = [Recipe(alpha=0.1), Recipe(share=0.5, unit_deviation=True), Recipe(share=1), Recipe(side_alpha=1.0)]
 
@@ -21,9 +22,11 @@ RECIPES = [Recipe(alpha=0.1), Recipe(share=0.5, unit_deviation=True), Recipe(sha
 def test_a_network_begins_as_the_closed_form_it_starts_from(recipe):
     pairs = curved(400)
     statistics = statistics_of(pairs, np.arange(400))
-    network = Residual(recipe, statistics, Schedule(hidden=16)).eval()
+    network = _initial((recipe, statistics), Schedule(hidden=16)).eval()
     expected = apply_float64(recipe.fit(statistics), pairs.old, pairs.side)
-    np.testing.assert_allclose(apply_float64(network.program(), pairs.old, pairs.side), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        apply_float64(to_program(network), pairs.old, pairs.side), expected, rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
@@ -35,11 +38,9 @@ def test_its_program_computes_what_the_module_does(recipe):
     network = train(pairs, rows, (recipe, statistics_of(pairs, rows)), Schedule(hidden=16, steps=60, stop=60))
     x = torch.from_numpy(pairs.old if not network.side_dim else np.concatenate([pairs.old, pairs.side], axis=1))
     with torch.no_grad():
-        deviation = network(x).double().numpy()
-    if recipe.unit_deviation:
-        deviation *= network.radius / np.linalg.norm(deviation, axis=1, keepdims=True)
-    found = apply_float64(network.program(), pairs.old, pairs.side)
-    np.testing.assert_allclose(found, deviation + network.mean, rtol=1e-3, atol=1e-3)
+        expected = network(*torch.split(x, [6, network.side_dim], dim=1)).double().numpy()
+    found = apply_float64(to_program(network), pairs.old, pairs.side)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
     assert np.abs(found - apply_float64(recipe.fit(statistics_of(pairs, rows)), pairs.old, pairs.side)).max() > 0.1
 
 

@@ -25,7 +25,7 @@ def fit_line(config: TrainingConfig, **options) -> tuple[nn.Module, list[float]]
     return model, fitted.losses
 
 
-@pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 0.05), ("adam", 0.1)])
+@pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 0.05), ("adam", 0.1), ("adamw", 0.1)])
 def test_a_line_is_found(optimizer, rate):
     model, losses = fit_line(TrainingConfig(epochs=40, learning_rate=rate, optimizer=optimizer, weight_decay=0))
     assert model.weight.item() == pytest.approx(3, abs=0.02)

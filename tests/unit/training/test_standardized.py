@@ -44,7 +44,7 @@ def test_scales_go_into_the_layers_of_the_program(name, side_dim):
     inner = {"name": name, "arguments": {"old_dim": 6, "side_dim": side_dim, "new_dim": 4, **MODELS[name]}}
     torch.manual_seed(0)
     module = ModelSpec("standardized", {"model": inner, "uncertainty": True}).build(TransformationModule)
-    module.fit_scales(Statistics.of_block(columns))
+    module.begin_from(Statistics.of_block(columns))
     old, side = (torch.from_numpy(columns[key]) if key in columns else None for key in ("old", "side"))
     module.train()
     module(old, side)  # so that batch norm has seen something
@@ -101,3 +101,16 @@ def test_a_map_worse_than_one_that_needs_no_training_is_not_silent(features, tmp
     warning = run(tmp_path / "h", config)["warning"]
     assert warning.startswith("on held-out rows h is worse than the mean of the new rows, for every row and Procrustes")
     assert "warning" not in run(tmp_path / "ridge", {"data": features, "model": {"name": "ridge"}, "validation": 0.2})
+
+
+@pytest.mark.parametrize("loss", ["mse", "l1", "cosine"])
+def test_the_unit_of_the_new_rows_changes_nothing(loss):
+    """Neither the step of the optimizer nor weight decay may depend on it."""
+    old, new = unit_rows(300)
+    training = TrainingConfig(3, 1e-3, batch_size=64, optimizer="adam", weight_decay=1e-3)
+    config = TransformationConfig(ModelSpec("paper", {"inner_dim": 16}), training, loss=loss)
+    found = []
+    for unit in (1.0, 2.0**-10):
+        h = Transformation(to_program(train_transformation(old, None, np.float32(unit) * new, config).module), "fp32")
+        found.append(h(old) / unit)
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-3, atol=1e-4)

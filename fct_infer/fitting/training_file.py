@@ -1,0 +1,109 @@
+"""The network that ``fct-fit`` chose, as a configuration of ``fct-train``: to train it longer, or on more rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fct_infer.errors import OutputError, UsageError
+from fct_infer.fitting.pairs import Pairs
+from fct_infer.storage import DurableWriter, check_place, npy_header_bytes, write_bytes
+from fct_infer.transformation import Float32Array
+
+if TYPE_CHECKING:
+    from fct_infer.fitting.fit import Fit
+
+_HEADER = """\
+# The residual network that fct-fit chose for these pairs. It begins as the closed form `recipe`, so training only adds.
+#   fct-train transformation {path} -o RUN
+"""
+
+
+def pairs_folder(path: Path) -> Path:
+    """Return where the pairs of a configuration are written if they do not lie row by row in files already."""
+    return path.with_name(f"{path.stem}-pairs")
+
+
+def refuse_existing_config(path: Path, bundle: Path, inputs: Mapping[str, Path], *, force: bool) -> None:
+    """Say before any work is done that :func:`write_config` would refuse ``path``.
+
+    Raises:
+        UsageError: no file can have this name, or an input would be replaced.
+        OutputError: something is there, and ``force`` is not set or it is no file.
+    """
+    target = check_place(path, inputs)
+    if target == bundle.absolute():
+        raise UsageError(f"{path}: is the bundle, too; choose another name for the configuration")
+    if target.exists() and (not force or not target.is_file()):
+        raise OutputError(f"{path}: exists" + ("" if force else "; --force replaces it"))
+
+
+def write_config(found: Fit, pairs: Pairs, inputs: Mapping[str, Any], path: Path) -> bool:
+    """Write the configuration and, if need be, its pairs beside it; False where a closed form was chosen.
+
+    Args:
+        found: what :func:`fct_infer.fitting.fit_pairs` returned.
+        pairs: what it was given.
+        inputs: as of :func:`fct_infer.fitting.inputs.read_inputs`.
+        path: of the YAML file.
+
+    Raises:
+        MissingExtraError: PyYAML is not installed.
+        ResourceError: the disk is full, or another I/O error.
+    """
+    if found.network is None:
+        return False
+    from fct_infer.training.config import to_yaml
+
+    recipe, _ = found.network
+    names = ("old", "new") if recipe.side_alpha is None else ("old", "new", "side")
+    data = _own_files(pairs, inputs, names) or _written(pairs, names, pairs_folder(path))
+    text = _HEADER.format(path=path) + to_yaml({"data": data} | training_settings(found))
+    write_bytes(path, text.encode())
+    return True
+
+
+def training_settings(found: Fit) -> dict[str, Any]:
+    """Return the configuration of the chosen network but for ``data``; what is not said is as ``fct-train`` has it."""
+    from fct_infer.fitting.network import BATCH_ROWS, DECAY, RATE
+
+    assert found.network is not None
+    recipe, schedule = found.network
+    arguments = {"recipe": asdict(recipe), "hidden": schedule.hidden, "layers": schedule.layers}
+    return {
+        "model": {"name": "fitted_residual", "arguments": arguments},
+        "loss": "mse",
+        "training": {
+            "epochs": max(1, math.ceil(schedule.stop * BATCH_ROWS / found.pairs)),
+            "optimizer": "adamw",
+            "learning_rate": RATE,
+            "weight_decay": DECAY,
+            "batch_size": min(BATCH_ROWS, found.pairs),
+            "warmup_epochs": 1,
+            "schedule": "step",
+            "freeze_batch_norm_from": 1.0,
+            "seed": schedule.seed % (1 << 32),
+        },
+    }
+
+
+def _own_files(pairs: Pairs, inputs: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, str] | None:
+    """Return the user's files where they are .npy and their rows are the pairs, in their order."""
+    files = {name: inputs.get(name) for name in names}
+    if inputs.get("old_ids") or inputs.get("new_ids") or len(pairs) != pairs.matched or pairs.only_old:
+        return None
+    if not all(isinstance(file, Path) and file.suffix == ".npy" and file.is_file() for file in files.values()):
+        return None
+    return {name: str(file.absolute()) for name, file in files.items() if isinstance(file, Path)}
+
+
+def _written(pairs: Pairs, names: tuple[str, ...], folder: Path) -> dict[str, str]:
+    for name in names:
+        rows: Float32Array = getattr(pairs, name)
+        with DurableWriter(folder / f"{name}.npy") as writer:
+            writer.write(npy_header_bytes(rows.shape, rows.dtype))
+            writer.write(rows.data)
+    return {name: str((folder / f"{name}.npy").absolute()) for name in names}
