@@ -1,6 +1,6 @@
 """FAISS: build, checked save and load, recall."""
 
-from fct_infer.index.builder import IndexBuilder, load_index_file
+from fct_infer.index.builder import IndexBuilder, load_index_file, save_index_file
 from fct_infer.index.factory import IndexPlan, default_factory, describe_index
 from fct_infer.index.gallery_index import GalleryIndex, index_infos, load_index
 from fct_infer.index.gpu_builder import GpuIndexBuilder, make_builder
@@ -22,5 +22,6 @@ __all__ = [
     "make_builder",
     "measure_recall",
     "require_gpu",
+    "save_index_file",
     "tune_nprobe",
 ]

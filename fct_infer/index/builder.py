@@ -164,14 +164,7 @@ class IndexBuilder:
         Raises:
             ResourceError: disk full, I/O error, or the disk returns other bytes than were written.
         """
-        module = faiss()
-        with DurableWriter(path) as file:
-            # Not write_index(path): it can return normally on a full disk.
-            module.write_index(self.index, module.PyCallbackIOWriter(file.write))
-            written = file.commit()
-        if sha256_of_file(path) != written.sha256:
-            raise ResourceError(f"{path}: the disk returned other bytes than were written")
-        return written
+        return save_index_file(self.index, path)
 
     def load_trained(self, path: Path, sha256: str) -> None:
         """Take over an index of the same factory that :meth:`save` wrote.
@@ -184,6 +177,22 @@ class IndexBuilder:
 
     def close(self) -> None:
         """Give back a card's memory, if any is held; no row may be added afterwards."""
+
+
+def save_index_file(index: Any, path: str | Path) -> DigestedFile:
+    """Write a FAISS index durably and read it back against its digest.
+
+    Raises:
+        ResourceError: disk full, I/O error, or the disk returns other bytes than were written.
+    """
+    module = faiss()
+    with DurableWriter(path) as file:
+        # Not write_index(path): it can return normally on a full disk.
+        module.write_index(index, module.PyCallbackIOWriter(file.write))
+        written = file.commit()
+    if sha256_of_file(path) != written.sha256:
+        raise ResourceError(f"{path}: the disk returned other bytes than were written")
+    return written
 
 
 def load_index_file(path: str | Path, sha256: str | None = None) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fct_infer.errors import ArrayError, ArtifactError
+from fct_infer.errors import ArrayError, ArtifactError, UnsupportedError
 from fct_infer.gallery.manifest import GalleryManifest, parse_manifest, read_published
 from fct_infer.identity import ModelId, NamedModel, check_same_model, model_id
 from fct_infer.index.builder import IndexBuilder, load_index_file
@@ -66,18 +66,7 @@ class GalleryIndex:
             ResourceError: not enough memory for m times k results.
         """
         self.check_model(model)
-        if queries.dtype != np.float32 or queries.ndim != 2 or queries.shape[1] != self.dim:
-            raise ArrayError(f"queries is {queries.dtype} {queries.shape}, wanted float32 (m, {self.dim})")
-        if not queries.flags.c_contiguous:
-            raise ArrayError("queries is not C-contiguous")
-        k = _whole_number("k", k)
-        if k < 1:
-            raise ArrayError(f"k is {k}, wanted at least 1")
-        finite = np.isfinite(queries).all(axis=1)
-        if not finite.all():
-            raise ArrayError(f"queries: row {int(np.argmin(finite))} holds NaN or infinity")
-        if self.metric == "cosine":
-            queries = _directions(queries)
+        queries, k = check_search(queries, k, self.dim, self.metric)
         with faiss_errors(f"search for {k:,} neighbours", ArtifactError):
             distances, labels = self.index.search(queries, k)
         return distances, labels if self._ids is None else self._ids[labels]
@@ -86,6 +75,54 @@ class GalleryIndex:
         """Raise a ModelMismatchError if ``model`` is known to be another one than whose vectors the index holds."""
         way_out = "embed queries with the index's model, or search an index of theirs"
         check_same_model(("queries", model_id(model)), ("the index", self.model), way_out)
+
+    @property
+    def stored_ids(self) -> StoredIds | None:
+        """The gallery's ids by the row numbers that the index holds; None if it holds the ids themselves."""
+        return self._ids
+
+    def exchanged(
+        self, gone: NDArray[np.int64], rows: Float32Array, ids: NDArray[Any]
+    ) -> tuple[GalleryIndex, NDArray[np.int64]]:
+        """Return an index without some rows and with others; this one stays as it is, and may be searched meanwhile.
+
+        Args:
+            gone: (g,) int64, what the index knows the rows to leave out by: ids, or row numbers with ``stored_ids``.
+            rows: (n, dim) float32, for cosine of length one.
+            ids: (n,) of the gallery's kind, none of them in the index.
+
+        Returns:
+            the index, and what it knows the new rows by (n,) int64.
+
+        Raises:
+            UnsupportedError: rows cannot be taken out of such an index, a graph for instance.
+            ResourceError: not enough memory: there are two indexes for a while.
+        """
+        stored = self._ids
+        labels = ids.astype(np.int64) if stored is None else np.arange(stored.rows, stored.rows + len(ids))
+        with faiss_errors("rows of this index cannot be exchanged", UnsupportedError):
+            index = faiss().clone_index(self.index)
+            if len(gone):
+                index.remove_ids(faiss().IDSelectorBatch(gone))
+            if len(rows):
+                index.add_with_ids(rows, labels)
+        kept = None if stored is None else stored.extended(ids)
+        return GalleryIndex(index, self.metric, kept, self.model), labels
+
+
+def check_search(queries: Float32Array, k: Any, dim: int, metric: str) -> tuple[Float32Array, int]:
+    """Return queries as an index takes them, of length one for cosine, and k; errors as of a search."""
+    if queries.dtype != np.float32 or queries.ndim != 2 or queries.shape[1] != dim:
+        raise ArrayError(f"queries is {queries.dtype} {queries.shape}, wanted float32 (m, {dim})")
+    if not queries.flags.c_contiguous:
+        raise ArrayError("queries is not C-contiguous")
+    k = _whole_number("k", k)
+    if k < 1:
+        raise ArrayError(f"k is {k}, wanted at least 1")
+    finite = np.isfinite(queries).all(axis=1)
+    if not finite.all():
+        raise ArrayError(f"queries: row {int(np.argmin(finite))} holds NaN or infinity")
+    return (_directions(queries) if metric == "cosine" else queries), k
 
 
 def _whole_number(name: str, value: Any) -> int:

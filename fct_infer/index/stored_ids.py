@@ -33,6 +33,15 @@ class StoredIds:
         if self.dtype.kind in "iu" and self.dtype != np.uint64:
             self.dtype = np.dtype(np.int64)
 
+    def extended(self, ids: NDArray[Any]) -> StoredIds:
+        """Return these ids and some more, whose row numbers go on from :attr:`rows`."""
+        return StoredIds([*self._shards, ids], self._binary)
+
+    @property
+    def is_binary(self) -> bool:
+        """Whether ids are bytes with all of their NULs, given back as objects."""
+        return self._binary
+
     def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         """Return the ids of some rows, in the shape given; for row -1 what stands for nothing found."""
         wanted, inverse = np.unique(rows, return_inverse=True)

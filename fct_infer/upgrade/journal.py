@@ -32,6 +32,25 @@ def first_record(path: Path) -> Record | None:
         return None
 
 
+def read_records(path: Path) -> tuple[list[Record], int]:
+    """Return the records of a journal, which another process may be writing, and how many bytes they take.
+
+    Raises:
+        OutputError: it is damaged before its last line.
+    """
+    lines = path.read_bytes().split(b"\n")
+    records, intact = [], 0
+    for number, line in enumerate(lines[:-1]):
+        record = _parse(line)
+        if record is None:
+            if number < len(lines) - 2:
+                raise OutputError(f"{path}: line {number + 1} is damaged; begin again with --restart")
+            break
+        records.append(record)
+        intact += len(line) + 1
+    return records, intact
+
+
 class Journal:
     """Append-only list of records ``{"kind": ..., ...}``, from any thread.
 
@@ -59,16 +78,7 @@ class Journal:
         return [record for record in self.records if record["kind"] == kind]
 
     def _load(self) -> None:
-        lines = self.path.read_bytes().split(b"\n")
-        intact = 0
-        for number, line in enumerate(lines[:-1]):
-            record = _parse(line)
-            if record is None:
-                if number < len(lines) - 2:
-                    raise OutputError(f"{self.path}: line {number + 1} is damaged; begin again with --restart")
-                break
-            self.records.append(record)
-            intact += len(line) + 1
+        self.records, intact = read_records(self.path)
         # A torn tail would swallow the next record: cut it off.
         if intact < self.path.stat().st_size:
             truncate_file(self.path, intact)

@@ -1,0 +1,69 @@
+"""kill -9 at every moment of a save: the folder holds the earlier gallery or the later one, whole."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import numpy as np
+import pytest
+from support.faults import FullDisk, KillAt
+from support.programs import random_rows
+
+from fct_infer.errors import ResourceError
+from fct_infer.index import GalleryIndex, IndexBuilder
+from fct_infer.serving import MixedGallery, NewSpace
+from fct_infer.storage import use_filesystem
+
+DIM = 4
+
+
+def gallery_of(rows):
+    builder = IndexBuilder("Flat", DIM, "l2", 1)
+    builder.add(rows, np.arange(len(rows)))
+    return MixedGallery(NewSpace(GalleryIndex(builder.index, "l2")), np.arange(len(rows)))
+
+
+def killed(n, work):
+    """Do work in a child that dies at its n-th moment; return whether it did."""
+    child = os.fork()
+    if child == 0:
+        try:
+            with use_filesystem(KillAt(n)):
+                work()
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(status := os.waitpid(child, 0)[1]) and os.WTERMSIG(status) == signal.SIGKILL
+
+
+def test_a_save_that_is_killed_leaves_the_earlier_or_the_later_gallery(tmp_path):
+    gallery, query = gallery_of(random_rows(20, DIM)), random_rows(1, DIM, 6)
+    before = gallery.search(query, 5)
+    gallery.save(tmp_path / "saved")
+    gallery.upsert([3], query)
+    after = gallery.search(query, 5)
+    deaths, n, seen = 0, 0, set()
+    while killed(n, lambda: gallery.save(tmp_path / "saved", force=True)):
+        found = MixedGallery.load(tmp_path / "saved").search(query, 5)
+        state = next(name for name, each in (("before", before), ("after", after)) if (each.ids == found.ids).all())
+        seen.add(state)
+        assert np.array_equal(found.distances, (before if state == "before" else after).distances)
+        if state == "after":  # begin again from the earlier one
+            original = gallery_of(random_rows(20, DIM))
+            original.save(tmp_path / "saved", force=True)
+        deaths, n = deaths + 1, n + 1
+    assert deaths > 30 and seen == {"before", "after"}
+    gallery.save(tmp_path / "saved", force=True)
+    assert (MixedGallery.load(tmp_path / "saved").search(query, 5).ids == after.ids).all()
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["saved"]
+
+
+@pytest.mark.parametrize("room", [0, 100, 700])
+def test_a_full_disk_leaves_the_earlier_gallery(tmp_path, room):
+    gallery = gallery_of(random_rows(20, DIM))
+    gallery.save(tmp_path / "saved")
+    gallery.delete([1])
+    with use_filesystem(FullDisk(room)), pytest.raises(ResourceError, match="disk is full"):
+        gallery.save(tmp_path / "saved", force=True)
+    assert MixedGallery.load(tmp_path / "saved").progress.rows == 20
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["saved"]
