@@ -70,6 +70,13 @@ if TYPE_CHECKING:
 )
 @click.option("--restart", is_flag=True, help="Drop unfinished work and begin again.")
 @click.option("--force", is_flag=True, help="Replace a finished output once the new one is complete.")
+@click.option(
+    "--keep",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Versions of DEST that stay when it is replaced, for fct-gallery rollback; 0 drops them all.",
+)
 @click.option("--dry-run", is_flag=True, help="Check the inputs, show the plan and the estimates, write nothing.")
 @click.option("--verify-rows", default=1024, show_default=True, type=click.IntRange(min=1))
 @click.option("--min-cosine", type=click.FloatRange(0, 1), help="Gate [default: by precision, 0.99999 for fp32].")
@@ -100,10 +107,10 @@ def command(
     """
     from fct_infer import load_transformation, open_source, upgrade_gallery
     from fct_infer.artifacts.loading import is_code
+    from fct_infer.gallery.manifest import foreign_to_manifest
     from fct_infer.storage import check_replaceable
     from fct_infer.upgrade.estimate import estimate
     from fct_infer.upgrade.plan import Settings, make_plan
-    from fct_infer.upgrade.work import foreign_to_upgrades
 
     if is_code(transformation):
         say_files_are_code(transformation)
@@ -129,7 +136,7 @@ def command(
     columns = columns_text(gallery.schema.columns, gallery.schema.other_columns)
     if dry_run:
         plan = make_plan(gallery, h, dest, chosen)
-        check_replaceable(plan.dest, foreign_to_upgrades, force=force)
+        check_replaceable(plan.dest, foreign_to_manifest, force=force)
         show_estimate(estimate(plan), as_json)
         plan.check_resources()
         return
@@ -170,11 +177,24 @@ def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
         "time": f"about {duration_text(estimate['transformation_seconds'])} for the transformation "
         f"({estimate['transformation_rows_per_second']:,.0f} rows/s measured now), plus the index",
     }
+    if estimate["kept"]["predecessor_bytes"]:
+        rows["kept"] = kept_text(estimate["kept"])
     if not estimate["is_replaced_in_one_step"]:
         rows["note"] = (
             "this file system cannot exchange two folders: while it is replaced, DEST is missing for an instant"
         )
     show_rows(rows)
+
+
+def kept_text(kept: dict[str, int]) -> str:
+    """Return the line about what DEST is now, and what it was before."""
+    from fct_infer.upgrade.plan import size_text
+
+    size, others = size_text(kept["predecessor_bytes"]), kept["versions_bytes"]
+    also = f"; older versions take {size_text(others)}" if others else ""
+    if not kept["keep"]:
+        return f"nothing (--keep 0): what DEST is now, {size}, is dropped when the new one is published{also}"
+    return f"what DEST is now, {size}, stays beside it for rollback until --keep 0{also}"
 
 
 def repeated_ids_text(count: int) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from fct_infer.gallery.versions import versions_bytes
 from fct_infer.upgrade.plan import SEED, Plan
 
 _ID_KINDS = {"i": "integers", "u": "integers", "S": "bytes", "U": "text"}
@@ -28,6 +29,11 @@ def estimate(plan: Plan) -> dict[str, Any]:
         "index": vars(plan.index) if plan.index else None,
         "device": plan.device,
         "is_replaced_in_one_step": plan.is_replaced_in_one_step,
+        "kept": {
+            "keep": plan.settings.keep,
+            "predecessor_bytes": plan.predecessor_bytes,
+            "versions_bytes": versions_bytes(plan.dest),
+        },
         "precision_choice": plan.transformation.choice,
         "duplicate_ids": gallery.id_facts.duplicates,
         "block_rows": plan.block_rows,

@@ -14,6 +14,7 @@ from fct_infer.connectors import SINKS, open_sink, open_source
 from fct_infer.cuda import card_numbers, device_text
 from fct_infer.errors import GalleryError, ResourceError, UsageError
 from fct_infer.gallery import Sink, Source, sample_rows
+from fct_infer.gallery.versions import versions_bytes
 from fct_infer.index import IndexPlan, default_factory, describe_index, require_gpu
 from fct_infer.machine import usable_memory
 from fct_infer.storage import can_exchange, check_place, check_text, work_folder
@@ -51,6 +52,7 @@ class Settings:
         shards_at_once: shards upgraded at the same time, each read, hashed and written by threads of its own; None
             takes one, or, where a card would outrun those, as many as there are threads for. With an index, which
             takes rows in order, one.
+        keep: versions of what is replaced that are kept for :func:`fct_infer.gallery.versions.rollback`; 0 drops all.
         format: of what is published: ``npy``, or ``parquet`` with all other columns of a Parquet source.
         index_device: where the index is built: ``cpu``, ``cuda:N``, or ``auto``: on the transformation's card if FAISS
             can use it, else on the CPU.
@@ -67,6 +69,7 @@ class Settings:
     shards_at_once: int | None = None
     index_device: str = "auto"
     format: str = "npy"
+    keep: int = 1
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
@@ -75,6 +78,8 @@ class Settings:
             raise UsageError(f"dtype is {self.dtype!r}, wanted one of {', '.join(DTYPES)}")
         if self.format not in SINKS:
             raise UsageError(f"format is {self.format!r}, wanted one of {', '.join(SINKS)}")
+        if self.keep < 0:
+            raise UsageError(f"keep is {self.keep}, wanted 0 or more")
         if self.index_device != "auto":
             card_numbers(self.index_device)
         for name, most in (
@@ -169,6 +174,11 @@ class Plan:
         return int(rows + self._ids_bytes + carried + index)
 
     @property
+    def predecessor_bytes(self) -> int:
+        """Bytes of what is replaced, which lies on the disk beside the new gallery, and stays there if it is kept."""
+        return sum(file.stat().st_size for file in self.dest.rglob("*") if file.is_file()) if self.dest.is_dir() else 0
+
+    @property
     def bytes_read(self) -> int:
         """Bytes of all files of the gallery."""
         return sum(file.stat().st_size for file in self.gallery.files.values())
@@ -241,7 +251,11 @@ class Plan:
         written = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file()) if partial.exists() else 0
         free = shutil.disk_usage(parent).free + written
         if free < self.output_bytes:
-            raise ResourceError(f"{parent}: {size_text(free)} free, about {size_text(self.output_bytes)} needed")
+            kept = versions_bytes(self.dest)
+            way_out = f"; fct-gallery versions --keep 0 drops kept versions of {size_text(kept)}" if kept else ""
+            raise ResourceError(
+                f"{parent}: {size_text(free)} free, about {size_text(self.output_bytes)} needed{way_out}"
+            )
         available = usable_memory()
         if available < self.memory_bytes:
             raise ResourceError(

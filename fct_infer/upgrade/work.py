@@ -9,11 +9,12 @@ DEST.partial/gallery/        becomes DEST by one rename
 from __future__ import annotations
 
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-from fct_infer.errors import FctError, GalleryError, OutputError
-from fct_infer.gallery import MANIFEST_NAME, read_manifest
+from fct_infer.errors import GalleryError, OutputError
+from fct_infer.gallery import read_manifest
+from fct_infer.gallery.manifest import foreign_to_manifest
+from fct_infer.gallery.versions import drop_old_versions
 from fct_infer.storage import Staging, check_replaceable, remove_tree, sha256_of_file, work_folder
 from fct_infer.upgrade.journal import Journal, journal_file
 from fct_infer.upgrade.plan import Plan
@@ -52,7 +53,7 @@ class Work:
         self.repeated: list[str] = []
         if not self.root.exists():
             self._refuse_existing_dest()
-        self._staging = Staging(plan.dest, "gallery", others=_OTHERS, foreign=_FOREIGN)
+        self._staging = Staging(plan.dest, "gallery", others=_OTHERS, foreign=_FOREIGN, keeps_versions=True)
         try:
             self.journal = Journal(journal_file(self.plan.dest))
             self.is_published = not restart and self._was_published()
@@ -86,7 +87,9 @@ class Work:
         """Make the finished folder DEST by one rename, then drop the rest of the work."""
         if not self.is_ready:
             self.journal.append("publishing", manifest=sha256_of_file(self.gallery / "manifest.json"))
-        self._staging.publish(replace=self.force)
+        keep = self.plan.settings.keep
+        predecessor = self._staging.publish(replace=self.force, keep=keep > 0)
+        drop_old_versions(self.plan.dest, keep, predecessor)
         self.discard()
 
     def clear(self) -> None:
@@ -110,7 +113,7 @@ class Work:
         self._staging.close()
 
     def _refuse_existing_dest(self) -> None:
-        check_replaceable(self.plan.dest, foreign_to_upgrades, force=self.force)
+        check_replaceable(self.plan.dest, foreign_to_manifest, force=self.force)
 
     def _was_published(self) -> bool:
         """Whether DEST is what this work was for: killed after the rename, before all of the work was dropped."""
@@ -195,19 +198,6 @@ class Work:
         for path in self.gallery.rglob("*"):
             if path.is_file() and path.relative_to(self.gallery).as_posix() not in kept:
                 remove_tree(path)
-
-
-def foreign_to_upgrades(folder: Path) -> str | None:
-    """Say what makes a folder something else than a gallery that an upgrade published; None if it is one."""
-    try:
-        known = {MANIFEST_NAME, *read_manifest(folder).files}
-    except FctError:
-        return "it is not a gallery that fct-upgrade-gallery published"
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder).as_posix()
-        if not path.is_dir() and name not in known:
-            return f"it holds {name}, which fct-upgrade-gallery did not publish"
-    return None
 
 
 def _other_device(before: dict[str, Any], now: dict[str, Any], no_card: str | None) -> str:
