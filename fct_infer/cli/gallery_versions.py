@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fct_infer.cli._common import json_option, show_rows
+from fct_infer.cli._common import json_option, show_rows, show_table
 
 if TYPE_CHECKING:
     from fct_infer.gallery.versions import GalleryVersion
@@ -75,10 +75,4 @@ def show_versions(versions: list[GalleryVersion]) -> None:
         digest = each.transformation[:_DIGEST_DIGITS]
         columns = (each.version, each.published, f"{each.rows:,}", str(each.dim), digest, size_text(each.bytes))
         table.append((*columns, ", ".join(marks)))
-    widths = [max(len(row[column]) for row in table) for column in range(len(_HEAD))]
-    for row in table:
-        cells = (
-            text.rjust(width) if 2 <= column <= 3 or column == 5 else text.ljust(width)
-            for column, (text, width) in enumerate(zip(row, widths, strict=True))
-        )
-        click.echo("  ".join(cells).rstrip())
+    show_table(table, numbers=(2, 3, 5))

@@ -58,7 +58,7 @@ class RollbackReport:
     Attributes:
         dest: the gallery.
         version: what it is now.
-        replaced: what it was before, kept now; None if there was no gallery.
+        replaced: what it was before, kept now; None if there was no gallery, or it was that version already.
     """
 
     dest: Path
@@ -97,7 +97,8 @@ def rollback(dest: str | Path, to: str | None = None) -> RollbackReport:
 
     Args:
         dest: the published gallery; it may be missing.
-        to: id of a version, or how it begins; by default the one published last before the current one.
+        to: id of a version, or how it begins, which may be the current one already; by default the one published
+            last before the current one.
 
     Raises:
         UsageError: no such version is kept.
@@ -114,7 +115,7 @@ def rollback(dest: str | Path, to: str | None = None) -> RollbackReport:
         chosen = _chosen(dest, versions, to)
         if chosen.damage is not None:
             raise ArtifactError(f"{chosen.path}: is damaged: {chosen.damage}")
-        kept = restore_version(dest, chosen.path)
+        kept = None if chosen.is_current else restore_version(dest, chosen.path)
     replaced = _describe(version_id(kept) or kept.name, kept, is_current=False) if kept else None
     return RollbackReport(dest, _describe(chosen.version, dest, is_current=True), replaced)
 
@@ -177,8 +178,6 @@ def _chosen(dest: Path, versions: Sequence[GalleryVersion], to: str | None) -> G
             raise UsageError(
                 f"{dest}: {'several versions begin' if found else 'no version begins'} with {to!r}; {names}"
             )
-        if found[0].is_current:
-            raise UsageError(f"{dest}: is version {found[0].version} already")
         return found[0]
     current = next((version for version in versions if version.is_current), None)
     if current is not None and current.damage is None:

@@ -6,13 +6,14 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-from fct_infer.errors import OutputError
+from fct_infer.errors import OutputError, ResourceError
 from fct_infer.storage.destination import work_folder
-from fct_infer.storage.durable import FileLock, machine_errors, remove_tree
+from fct_infer.storage.durable import FileLock, remove_tree
 from fct_infer.storage.exchange import publish_directory, restore_replaced
 from fct_infer.storage.versions import PUBLISHING, publish_version, settle
 
 _LOCK = "lock"
+_TRIES = 10
 
 
 class Staging:
@@ -54,7 +55,7 @@ class Staging:
             raise OutputError(f"{self.root}: {foreign}")
         try:
             self._lock: FileLock | None = None
-            self._lock = FileLock(self.root / _LOCK, str(dest))
+            self._lock = self._locked()
             if keeps_versions:
                 settle(dest, name)
             else:
@@ -93,13 +94,24 @@ class Staging:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _locked(self) -> FileLock:
+        """Take the lock; whoever had it may just be removing the folder that we want to make it in."""
+        for _ in range(_TRIES):
+            try:
+                return FileLock(self.root / _LOCK, str(self.dest))
+            except ResourceError as error:
+                if not isinstance(error.__cause__, FileNotFoundError):
+                    raise
+        raise OutputError(f"{self.dest} is in use by another process")
+
     def _others(self) -> list[Path]:
         """Return what lies in ``DEST.partial`` beside the lock."""
         if not self.root.exists():
             return []
         if not self.root.is_dir():
             raise OutputError(f"{self.root}: exists and is not a folder")
-        with machine_errors(self.root):
-            return [
-                path for path in self.root.iterdir() if path.name != _LOCK and not path.name.startswith(_LOCK + ".")
-            ]
+        try:
+            paths = list(self.root.iterdir())
+        except FileNotFoundError:  # it was there a moment ago
+            return []
+        return [path for path in paths if path.name != _LOCK and not path.name.startswith(_LOCK + ".")]

@@ -38,7 +38,7 @@ def kept_versions(dest: Path) -> dict[str, Path]:
     """Return where each kept version of ``dest`` lies, by its id; takes no lock and changes nothing."""
     folder = versions_folder(dest)
     found: dict[str, Path] = {}
-    for path in [*_folders(folder), *_predecessors(dest)]:
+    for path in [*_folders(folder), *_predecessors(dest), set_aside(dest)]:
         name = version_id(path)
         if name is not None and not path.name.startswith("."):
             found.setdefault(name, path)
