@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -101,7 +100,6 @@ _HOMES = dict.fromkeys(_ERRORS, "fct_infer.errors") | {
     "rollback": "fct_infer.gallery.versions",
     "upgrade_gallery": "fct_infer.upgrade.run",
 }
-_EXTRAS = {"fct_infer.export": ("torch", "export")}  # what a module cannot be imported without, and what brings it
 
 __all__ = [  # noqa: PLE0604 - the names above
     "__version__",
@@ -111,25 +109,13 @@ __all__ = [  # noqa: PLE0604 - the names above
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(_imported(_HOMES[name]), name)
+        return getattr(import_module(_HOMES[name]), name)
     if name == "_core":
         try:
             return import_module("fct_infer._core")
         except ImportError as error:
             raise ImportError(f"the compiled core of fct_infer does not load ({error}); install the package") from error
     raise AttributeError(f"module 'fct_infer' has no attribute {name!r}")
-
-
-def _imported(home: str) -> ModuleType:
-    try:
-        return import_module(home)
-    except ImportError as error:
-        package, extra = _EXTRAS.get(home, ("", ""))
-        if not extra or (error.name or "").partition(".")[0] != package:
-            raise
-        from fct_infer.errors import import_error
-
-        raise import_error(package, extra, error) from error
 
 
 def __dir__() -> list[str]:
