@@ -84,7 +84,7 @@ def write_bundle(path: str | Path, fill: Callable[[Path], Manifest], *, force: b
     """
     target = refuse_existing(path, force=force)
     with Staging(target, "bundle") as staging:
-        remove_tree(staging.folder)  # of a run that was killed
+        staging.clear()  # of a run that was killed
         try:
             manifest = fill(staging.folder)
             write_bytes(staging.folder / MANIFEST_NAME, manifest.to_bytes())

@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, cast
@@ -130,6 +130,17 @@ def show_rows(rows: Mapping[str, str]) -> None:
     width = max(map(len, rows))
     for label, text in rows.items():
         click.echo(f"{click.style(label.ljust(width), bold=True)}  {text}")
+
+
+def show_table(table: Sequence[Sequence[str]], numbers: Sequence[int]) -> None:
+    """Print rows of text in columns; ``numbers`` are those that are set flush right."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for row in table:
+        cells = (
+            text.rjust(width) if column in numbers else text.ljust(width)
+            for column, (text, width) in enumerate(zip(row, widths, strict=True))
+        )
+        click.echo("  ".join(cells).rstrip())
 
 
 def json_option() -> Callable[[Any], Any]:

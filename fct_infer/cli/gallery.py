@@ -10,18 +10,20 @@ from fct_infer.cli._common import run_cli
 from fct_infer.cli.gallery_add_column import add_column_command
 from fct_infer.cli.gallery_convert import convert_command
 from fct_infer.cli.gallery_inspect import inspect_command
-from fct_infer.cli.gallery_tables import rollback_command, versions_command
+from fct_infer.cli.gallery_search import search_command
 from fct_infer.cli.gallery_verify import verify_command
+from fct_infer.cli.gallery_versions import rollback_command, versions_command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def command() -> None:
-    """Look into galleries, make them of vectors in other formats, check published ones."""
+    """Look into galleries, make them of vectors in other formats; search published ones, check them, roll them back."""
 
 
 command.add_command(add_column_command)
 command.add_command(convert_command)
 command.add_command(inspect_command)
+command.add_command(search_command)
 command.add_command(verify_command)
 command.add_command(versions_command)
 command.add_command(rollback_command)

@@ -1,27 +1,17 @@
-"""``fct-gallery versions`` and ``rollback`` of a table in a database."""
+"""What ``fct-gallery versions`` and ``rollback`` do with a table in a database."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import click
 
-from fct_infer.cli._common import json_option
-from fct_infer.cli._source_options import Place
 
-
-@click.command("versions")
-@click.argument("table", metavar="URL", type=Place())
-@json_option()
-def versions_command(table: Path | str, as_json: bool) -> None:
-    """List the versions of a table's embeddings: which there are, which one readers see, which rows wait for it.
-
-    URL is postgresql://user@host/db?table=items.
-    """
+def show_table_versions(url: str, as_json: bool) -> None:
+    """Print the versions of a table's embeddings: which there are, which one readers see, which rows wait for it."""
     from fct_infer.connectors.postgres_versions import versions
 
-    found = versions(_url(table))
+    found = versions(url)
     if as_json:
         click.echo(json.dumps([each.as_dict() for each in found], indent=2, allow_nan=False))
         return
@@ -33,26 +23,9 @@ def versions_command(table: Path | str, as_json: bool) -> None:
         click.echo(f"{mark} {each.version:{width}}  {each.state}{when}{waiting}")
 
 
-@click.command("rollback")
-@click.argument("table", metavar="URL", type=Place())
-@click.option("--to", metavar="VERSION", help="[the one published before the one that is shown, or the original]")
-@json_option()
-def rollback_command(table: Path | str, to: str | None, as_json: bool) -> None:
-    """Let readers see another version of a table's embeddings, in one transaction; the same command goes forward again.
-
-    URL is postgresql://user@host/db?table=items.
-    """
+def roll_back_table(url: str, to: str | None, as_json: bool) -> None:
+    """Let readers see another version of a table's embeddings, in one transaction, and print which."""
     from fct_infer.connectors.postgres_versions import rollback
 
-    shown = rollback(_url(table), to)
+    shown = rollback(url, to)
     click.echo(json.dumps({"shown": shown}) if as_json else f"readers see {shown!r}")
-
-
-def _url(table: Path | str) -> str:
-    from fct_infer.connectors.registry import kind_of
-    from fct_infer.errors import UsageError
-
-    if isinstance(table, Path):
-        raise UsageError(f"{table}: wanted the URL of a table, postgresql://user@host/db?table=items")
-    kind_of(table)
-    return table

@@ -70,6 +70,13 @@ if TYPE_CHECKING:
 )
 @click.option("--restart", is_flag=True, help="Drop unfinished work and begin again.")
 @click.option("--force", is_flag=True, help="Replace a finished output once the new one is complete.")
+@click.option(
+    "--keep",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Versions of DEST that stay when it is replaced, for fct-gallery rollback; 0 drops them all.",
+)
 @click.option("--dry-run", is_flag=True, help="Check the inputs, show the plan and the estimates, write nothing.")
 @click.option("--verify-rows", default=1024, show_default=True, type=click.IntRange(min=1))
 @click.option("--min-cosine", type=click.FloatRange(0, 1), help="Gate [default: by precision, 0.99999 for fp32].")

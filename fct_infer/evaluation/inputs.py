@@ -29,9 +29,9 @@ def read_embeddings(path: str | Path) -> Embeddings:
     """
     path = location(path)
     if path.is_dir():
-        return read_gallery(path, lambda manifest: _read_source(open_source(path), manifest))
+        return read_gallery(path, lambda manifest: read_source(open_source(path), manifest))
     if path.suffix != ".npy":
-        return _read_source(open_source(path), None)
+        return read_source(open_source(path), None)
     embeddings = read_npy(path)
     if embeddings.dtype not in (np.float32, np.float16) or embeddings.ndim != 2 or 0 in embeddings.shape:
         raise GalleryError(
@@ -44,8 +44,13 @@ def read_embeddings(path: str | Path) -> Embeddings:
     return embeddings
 
 
-def _read_source(source: Source, manifest: GalleryManifest | None) -> Embeddings:
-    """Read all rows of a gallery; of a published one each file must be the one its manifest lists."""
+def read_source(source: Source, manifest: GalleryManifest | None) -> Embeddings:
+    """Read all rows of a source; of a published gallery each file must be the one its manifest lists.
+
+    Raises:
+        GalleryError: a row cannot be read, or holds NaN or infinity; names file and row.
+        ArtifactError: a file is not the one its manifest lists.
+    """
     schema = source.schema
     if manifest is not None:
         _check_published(source, manifest)
@@ -122,12 +127,17 @@ def read_study_inputs(paths: Mapping[str, Path | None]) -> StudyInputs:
             f"{gallery} is an upgraded gallery, so old queries need the old one to search in: --old-gallery"
         )
     given = {name: path for name, path in paths.items() if path is not None}
-    arrays = {name: _READERS.get(name, read_embeddings)(path) for name, path in given.items() if name not in _TRUTH}
+    arrays = {name: read_input(name, path) for name, path in given.items() if name not in _TRUTH}
     if "truth" in given:
         ids = given.get("gallery_ids")
         arrays["query_labels"] = read_truth(given["truth"])
         arrays["gallery_labels"] = read_ids(given["gallery"]) if ids is None else read_labels(ids)
     return StudyInputs(**arrays)
+
+
+def read_input(name: str, path: Path) -> NDArray[Any]:
+    """Read one attribute of :class:`StudyInputs`: labels, numbers or embeddings, by its name."""
+    return _READERS.get(name, read_embeddings)(path)
 
 
 def read_ids(gallery: str | Path) -> NDArray[Any]:

@@ -111,6 +111,13 @@ class Study:
     verdict: Verdict | None
     settings: Settings
 
+    def __repr__(self) -> str:
+        metrics = self.ranks.metrics()
+        shares = ", ".join(
+            f"{name} {100 * share:.1f} %" for name, share in metrics.shares(self.settings.figures).items()
+        )
+        return f"Study({'/'.join(self.searched)}: {metrics.queries:,} queries, {shares})"
+
     @property
     def ranks(self) -> QueryRanks:
         """The search in question, query by query."""

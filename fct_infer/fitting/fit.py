@@ -106,6 +106,10 @@ class Fit:
     compression: Compression | None = None
     network: tuple[Recipe, Schedule] | None = None
 
+    def __repr__(self) -> str:
+        dims = f"{self.program.dims} -> {self.program.new_dim}"
+        return f"Fit({self.chosen.name}, {dims}, {self.pairs:,} pairs, by {self.measure}, {self.metric})"
+
     def as_dict(self) -> dict[str, Any]:
         """Return everything but the weights as strict JSON."""
         return {

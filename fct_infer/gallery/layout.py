@@ -41,7 +41,7 @@ class Shard(Part):
         return tuple(path for path in (self.embeddings, self.side_information, self.ids) if path is not None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Gallery(Source):
     """A gallery whose every file was opened and found to fit the others.
 

@@ -171,6 +171,19 @@ def _identity(folder: Path) -> tuple[int, ...]:
     return found
 
 
+def foreign_to_manifest(folder: Path) -> str | None:
+    """Say what makes a folder something else than a gallery that an upgrade published; None if it is one."""
+    try:
+        known = {MANIFEST_NAME, *read_manifest(folder).files}
+    except FctError:
+        return "it is not a gallery that fct-upgrade-gallery published"
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_dir() and name not in known:
+            return f"it holds {name}, which fct-upgrade-gallery did not publish"
+    return None
+
+
 def parse_manifest(folder: Path, data: bytes) -> GalleryManifest:
     """Check and return what :func:`manifest_bytes` read."""
     try:

@@ -113,6 +113,13 @@ class Source(ABC):
     path: Path | str
     capabilities: frozenset[str] = frozenset({"random_rows"})
 
+    def __repr__(self) -> str:
+        schema = self.schema
+        side = f" + {schema.side_dim}" if schema.side_dim is not None else ""
+        ids = "none" if schema.id_dtype is None else schema.id_dtype.name
+        rows = f"{schema.rows:,} rows of {schema.old_dim}{side} {schema.embedding_dtype.name}, ids {ids}"
+        return f"{type(self).__name__}({self.path}: {rows}, {len(self.parts()):,} parts)"
+
     @property
     @abstractmethod
     def schema(self) -> Schema:

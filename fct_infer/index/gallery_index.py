@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from fct_infer.index.faiss_module import faiss, faiss_errors, inner_indexes, ivf
 from fct_infer.index.stored_ids import StoredIds, load_ids
 from fct_infer.storage import sha256_of_file
 from fct_infer.transformation import Float32Array
+
+Queries: TypeAlias = NDArray[np.floating[Any]] | Sequence[float] | Sequence[Sequence[float]]
 
 INFOS_NAME = "index_infos.json"
 SPEED_QUERIES = 100
@@ -42,13 +45,18 @@ class GalleryIndex:
         self.index, self.metric, self._ids, self.model = index, metric, ids, model
         self.rows, self.dim = int(index.ntotal), int(index.d)
 
+    def __repr__(self) -> str:
+        ids = "row numbers or integers" if self._ids is None else str(self._ids.dtype)
+        return f"GalleryIndex({type(self.index).__name__}, {self.rows:,} rows of {self.dim}, {self.metric}, ids {ids})"
+
     def search(
-        self, queries: Float32Array, k: int, *, model: NamedModel | None = None
+        self, queries: Queries, k: int = 10, *, model: NamedModel | None = None
     ) -> tuple[Float32Array, NDArray[Any]]:
         """Return the k nearest rows of each query.
 
         Args:
-            queries: (m, dim) float32, embeddings of the new model; normalised here for the cosine metric.
+            queries: (m, dim) embeddings of the new model, float32 or float16 in any layout, or lists of numbers; or
+                one of them, (dim,). Normalised here for the cosine metric.
             k: neighbours wanted, an integer of Python or NumPy.
             model: whose vectors the queries are: a name, ``sha256:`` and a digest, or an embedder's ``model``. Compared
                 with :attr:`model`, unless one of the two is not known.
@@ -56,20 +64,20 @@ class GalleryIndex:
         Returns:
             distances (m, k) float32, as FAISS gives them (squared for l2), and the gallery's own ids (m, k); where
             fewer than k were found, id -1 (or an empty text). Binary ids come as an array of ``bytes`` objects, all
-            of their NULs kept; uint64 ids as uint64, with 2^64 - 1 for nothing found.
+            of their NULs kept; uint64 ids as uint64, with 2^64 - 1 for nothing found. Of a single query both are (k,).
 
         Raises:
-            ArrayError: queries are not finite, C-contiguous float32 (m, dim), or for cosine one is zero; or k is no
-                integer or less than 1.
+            ArrayError: queries are no finite (m, dim) or (dim,) of numbers that float32 holds, or for cosine one is
+                zero; or k is no integer or less than 1.
             ModelMismatchError: queries are of another model than the rows.
             ArtifactError: FAISS cannot search this index.
             ResourceError: not enough memory for m times k results.
         """
         self.check_model(model)
-        queries, k = check_search(queries, k, self.dim, self.metric)
+        rows, k = check_search(queries, k, self.dim, self.metric)
         with faiss_errors(f"search for {k:,} neighbours", ArtifactError):
-            distances, labels = self.index.search(queries, k)
-        return distances, labels if self._ids is None else self._ids[labels]
+            distances, labels = self.index.search(rows, k)
+        return results_of(queries, distances, labels if self._ids is None else self._ids[labels])
 
     def check_model(self, model: NamedModel | None) -> None:
         """Raise a ModelMismatchError if ``model`` is known to be another one than whose vectors the index holds."""
@@ -110,22 +118,58 @@ class GalleryIndex:
         return GalleryIndex(index, self.metric, kept, self.model), labels
 
 
-def check_search(queries: Float32Array, k: Any, dim: int, metric: str) -> tuple[Float32Array, int]:
-    """Return queries as an index takes them, of length one for cosine, and k; errors as of a search."""
-    if queries.dtype != np.float32 or queries.ndim != 2 or queries.shape[1] != dim:
-        raise ArrayError(f"queries is {queries.dtype} {queries.shape}, wanted float32 (m, {dim})")
-    if not queries.flags.c_contiguous:
-        raise ArrayError("queries is not C-contiguous")
-    k = _whole_number("k", k)
+def check_search(queries: Queries, k: Any, dim: int, metric: str) -> tuple[Float32Array, int]:
+    """Return queries as an index takes them, (m, dim), of length one for cosine, and k; errors as of a search."""
+    rows, k = as_queries(queries, dim, metric), whole_number("k", k)
     if k < 1:
         raise ArrayError(f"k is {k}, wanted at least 1")
-    finite = np.isfinite(queries).all(axis=1)
+    return rows, k
+
+
+def as_queries(queries: Queries, dim: int, metric: str) -> Float32Array:
+    """Return queries as an index takes them, (m, dim) float32; ``dim`` is what is searched.
+
+    Lists are numbers without a dtype, which float32 rounds; an array keeps all it has, or is refused.
+
+    Raises:
+        ArrayError: see :meth:`GalleryIndex.search`.
+    """
+    array: NDArray[Any]
+    if isinstance(queries, list | tuple):
+        try:
+            with np.errstate(over="ignore"):
+                array = np.asarray(queries, np.float32) if len(queries) else np.empty((0, dim), np.float32)
+        except (TypeError, ValueError) as error:
+            raise ArrayError(f"queries cannot be made an array: {error}") from error
+    else:
+        array = np.asanyarray(queries)
+    if array.dtype not in (np.float32, np.float16) or array.ndim not in (1, 2):
+        raise ArrayError(_unfit(array, dim))
+    rows = np.ascontiguousarray(np.atleast_2d(array), np.float32)
+    if rows.shape[1] != dim:
+        raise ArrayError(_unfit(array, dim))
+    finite = np.isfinite(rows).all(axis=1)
     if not finite.all():
         raise ArrayError(f"queries: row {int(np.argmin(finite))} holds NaN or infinity")
-    return (_directions(queries) if metric == "cosine" else queries), k
+    return _directions(rows) if metric == "cosine" else rows
 
 
-def _whole_number(name: str, value: Any) -> int:
+def results_of(queries: Queries, distances: Float32Array, ids: NDArray[Any]) -> tuple[Float32Array, NDArray[Any]]:
+    """Return (m, k) results as they are, or (k,) if one query was asked for and no list of them."""
+    return (distances[0], ids[0]) if np.ndim(queries) == 1 and len(queries) else (distances, ids)
+
+
+def _unfit(array: NDArray[Any], dim: int) -> str:
+    wanted = f"float32 (m, {dim}), or one of ({dim},)"
+    return f"queries is {array.dtype} {array.shape}, wanted {wanted}; float16 and lists will do"
+
+
+def whole_number(name: str, value: Any) -> int:
+    """Return an integer of Python or NumPy as one of Python's.
+
+    Raises:
+        ArrayError: it is none.
+    """
     try:
         if isinstance(value, bool | np.bool_):
             raise TypeError

@@ -65,14 +65,27 @@ def load_ids(dest: Path, manifest: GalleryManifest) -> StoredIds | None:
         ArtifactError: a file is damaged, or there are more or fewer ids than rows.
         GalleryError: a file is missing or malformed.
     """
-    names = sorted(name for name in manifest.files if name.startswith("ids/"))
+    names = _names(manifest)
     if not names or manifest.ids in ("rows", "labels"):
         return None
     if manifest.ids is None:  # of the first release: integers were labels, all else text
         with ReadFile(dest / names[0]) as file:
             if read_npy_header(file).dtype.kind == "i":
                 return None
-    shards = [_read(dest / name, manifest.files[name].sha256) for name in names]
+    return _load(dest, manifest)
+
+
+def load_all_ids(dest: Path, manifest: GalleryManifest) -> StoredIds | None:
+    """Like :func:`load_ids`, also where the index holds the ids itself, for who searches without it."""
+    return _load(dest, manifest) if _names(manifest) else None
+
+
+def _names(manifest: GalleryManifest) -> list[str]:
+    return sorted(name for name in manifest.files if name.startswith("ids/"))
+
+
+def _load(dest: Path, manifest: GalleryManifest) -> StoredIds:
+    shards = [_read(dest / name, manifest.files[name].sha256) for name in _names(manifest)]
     if len({"i" if shard.dtype.kind in "iu" else shard.dtype.kind for shard in shards}) > 1:
         raise ArtifactError(f"{dest / 'ids'}: holds ids of several kinds")
     ids = StoredIds(shards, binary=manifest.ids == "binary")

@@ -4,7 +4,7 @@ Everything goes through one :class:`FileSystem`, so that a test can put a failin
 (:func:`use_filesystem`) and every promise about crashes and full disks can be tried.
 """
 
-from fct_infer.storage.destination import check_place, check_replaceable, check_text, work_folder
+from fct_infer.storage.destination import check_place, check_replaceable, check_text, versions_folder, work_folder
 from fct_infer.storage.durable import (
     DigestedFile,
     DurableWriter,
@@ -17,10 +17,11 @@ from fct_infer.storage.durable import (
     write_bytes,
     write_json,
 )
+from fct_infer.storage.exchange import can_exchange, publish_directory
 from fct_infer.storage.filesystem import FileSystem, ReadFile, current_filesystem, read_error, use_filesystem
 from fct_infer.storage.npy import NpyHeader, npy_header_bytes, read_npy_header
 from fct_infer.storage.seekable import SeekableFile
-from fct_infer.storage.staging import Staging, can_exchange, publish_directory
+from fct_infer.storage.staging import Staging
 from fct_infer.storage.urls import RemotePath, location
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "sha256_of_file",
     "truncate_file",
     "use_filesystem",
+    "versions_folder",
     "work_folder",
     "write_bytes",
     "write_json",

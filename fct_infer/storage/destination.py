@@ -14,6 +14,7 @@ from fct_infer.errors import OutputError, UsageError
 from fct_infer.storage.urls import RemotePath, location, looks_like_url
 
 WORK_SUFFIX = ".partial"
+VERSIONS_SUFFIX = ".versions"
 REPLACED_SUFFIX = WORK_SUFFIX + ".replaced"
 _LONGEST_INSIDE = 64  # bytes of the longest name below, temporary ones included
 
@@ -21,6 +22,11 @@ _LONGEST_INSIDE = 64  # bytes of the longest name below, temporary ones included
 def work_folder(dest: Path) -> Path:
     """Return the folder in which ``dest`` is made."""
     return dest.with_name(dest.name + WORK_SUFFIX)
+
+
+def versions_folder(dest: Path) -> Path:
+    """Return the folder in which versions of ``dest`` are kept."""
+    return dest.with_name(dest.name + VERSIONS_SUFFIX)
 
 
 def check_place(dest: str | Path, inputs: Mapping[str, str | Path]) -> Path:
@@ -112,7 +118,8 @@ def _keep_apart(target: Path, what: str, path: Path) -> None:
     ours, theirs = _identities(target), _identities(path)
     if not theirs:
         return  # it does not exist, which its reader will say
-    places = [(target, ours[0] if target.exists() else None), (work_folder(target), _identity(work_folder(target)))]
+    places = [(target, ours[0] if target.exists() else None)]
+    places += [(place, _identity(place)) for place in (work_folder(target), versions_folder(target))]
     for place, identity in places:
         if identity is not None and identity in theirs:
             relation = "is" if identity == theirs[0] else "holds"

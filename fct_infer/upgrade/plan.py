@@ -55,6 +55,7 @@ class Settings:
         shards_at_once: shards upgraded at the same time, each read, hashed and written by threads of its own; None
             takes one, or, where a card would outrun those, as many as there are threads for. With an index, which
             takes rows in order, one.
+        keep: versions of what is replaced that are kept for :func:`fct_infer.gallery.versions.rollback`; 0 drops all.
         format: of what is published: ``npy``, or ``parquet`` with all other columns of a Parquet source.
         index_device: where the index is built: ``cpu``, ``cuda:N``, or ``auto``: on the transformation's card if FAISS
             can use it, else on the CPU.
@@ -76,6 +77,7 @@ class Settings:
     format: str = "npy"
     probe: Probe | str | Path | None = None
     min_probe: float | None = None
+    keep: int = 1
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
@@ -84,6 +86,8 @@ class Settings:
             raise UsageError(f"dtype is {self.dtype!r}, wanted one of {', '.join(DTYPES)}")
         if self.format not in SINKS:
             raise UsageError(f"format is {self.format!r}, wanted one of {', '.join(SINKS)}")
+        if self.keep < 0:
+            raise UsageError(f"keep is {self.keep}, wanted 0 or more")
         if self.index_device != "auto":
             card_numbers(self.index_device)
         for name, most in (
@@ -388,7 +392,7 @@ def _open_destination(
     if isinstance(gallery.path, Path):
         check_text(gallery.path.absolute())
         inputs["gallery"] = gallery.path
-    return FolderDestination(dest, settings.format, inputs)
+    return FolderDestination(dest, settings.format, inputs, settings.keep)
 
 
 def default_shards_at_once(h: Transformation, index: IndexPlan | None) -> int:

@@ -137,6 +137,12 @@ class UpgradeReport:
     meaning: tuple[Meaning, ...] = ()
     models: dict[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        checks = self.verification
+        index = f", index {self.settings.get('index')}, recall@10 {checks.recall_at_10:.3f}" if self.index else ""
+        computed = f"{self.settings.get('precision')} on {self.device}, cosine >= {checks.min_cosine:.6f}"
+        return f"UpgradeReport({self.dest}: {self.rows:,} rows in {self.shards:,} shards, {computed}{index})"
+
     @classmethod
     def load(cls, path: Path) -> UpgradeReport:
         """Read the report back from an ``upgrade_infos.json``."""

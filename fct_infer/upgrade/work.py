@@ -19,11 +19,13 @@ from typing import Any
 import numpy as np
 
 from fct_infer.connectors import open_sink
-from fct_infer.errors import FctError, GalleryError, OutputError, ResourceError
+from fct_infer.errors import GalleryError, OutputError, ResourceError
 from fct_infer.gallery import MANIFEST_NAME, GalleryManifest, Part, Sink, Source, read_manifest, sample_rows
 from fct_infer.gallery.destination import Atomicity, Job, Progress, check_same_upgrade
+from fct_infer.gallery.manifest import foreign_to_manifest
 from fct_infer.gallery.sink import NamingSink, Receipt
 from fct_infer.gallery.source import Rows
+from fct_infer.gallery.versions import drop_old_versions, versions_bytes
 from fct_infer.machine import size_text
 from fct_infer.storage import (
     Staging,
@@ -51,6 +53,7 @@ class FolderDestination:
         dest: folder to create.
         format: of what is written, see :data:`fct_infer.connectors.SINKS`.
         inputs: what the upgrade is made from, by what each is called in a message.
+        keep: versions of what is replaced that are kept for a rollback.
 
     Raises:
         UsageError: no folder can have this name, or an input would be lost or written into.
@@ -59,9 +62,9 @@ class FolderDestination:
     atomicity: Atomicity = "rename"
     holds_index = True
 
-    def __init__(self, dest: str | Path, format: str, inputs: dict[str, str | Path]) -> None:
+    def __init__(self, dest: str | Path, format: str, inputs: dict[str, str | Path], keep: int) -> None:
         self.name = check_place(dest, inputs)
-        self.format = format
+        self.format, self.keep = format, keep
 
     @property
     def is_replaced_in_one_step(self) -> bool:
@@ -78,15 +81,16 @@ class FolderDestination:
 
     def check_replaceable(self, *, force: bool) -> None:
         """See :class:`~fct_infer.gallery.destination.Destination`."""
-        check_replaceable(self.name, foreign_to_upgrades, force=force)
+        check_replaceable(self.name, foreign_to_manifest, force=force)
 
     def check_room(self, wanted: int) -> None:
         """Raise a ResourceError if the disk is too full; what is written already is counted as free."""
         parent, partial = next(folder for folder in self.name.parents if folder.exists()), work_folder(self.name)
-        written = sum(file.stat().st_size for file in partial.rglob("*") if file.is_file()) if partial.exists() else 0
-        free = shutil.disk_usage(parent).free + written
+        free = shutil.disk_usage(parent).free + _bytes_in(partial)
         if free < wanted:
-            raise ResourceError(f"{parent}: {size_text(free)} free, about {size_text(wanted)} needed")
+            kept = versions_bytes(self.name)
+            way_out = f"; fct-gallery versions --keep 0 drops kept versions of {size_text(kept)}" if kept else ""
+            raise ResourceError(f"{parent}: {size_text(free)} free, about {size_text(wanted)} needed{way_out}")
 
     def begun_with(self) -> dict[str, Any]:
         """What the journal begins with."""
@@ -95,11 +99,21 @@ class FolderDestination:
 
     def promises(self) -> dict[str, str]:
         """See :class:`~fct_infer.gallery.destination.Destination`."""
-        if self.is_replaced_in_one_step:
-            return {}
-        return {
-            "note": "this file system cannot exchange two folders: while it is replaced, DEST is missing for an instant"
-        }
+        said = {}
+        if predecessor := _bytes_in(self.name):
+            said["kept"] = self._kept_text(predecessor)
+        if not self.is_replaced_in_one_step:
+            said["note"] = (
+                "this file system cannot exchange two folders: while it is replaced, DEST is missing for an instant"
+            )
+        return said
+
+    def _kept_text(self, predecessor: int) -> str:
+        others = versions_bytes(self.name)
+        also = f"; older versions take {size_text(others)}" if others else ""
+        if not self.keep:
+            return f"nothing (--keep 0): what DEST is now, {size_text(predecessor)}, is dropped then{also}"
+        return f"what DEST is now, {size_text(predecessor)}, stays beside it for rollback until --keep 0{also}"
 
     def open_work(self, job: Job, *, restart: bool, force: bool, progress: Progress | None) -> FolderWork:
         """See :class:`~fct_infer.gallery.destination.Destination`."""
@@ -129,7 +143,7 @@ class FolderWork:
         self, plan: Job, destination: FolderDestination, *, restart: bool, force: bool, progress: Progress | None
     ) -> None:
         self.plan, self.dest, self.force, self._progress = plan, destination.name, force, progress
-        self._format = destination.format
+        self._format, self._keep = destination.format, destination.keep
         self.root = work_folder(self.dest)
         self.gallery = self.root / "gallery"
         self.trained_index = self.root / "trained.faiss"
@@ -137,7 +151,7 @@ class FolderWork:
         self.repeated: list[str] = []
         if not self.root.exists():
             self._refuse_existing_dest()
-        self._staging = Staging(self.dest, "gallery", others=_OTHERS, foreign=_FOREIGN)
+        self._staging = Staging(self.dest, "gallery", others=_OTHERS, foreign=_FOREIGN, keeps_versions=True)
         try:
             self.journal = Journal(journal_file(self.dest))
             self.is_published = not restart and self._was_published()
@@ -220,7 +234,8 @@ class FolderWork:
         """Make the finished folder DEST by one rename, then drop the rest of the work."""
         if not self.is_ready:
             self.journal.append("publishing", manifest=sha256_of_file(self.gallery / "manifest.json"))
-        self._staging.publish(replace=self.force)
+        predecessor = self._staging.publish(replace=self.force, keep=self._keep > 0)
+        drop_old_versions(self.dest, self._keep, predecessor)
         self.discard()
 
     def clear(self) -> None:
@@ -244,7 +259,7 @@ class FolderWork:
         self._staging.close()
 
     def _refuse_existing_dest(self) -> None:
-        check_replaceable(self.dest, foreign_to_upgrades, force=self.force)
+        check_replaceable(self.dest, foreign_to_manifest, force=self.force)
 
     def _was_published(self) -> bool:
         """Whether DEST is what this work was for: killed after the rename, before all of the work was dropped."""
@@ -326,17 +341,9 @@ class FolderWork:
                 remove_tree(path)
 
 
-def foreign_to_upgrades(folder: Path) -> str | None:
-    """Say what makes a folder something else than a gallery that an upgrade published; None if it is one."""
-    try:
-        known = {MANIFEST_NAME, *read_manifest(folder).files}
-    except FctError:
-        return "it is not a gallery that fct-upgrade-gallery published"
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder).as_posix()
-        if not path.is_dir() and name not in known:
-            return f"it holds {name}, which fct-upgrade-gallery did not publish"
-    return None
+def _bytes_in(folder: Path) -> int:
+    """Return the bytes of all files in a folder; 0 if there is none."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0
 
 
 @contextmanager

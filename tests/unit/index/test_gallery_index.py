@@ -102,8 +102,13 @@ def test_no_queries_give_no_results(tmp_path):
     [
         (DATA.astype(np.float64), 1, r"queries is float64 \(700, 8\), wanted float32 \(m, 8\)"),
         (DATA[:, :7].copy(), 1, r"queries is float32 \(700, 7\)"),
-        (DATA[0], 1, r"queries is float32 \(8,\)"),
-        (np.asfortranarray(DATA), 1, "queries is not C-contiguous"),
+        (DATA[0, :7], 1, r"queries is float32 \(7,\), wanted float32 \(m, 8\), or one of \(8,\)"),
+        (DATA[None], 1, r"queries is float32 \(1, 700, 8\)"),
+        (DATA.astype(np.int32), 1, r"queries is int32 \(700, 8\)"),
+        ([[1.0, 2.0], [3.0]], 1, "queries cannot be made an array"),
+        ([["a"] * DIM], 1, "queries cannot be made an array"),
+        ([[1e39] * DIM], 1, "queries: row 0 holds NaN or infinity"),
+        (None, 1, r"queries is object \(\)"),
         (DATA, 0, "k is 0"),
         (DATA, np.int64(-3), "k is -3"),
         (DATA, 2.0, "k is 2.0, wanted an integer"),
@@ -293,6 +298,25 @@ def test_a_zero_query_has_no_nearest_row_by_cosine(tmp_path):
     index = load_index(publish_ids(tmp_path / "g", None, "rows", "cosine"))
     with pytest.raises(ArrayError, match="queries: row 1 is zero"):
         index.search(np.stack([DATA[0], np.zeros(DIM, np.float32)]), 1)
+
+
+@pytest.mark.parametrize("use", ["rows", "text"])
+def test_queries_may_come_as_they_are_where_nothing_is_lost(tmp_path, use):
+    index = load_index(publish_ids(tmp_path / "g", None if use == "rows" else IDS["str"], use))
+    wanted = index.search(DATA[:6], 4)
+    wide = np.zeros((12, DIM, 2), np.float32)
+    wide[::2, :, 0] = DATA[:6]
+    halves = DATA[:6].astype(np.float16)
+    for queries in (np.asfortranarray(DATA[:6]), wide[::2, :, 0], DATA[:6].tolist(), [*DATA[:6]], DATA[5::-1][::-1]):
+        for found, expected in zip(index.search(queries, 4), wanted, strict=True):
+            assert np.array_equal(found, expected)
+    assert np.array_equal(index.search(halves, 4)[0], index.search(halves.astype(np.float32), 4)[0])
+    for one in (DATA[3], DATA[3].tolist(), wide[6, :, 0]):
+        distances, ids = index.search(one, 4)
+        assert np.array_equal(distances, wanted[0][3]) and np.array_equal(ids, wanted[1][3])
+    assert index.search([], 4)[1].shape == (0, 4)
+    assert index.search(DATA[:1])[1].shape == (1, 10)
+    assert f"{ROWS} rows of {DIM}, l2" in repr(index)
 
 
 def test_k_may_be_an_integer_of_numpy(tmp_path):
