@@ -30,7 +30,7 @@ from fct_infer.transformation import Float32Array
 PROGRAM, ROWS, ROUNDS, INDEX = "small", 1_000_000, 3, "IVF1024,PQ32np"
 QUICK_ROWS, QUICK_ROUNDS, QUICK_INDEX = 100_000, 1, "IVF256,PQ16np"
 NPROBE, QUERIES, NEIGHBOURS = 16, 1000, 10
-WANTED_TRAIN, WANTED_ADD, WANTED_RECALL = 2.5, 3.5, -0.002
+WANTED_TRAIN, WANTED_ADD, WANTED_RECALL = 2.5, 3.5, -0.2
 Times = dict[str, list[dict[str, float]]]
 
 
@@ -112,7 +112,7 @@ def bench(folder: Path, rows: int, rounds: int, factory: str) -> dict[str, Any]:
     times, recalls = build_stages(vectors, factory, rounds)
     times["whole upgrade"] = whole_upgrades(folder / "gallery", factory, rounds)
     stages = {stage: summary(each) for stage, each in times.items()}
-    gained = recalls["fct_infer"] - recalls["FAISS"]
+    gained = 100 * (recalls["fct_infer"] - recalls["FAISS"])
     return {
         **header,
         "parameters": {"rows": rows, "dim": vectors.shape[1], "rounds": rounds, "program": PROGRAM, "index": factory},
@@ -122,7 +122,7 @@ def bench(folder: Path, rows: int, rounds: int, factory: str) -> dict[str, Any]:
         "gates": [
             gate("training, FAISS's CPU seconds / ours", stages["train"]["FAISS"]["ratio"]["cpu"], WANTED_TRAIN),
             gate("adding, FAISS's CPU seconds / ours", stages["add"]["FAISS"]["ratio"]["cpu"], WANTED_ADD),
-            gate("recall@10 less that of FAISS", gained, WANTED_RECALL),
+            gate("recall@10 less that of FAISS, points of a hundred", gained, WANTED_RECALL),
         ],
     }
 
