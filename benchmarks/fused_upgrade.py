@@ -11,6 +11,7 @@ import click
 
 from benchmarks.measure import Stopwatch, cores, peak_memory
 from benchmarks.programs import PROGRAMS
+from fct_infer.index import builder
 from fct_infer.transformation import Transformation
 from fct_infer.upgrade.plan import Settings
 from fct_infer.upgrade.run import upgrade_gallery
@@ -26,10 +27,16 @@ LIBRARIES = {".parquet": ["pyarrow.parquet"], ".hdf5": ["h5py"], ".faiss": ["fai
 @click.option("--index", required=True)
 @click.option("--device", default="cpu")
 @click.option("--format", "form", default="npy")
-def main(gallery: Path, dest: Path, program: str, precision: str, index: str, device: str, form: str) -> None:
+@click.option("--index-by-faiss", is_flag=True, help="Train and fill the index by FAISS alone.")
+def main(
+    gallery: Path, dest: Path, program: str, precision: str, index: str, device: str, form: str, index_by_faiss: bool
+) -> None:
     used = LIBRARIES.get(gallery.suffix, [])
     for module in [*used, *LIBRARIES.get(f".{form}", []), *(["faiss"] if index != "none" else [])]:
         importlib.import_module(module)  # which the package does on use; imports do not count
+    if index_by_faiss:
+        builder.train_index = lambda index, sample, threads: index.train(sample)
+        builder.filler_of = lambda index: None
     watch = Stopwatch()
     h = Transformation(PROGRAMS[program], precision, cores(), device)
     watch.lap("load_model")

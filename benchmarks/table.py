@@ -146,6 +146,21 @@ def formats_tables(result: dict[str, Any]) -> list[Table]:
     return [Table(title, columns, rows)]
 
 
+def index_tables(result: dict[str, Any]) -> list[Table]:
+    """Stages of building an index; seconds of wall time and of CPU time by contestant, and their ratios."""
+    parameters, rows = result["parameters"], []
+    for stage, by_name in result["stages"].items():
+        cells = [f"{run['wall']:.2f} ({run['cpu']:.2f})" for run in by_name.values()]
+        ratio = next(run["ratio"] for run in by_name.values() if "ratio" in run)
+        rows.append([stage, *cells, f"{ratio['wall']:.2f}x", f"{ratio['cpu']:.2f}x"])
+    rows.append(["recall@10", *(f"{value:.4f}" for value in result["recall_at_10"].values()), "", ""])
+    title = (
+        f"{parameters['rows']:,} rows x {parameters['dim']}, {parameters['index']}, rounds: {parameters['rounds']}: "
+        "seconds (CPU seconds); x = FAISS over fct_infer"
+    )
+    return [Table(title, ["stage", *result["recall_at_10"], "wall", "CPU"], rows)]
+
+
 def gate(what: str, value: float, wanted: float, at_least: bool = True) -> dict[str, Any]:
     """A figure the project set out to reach, as it stands in a results file."""
     reached = value >= wanted if at_least else value <= wanted
@@ -184,6 +199,7 @@ TABLES = {
     "upgrade_paper-size": upgrade_tables,
     "upgrade_memory": memory_tables,
     "formats": formats_tables,
+    "index": index_tables,
 }
 
 

@@ -13,7 +13,12 @@ import sys
 from pathlib import Path
 
 SETS = ("SSE41", "AVX2", "AVX512_CORE", "AVX512_CORE_BF16")  # each has other kernels, the last native bf16
-TESTS = ("unit/test_transformation.py", "unit/backends/test_precision.py", "unit/upgrade/test_upgrade_precision.py")
+TESTS = (
+    "unit/test_transformation.py",
+    "unit/backends/test_precision.py",
+    "unit/index/test_filling.py",
+    "unit/upgrade/test_upgrade_precision.py",
+)
 
 
 def instruction_set(limit: str | None) -> str:

@@ -45,34 +45,38 @@ def exact_neighbours(
         metric: ``l2``, ``ip``, or ``cosine`` (of rows that are normalised already).
         threads: FAISS threads.
     """
-    nearest = np.empty((len(queries), 0), np.float32)
-    scale = np.einsum("ij,ij->i", queries, queries)
-    kept = [_Near() for _ in queries]
+    kept = [_Near(k, float(scale)) for scale in np.einsum("ij,ij->i", queries, queries)]
     for rows, ids in blocks:
         if metric == "cosine":  # an index leaves out rows without direction
             directed = rows.any(axis=1)
             rows, ids = rows[directed], ids[directed]  # noqa: PLW2901
         distances = _distances(queries, rows, metric, threads)
-        nearest = np.sort(np.concatenate([nearest, _smallest(distances, k)], axis=1), axis=1)[:, :k]
-        limits = nearest[:, -1] + _TIE * np.maximum(scale, np.abs(nearest[:, -1]))
-        for near, limit, of_query in zip(kept, limits, distances, strict=True):
-            near.update(limit, of_query, ids)
+        limits = np.array([near.limit for near in kept], np.float32)
+        hits = np.flatnonzero(distances <= limits[:, None])  # by query; soon there are few
+        ends = np.searchsorted(hits, np.arange(len(kept) + 1) * len(rows))
+        for query in np.flatnonzero(np.diff(ends)):
+            found = hits[ends[query] : ends[query + 1]] - query * len(rows)
+            kept[query].add(distances[query, found], ids[found])
     return ExactNeighbours(k, tuple(near.ids if len(near.ids) <= MAX_TIES else None for near in kept))
 
 
 class _Near:
-    """The rows seen so far that are within a limit of one query; the limit only ever falls."""
+    """The rows seen so far that are as near to one query as its ``k``-th neighbour; the limit only ever falls."""
 
-    def __init__(self) -> None:
-        self.distances, self.ids = np.empty(0, np.float32), np.empty(0, np.int64)
+    def __init__(self, k: int, scale: float) -> None:
+        self.limit, self._k, self._scale = np.float32(np.inf), k, np.float32(scale)
+        self._distances, self.ids = np.empty(0, np.float32), np.empty(0, np.int64)
 
-    def update(self, limit: np.float32, distances: Float32Array, ids: Ids) -> None:
-        fresh = np.flatnonzero(distances <= limit)
-        merged = np.concatenate([self.distances, distances[fresh]])
-        within = np.flatnonzero(merged <= limit)
+    def add(self, distances: Float32Array, ids: Ids) -> None:
+        """Take some rows that are within the limit, and leave those that no longer are."""
+        merged = np.concatenate([self._distances, distances])
+        if len(merged) >= self._k:
+            furthest = np.partition(merged, self._k - 1)[self._k - 1]
+            self.limit = np.float32(furthest + _TIE * max(self._scale, abs(furthest)))
+        within = np.flatnonzero(merged <= self.limit)
         if len(within) > MAX_TIES:  # one more is enough to know that there are too many; keep the nearest
             within = within[np.argsort(merged[within], kind="stable")[: MAX_TIES + 1]]
-        self.distances, self.ids = merged[within], np.concatenate([self.ids, ids[fresh]])[within]
+        self._distances, self.ids = merged[within], np.concatenate([self.ids, ids])[within]
 
 
 def measure_recall(builder: IndexBuilder, queries: Float32Array, own_ids: Ids, exact: ExactNeighbours) -> float:
@@ -122,9 +126,3 @@ def _distances(queries: Float32Array, rows: Float32Array, metric: str, threads: 
     if metric != "l2":  # |q - x|^2 - |x|^2 = |q|^2 - 2 q x
         distances -= np.einsum("ij,ij->i", rows, rows)
     return distances
-
-
-def _smallest(distances: Float32Array, k: int) -> Float32Array:
-    if distances.shape[1] <= k:
-        return distances
-    return np.partition(distances, k - 1, axis=1)[:, :k]

@@ -97,7 +97,8 @@ def _residuals(index: Any, rows: Float32Array, centroids: Float32Array | None, t
 def _train_codebooks(index: Any, rows: Float32Array, threads: int) -> None:
     """Give a product quantizer its codebooks, and the index what it computes of them."""
     module, quantizer = faiss(), index.pq
-    start = rows[_order(len(rows))[: quantizer.ksub]].reshape(quantizer.ksub, quantizer.M, quantizer.dsub)
+    # Other rows than the lists began with: those lie near their centroids.
+    start = rows[_order(len(rows), _SEED + 1)[: quantizer.ksub]].reshape(quantizer.ksub, quantizer.M, quantizer.dsub)
     start = np.ascontiguousarray(start.transpose(1, 0, 2))
     codebooks = _core.refine_codebooks(rows, start, iterations=quantizer.cp.niter, threads=threads)
     module.copy_array_to_vector(codebooks.ravel(), quantizer.centroids)
@@ -109,9 +110,9 @@ def _train_codebooks(index: Any, rows: Float32Array, threads: int) -> None:
 def _at_most(rows: Float32Array, limit: int) -> tuple[Float32Array, NDArray[np.int64]]:
     """Return so many of the rows at most, and a random order of these."""
     if len(rows) > limit:
-        rows = rows[np.sort(_order(len(rows))[:limit])]
-    return rows, _order(len(rows))
+        rows = rows[np.sort(_order(len(rows), _SEED)[:limit])]
+    return rows, _order(len(rows), _SEED)
 
 
-def _order(rows: int) -> NDArray[np.int64]:
-    return np.random.default_rng(_SEED).permutation(rows)
+def _order(rows: int, seed: int) -> NDArray[np.int64]:
+    return np.random.default_rng(seed).permutation(rows)

@@ -1,0 +1,149 @@
+"""Is an index trained and filled by the core built sooner than by FAISS, and as good?
+
+Contestants take turns, on the same rows with as many threads: training, adding, and a whole upgrade, each of these in a
+process of its own. CPU time is shown beside wall time: other work on the machine disturbs it less.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+import faiss
+import numpy as np
+
+from benchmarks.galleries import read_shards, write_gallery
+from benchmarks.measure import WORK, cores, environment, paired_ratio, save, warn_if_loaded
+from benchmarks.programs import PROGRAMS
+from benchmarks.table import gate, index_tables, show
+from benchmarks.upgrade_runs import fused, run_once
+from fct_infer.index import IndexBuilder, describe_index
+from fct_infer.transformation import Float32Array
+
+PROGRAM, ROWS, ROUNDS, INDEX = "small", 1_000_000, 3, "IVF1024,PQ32np"
+QUICK_ROWS, QUICK_ROUNDS, QUICK_INDEX = 100_000, 1, "IVF256,PQ16np"
+NPROBE, QUERIES, NEIGHBOURS = 16, 1000, 10
+WANTED_TRAIN, WANTED_ADD, WANTED_RECALL = 2.5, 3.5, -0.2
+Times = dict[str, list[dict[str, float]]]
+
+
+class ByFaiss(IndexBuilder):
+    """The same index, trained and filled by FAISS."""
+
+    def _train(self, sample: Float32Array) -> None:
+        self.index.train(sample)
+
+    def _add(self, rows: Float32Array, ids: Any) -> None:
+        self.index.add_with_ids(rows, ids)
+
+
+BUILDERS = {"fct_infer": IndexBuilder, "FAISS": ByFaiss}
+
+
+def timed(call: Callable[[], object]) -> dict[str, float]:
+    """Return the wall time and the CPU time of one call."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    call()
+    return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+
+
+def build_stages(rows: Float32Array, factory: str, rounds: int) -> tuple[dict[str, Times], dict[str, float]]:
+    """Train and fill in turn; return the times by stage and contestant, and the recall of the last round's indexes."""
+    plan = describe_index(factory, rows.shape[1], len(rows), "l2")
+    times: dict[str, Times] = {stage: {name: [] for name in BUILDERS} for stage in ("train", "add")}
+    queries = rows[np.linspace(0, len(rows) - 1, QUERIES).astype(int)]
+    _, exact = faiss.knn(queries, rows, NEIGHBOURS)
+    recalls: dict[str, float] = {}
+    for number in range(rounds):
+        print(f"round {number + 1} of {rounds}: train and add ...", file=sys.stderr, flush=True)
+        rng = np.random.default_rng(number)
+        sample = rows[np.sort(rng.choice(len(rows), plan.training_rows, replace=False))]
+        builders = {name: kind(factory, rows.shape[1], "l2", cores()) for name, kind in BUILDERS.items()}
+        ids = np.arange(len(rows))
+        for name, builder in builders.items():
+            times["train"][name].append(timed(partial(builder.train, sample)))
+        for name, builder in builders.items():
+            times["add"][name].append(timed(partial(builder.add, rows, ids)))
+        for name, builder in builders.items():
+            builder.nprobe = min(NPROBE, builder.nlist)
+            _, found = builder.search(queries, NEIGHBOURS)
+            hits = [len(np.intersect1d(a, b)) / NEIGHBOURS for a, b in zip(exact, found, strict=True)]
+            recalls[name] = recalls.get(name, 0) + float(np.mean(hits)) / rounds
+    return times, recalls
+
+
+def whole_upgrades(gallery: Path, factory: str, rounds: int) -> Times:
+    """Upgrade a gallery in turn, with the index by either."""
+    command = fused(PROGRAM, "fp32", factory)
+    commands = {"fct_infer": command, "FAISS": [*command, "--index-by-faiss"]}
+    times: Times = {name: [] for name in commands}
+    for number in range(rounds):
+        for name, each in commands.items():
+            print(f"round {number + 1} of {rounds}: whole upgrade, {name} ...", file=sys.stderr, flush=True)
+            run = run_once(each, gallery, gallery.with_name("dest"))
+            times[name].append({"wall": run["wall"], "cpu": run["cpu"]})
+    return times
+
+
+def summary(times: Times) -> dict[str, Any]:
+    """Return medians by contestant, and FAISS's ratios to ours paired by round."""
+    found: dict[str, Any] = {
+        name: {clock: median(run[clock] for run in runs) for clock in ("wall", "cpu")} for name, runs in times.items()
+    }
+    ours, theirs = times.values()
+    found["FAISS"]["ratio"] = {
+        clock: paired_ratio([run[clock] for run in theirs], [run[clock] for run in ours]) for clock in ("wall", "cpu")
+    }
+    return found
+
+
+def bench(folder: Path, rows: int, rounds: int, factory: str) -> dict[str, Any]:
+    """Return the result, ready for JSON."""
+    header, h = environment(), PROGRAMS[PROGRAM]
+    write_gallery(folder / "gallery", rows, h.dims)
+    vectors = np.concatenate(list(read_shards(folder / "gallery")))
+    times, recalls = build_stages(vectors, factory, rounds)
+    times["whole upgrade"] = whole_upgrades(folder / "gallery", factory, rounds)
+    stages = {stage: summary(each) for stage, each in times.items()}
+    gained = 100 * (recalls["fct_infer"] - recalls["FAISS"])
+    return {
+        **header,
+        "parameters": {"rows": rows, "dim": vectors.shape[1], "rounds": rounds, "program": PROGRAM, "index": factory},
+        "stages": stages,
+        "recall_at_10": recalls,
+        "not_measured": [],
+        "gates": [
+            gate("training, FAISS's CPU seconds / ours", stages["train"]["FAISS"]["ratio"]["cpu"], WANTED_TRAIN),
+            gate("adding, FAISS's CPU seconds / ours", stages["add"]["FAISS"]["ratio"]["cpu"], WANTED_ADD),
+            gate("recall@10 less that of FAISS, points of a hundred", gained, WANTED_RECALL),
+        ],
+    }
+
+
+@click.command()
+@click.option("--rows", default=ROWS, show_default=True)
+@click.option("--rounds", default=ROUNDS, show_default=True)
+@click.option("--index", "factory", default=INDEX, show_default=True)
+@click.option("--quick", is_flag=True, help="A tenth of the rows, one round; nothing is written to results/.")
+def main(rows: int, rounds: int, factory: str, quick: bool) -> None:
+    """Compare building an index by the core and by FAISS, and write results/index.json."""
+    if quick:
+        rows, rounds, factory = QUICK_ROWS, QUICK_ROUNDS, QUICK_INDEX
+    warn_if_loaded()
+    WORK.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=WORK) as folder:
+        result = bench(Path(folder), rows, rounds, factory)
+    show(result, index_tables(result))
+    if not quick:
+        print(f"written: {save('index', result)}; python -m benchmarks.table puts it into README.md")
+
+
+if __name__ == "__main__":
+    main()
