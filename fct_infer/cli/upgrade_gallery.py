@@ -94,7 +94,8 @@ def command(
     """Transform every row of SOURCE, build a FAISS index, verify both, publish them as one folder.
 
     SOURCE is a gallery folder, or a .npy, .npz, Parquet (a file or a folder of them), Arrow, Feather, fbin, fvecs,
-    HDF5, FAISS or safetensors file; the format is told by content, then by suffix.
+    HDF5, FAISS or safetensors file, a Lance or saved Hugging Face data set; the format is told by content, then by
+    suffix. It may be a URL: s3://, gs://, hf:// or https://.
 
     Work happens in DEST.partial; a run that was stopped or killed is resumed by the same command.
     """

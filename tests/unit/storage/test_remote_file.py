@@ -156,10 +156,13 @@ def test_a_process_that_ends_does_not_wait_for_a_server(server):
     with opened(server) as file:
         file.read(100)
         begun = [thread for thread in threading.enumerate() if thread.name == "fct-remote"]
-        answer = remote_file._begun(threading.Event().wait)  # for ever
+        silent = threading.Event()
+        answer = remote_file._begun(silent.wait)
         assert all(thread.daemon for thread in begun)
         assert [thread.daemon for thread in threading.enumerate() if thread.name == "fct-remote"][-1]
     assert not answer.done()
+    silent.set()
+    answer.result(10)
 
 
 def test_secrets_are_cut_from_what_libraries_say():
