@@ -10,6 +10,7 @@ import click
 
 from fct_infer.cli._common import json_option, show_rows
 from fct_infer.cli._progress import progress_on_stderr
+from fct_infer.cli._source_options import Place
 
 if TYPE_CHECKING:
     from fct_infer.index.verify import GalleryCheck
@@ -18,7 +19,7 @@ MAX_NAMED = 100  # damaged files printed as text; --json names all
 
 
 @click.command("verify")
-@click.argument("dest", type=click.Path(path_type=Path))
+@click.argument("dest", type=Place())
 @json_option()
 def verify_command(dest: Path, as_json: bool) -> int:
     """Read every byte of the published gallery DEST and compare it with its manifest.

@@ -117,7 +117,8 @@ def command(
     """Transform every row of SOURCE, build a FAISS index, verify both, publish them as one folder.
 
     SOURCE is a gallery folder, or a .npy, .npz, Parquet (a file or a folder of them), Arrow, Feather, fbin, fvecs,
-    HDF5, FAISS or safetensors file; the format is told by content, then by suffix. Or a table of PostgreSQL:
+    HDF5, FAISS or safetensors file, a Lance or saved Hugging Face data set; the format is told by content, then by
+    suffix. It may be a URL: s3://, gs://, hf:// or https://. Or a table of PostgreSQL:
     postgresql://user@host/db?table=items; with -o 'postgresql://...?table=items&column=embedding_v2' it is upgraded
     where it is, while it is written to (docs/postgres.md).
 

@@ -25,7 +25,7 @@ _BATCH_BYTES = 4 << 20
 _ID_ROWS = 16384
 _FIRST_ROWS = 64  # taken by their numbers, before a scan that decodes a whole batch begins
 _BUFFER_BYTES = 64 << 20  # what a scan may have read and not yet given out; Lance itself takes 2 GiB
-_PLACE = re.compile(r", /\S+:\d+:\d+$")  # in Lance's source
+_PLACE = re.compile(r", /\S+:\d+:\d+\s*$")  # in Lance's source
 _NETWORK = re.compile(r"Generic (S3|GCS) error|error sending request|timed out")
 _REMOTE = ("s3", "gs", "gcs")  # that Lance reads by itself
 
@@ -82,7 +82,8 @@ class LanceSource(PartedSource):
         lance = optional("lance", EXTRA)
         if isinstance(self.path, RemotePath) and self.path.scheme not in _REMOTE:
             raise UsageError(f"{self.path}: Lance data sets are read from folders, s3:// and gs://")
-        return lance.dataset(str(self.path), version=version or self.version or None)
+        with lance_errors(self.path):
+            return lance.dataset(str(self.path), version=version or self.version or None)
 
     def _read_schema(self, rows: int, options: SourceOptions) -> Schema:
         self._widths: dict[str, int] = {}

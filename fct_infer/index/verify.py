@@ -12,7 +12,7 @@ from fct_infer.gallery import Gallery, GalleryManifest
 from fct_infer.gallery.manifest import MANIFEST_NAME, parse_manifest, read_published
 from fct_infer.index.builder import load_index_file
 from fct_infer.index.gallery_index import check_index
-from fct_infer.storage import sha256_of_file
+from fct_infer.storage import location, sha256_of_file
 
 INDEX_NAME = "index.faiss"
 
@@ -59,7 +59,7 @@ def verify_gallery(dest: str | Path, progress: Callable[[str, int, int], None] |
         ArtifactError: it is not a published gallery, or its manifest is malformed or was altered.
         OutputError: it is replaced again and again while it is read.
     """
-    dest = Path(dest)
+    dest = location(dest)
     return read_published(dest, lambda data: _verify_once(dest, data, progress))
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cache
-from threading import Lock
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from threading import BoundedSemaphore, Lock, Thread
 from typing import Any
 
 from fct_infer.errors import FctError, GalleryError
@@ -21,9 +21,23 @@ KEPT_BYTES = 32 << 20  # of pieces already here, for readers that go back: of ea
 _AT_ONCE = 16  # requests of this process
 
 
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(_AT_ONCE, "fct-remote")
+_slots = BoundedSemaphore(_AT_ONCE)
+
+
+def _begun(call: Callable[[], bytes]) -> Future[bytes]:
+    """Begin a request; no thread of an executor, which a process that is to end would wait for."""
+    future: Future[bytes] = Future()
+
+    def run() -> None:
+        with _slots:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(call())
+                except BaseException as error:  # raised where the result is taken
+                    future.set_exception(error)
+
+    Thread(target=run, name="fct-remote", daemon=True).start()
+    return future
 
 
 class RemoteFile:
@@ -72,7 +86,8 @@ class RemoteFile:
 
     def read_all(self, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
         """Return the bytes of several (offset, size) at once."""
-        return list(_pool().map(lambda each: self._fetch(*each), ranges))
+        begun = [_begun(partial(self._fetch, *each)) for each in ranges]
+        return [each.result() for each in begun]
 
     def close(self) -> None:
         """Forget what was read; what is on its way is not waited for."""
@@ -98,7 +113,7 @@ class RemoteFile:
 
     def _begin(self, offset: int, size: int) -> None:
         size = min(size, self.size - offset)
-        self._pieces[offset] = (size, _pool().submit(self._fetch, offset, size))
+        self._pieces[offset] = (size, _begun(partial(self._fetch, offset, size)))
         self._end = offset + size
 
     def _forget(self, first: int, last: int) -> None:

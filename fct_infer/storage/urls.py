@@ -101,7 +101,7 @@ class RemotePath(PosixPath):
         try:
             import fsspec
 
-            return fsspec.filesystem(self.scheme, use_listings_cache=False)
+            return fsspec.filesystem(self.scheme, use_listings_cache=False, **_options(self.scheme))
         except ImportError as error:
             package = {"s3": "s3fs", "gcs": "gcsfs", "hf": "huggingface_hub"}.get(extra, "fsspec with aiohttp")
             raise import_error(package, extra, ModuleNotFoundError(str(error))) from error
@@ -181,6 +181,15 @@ class RemotePath(PosixPath):
             return [name.removeprefix(root).strip("/") for name in listed(fs, self.url)]
 
         return (self.joinpath(*name.split("/")) for name in sorted(set(self.ask(names))) if name)
+
+
+def _options(scheme: str) -> dict[str, Any]:
+    """Return what a file system is to be told beyond its own settings: over HTTP, not to wait five minutes."""
+    if scheme not in ("http", "https"):
+        return {}
+    from aiohttp import ClientTimeout
+
+    return {"client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=20, sock_read=60)}}
 
 
 _KNOWN = (("etag", _ETAGS), ("modified", _TIMES))

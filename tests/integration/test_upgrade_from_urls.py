@@ -23,8 +23,12 @@ from fct_infer import SourceOptions, Transformation, open_source, upgrade_galler
 from fct_infer.connectors import parted
 from fct_infer.connectors.inspection import inspect
 from fct_infer.errors import GalleryError, ResourceError
+from fct_infer.evaluation import read_embeddings
+from fct_infer.evaluation.inputs import read_study_inputs
 from fct_infer.export import Options, export_transformation
-from fct_infer.storage import remote_errors, remote_file
+from fct_infer.fitting.inputs import read_inputs
+from fct_infer.index.verify import verify_gallery
+from fct_infer.storage import location, remote_errors, remote_file
 from fct_infer.upgrade.plan import Settings
 
 VECTORS = np.random.default_rng(3).standard_normal((230, 12), np.float32)
@@ -124,8 +128,6 @@ def test_folders_ids_beside_and_other_columns(tmp_path, s3, h, expected):
     ids = put("ids.txt", "\n".join(map(str, range(5, 235))).encode())
     opened = open_source("s3://bucket/p")
     assert list(opened.files) == ["year=2020/0.parquet", "year=2020/1.parquet"] and opened.added_files() == []
-    from fct_infer.storage import location
-
     beside = open_source("s3://bucket/p", SourceOptions(ids=location(ids)))
     upgrade_gallery(beside, h, tmp_path / "new", settings=SETTINGS)
     assert result_of(tmp_path / "new")["rows"] == expected["rows"]
@@ -220,6 +222,39 @@ def test_a_sample_does_not_read_the_object(tmp_path, monkeypatch):
         chosen, old, _ = source.sample(20, seed=1)
         assert (old == vectors[chosen]).all()
         assert server.bytes_sent <= 30 * remote_file.FIRST_BYTES < vectors.nbytes / 5
+
+
+def test_a_published_gallery_that_was_copied_to_a_bucket_is_checked_there(tmp_path, s3, h):
+    import s3fs
+
+    np.save(tmp_path / "a.npy", VECTORS)
+    upgrade_gallery(tmp_path / "a.npy", h, tmp_path / "new", settings=SETTINGS)
+    s3fs.S3FileSystem().put(str(tmp_path / "new"), "bucket/published", recursive=True)
+    whole = verify_gallery("s3://bucket/published")
+    assert whole.rows == 230 and not whole.damaged and not whole.surplus and whole.index_opened
+    assert open_source("s3://bucket/published").schema.rows == 230
+    assert (read_embeddings("s3://bucket/published") == read_embeddings(tmp_path / "new")).all()
+    shard = (tmp_path / "new/embeddings/000001.npy").read_bytes()
+    put("published/embeddings/000001.npy", shard[:-1] + bytes([shard[-1] ^ 1]))
+    s3fs.S3FileSystem().rm("bucket/published/index.faiss")
+    damaged = verify_gallery("s3://bucket/published").damaged
+    assert damaged.keys() == {"embeddings/000001.npy", "index.faiss"} and damaged["index.faiss"] == "is missing"
+
+
+def test_fct_fit_and_fct_evaluate_read_the_same_places(tmp_path, memory):
+    new = VECTORS[::-1].copy()
+    np.save(tmp_path / "labels.npy", np.arange(230) % 7)
+    root = memory(
+        **{"old.parquet": content(tmp_path, "lists.parquet"), "labels.npy": (tmp_path / "labels.npy").read_bytes()}
+    )
+    np.save(tmp_path / "new.npy", new)
+    memory(**{"new.npy": (tmp_path / "new.npy").read_bytes()})
+    urls = {name: location(f"{root}/{name}") for name in ("old.parquet", "new.npy", "labels.npy")}
+    pairs, _ = read_inputs({"old": urls["old.parquet"], "new": urls["new.npy"], "labels": urls["labels.npy"]})
+    assert (pairs.old == VECTORS).all() and (pairs.new == new).all() and pairs.labels is not None
+    labels = dict.fromkeys(("query_labels", "gallery_labels"), urls["labels.npy"])
+    found = read_study_inputs({"gallery": urls["old.parquet"], "queries": urls["new.npy"], **labels})
+    assert (found.gallery == VECTORS).all() and (found.queries == new).all()
 
 
 # --- as a user types it -----------------------------------------------------------------------------------------------

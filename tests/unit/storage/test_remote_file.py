@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -40,7 +41,7 @@ def test_a_reader_that_goes_forward_asks_for_more_each_time(server, monkeypatch)
         server.requests.clear()
         found = b"".join(file.read(min(10_000, 3_000_000 - at), at) for at in range(0, 3_000_000, 10_000))
         kept = sum(size for size, _ in file._file._pieces.values())
-    sizes = [stop - start for start, stop in sorted(each[2:] for each in server.requests)]
+    sizes = [stop - start for _, _, start, stop in sorted(server.requests, key=lambda request: request[2])]
     assert found == DATA
     assert sizes == [65_536, 262_144, *[1 << 19] * 5, 50_880], "no byte is fetched twice"
     assert kept <= (1 << 20) + 2 * (1 << 19)
@@ -149,6 +150,19 @@ def test_a_fingerprint_knows_the_etag_and_reads_pieces(server):
     server.files["x.bin"] = DATA[:-1] + bytes([DATA[-1] ^ 1])
     now = fingerprint(server.url("x.bin"))
     assert now["sha256"] != before["sha256"] and now["etag"] != before["etag"]
+
+
+def test_a_process_that_ends_does_not_wait_for_a_server(server):
+    with opened(server) as file:
+        file.read(100)
+        begun = [thread for thread in threading.enumerate() if thread.name == "fct-remote"]
+        silent = threading.Event()
+        answer = remote_file._begun(silent.wait)
+        assert all(thread.daemon for thread in begun)
+        assert [thread.daemon for thread in threading.enumerate() if thread.name == "fct-remote"][-1]
+    assert not answer.done()
+    silent.set()
+    answer.result(10)
 
 
 def test_secrets_are_cut_from_what_libraries_say():
