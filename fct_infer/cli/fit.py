@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -137,7 +138,7 @@ def command(
     old_model, new_model = pairs.models if direction == "old-to-new" else pairs.models[::-1]
     options = Options(("core",), old_model=old_model, new_model=new_model, force=force)
     report = export_transformation(found.program, bundle, options)
-    next_command = report.next_command
+    next_command = report.next_command + _probe(inputs)
     if config is not None:
         is_written = write_config(found, pairs, inputs, config)
         click.echo(f"{config}: {_TRAIN_IT if is_written else _NO_NETWORK}", err=True)
@@ -151,6 +152,15 @@ def command(
     if found.forecast.verdict.action in ("keep old", "re-embed"):
         next_command = f"nothing; to see for yourself, {next_command}"
     click.echo(f"\nnext: {next_command}")
+
+
+def _probe(inputs: dict[str, Any]) -> str:
+    """Return the options that check new rows by NEW, which flatters a map fitted on it, and tells a wrong gallery."""
+    if inputs["id_column"] is not None:  # which a probe finds by itself or not at all
+        return ""
+    flags = {"--probe": "new", "--probe-ids": "new_ids", "--probe-column": "new_embedding_column"}
+    given = [(flag, str(inputs[name])) for flag, name in flags.items() if inputs[name] is not None]
+    return "".join(f" {flag} {shlex.quote(value)}" for flag, value in given)
 
 
 def _pairs_line(pairs: Pairs) -> str:

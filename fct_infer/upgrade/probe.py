@@ -155,7 +155,11 @@ def _queries(probe: Probe, gallery: Source, h: Transformation, seed: int) -> Kno
 
 
 def _open(given: str | Path | Source, flag: str, h: Transformation, options: SourceOptions) -> Source:
-    source = given if isinstance(given, Source) else open_source(given, options)
+    try:
+        source = given if isinstance(given, Source) else open_source(given, options)
+    except UsageError as error:
+        error.args = (str(error).replace("--embedding-column", "--probe-column"),)  # whose options are another's
+        raise
     if source.schema.old_dim != h.new_dim:
         raise GalleryError(
             f"{source.column('embedding')}: rows are {source.schema.old_dim} wide, the transformation's results "

@@ -41,6 +41,7 @@ def test_two_files_and_nothing_else_do(files):
         done.stdout
     )
     assert max(len(line) for line in done.stdout.splitlines() if "Procrustes" in line) <= 100
+    assert f" -o DEST --probe {files / 'new.npy'}\n" in done.stdout
     h = load_transformation(files / "h")
     old, new = np.load(files / "old.npy"), np.load(files / "new.npy")
     assert np.mean((h(old) - new) ** 2) < np.mean((new - new.mean(0)) ** 2)

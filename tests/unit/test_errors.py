@@ -17,6 +17,7 @@ EXIT_CODES = {
     "ArrayError": 4,
     "NonFiniteError": 4,
     "GalleryError": 4,
+    "ModelMismatchError": 4,
     "ArtifactError": 4,
     "NotAProgramError": 4,
     "ResourceError": 5,

@@ -96,6 +96,15 @@ def test_what_cannot_be_a_probe_is_refused(tmp_path, pairs, ids, error, words):
         read(tmp_path, Probe(tmp_path / "pairs.npy", tmp_path / "ids.npy" if ids is not None else None))
 
 
+def test_a_column_that_must_be_named_is_named_by_the_probes_own_option(tmp_path):
+    _, new, _ = write_items(tmp_path / "g")
+    np.savez(tmp_path / "pairs.npz", a=new, b=new)
+    with pytest.raises(UsageError, match="'a', 'b' hold vectors; name one with --probe-column"):
+        read(tmp_path, Probe(tmp_path / "pairs.npz"))
+    (known,) = read(tmp_path, Probe(tmp_path / "pairs.npz", column="b"))
+    assert len(known.rows) == 600
+
+
 @pytest.mark.parametrize(
     ("truth", "error", "words"),
     [
