@@ -78,8 +78,8 @@ class _RunConfig(TransformationConfig):
         mixture: further sets of cached embeddings of the same widths, such as of other old models: h is fitted on all
             rows together.
         model: a trained h (``paper``, ``mlp``, ``residual_mlp``, ``linear``, ``fitted_residual``), a map that is solved
-            for (``procrustes``, ``ridge``, ``low_rank``), or ``chain`` with ``first`` and ``second``, two checkpoints,
-            and ``second_side`` (:func:`fct_infer.training.chains.compose`).
+            for (``procrustes``, ``ridge``, ``low_rank``, ``recipe``), or ``chain`` with ``first`` and ``second``, two
+            checkpoints, and ``second_side`` (:func:`fct_infer.training.chains.compose`).
         training: schedule of a trained h; the paper's where it does not say otherwise, but in smaller batches where
             rows are few, and in more epochs where batches are.
         classifier: the new model's, for FastFill: the folder of its finished run, or a ``.npy`` file (classes, d_new)
