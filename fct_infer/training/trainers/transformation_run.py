@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -116,9 +116,6 @@ class ImageTransformationRunConfig(_RunConfig):
     models: EmbeddingModels
 
 
-_Settings = TypeVar("_Settings", bound=_RunConfig)
-
-
 @dataclass(frozen=True)
 class _Outcome:
     """What a run made, and how to build it again."""
@@ -163,7 +160,8 @@ def run_transformation(
     else:
         features = settings.data
     data = open_features((features, *settings.mixture), classifier, settings.validation, seed)
-    settings = _fitted_to(data.split.training_rows, settings, config.get("training", {}))
+    training = fitted_to(data.split.training_rows, settings.training, config.get("training", {}))
+    settings = replace(settings, training=training)
     outcome = _make(settings, data, run, on_progress)
     run.begin()
     run.first(lambda: _write(settings, outcome, run.path, gallery))
@@ -200,15 +198,14 @@ def _settings(config: Mapping[str, Any]) -> TransformationRunConfig | ImageTrans
     return from_plain(TransformationRunConfig, config)
 
 
-def _fitted_to(rows: int, settings: _Settings, given: Mapping[str, Any]) -> _Settings:
-    """Return the settings with the paper's batch, or a 32nd of few rows, and steps enough; what is given stays.
+def fitted_to(rows: int, training: TrainingConfig, given: Mapping[str, Any]) -> TrainingConfig:
+    """Return the schedule with the paper's batch, or a 32nd of few rows, and steps enough; what is given stays.
 
     Args:
         rows: that are trained on.
-        settings: what is given, and the paper's where nothing is.
+        training: what is given, and the paper's where nothing is.
         given: keys of ``training`` that the configuration has.
     """
-    training = settings.training
     if "batch_size" not in given:
         training = replace(training, batch_size=min(training.batch_size, max(_LEAST_BATCH, rows // _BATCHES), rows))
     if "epochs" not in given:
@@ -217,7 +214,7 @@ def _fitted_to(rows: int, settings: _Settings, given: Mapping[str, Any]) -> _Set
         training = replace(training, epochs=math.ceil(longer * training.epochs))
         if "warmup_epochs" not in given:
             training = replace(training, warmup_epochs=longer * training.warmup_epochs)
-    return replace(settings, training=training)
+    return training
 
 
 def _make(settings: _RunConfig, data: TrainingData, run: RunFolder, on_progress: ProgressCallback | None) -> _Outcome:
