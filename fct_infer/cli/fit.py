@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 _PATH = Place()
 _SHOWN = 8  # candidates
-_TRAIN_IT = "trains the network that was chosen; see there"
-_NO_NETWORK = "is not written: a closed form was chosen, which needs no training"
 _WIDTH = 100  # of tables in a file or a pipe
 
 
@@ -70,7 +68,7 @@ def _seconds(_context: click.Context, _parameter: click.Parameter, value: str) -
     help="Find the smallest network that is as good: it learns from the map, on stored rows.",
 )
 @click.option("--gallery", type=_PATH, help="Those stored rows, with --compress [the rows of OLD that NEW lacks].")
-@click.option("--config", type=_PATH, help="Where to write a chosen network as a configuration of fct-train.")
+@click.option("--config", type=_PATH, help="Where to write what was chosen as a configuration of fct-train.")
 @click.option("--no-network", is_flag=True, help="Closed forms only: seconds, and no PyTorch.")
 @click.option(
     "--max-pairs", type=click.IntRange(min=50), default=100_000, show_default=True, help="Sample of pairs used."
@@ -140,8 +138,7 @@ def command(
     report = export_transformation(found.program, bundle, options)
     next_command = report.next_command + _probe(inputs)
     if config is not None:
-        is_written = write_config(found, pairs, inputs, config)
-        click.echo(f"{config}: {_TRAIN_IT if is_written else _NO_NETWORK}", err=True)
+        write_config(found, pairs, inputs, config)
     if direction == "new-to-old":
         next_command = f"fct_infer.load_transformation({str(bundle)!r})(queries), then search the old gallery"
     if as_json:

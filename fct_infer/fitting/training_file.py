@@ -1,4 +1,4 @@
-"""The network that ``fct-fit`` chose, as a configuration of ``fct-train``: to train it longer, or on more rows."""
+"""What ``fct-fit`` chose, as a configuration of ``fct-train``: to fit it on more rows, or to train it longer."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fct_infer.errors import OutputError, UsageError
+from fct_infer.fitting.network_trial import NAME
 from fct_infer.fitting.pairs import Pairs
+from fct_infer.maps import Recipe
 from fct_infer.storage import DurableWriter, check_place, npy_header_bytes, write_bytes
 from fct_infer.transformation import Float32Array
 
 if TYPE_CHECKING:
     from fct_infer.fitting.fit import Fit
+    from fct_infer.fitting.network import Schedule
 
 _HEADER = """\
-# The residual network that fct-fit chose for these pairs. It begins as the closed form `recipe`, so training only adds.
+# What fct-fit chose for these pairs{what}.
 #   fct-train transformation {path} -o RUN
 """
 
@@ -41,8 +44,8 @@ def refuse_existing_config(path: Path, bundle: Path, inputs: Mapping[str, Path],
         raise OutputError(f"{path}: exists" + ("" if force else "; --force replaces it"))
 
 
-def write_config(found: Fit, pairs: Pairs, inputs: Mapping[str, Any], path: Path) -> bool:
-    """Write the configuration and, if need be, its pairs beside it; False where a closed form was chosen.
+def write_config(found: Fit, pairs: Pairs, inputs: Mapping[str, Any], path: Path) -> None:
+    """Write the configuration and, if need be, its pairs beside it.
 
     Args:
         found: what :func:`fct_infer.fitting.fit_pairs` returned.
@@ -54,34 +57,34 @@ def write_config(found: Fit, pairs: Pairs, inputs: Mapping[str, Any], path: Path
         MissingExtraError: PyYAML is not installed.
         ResourceError: the disk is full, or another I/O error.
     """
-    if found.network is None:
-        return False
     from fct_infer.training.config import to_yaml
 
-    recipe, _ = found.network
+    recipe = found.network[0] if found.network else found.chosen.recipe
+    assert recipe is not None
     names = ("old", "new") if recipe.side_alpha is None else ("old", "new", "side")
     data = _own_files(pairs, inputs, names) or _written(pairs, names, pairs_folder(path))
-    text = _HEADER.format(path=path) + to_yaml({"data": data} | training_settings(found))
+    if found.network:
+        settings, what = network_settings(*found.network, found.pairs), f": {NAME} that begins as `recipe`"
+    else:
+        settings, what = {"model": {"name": "recipe", "arguments": asdict(recipe)}}, ", a closed form"
+    text = _HEADER.format(path=path, what=what) + to_yaml({"data": data} | settings)
     write_bytes(path, text.encode())
-    return True
 
 
-def training_settings(found: Fit) -> dict[str, Any]:
-    """Return the configuration of the chosen network but for ``data``; what is not said is as ``fct-train`` has it."""
+def network_settings(recipe: Recipe, schedule: Schedule, pairs: int) -> dict[str, Any]:
+    """Return the configuration of a network but for ``data``; what is not said is as ``fct-train`` has it."""
     from fct_infer.fitting.network import BATCH_ROWS, DECAY, RATE
 
-    assert found.network is not None
-    recipe, schedule = found.network
     arguments = {"recipe": asdict(recipe), "hidden": schedule.hidden, "layers": schedule.layers}
     return {
         "model": {"name": "fitted_residual", "arguments": arguments},
         "loss": "mse",
         "training": {
-            "epochs": max(1, math.ceil(schedule.stop * BATCH_ROWS / found.pairs)),
+            "epochs": max(1, math.ceil(schedule.stop * BATCH_ROWS / pairs)),
             "optimizer": "adamw",
             "learning_rate": RATE,
             "weight_decay": DECAY,
-            "batch_size": min(BATCH_ROWS, found.pairs),
+            "batch_size": min(BATCH_ROWS, pairs),
             "warmup_epochs": 1,
             "schedule": "step",
             "freeze_batch_norm_from": 1.0,

@@ -15,6 +15,7 @@ import numpy as np
 
 from fct_infer.errors import UsageError
 from fct_infer.maps.affine import affine_program
+from fct_infer.maps.recipes import Recipe
 from fct_infer.maps.statistics import Float64Array, Statistics
 from fct_infer.transformation import Program
 
@@ -107,10 +108,38 @@ def fit_low_rank(
     return _best(training, validation, tuple(alphas), factors)
 
 
+def fit_recipe(
+    training: Statistics,
+    validation: Statistics | None = None,
+    *,
+    share: float = 0.0,
+    alpha: float = 0.1,
+    side_alpha: float | None = None,
+    rank: int | None = None,
+    unit_deviation: bool = False,
+) -> FittedMap:
+    """A map of the family that ``fct-fit`` chooses from; arguments as of :class:`~fct_infer.maps.Recipe`.
+
+    Raises:
+        UsageError: a share that is not from 0 to 1, an alpha that is not above 0, a rank that cannot be, or beside a
+            share.
+    """
+    del validation
+    limit = min(training.input_dim, len(training.yy))
+    if not (0 <= share <= 1 and alpha > 0 and (side_alpha is None or side_alpha > 0)):
+        raise UsageError(f"share {share}, alpha {alpha}, side_alpha {side_alpha}; wanted 0 to 1, and above 0")
+    if rank is not None and (share or not 1 <= rank <= limit):
+        raise UsageError(f"rank {rank}, share {share}; wanted 1 to {limit}, and share 0")
+    if side_alpha is not None and not training.side_dim:
+        raise UsageError(f"side_alpha is {side_alpha}, and there is no side-information")
+    return FittedMap(Recipe(share, alpha, side_alpha, rank, unit_deviation).fit(training))
+
+
 MAPS: dict[str, Callable[..., FittedMap]] = {
     "procrustes": fit_procrustes,
     "ridge": fit_ridge,
     "low_rank": fit_low_rank,
+    "recipe": fit_recipe,
 }
 """By name: (training, validation, **arguments) -> FittedMap."""
 

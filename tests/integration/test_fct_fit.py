@@ -112,6 +112,24 @@ def test_what_small_maps_may_learn_from_is_read_and_the_budget_kept(files):
     assert fit(files, "--gallery", files / "old.npy", "--force").returncode == 2
 
 
+def test_what_was_chosen_is_a_configuration_that_trains(files):
+    """With ids in another order, so that the pairs are written beside the configuration."""
+    rows = np.random.default_rng(0).permutation(400)
+    np.save(files / "new.npy", np.load(files / "new.npy")[rows])
+    for name, ids in (("old_ids", np.arange(400)), ("new_ids", rows)):
+        np.save(files / f"{name}.npy", ids)
+    given = "--old-ids", files / "old_ids.npy", "--new-ids", files / "new_ids.npy", "--config", files / "h.yaml"
+    done = fit(files, *given)
+    assert done.returncode == 0, done.stderr
+    trained = run("train", "transformation", files / "h.yaml", "-o", files / "run")
+    assert trained.returncode == 0, trained.stderr
+    found = json.loads((files / "run" / "result.json").read_text())
+    assert found["validation_rows"] == 100 and found["validation_cosine"] > 0.8 and "warning" not in found
+    again = fit(files, *given, "--force", "-o", files / "other")
+    assert again.returncode == 0
+    assert fit(files, *given, "-o", files / "third").returncode == 6
+
+
 def test_pairs_of_different_items_are_refused(files):
     np.save(files / "new.npy", shuffled_rows(np.load(files / "new.npy"), 1.0))
     done = fit(files)

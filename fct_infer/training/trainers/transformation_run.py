@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -79,8 +79,8 @@ class _RunConfig(TransformationConfig):
         mixture: further sets of cached embeddings of the same widths, such as of other old models: h is fitted on all
             rows together.
         model: a trained h (``paper``, ``mlp``, ``residual_mlp``, ``linear``, ``fitted_residual``), a map that is solved
-            for (``procrustes``, ``ridge``, ``low_rank``), or ``chain`` with ``first`` and ``second``, two checkpoints,
-            and ``second_side`` (:func:`fct_infer.training.chains.compose`).
+            for (``procrustes``, ``ridge``, ``low_rank``, ``recipe``), or ``chain`` with ``first`` and ``second``, two
+            checkpoints, and ``second_side`` (:func:`fct_infer.training.chains.compose`).
         training: schedule of a trained h; the paper's where it does not say otherwise, but in smaller batches where
             rows are few, and in more epochs where batches are.
         classifier: the new model's, for FastFill: the folder of its finished run, or a ``.npy`` file (classes, d_new)
@@ -119,9 +119,6 @@ class ImageTransformationRunConfig(_RunConfig):
 
     data: ImageViews
     models: EmbeddingModels
-
-
-_Settings = TypeVar("_Settings", bound=_RunConfig)
 
 
 @dataclass(frozen=True)
@@ -169,7 +166,8 @@ def run_transformation(
         features, settings = prepare_features(run, settings.data), _with_models(settings)
     mixture = [prepare_features(run, each, number) for number, each in enumerate(settings.mixture, 1)]
     data = open_features((features, *mixture), classifier, settings.validation, seed)
-    settings = _fitted_to(data.split.training_rows, settings, config.get("training", {}))
+    training = fitted_to(data.split.training_rows, settings.training, config.get("training", {}))
+    settings = replace(settings, training=training)
     outcome = _make(settings, data, run, on_progress)
     run.begin()
     run.first(lambda: _write(settings, outcome, run.path, gallery))
@@ -212,15 +210,14 @@ def _with_models(settings: TransformationRunConfig) -> TransformationRunConfig:
     return replace(settings, old_model=settings.old_model or old_model, new_model=settings.new_model or new_model)
 
 
-def _fitted_to(rows: int, settings: _Settings, given: Mapping[str, Any]) -> _Settings:
-    """Return the settings with the paper's batch, or a 32nd of few rows, and steps enough; what is given stays.
+def fitted_to(rows: int, training: TrainingConfig, given: Mapping[str, Any]) -> TrainingConfig:
+    """Return the schedule with the paper's batch, or a 32nd of few rows, and steps enough; what is given stays.
 
     Args:
         rows: that are trained on.
-        settings: what is given, and the paper's where nothing is.
+        training: what is given, and the paper's where nothing is.
         given: keys of ``training`` that the configuration has.
     """
-    training = settings.training
     if "batch_size" not in given:
         training = replace(training, batch_size=min(training.batch_size, max(_LEAST_BATCH, rows // _BATCHES), rows))
     if "epochs" not in given:
@@ -229,7 +226,7 @@ def _fitted_to(rows: int, settings: _Settings, given: Mapping[str, Any]) -> _Set
         training = replace(training, epochs=math.ceil(longer * training.epochs))
         if "warmup_epochs" not in given:
             training = replace(training, warmup_epochs=longer * training.warmup_epochs)
-    return replace(settings, training=training)
+    return training
 
 
 def _make(settings: _RunConfig, data: TrainingData, run: RunFolder, on_progress: ProgressCallback | None) -> _Outcome:

@@ -13,6 +13,7 @@ from fct_infer.fitting.crossfit import statistics_of
 from fct_infer.fitting.network import Schedule, train
 from fct_infer.fitting.training_file import refuse_existing_config, write_config
 from fct_infer.maps import Recipe
+from fct_infer.reference import apply_float64
 from fct_infer.training.checkpoints import load_checkpoint
 from fct_infer.training.config import read_config
 from fct_infer.training.models.base import TransformationModule
@@ -31,7 +32,7 @@ def chosen(pairs, recipe, steps=300):
 def test_the_configuration_trains_what_was_chosen(tmp_path, recipe):
     pairs, fresh = replace(curved(700), matched=700), curved(400, seed=1)
     found, schedule = chosen(pairs, recipe)
-    assert write_config(found, pairs, {}, tmp_path / "h.yaml")
+    write_config(found, pairs, {}, tmp_path / "h.yaml")
     config = read_config(tmp_path / "h.yaml")
     assert config["data"]["old"] == str(tmp_path / "h-pairs" / "old.npy")
     assert ("side" in config["data"]) == (recipe.side_alpha is not None)
@@ -62,9 +63,24 @@ def test_files_that_are_the_pairs_are_named_instead_of_copied(tmp_path):
         assert "h-pairs" in read_config(tmp_path / "h.yaml")["data"]["old"]
 
 
-def test_a_closed_form_needs_no_configuration(tmp_path):
-    assert not write_config(SimpleNamespace(network=None), curved(60), {}, tmp_path / "h.yaml")
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize(
+    "recipe",
+    [Recipe(alpha=0.3, side_alpha=2.0), Recipe(share=0.5, unit_deviation=True), Recipe(rank=3), Recipe(share=1)],
+    ids=lambda recipe: recipe.name,
+)
+def test_a_closed_form_is_solved_for_again(tmp_path, recipe):
+    pairs = replace(curved(300), matched=300)
+    found = SimpleNamespace(network=None, chosen=SimpleNamespace(recipe=recipe), pairs=300)
+    write_config(found, pairs, {}, tmp_path / "h.yaml")
+    config = read_config(tmp_path / "h.yaml") | {"validation": 0.0}
+    with RunFolder(tmp_path / "run") as run:
+        run_transformation(config, run)
+    program = to_program(load_checkpoint(tmp_path / "run" / "checkpoint", TransformationModule)[0])
+    own = recipe.fit(statistics_of(pairs, np.arange(300)))
+    side = pairs.side if "side" in own.dims else None
+    np.testing.assert_allclose(
+        apply_float64(program, pairs.old, side), apply_float64(own, pairs.old, side), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_what_is_there_is_not_replaced_unasked(tmp_path):

@@ -11,7 +11,7 @@ from scipy.stats import ortho_group
 from sklearn.linear_model import LinearRegression, Ridge
 
 from fct_infer.errors import UsageError
-from fct_infer.maps import MAPS, Statistics, fit_low_rank, fit_procrustes, fit_ridge
+from fct_infer.maps import MAPS, Statistics, fit_low_rank, fit_procrustes, fit_recipe, fit_ridge
 from fct_infer.reference import apply_float64
 from fct_infer.transformation import Program
 
@@ -176,3 +176,21 @@ def test_more_rank_is_less_error():
 def test_what_cannot_be_fitted_is_refused(name, arguments, message):
     with pytest.raises(UsageError, match=message):
         MAPS[name](Statistics.of_block(problem()), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"share": 1.5}, "share 1.5"),
+        ({"alpha": 0.0}, r"alpha 0\.0"),
+        ({"alpha": float("nan")}, "alpha nan"),
+        ({"rank": 9}, "rank 9"),
+        ({"rank": 2, "share": 0.5}, "share 0.5; wanted 1 to 4"),
+        ({"side_alpha": 1.0}, "there is no side-information"),
+    ],
+)
+def test_recipes_that_cannot_be_are_refused(arguments, message):
+    rng = np.random.default_rng(0)
+    training = Statistics.of_block({"old": rng.standard_normal((30, 5)), "new": rng.standard_normal((30, 4))})
+    with pytest.raises(UsageError, match=message):
+        fit_recipe(training, **arguments)

@@ -15,6 +15,7 @@ from fct_infer.errors import ArtifactError, UsageError
 from fct_infer.training.data.images import LabelledImages
 from fct_infer.training.embedding import embed_data
 from fct_infer.training.loop import TrainingConfig
+from fct_infer.training.losses import classification_loss
 from fct_infer.training.models.base import Backbone
 from fct_infer.training.models.classifiers import Classifier, CosineClassifier, LinearClassifier
 from fct_infer.training.models.registry import ModelSpec
@@ -108,6 +109,23 @@ def test_the_old_classifier_sees_a_shorter_vector_padded_with_zeros(new_dim):
     loss.backward()
     assert classifier.weight.grad is None
     assert (embeddings.grad[:, shared:] == 0).all() and (embeddings.grad[:, :shared] != 0).any()
+
+
+def waves(rows, columns, frequency, phase):
+    """Fixed numbers that everybody can compute."""
+    return torch.sin(frequency * torch.arange(rows * columns, dtype=torch.float64) + phase).reshape(rows, columns)
+
+
+def test_the_loss_is_that_of_the_public_code_on_the_same_tensors():
+    """The cross entropies by the new and the old classifier, without smoothing, and their sum, of its first author."""
+    embeddings, labels = 2 * waves(6, 4, 1.3, 0.2), torch.tensor([0, 3, 1, 4, 2, 2])
+    new, old = LinearClassifier(4, 5).double(), LinearClassifier(4, 5).double()
+    new.weight.data, old.weight.data = waves(5, 4, 0.7, 1.0), waves(5, 4, 2.1, 0.5)
+    by_new = classification_loss(new(embeddings), labels, 0.0)
+    by_old = InfluenceLoss(old, 1.0, 0.0)(embeddings, labels)
+    assert by_new.item() == pytest.approx(3.351831050, rel=1e-8)
+    assert by_old.item() == pytest.approx(2.899119481, rel=1e-8)
+    assert (by_new + by_old).item() == pytest.approx(6.250950531, rel=1e-8)
 
 
 def checkerboards(classes: int, seed: int) -> LabelledImages:

@@ -124,8 +124,8 @@ def test_validation_is_told_for_every_epoch(tmp_path, features):
 )
 def test_few_rows_are_taken_in_small_batches_and_often_enough(rows, given, batch_size, epochs, warmup):
     data = {"old": "old.npy", "new": "new.npy"}
-    fitted = transformation_run._fitted_to(rows, transformation_run._settings({"data": data, "training": given}), given)
-    found = fitted.training
+    settings = transformation_run._settings({"data": data, "training": given})
+    found = transformation_run.fitted_to(rows, settings.training, given)
     assert (found.batch_size, found.epochs, found.warmup_epochs) == (batch_size, epochs, pytest.approx(warmup))
 
 
