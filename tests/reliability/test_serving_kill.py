@@ -45,14 +45,15 @@ def test_a_save_that_is_killed_leaves_the_earlier_or_the_later_gallery(tmp_path)
     deaths, n, seen = 0, 0, set()
     while killed(n, lambda: gallery.save(tmp_path / "saved", force=True)):
         found = MixedGallery.load(tmp_path / "saved").search(query, 5)
-        state = next(name for name, each in (("before", before), ("after", after)) if (each.ids == found.ids).all())
+        states = {"before": before, "after": after}
+        state = next(name for name, each in states.items() if np.array_equal(each.distances, found.distances))
+        assert np.array_equal(found.ids, states[state].ids)
         seen.add(state)
-        assert np.array_equal(found.distances, (before if state == "before" else after).distances)
         if state == "after":  # begin again from the earlier one
             original = gallery_of(random_rows(20, DIM))
             original.save(tmp_path / "saved", force=True)
-        deaths, n = deaths + 1, n + 1
-    assert deaths > 30 and seen == {"before", "after"}
+        deaths, n = deaths + 1, n + 3
+    assert deaths > 10 and seen == {"before", "after"}
     gallery.save(tmp_path / "saved", force=True)
     assert (MixedGallery.load(tmp_path / "saved").search(query, 5).ids == after.ids).all()
     assert sorted(each.name for each in tmp_path.iterdir()) == ["saved"]
