@@ -170,7 +170,7 @@ def embedded(embed: Embed, ids: Ids, dim: int) -> tuple[Float32Array, NDArray[np
     if given.shape != (len(ids), dim) or given.dtype.kind not in "fiu":
         raise ArrayError(f"the embedder gave {given.dtype} {given.shape}, wanted numbers ({len(ids)}, {dim})")
     rows = given.astype(np.float32)
-    is_there: NDArray[np.bool_] = ~np.isnan(rows).any(axis=1)
+    is_there = np.asarray(~np.isnan(rows).any(axis=1))
     finite = np.isfinite(rows).all(axis=1) | ~is_there
     if not finite.all():
         raise ArrayError(f"the embedder gave infinity for id {ids[np.argmin(finite)].item()!r}")

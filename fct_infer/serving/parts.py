@@ -105,12 +105,12 @@ def _refuse_foreign(folder: Path) -> None:
         raise OutputError(f"{folder}: holds {foreign[0]}, which no backfill made; choose another folder")
 
 
-def read_backfilled(folder: str | Path, start: int = 0) -> Iterator[tuple[Ids, Float32Array]]:
+def read_backfilled(folder: str | Path, start: int = 0, stop: int | None = None) -> Iterator[tuple[Ids, Float32Array]]:
     """Yield ids (n,) and rows (n, dim) of each part of a backfill, which may still be at work.
 
     Args:
         folder: where it appends.
-        start: parts to skip, those that were read before.
+        start, stop: numbers of the parts, to go on where one has read to; by default all that there are.
 
     Raises:
         ArtifactError: it is no such folder, or a file is missing or damaged.
@@ -121,7 +121,7 @@ def read_backfilled(folder: str | Path, start: int = 0) -> Iterator[tuple[Ids, F
     except (OSError, OutputError) as error:
         raise ArtifactError(f"{folder}: is no folder of a backfill: {error}") from error
     parts = [record for record in records if record["kind"] == "part"]
-    for part in parts[start:]:
+    for part in parts[start:stop]:
         if not part["rows"]:
             continue
         arrays = {}
