@@ -107,15 +107,17 @@ class GalleryIndex:
             ResourceError: not enough memory: there are two indexes for a while.
         """
         stored = self._ids
-        labels = ids.astype(np.int64) if stored is None else np.arange(stored.rows, stored.rows + len(ids))
+        if stored is None:
+            labels = ids.astype(np.int64)
+        else:
+            stored, labels = stored.exchanged(gone, ids)
         with faiss_errors("rows of this index cannot be exchanged", UnsupportedError):
             index = faiss().clone_index(self.index)
             if len(gone):
                 index.remove_ids(faiss().IDSelectorBatch(gone))
             if len(rows):
                 index.add_with_ids(rows, labels)
-        kept = None if stored is None else stored.extended(ids)
-        return GalleryIndex(index, self.metric, kept, self.model), labels
+        return GalleryIndex(index, self.metric, stored, self.model), labels
 
 
 def check_search(queries: Queries, k: Any, dim: int, metric: str) -> tuple[Float32Array, int]:
@@ -279,6 +281,10 @@ def check_index(path: Path, index: Any, manifest: GalleryManifest) -> None:
         raise ArtifactError(
             f"{path}: holds {index.ntotal} rows of {index.d}, manifest.json says {rows} of {manifest.dim}"
         )
-    kind = faiss().METRIC_L2 if manifest.metric == "l2" else faiss().METRIC_INNER_PRODUCT
-    if index.metric_type != kind:
+    if index.metric_type != metric_type(manifest.metric):
         raise ArtifactError(f"{path}: has another metric than {manifest.metric}, which manifest.json says")
+
+
+def metric_type(metric: str) -> Any:
+    """Return FAISS's name of ``l2``, ``ip`` or ``cosine``, which is ``ip`` of rows of length one."""
+    return faiss().METRIC_L2 if metric == "l2" else faiss().METRIC_INNER_PRODUCT

@@ -33,14 +33,23 @@ class StoredIds:
         if self.dtype.kind in "iu" and self.dtype != np.uint64:
             self.dtype = np.dtype(np.int64)
 
-    def extended(self, ids: NDArray[Any]) -> StoredIds:
-        """Return these ids and some more, whose row numbers go on from :attr:`rows`."""
-        return StoredIds([*self._shards, ids], self._binary)
+    def exchanged(self, gone: NDArray[np.int64], ids: NDArray[Any]) -> tuple[StoredIds, NDArray[np.int64]]:
+        """Return ids of which some rows are others, and the row numbers these have: first those of ``gone``.
+
+        So row numbers do not grow for ever while rows come and go.
+        """
+        rows = np.concatenate([gone[: len(ids)], np.arange(self.rows, self.rows + max(0, len(ids) - len(gone)))])
+        whole = np.full(max(self.rows, int(rows.max(initial=-1)) + 1), nothing_found(self.dtype), self.dtype)
+        whole[: self.rows] = self.array
+        whole = whole.astype(np.promote_types(whole.dtype, ids.dtype))
+        whole[gone] = nothing_found(whole.dtype)
+        whole[rows] = ids
+        return StoredIds([whole], self._binary), rows
 
     @property
-    def is_binary(self) -> bool:
-        """Whether ids are bytes with all of their NULs, given back as objects."""
-        return self._binary
+    def array(self) -> NDArray[Any]:
+        """All ids (rows,) in their order."""
+        return np.concatenate(self._shards)
 
     def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[Any]:
         """Return the ids of some rows, in the shape given; for row -1 what stands for nothing found."""

@@ -13,7 +13,7 @@ from fct_infer.serving.rows import Bools, Ids, Nearest, pair_costs
 from fct_infer.transformation import Float32Array
 
 _MIN_CAPACITY = 1024
-_BLOCK_COSTS = 1 << 24  # 64 MiB of them at once
+_BLOCK_VALUES = 1 << 24  # 64 MiB of them at once
 _SPARE = 8  # candidates more than wanted, whose order the fast costs leave open
 
 
@@ -46,7 +46,9 @@ class DeltaView:
         costs = np.full((len(queries), k), np.inf, np.float32)
         places = np.zeros((len(queries), k), np.int64)
         squares = np.einsum("ij,ij->i", self.rows, self.rows) if metric == "l2" else None
-        step = max(1, _BLOCK_COSTS // max(rows, 1))
+        # A block holds its costs to all rows, and the rows of its candidates.
+        widest = max(rows, min(k + _SPARE, rows) * self.rows.shape[1], 1)
+        step = max(1, _BLOCK_VALUES // widest)
         for start in range(0, len(queries) if k else 0, step):
             block = slice(start, start + step)
             costs[block], places[block] = self._block(queries[block], squares, k, metric)

@@ -54,19 +54,15 @@ def source_segment(
     source = source if isinstance(source, Source) else open_source(source)
     rows = source.schema.rows
 
-    def new(old: Float32Array, side: Float32Array | None) -> Float32Array:
-        found = h(old, side if h.side_dim else None)
-        return unit(found) if metric == "cosine" else found
-
     def sample(count: int, seed: int) -> tuple[Labels, Float32Array]:
         numbers, old, side = source.sample(count, seed)
-        return numbers, new(old, side)
+        return numbers, _stored(h(old, side if h.side_dim else None), metric)
 
     def blocks() -> Iterator[Float32Array]:
         done = 0
-        for old, side in _blocks(source, with_side=h.side_dim > 0):
-            yield new(old, side)
-            done += len(old)
+        for block in new_blocks(source, h):
+            yield _stored(block, metric)
+            done += len(block)
             if progress:
                 progress("transform", done, rows)
 
@@ -133,9 +129,19 @@ def _indexed(
     return Segment.of(NewSpace(index), ids, is_new, labels)
 
 
-def _blocks(source: Source, *, with_side: bool) -> Iterator[tuple[Float32Array, Float32Array | None]]:
+def _stored(rows: Float32Array, metric: str) -> Float32Array:
+    return unit(rows) if metric == "cosine" else rows
+
+
+def new_blocks(source: Source, h: Transformation | None) -> Iterator[Float32Array]:
+    """Yield all rows (n, dim) float32 in the new space, some at a time: through h, or as they are if it is None.
+
+    Raises:
+        GalleryError: they cannot be read.
+        ArrayError: they do not fit h, or hold NaN or infinity.
+    """
     schema = source.schema
-    side_dim = schema.side_dim if with_side else None
+    side_dim = schema.side_dim if h is not None and h.side_dim else None
     with SourceReader(source) as reader:
         for part in source.parts():
             for start in range(0, part.rows, _BLOCK_ROWS):
@@ -143,4 +149,4 @@ def _blocks(source: Source, *, with_side: bool) -> Iterator[tuple[Float32Array, 
                 old = np.empty((stop - start, schema.old_dim), schema.embedding_dtype)
                 side = None if side_dim is None else np.empty((stop - start, side_dim), schema.side_dtype)
                 reader.at(part).read_into(start, stop, old, side)
-                yield old, side
+                yield old.astype(np.float32, copy=False) if h is None else h(old, side)

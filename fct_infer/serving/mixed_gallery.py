@@ -16,7 +16,7 @@ from fct_infer.gallery.source import Source
 from fct_infer.index.gallery_index import check_search
 from fct_infer.serving.delta import DeltaView, delta_of
 from fct_infer.serving.loading import fresh_segment, published_segment, source_segment
-from fct_infer.serving.rows import Bools, Ids, checked_ids, checked_rows, distances_of, nearest_of, unit
+from fct_infer.serving.rows import Bools, Ids, checked_ids, checked_rows, distances_of, nearest_of
 from fct_infer.serving.segment import Segment
 from fct_infer.serving.spaces import NewSpace, Space
 from fct_infer.transformation import Float32Array, Transformation
@@ -83,7 +83,7 @@ class MixedGallery:
 
     Args:
         space: the rows as they are now.
-        ids: (n,) integers or text, of every row.
+        ids: (n,) integers or text, of every row; in the order of its rows where an index knows them by their numbers.
         h: for rows of the old model that arrive later; None if there will be none.
         is_new: (n,) whether the new model embedded a row, or one value for all.
 
@@ -287,8 +287,7 @@ class MixedGallery:
             return checked_rows("vectors", vectors, self.dim, self.metric)
         if self._h is None:
             raise UsageError("rows of the old model need h, which this gallery was not given")
-        rows = self._h(vectors, side)
-        return unit(rows) if self.metric == "cosine" else rows
+        return checked_rows("h of vectors", self._h(vectors, side), self.dim, self.metric)
 
     def delete(self, ids: Any) -> int:
         """Delete rows and return how many of them were there.

@@ -1,7 +1,7 @@
 """A mixed gallery on disk: one folder, published in one step, every file under a digest and the manifest under a seal.
 
 GALLERY/  manifest.json           what there is
-          segments/N-*            index.faiss, ids, labels, is_new, gone
+          segments/N-*            index.faiss, ids, labels, is_new, gone; names, if the index knows rows by numbers
           changed/*.npy           ids, rows and is_new of the delta
 """
 
@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.errors import ArtifactError, FctError, UsageError
-from fct_infer.gallery.ids import nothing_found
 from fct_infer.gallery.manifest import read_published
 from fct_infer.gallery.reader import read_npy
 from fct_infer.gallery.writer import write_npy
 from fct_infer.index import GalleryIndex, load_index_file, save_index_file
+from fct_infer.index.gallery_index import metric_type
 from fct_infer.index.stored_ids import StoredIds
 from fct_infer.serving.mixed_gallery import State
 from fct_infer.serving.rows import Bools, Ids
@@ -73,6 +73,8 @@ def _write(state: State, work: Path) -> dict[str, DigestedFile]:
             files[f"segments/{number}-{name}.npy"] = getattr(segment, name)
         if isinstance(segment.space, NewSpace):
             files[f"segments/{number}-index.faiss"] = segment.space.index.index
+            if (stored := segment.space.index.stored_ids) is not None:
+                files[f"segments/{number}-names.npy"] = stored.array
     files |= {f"changed/{name}.npy": held for name, held in zip(_CHANGED, state.delta.kept(), strict=True)}
     return {
         name: write_npy(work / name, held) if name.endswith(".npy") else save_index_file(held, work / name)
@@ -98,7 +100,8 @@ def _load(path: Path, data: bytes, space: Space | None) -> tuple[list[Segment], 
         wanted = "rows stay in the old space: give the space that searches them" if space is None else "no space"
         raise UsageError(f"{path}: {wanted}")
     segments = [
-        _segment(path, number, metric, space if not is_index else None) for number, is_index in enumerate(kinds)
+        _segment(path, number, metric, None if is_index else space, f"segments/{number}-names.npy" in files)
+        for number, is_index in enumerate(kinds)
     ]
     if any(segment.space.dim != dim or segment.space.metric != metric for segment in segments):
         raise ArtifactError(f"{path}: is a gallery of {dim} dims by {metric}; what searches it is not")
@@ -128,24 +131,27 @@ def _parse(path: Path, data: bytes) -> tuple[str, int, list[bool], dict[str, Dig
         for number, is_index in enumerate(kinds):
             wanted |= {f"segments/{number}-{name}.npy" for name in _OF_SEGMENT}
             wanted |= {f"segments/{number}-index.faiss"} if is_index else set()
-        if wanted != set(files):
+        names = {f"segments/{number}-names.npy" for number, is_index in enumerate(kinds) if is_index}
+        if wanted != set(files) - names:
             raise ArtifactError("manifest.files are not those of its segments")
     except ArtifactError as error:
         raise ArtifactError(f"{path / MANIFEST}: {str(error)[:500]}") from error
     return metric, dim, kinds, files
 
 
-def _segment(path: Path, number: int, metric: str, space: Space | None) -> Segment:
+def _segment(path: Path, number: int, metric: str, space: Space | None, is_named: bool) -> Segment:
     ids, labels, is_new, gone = (_array(path / "segments" / f"{number}-{name}.npy") for name in _OF_SEGMENT)
     if not len(ids) == len(labels) == len(is_new) or labels.dtype != np.int64 or is_new.dtype != bool:
         raise ArtifactError(f"{path}: the arrays of segment {number} do not fit each other")
     if space is None:
-        index = load_index_file(path / "segments" / f"{number}-index.faiss")
-        by_label = None
-        if ids.dtype.kind not in "iu" or not np.array_equal(ids, labels):
-            by_label = np.full(int(labels.max(initial=-1)) + 1, nothing_found(ids.dtype), ids.dtype)
-            by_label[labels] = ids
-        space = NewSpace(GalleryIndex(index, metric, None if by_label is None else StoredIds([by_label])))
+        names = StoredIds([_array(path / "segments" / f"{number}-names.npy")]) if is_named else None
+        file = path / "segments" / f"{number}-index.faiss"
+        index = GalleryIndex(load_index_file(file), metric, names)
+        if names is not None and not -1 < int(labels.min(initial=0)) <= int(labels.max(initial=0)) < max(names.rows, 1):
+            raise ArtifactError(f"{path}: segment {number} has rows without names")
+        if index.index.metric_type != metric_type(metric):
+            raise ArtifactError(f"{file}: has another metric than {metric}")
+        space = NewSpace(index)
     return Segment(space, ids, labels, is_new, gone)
 
 

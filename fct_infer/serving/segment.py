@@ -61,8 +61,11 @@ class Segment:
 
     def without(self, ids: Ids) -> Segment:
         """Return the segment without some ids, whether it has them or not."""
-        here = ids[find(ids, self.ids) >= 0]
-        return replace(self, gone=np.union1d(self.gone, here)) if len(here) else self
+        places = find(ids, self.ids)
+        here = np.sort(self.ids[places[places >= 0]])
+        here = here[find(here, self.gone) < 0]
+        # Inserted, not sorted anew: many may be gone already.
+        return replace(self, gone=np.insert(self.gone, np.searchsorted(self.gone, here), here)) if len(here) else self
 
     def places(self, ids: Ids) -> NDArray[np.int64]:
         """Return where ids (n,) are; -1 where they are not, or are gone."""

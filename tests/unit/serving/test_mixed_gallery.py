@@ -311,3 +311,18 @@ def test_a_saved_gallery_is_whole_or_refused(tmp_path):
     (tmp_path / "saved" / "mine.txt").write_text("x")
     with pytest.raises(OutputError, match=r"mine\.txt"):
         gallery.save(tmp_path / "saved", force=True)
+
+
+def test_what_is_exchanged_for_ever_takes_no_more_room(tmp_path):
+    gallery, expected, known = opened(tmp_path, ids="str")
+    for turn in range(6):
+        rows = random_rows(40, NEW, turn)
+        names = np.array([f"of turn {turn}, number {number}" for number in range(20)])
+        gallery.upsert(np.concatenate([known[:20], names]), rows)
+        expected.put(np.concatenate([known[:20], names]), rows, True)
+        gallery.compact()
+        gallery.delete(names)
+        for name in names.tolist():
+            del expected.rows[name]
+        expected.check(gallery, random_rows(3, NEW, 50), 9)
+    assert gallery._state.segments[0].space.index.stored_ids.rows == 120
