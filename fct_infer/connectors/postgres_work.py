@@ -142,10 +142,14 @@ class PostgresDestination:
             record = _record(connection, self.names)
         return dict(record["identity"]) if record and record["state"] != "published" else {}
 
-    def promises(self) -> dict[str, str]:
+    def promises(self, job: Job) -> dict[str, str]:
         """See :class:`~fct_infer.gallery.destination.Destination`."""
         names = self.names
+        field = VectorField(VECTOR_TYPES[job.dtype.name], job.new_dim)
+        index = index_sql(*job.index_wanted, field, job.gallery.schema.rows)
+        built = f"{index.format(column=names.column)}, built concurrently before publishing" if index else "none"
         return {
+            "index": built,
             "writes": f"table {names.side} beside {names.table.name}, with a trigger that follows writers",
             "publishes": f"view {names.view_name}, in one transaction: {names.embedding} and "
             f"{names.embedding}_version of one version in every row",
@@ -508,6 +512,7 @@ class PostgresWork:
     def finish(self, infos: dict[str, Any], manifest: GalleryManifest) -> None:
         """Build the index, then record that all is there but the last changes."""
         with server_errors(self.url, "building the index: "):
+            self.connection.execute(self.names.format("ANALYZE {side}"))
             index = build_index(
                 self.connection, self.url, self.names, self._index, self.source.schema.rows, self._progress
             )

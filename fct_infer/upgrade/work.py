@@ -92,7 +92,7 @@ class FolderDestination:
         identity: dict[str, Any] = (first_record(journal_file(self.name)) or {}).get("identity", {})
         return identity
 
-    def promises(self) -> dict[str, str]:
+    def promises(self, job: Job) -> dict[str, str]:
         """See :class:`~fct_infer.gallery.destination.Destination`."""
         if self.is_replaced_in_one_step:
             return {}
