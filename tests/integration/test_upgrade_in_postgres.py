@@ -375,6 +375,8 @@ def test_source_and_destination_are_one_table(postgres, connection, items, rows)
         upgrade_gallery(source, H, open_destination(postgres.url("inplace", column="v2")))
     with pytest.raises(UsageError, match="add &column=embedding_v2"):
         open_destination(postgres.url("inplace"))
+    with pytest.raises(UsageError, match="add &column=embedding_v2"):
+        upgrade_gallery(postgres.url("inplace"), H, postgres.url("inplace"))
     with pytest.raises(UsageError, match="has a column 'title' already"):
         upgrade(postgres, column="title")
 
