@@ -1,4 +1,5 @@
 # make demo    train two models, upgrade a gallery from one to the other, show what it was worth
+# make demo-postgres  start a PostgreSQL server, upgrade a table in it while it is written to and searched, roll back
 # make test    everything CI checks: lint, types, import rule, C++ tests, Python tests
 # make lint    the first three of those
 # make test-cuda   what needs an NVIDIA card: the core, the index and TensorRT on it; compute-sanitizer where it can watch it
@@ -23,11 +24,14 @@ CORE := $(CPP_SOURCES) $(wildcard csrc/cuda/nvidia/*.cu cmake/*.cmake tests/simu
 CUDA_TESTS := $(VENV)/cuda-tests$(if $(SANITIZE),-sanitized)
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test cuda test-cuda lint bench bench-cuda reproduce docs wheel clean
+.PHONY: demo demo-postgres test cuda test-cuda lint bench bench-cuda reproduce docs wheel clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
 	@$(BIN)/python demo/run.py
+
+demo-postgres: $(VENV)/.dev
+	@$(BIN)/python demo/postgres.py
 
 test: lint $(VENV)/.cpp-tests
 	@echo "== C++ tests"

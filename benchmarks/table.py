@@ -161,6 +161,32 @@ def index_tables(result: dict[str, Any]) -> list[Table]:
     return [Table(title, ["stage", *result["recall_at_10"], "wall", "CPU"], rows)]
 
 
+def databases_tables(result: dict[str, Any]) -> list[Table]:
+    """Reading a table, and upgrading it."""
+    parameters = result["parameters"]
+    rows = parameters["rows"]
+
+    def lines(part: str) -> list[list[str]]:
+        return [
+            [
+                name,
+                f"{run['wall']:.2f}",
+                f"{run['ratio']:.2f}x",
+                f"{rows / run['wall']:,.0f}",
+                *([f"{run['wal'] / 1e6:,.0f}"] if "wal" in run else []),
+            ]
+            for name, run in result[part].items()
+        ]
+
+    title = f"{rows:,} rows, {parameters['program']} h, PostgreSQL {parameters['server']}"
+    columns = ["seconds", "of ours", "rows/s"]
+    held = f"; writers were held up {1000 * result['lock_seconds']:.0f} ms for publishing"
+    return [
+        Table(f"Reading {title}", ["by", *columns], lines("readers")),
+        Table(f"Upgrading {title}, no index{held}", ["by", *columns, "WAL, MB"], lines("contestants")),
+    ]
+
+
 def gate(what: str, value: float, wanted: float, at_least: bool = True) -> dict[str, Any]:
     """A figure the project set out to reach, as it stands in a results file."""
     reached = value >= wanted if at_least else value <= wanted
@@ -200,6 +226,7 @@ TABLES = {
     "upgrade_memory": memory_tables,
     "formats": formats_tables,
     "index": index_tables,
+    "databases": databases_tables,
 }
 
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import chain
+from select import select
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fct_infer.connectors.options import optional
 
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER = b"\xff\xff"
@@ -126,12 +129,39 @@ def _fault(field: VectorField, value: bytes) -> str | None:
     return "holds NULL" if head[1] else f"begins at subscript {head[4]}, wanted 1"
 
 
-def messages_of(copy: Iterable[Any]) -> Iterator[bytes]:
-    """Yield the rows that a COPY sends, each as it came."""
-    messages = iter(copy)
-    for message in chain((each[len(HEADER) :] for each in islice(messages, 1)), messages):
-        if len(message) > 2 or bytes(message) != TRAILER:
-            yield message
+def messages_of(copy: Any) -> Iterator[bytes]:
+    """Yield the rows that a COPY sends, each as it came.
+
+    Up to the trailer they are taken from libpq one by one without psycopg's own loop, which takes most of the time of
+    reading a table; the end is psycopg's.
+
+    Raises:
+        psycopg.Error: the server ended the COPY, or the connection is lost.
+    """
+    libpq, header = copy.connection.pgconn, len(HEADER)
+    while True:
+        length, message = libpq.get_copy_data(1)
+        if length == 0:  # nothing has come yet
+            select([libpq.socket], [], [])
+            libpq.consume_input()
+            continue
+        if length < 0:
+            raise _error_of(libpq)
+        if header:
+            header, message = 0, message[header:]
+        if message == TRAILER:
+            break
+        yield message
+    for _ in copy:  # nothing more, but the server's word that this was all
+        pass
+
+
+def _error_of(libpq: Any) -> Any:
+    """Return the exception for what the server says of a COPY that it ended."""
+    errors, result = optional("psycopg.errors", "postgres"), libpq.get_result()
+    if result is None:
+        return errors.OperationalError("the server ended a COPY without a word")
+    return errors.error_from_result(result)
 
 
 def with_vectors(keys: list[bytes], key_fields: int, vectors: NDArray[Any], field: VectorField) -> bytes:

@@ -345,11 +345,12 @@ def _ranges(
 @contextmanager
 def copied(connection: Any, query: Any) -> Iterator[Iterator[bytes]]:
     """Yield the messages of a query's rows; what is not read of them is dropped with the connection."""
-    text = psycopg().sql.SQL("COPY ({}) TO STDOUT (FORMAT BINARY)").format(query)
+    sql = psycopg().sql
+    text = sql.SQL("COPY ({}) TO STDOUT (FORMAT BINARY)").format(sql.SQL(query) if isinstance(query, str) else query)
     with connection.cursor().copy(text) as copy:
         messages = messages_of(copy)
         yield messages
-        next(messages, None)  # the end, if all rows were taken; else psycopg stops the server
+        next(messages, None)  # the end, if all rows were taken; else the connection is closed by its owner
 
 
 class _PartReader:

@@ -322,25 +322,30 @@ def is_our_view(connection: Any, names: Names) -> bool:
     return bool(connection.execute(query, (name, _COMMENT)).fetchone()[0])
 
 
+def patience(number: int) -> float:
+    """Return for how many seconds a lock is waited for the ``number``-th time: a moment first, then longer."""
+    return float(min(LOCK_SECONDS, 0.05 * 1.3**number))
+
+
 @contextmanager
 def locked(connection: Any, names: Names, mode: str) -> Iterator[None]:
     """Do something in one transaction that holds a lock on the table, waiting for it a little at a time.
 
-    Who waits for a lock holds up all who come after; so after :data:`LOCK_SECONDS` it lets them pass and tries again.
+    Who waits for a lock holds up all who come after; so after a moment it lets them pass and tries again.
     """
     errors = psycopg().errors
-    connection.execute("SELECT set_config('lock_timeout', %s, false)", (f"{LOCK_SECONDS * 1000:.0f}ms",))
     try:
-        for left in reversed(range(LOCK_TRIES)):
+        for number in range(LOCK_TRIES):
+            connection.execute("SELECT set_config('lock_timeout', %s, false)", (f"{patience(number) * 1000:.0f}ms",))
             connection.execute("BEGIN")
             try:
                 connection.execute(names.format(f"LOCK TABLE {{table}} IN {mode} MODE"))
                 break
             except errors.LockNotAvailable:
                 connection.execute("ROLLBACK")
-                if not left:
+                if number == LOCK_TRIES - 1:
                     raise
-                sleep(LOCK_SECONDS / 2)
+                sleep(patience(number))
             except BaseException:
                 _roll_back(connection)
                 raise

@@ -41,6 +41,7 @@ from fct_infer.connectors.postgres_versions import (
     has_relation,
     is_our_view,
     locked,
+    patience,
     show_version,
     take_lock,
 )
@@ -51,7 +52,7 @@ from fct_infer.gallery.sink import Receipt
 from fct_infer.gallery.source import Rows
 
 AT_ONCE = 4096  # changed rows that are transformed in one transaction
-FEW = 256  # changed rows that are left for the lock
+FEW = 64  # changed rows that are left for the lock
 _MOST_ROUNDS = 100_000  # of catching up before the lock is taken whatever is left
 _TAKEN_OVER = "another upgrade has taken this one over"
 
@@ -142,10 +143,14 @@ class PostgresDestination:
             record = _record(connection, self.names)
         return dict(record["identity"]) if record and record["state"] != "published" else {}
 
-    def promises(self) -> dict[str, str]:
+    def promises(self, job: Job) -> dict[str, str]:
         """See :class:`~fct_infer.gallery.destination.Destination`."""
         names = self.names
+        field = VectorField(VECTOR_TYPES[job.dtype.name], job.new_dim)
+        index = index_sql(*job.index_wanted, field, job.gallery.schema.rows)
+        built = f"{index.format(column=names.column)}, built concurrently before publishing" if index else "none"
         return {
+            "index": built,
             "writes": f"table {names.side} beside {names.table.name}, with a trigger that follows writers",
             "publishes": f"view {names.view_name}, in one transaction: {names.embedding} and "
             f"{names.embedding}_version of one version in every row",
@@ -398,9 +403,8 @@ class PostgresWork:
             self._delete(blind)
         # What was published already may have been written by someone who knows the new model: that stays.
         missing = "NOT EXISTS (SELECT FROM {side} AS s WHERE {same})" if self._was_published else "true"
-        texts = connection.execute(self._of(keys, "{text}", f"WHERE {missing} {lock}")).fetchall()
+        texts = connection.execute(self._of(keys, "{text}", f"WHERE {missing} ORDER BY {{order}} {lock}")).fetchall()
         if texts:
-            texts = connection.execute(self._of(texts, "{text}", "ORDER BY {order}")).fetchall()
             new = self._transformed(texts)
             with copied(connection, self._of(texts, "{order}", "ORDER BY {order}")) as rows:
                 raw_keys = list(rows)
@@ -508,6 +512,7 @@ class PostgresWork:
     def finish(self, infos: dict[str, Any], manifest: GalleryManifest) -> None:
         """Build the index, then record that all is there but the last changes."""
         with server_errors(self.url, "building the index: "):
+            self.connection.execute(self.names.format("ANALYZE {side}"))
             index = build_index(
                 self.connection, self.url, self.names, self._index, self.source.schema.rows, self._progress
             )
@@ -524,20 +529,22 @@ class PostgresWork:
     def publish(self) -> None:
         """Catch up with the last changes under a lock on the table, and let the view show the new vectors."""
         with server_errors(self.url, "publishing: "):
-            for left in reversed(range(LOCK_TRIES)):
+            for number in range(LOCK_TRIES):
                 self._catch_up()
                 try:
-                    return self._publish_once()
+                    return self._publish_once(patience(number))
                 except _TooManyError:
-                    if not left:
+                    if number == LOCK_TRIES - 1:
                         raise ResourceError(
                             f"{self.url.name}: more is written than can be caught up with; the same command goes on"
                         ) from None
-                except psycopg().errors.LockNotAvailable:  # somebody has been reading the view for long
-                    if not left:
+                except psycopg().errors.LockNotAvailable:  # somebody is reading the view
+                    if number == LOCK_TRIES - 1:
                         raise
+                time.sleep(patience(number))  # so that writers are not held up all the time
 
-    def _publish_once(self) -> None:
+    def _publish_once(self, seconds: float) -> None:
+        """Hold up writers, and wait for readers of the view no longer than some seconds while they are."""
         connection = self.connection
         with locked(connection, self.names, "SHARE"):
             started = time.perf_counter()
@@ -545,7 +552,11 @@ class PostgresWork:
             self._transform_changes("")
             if self._waiting():  # too many came while the lock was waited for
                 raise _TooManyError
-            show_version(connection, self.names, self.names.column)
+            connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{seconds * 1000:.0f}ms",))
+            if not connection.execute(self.names.format("SELECT is_current FROM {upgrades} WHERE {this}")).fetchone()[
+                0
+            ]:
+                show_version(connection, self.names, self.names.column)
             connection.execute(
                 self.names.format(
                     "UPDATE {upgrades} SET state = 'published', published = coalesce(published, now()), "

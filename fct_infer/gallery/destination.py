@@ -161,7 +161,7 @@ class Destination(Protocol):
     def begun_with(self) -> dict[str, Any]:
         """Return the identity of unfinished work, which another process may be at; empty without."""
 
-    def promises(self) -> dict[str, str]:
+    def promises(self, job: Job) -> dict[str, str]:
         """Return what a dry run says of it: ``readers``, ``writers``, ``resumes`` ..., a sentence each."""
 
     def open_work(self, job: Job, *, restart: bool, force: bool, progress: Progress | None) -> Work:

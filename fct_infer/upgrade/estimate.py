@@ -35,7 +35,7 @@ def estimate(plan: Plan) -> dict[str, Any]:
         "settings": plan.result_settings(),
         "index": vars(plan.index) if plan.index else None,
         "device": plan.device,
-        "promises": plan.destination.promises(),
+        "promises": plan.destination.promises(plan),
         "precision_choice": plan.transformation.choice,
         "duplicate_ids": gallery.id_facts.duplicates,
         "probe": [vars(found) for found in check_before_work(plan)],

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fct_infer.artifacts.precisions import CALIBRATION_ROWS, LIMITS
-from fct_infer.connectors import SINKS, open_source
+from fct_infer.connectors import SINKS, open_destination, open_source
 from fct_infer.cuda import card_numbers, device_text
 from fct_infer.errors import GalleryError, ResourceError, UsageError
 from fct_infer.gallery import Source, sample_rows
@@ -382,7 +382,9 @@ def _open_destination(
     dest: str | Path | Destination, settings: Settings, gallery: Source, h: Transformation
 ) -> Destination:
     """Return where the result goes; a folder keeps apart from all that it is made from."""
-    if not isinstance(dest, str | Path):
+    if isinstance(dest, str | Path):
+        dest = open_destination(dest)
+    if not isinstance(dest, Path):
         return dest
     inputs: dict[str, str | Path] = {"transformation": h.source} if h.source else {}
     for name, file in gallery.files.items():

@@ -65,7 +65,8 @@ def upgrade_gallery(
         gallery: folder with ``embeddings/``, and ``side_information/`` and ``ids/`` if there are any; or what
             :func:`fct_infer.open_source` opened.
         h: transformation (arXiv 2112.02805) whose dims fit the gallery.
-        dest: folder to create; or what :func:`fct_infer.connectors.open_destination` opened.
+        dest: folder to create; or the URL of a table and its new column, as text or opened by
+            :func:`fct_infer.connectors.open_destination`.
         settings: see :class:`Settings`; the defaults suit most galleries.
         restart: drop unfinished work instead of resuming it.
         force: replace a finished ``dest`` once the new one is complete.

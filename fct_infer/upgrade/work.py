@@ -97,7 +97,7 @@ class FolderDestination:
         identity: dict[str, Any] = (first_record(journal_file(self.name)) or {}).get("identity", {})
         return identity
 
-    def promises(self) -> dict[str, str]:
+    def promises(self, job: Job) -> dict[str, str]:
         """See :class:`~fct_infer.gallery.destination.Destination`."""
         said = {}
         if predecessor := _bytes_in(self.name):

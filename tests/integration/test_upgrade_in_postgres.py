@@ -375,6 +375,8 @@ def test_source_and_destination_are_one_table(postgres, connection, items, rows)
         upgrade_gallery(source, H, open_destination(postgres.url("inplace", column="v2")))
     with pytest.raises(UsageError, match="add &column=embedding_v2"):
         open_destination(postgres.url("inplace"))
+    with pytest.raises(UsageError, match="add &column=embedding_v2"):
+        upgrade_gallery(postgres.url("inplace"), H, postgres.url("inplace"))
     with pytest.raises(UsageError, match="has a column 'title' already"):
         upgrade(postgres, column="title")
 
@@ -428,3 +430,23 @@ def test_pairs_to_fit_are_read_from_tables(postgres, connection, items, rows):
     pairs, _ = read_inputs({"old": postgres.url("inplace"), "new": postgres.url("inplace", "known")})
     assert pairs.matched == 31 and pairs.only_old == 30
     np.testing.assert_array_equal(np.sort(pairs.old[:, 0]), np.sort(rows[0][::2, 0]))
+
+
+def test_the_rights_that_are_documented_suffice(postgres, connection, items):
+    connection.execute("DROP ROLE IF EXISTS upgrader; CREATE ROLE upgrader LOGIN")
+    connection.execute("GRANT SELECT ON items TO upgrader")
+    url = postgres.url("inplace", user="upgrader")
+
+    def run():
+        return upgrade_gallery(open_source(url), H, open_destination(url + "&column=embedding_v2"), settings=SETTINGS)
+
+    with pytest.raises(UsageError, match=r"permission denied.*docs/postgres\.md"):
+        run()
+    connection.execute("GRANT UPDATE, TRIGGER ON items TO upgrader; GRANT CREATE ON SCHEMA public TO upgrader")
+    run()
+    assert wrong_rows(connection) == []
+    connection.execute("UPDATE items SET side = %s WHERE id = 3", (text(np.ones(SIDE)),))
+    assert rollback(url) == "embedding"
+    run()
+    assert wrong_rows(connection) == []
+    connection.execute("DROP OWNED BY upgrader CASCADE; DROP ROLE upgrader")

@@ -263,3 +263,23 @@ def test_a_role_that_may_not_read_is_told_so(postgres, database, connection, row
     connection.execute("GRANT SELECT ON items TO nobody")
     assert open_source(postgres.url(database, user="nobody")).schema.rows == ROWS
     connection.execute("DROP OWNED BY nobody; DROP ROLE nobody")
+
+
+def test_what_the_server_says_in_the_middle_of_a_copy_is_an_error(postgres, database, connection):
+    """Rows have been sent by then, and more were promised."""
+    connection.execute("CREATE TABLE raw (id int PRIMARY KEY, n int)")
+    connection.execute("INSERT INTO raw SELECT g, g FROM generate_series(1, 2000) g")
+    connection.execute(
+        "CREATE VIEW items AS SELECT id, ARRAY[1.0 / (1000 - n), 2]::real[] AS e FROM raw WHERE n < 1000 OR id > 0"
+    )
+    source = open_source(postgres.url(database, "items"))
+    with pytest.raises(GalleryError, match="division by zero"):
+        read_all(source, 100)
+    connection.execute("DROP VIEW items; DROP TABLE raw")
+
+
+def test_an_empty_part_is_read_to_its_end(postgres, database, connection, rows):
+    fill(connection, range(ROWS), *rows)
+    source = open_source(postgres.url(database))
+    with source.snapshot.opened() as own, module.copied(own, "SELECT 1 WHERE false") as found:
+        assert list(found) == []
