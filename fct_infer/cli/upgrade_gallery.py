@@ -17,6 +17,7 @@ from fct_infer.cli._source_options import columns_text, source_options
 
 if TYPE_CHECKING:
     from fct_infer.connectors import SourceOptions
+    from fct_infer.upgrade.plan import Plan
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -71,6 +72,11 @@ if TYPE_CHECKING:
 @click.option("--restart", is_flag=True, help="Drop unfinished work and begin again.")
 @click.option("--force", is_flag=True, help="Replace a finished output once the new one is complete.")
 @click.option(
+    "--append",
+    is_flag=True,
+    help="Take over from DEST the shards whose files in SOURCE, a gallery folder, are unchanged; transform the others.",
+)
+@click.option(
     "--keep",
     default=1,
     show_default=True,
@@ -94,6 +100,7 @@ def command(
     threads: int | None,
     restart: bool,
     force: bool,
+    append: bool,
     dry_run: bool,
     as_json: bool,
     **settings: Any,
@@ -136,14 +143,26 @@ def command(
     columns = columns_text(gallery.schema.columns, gallery.schema.other_columns)
     if dry_run:
         plan = make_plan(gallery, h, dest, chosen)
-        check_replaceable(plan.dest, foreign_to_manifest, force=force)
-        show_estimate(estimate(plan), as_json)
+        check_replaceable(plan.dest, foreign_to_manifest, force=force or append)
+        show_estimate(estimate(plan) | appended(plan, append), as_json)
         plan.check_resources()
         return
     click.echo(f"{source}: {columns}", err=True)
     with progress_on_stderr() as progress:
-        report = upgrade_gallery(gallery, h, dest, settings=chosen, restart=restart, force=force, progress=progress)
+        report = upgrade_gallery(
+            gallery, h, dest, settings=chosen, restart=restart, force=force, append=append, progress=progress
+        )
     show_report(report.as_dict(), as_json)
+
+
+def appended(plan: Plan, append: bool) -> dict[str, Any]:
+    """Return what a dry run says of --append."""
+    from fct_infer.upgrade.append import unchanged_parts
+
+    if not append:
+        return {}
+    parts = unchanged_parts(plan)
+    return {"unchanged": {"shards": len(parts), "rows": sum(part.rows for part in parts)}}
 
 
 def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
@@ -177,6 +196,8 @@ def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
         "time": f"about {duration_text(estimate['transformation_seconds'])} for the transformation "
         f"({estimate['transformation_rows_per_second']:,.0f} rows/s measured now), plus the index",
     }
+    if unchanged := estimate.get("unchanged"):
+        rows["append"] = f"{unchanged['shards']:,} shards, {unchanged['rows']:,} rows, are taken over as they are"
     if estimate["kept"]["predecessor_bytes"]:
         rows["kept"] = kept_text(estimate["kept"])
     if not estimate["is_replaced_in_one_step"]:
