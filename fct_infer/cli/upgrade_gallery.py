@@ -110,7 +110,8 @@ def command(
     SOURCE is a gallery folder, or a .npy, .npz, Parquet (a file or a folder of them), Arrow, Feather, fbin, fvecs,
     HDF5, FAISS or safetensors file; the format is told by content, then by suffix.
 
-    Work happens in DEST.partial; a run that was stopped or killed is resumed by the same command.
+    Work happens in DEST.partial; a run that was stopped or killed is resumed by the same command. What --force or
+    --append replaces stays in DEST.versions, for fct-gallery rollback.
     """
     from fct_infer import load_transformation, open_source, upgrade_gallery
     from fct_infer.artifacts.loading import is_code

@@ -13,7 +13,7 @@ from typing import Any
 from fct_infer.errors import ArtifactError, UsageError
 from fct_infer.gallery import Gallery, GalleryManifest, Part, read_manifest
 from fct_infer.gallery.versions import INFOS_NAME
-from fct_infer.storage import ReadFile, copy_file, remove_tree
+from fct_infer.storage import ReadFile, copy_file, remove_tree, work_folder
 from fct_infer.upgrade.plan import Plan
 from fct_infer.upgrade.report import UpgradeReport
 from fct_infer.upgrade.stream import Progress
@@ -62,8 +62,8 @@ def unchanged_parts(plan: Plan) -> list[Part]:
 
 
 def is_up_to_date(plan: Plan) -> bool:
-    """Whether DEST is what the upgrade would make: of these files, by this transformation, with this index."""
-    return _has_dest(plan) and _inputs(plan) == plan.identity()
+    """Whether DEST is what the upgrade would make, of these files, by this transformation, and no work is left over."""
+    return _has_dest(plan) and not work_folder(plan.dest).exists() and _inputs(plan) == plan.identity()
 
 
 def published_report(plan: Plan) -> UpgradeReport:
