@@ -183,7 +183,7 @@ def _chosen(dest: Path, versions: Sequence[GalleryVersion], to: str | None) -> G
     if current is not None and current.damage is None:
         kept = [version for version in kept if _order(version) < _order(current)]
     if not kept:
-        says = f"of before {current.version} none is kept; " if current is not None and versions[1:] else ""
+        says = f"none older than {current.version} is kept; " if current is not None and versions[1:] else ""
         hint = "; name one with --to (to=)" if says else ""
         raise UsageError(f"{dest}: there is no version to go back to: {says}{names}{hint}")
     return kept[0]

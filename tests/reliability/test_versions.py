@@ -215,6 +215,27 @@ def test_a_disk_that_fails_while_going_back_loses_nothing(galleries, rows, call)
     assert failures
 
 
+@pytest.mark.parametrize(
+    ("call", "numbers"), [("rename", range(3, 8)), ("exchange", range(2)), ("fsync", range(12, 22, 2))]
+)
+def test_a_disk_that_fails_while_replacing_loses_nothing(galleries, rows, call, numbers):
+    dest, failures = galleries / "dest", 0
+    for number in numbers:
+        upgrade(galleries, 2)
+        before = next(each.version for each in list_versions(dest) if each.is_current)
+        try:
+            with use_filesystem(FailNth(call, number)):
+                upgrade(galleries, 3)
+        except ResourceError:
+            failures += 1
+            assert first_row(dest) in (rows[2], rows[3]) and is_whole(dest)
+            assert before in {each.version for each in list_versions(dest)}
+            upgrade(galleries, 3)
+            assert before in {each.version for each in list_versions(dest)}
+        assert first_row(dest) == rows[3] and not (galleries / "dest.partial").exists()
+    assert failures
+
+
 def test_readers_see_one_version_whole_while_it_changes(galleries, rows):
     dest, stop, seen, errors = galleries / "dest", threading.Event(), set(), []
 

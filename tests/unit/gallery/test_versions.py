@@ -56,7 +56,7 @@ def test_back_and_forth(tmp_path, file_system):
     assert (report.version.version, report.replaced.version) == (second.version, third.version)
     assert first_row(tmp_path / "dest") == rows[1] and first_row(report.replaced.path) == rows[2]
     assert rollback(tmp_path / "dest").version.version == first.version
-    with pytest.raises(UsageError, match=f"of before {first.version} none is kept.*{third.version}.*--to"):
+    with pytest.raises(UsageError, match=f"none older than {first.version} is kept.*{third.version}.*--to"):
         rollback(tmp_path / "dest")
     assert rollback(tmp_path / "dest", third.version[:6]).replaced.version == first.version
     assert first_row(tmp_path / "dest") == rows[2]
