@@ -8,6 +8,7 @@ import os
 
 import numpy as np
 import pytest
+from support.faults import FailNth
 from support.galleries import write_gallery
 from support.programs import linear_map
 
@@ -154,6 +155,17 @@ def test_a_place_that_is_taken_is_said_before_anything_changes(tmp_path):
     with pytest.raises(OutputError, match=r"dest\.versions: is no folder"):
         publish(tmp_path, 2)
     assert first_row(tmp_path / "dest") == row
+
+
+def test_what_cannot_be_read_now_is_not_taken_for_something_else(tmp_path):
+    for seed in (1, 2):
+        publish(tmp_path, seed)
+    names = [each.version for each in list_versions(tmp_path / "dest")]
+    for number in range(3):
+        with use_filesystem(FailNth("pread_into", number)), pytest.raises(ResourceError):
+            list_versions(tmp_path / "dest")
+            rollback(tmp_path / "dest")
+        assert [each.version for each in list_versions(tmp_path / "dest")] == names
 
 
 def test_one_at_a_time(tmp_path):
