@@ -17,6 +17,7 @@ from fct_infer.cli._source_options import Place, columns_text, source_options
 
 if TYPE_CHECKING:
     from fct_infer.connectors import SourceOptions
+    from fct_infer.upgrade.plan import Plan
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -71,6 +72,11 @@ if TYPE_CHECKING:
 @click.option("--restart", is_flag=True, help="Drop unfinished work and begin again.")
 @click.option("--force", is_flag=True, help="Replace a finished output once the new one is complete.")
 @click.option(
+    "--append",
+    is_flag=True,
+    help="Take over from DEST the shards whose files in SOURCE, a gallery folder, are unchanged; transform the others.",
+)
+@click.option(
     "--keep",
     default=1,
     show_default=True,
@@ -105,6 +111,7 @@ def command(
     threads: int | None,
     restart: bool,
     force: bool,
+    append: bool,
     dry_run: bool,
     as_json: bool,
     probe: Path | None,
@@ -122,7 +129,8 @@ def command(
     postgresql://user@host/db?table=items; with -o 'postgresql://...?table=items&column=embedding_v2' it is upgraded
     where it is, while it is written to (docs/postgres.md).
 
-    Work happens in DEST.partial; a run that was stopped or killed is resumed by the same command.
+    Work happens in DEST.partial; a run that was stopped or killed is resumed by the same command. What --force or
+    --append replaces stays in DEST.versions, for fct-gallery rollback.
     """
     from fct_infer import load_transformation, open_source, upgrade_gallery
     from fct_infer.artifacts.loading import is_code
@@ -157,16 +165,26 @@ def command(
     columns = columns_text(gallery.schema.columns, gallery.schema.other_columns)
     if dry_run:
         plan = make_plan(gallery, h, destination, chosen)
-        plan.destination.check_replaceable(force=force)
-        show_estimate(estimate(plan), as_json)
+        plan.destination.check_replaceable(force=force or append)
+        show_estimate(estimate(plan) | appended(plan, append), as_json)
         plan.check_resources()
         return
     click.echo(f"{gallery.path}: {columns}", err=True)
     with progress_on_stderr() as progress:
         report = upgrade_gallery(
-            gallery, h, destination, settings=chosen, restart=restart, force=force, progress=progress
+            gallery, h, destination, settings=chosen, restart=restart, force=force, append=append, progress=progress
         )
     show_report(report.as_dict(), as_json)
+
+
+def appended(plan: Plan, append: bool) -> dict[str, Any]:
+    """Return what a dry run says of --append."""
+    from fct_infer.upgrade.append import unchanged_parts
+
+    if not append:
+        return {}
+    parts = unchanged_parts(plan)
+    return {"unchanged": {"shards": len(parts), "rows": sum(part.rows for part in parts)}}
 
 
 def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
@@ -202,6 +220,8 @@ def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
         "time": f"about {duration_text(estimate['transformation_seconds'])} for the transformation "
         f"({estimate['transformation_rows_per_second']:,.0f} rows/s measured now), plus the index",
     }
+    if unchanged := estimate.get("unchanged"):
+        rows["append"] = f"{unchanged['shards']:,} shards, {unchanged['rows']:,} rows, are taken over as they are"
     if estimate["probe"]:
         rows["probe"] = "; ".join(str(Expected(**found)) for found in estimate["probe"])
     show_rows(rows | estimate["promises"])

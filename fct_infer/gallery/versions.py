@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from fct_infer.errors import ArtifactError, FctError, OutputError, UsageError
+from fct_infer.errors import ArtifactError, InputError, OutputError, UsageError
 from fct_infer.gallery.manifest import MANIFEST_NAME, foreign_to_manifest, read_manifest
 from fct_infer.storage import ReadFile, Staging, versions_folder
 from fct_infer.storage.versions import drop_versions, kept_versions, restore_version, version_id
@@ -183,7 +183,7 @@ def _chosen(dest: Path, versions: Sequence[GalleryVersion], to: str | None) -> G
     if current is not None and current.damage is None:
         kept = [version for version in kept if _order(version) < _order(current)]
     if not kept:
-        says = f"of before {current.version} none is kept; " if current is not None and versions[1:] else ""
+        says = f"none older than {current.version} is kept; " if current is not None and versions[1:] else ""
         hint = "; name one with --to (to=)" if says else ""
         raise UsageError(f"{dest}: there is no version to go back to: {says}{names}{hint}")
     return kept[0]
@@ -202,7 +202,7 @@ def _describe(name: str, path: Path, *, is_current: bool) -> GalleryVersion:
     published = _published(path)
     try:
         manifest = read_manifest(path)
-    except FctError as error:
+    except InputError as error:
         return GalleryVersion(name, path, is_current, published, damage=str(error))
     damage = next((f"{file} {what}" for file, what in manifest.damaged_sizes(path).items()), None)
     return GalleryVersion(
@@ -226,7 +226,7 @@ def _published(path: Path) -> str:
         with ReadFile(path / INFOS_NAME) as file:
             infos = json.loads(file.read(min(file.size, _MAX_INFOS_BYTES)))
         finished = datetime.fromisoformat(infos["finished"]).astimezone(UTC)
-    except (FctError, ValueError, TypeError, KeyError, RecursionError, OverflowError):
+    except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
         try:
             finished = datetime.fromtimestamp((path / MANIFEST_NAME).stat().st_mtime, UTC)
         except OSError:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from fct_infer.errors import FctError, OutputError
+from fct_infer.errors import InputError, OutputError
 from fct_infer.storage.destination import versions_folder, work_folder
 from fct_infer.storage.durable import machine_errors, remove_tree, sha256_of_file
 from fct_infer.storage.exchange import publish_directory, set_aside, swap_directory
@@ -27,10 +27,14 @@ _ID = re.compile(r"([0-9a-f]{12})(-[0-9]+)?")
 
 
 def version_id(folder: Path) -> str | None:
-    """Return what a published folder is called; None if it has no manifest that can be read."""
+    """Return what a published folder is called; None if it has no manifest.
+
+    Raises:
+        ResourceError: the machine failed; what cannot be read now is not taken for something else.
+    """
     try:
         return sha256_of_file(folder / MANIFEST)[:ID_DIGITS]
-    except FctError:
+    except InputError:
         return None
 
 

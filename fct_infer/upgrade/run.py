@@ -9,6 +9,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from fct_infer.index import IndexBuilder, exact_neighbours, index_infos, make_bu
 from fct_infer.machine import usable_cpus
 from fct_infer.storage import DigestedFile, write_json
 from fct_infer.transformation import Float32Array, Transformation, check_transformation
+from fct_infer.upgrade.append import is_up_to_date, published_report, take_over, unchanged_parts
 from fct_infer.upgrade.meaning import check_before_work, exact_search, measure_meaning, searched_by_index
 from fct_infer.upgrade.plan import SEED, Plan, Settings, make_plan
 from fct_infer.upgrade.report import Meaning, UpgradeReport, Verification
@@ -54,6 +56,7 @@ def upgrade_gallery(
     settings: Settings | None = None,
     restart: bool = False,
     force: bool = False,
+    append: bool = False,
     progress: Progress | None = None,
 ) -> UpgradeReport:
     """Apply ``h`` to every row of a gallery, build its index, verify both and publish them as ``dest`` in one step.
@@ -70,6 +73,8 @@ def upgrade_gallery(
         settings: see :class:`Settings`; the defaults suit most galleries.
         restart: drop unfinished work instead of resuming it.
         force: replace a finished ``dest`` once the new one is complete.
+        append: take over from a finished ``dest`` the shards whose files in the gallery have not changed since, and
+            transform the others; if none has changed, return its report. See :mod:`fct_infer.upgrade.append`.
         progress: called as ``progress(stage, rows_done, rows)``.
 
     Raises:
@@ -82,16 +87,24 @@ def upgrade_gallery(
     check_transformation(h)
     started = time.perf_counter()
     plan = make_plan(gallery, h, dest, settings or Settings())
+    if append:
+        unchanged_parts(plan)  # says now what is in the way
+        if is_up_to_date(plan):
+            return published_report(plan)
     plan.check_resources()
     run = _Run(plan, progress)
     run.timings["plan"] = time.perf_counter() - started
     check_before_work(plan)
-    work = plan.destination.open_work(plan, restart=restart, force=force, progress=progress)
+    work = plan.destination.open_work(plan, restart=restart, force=force or append, progress=progress)
     try:
         if work.is_published:  # killed after the rename
             report = UpgradeReport.of(work.infos())
             work.discard()
             return report
+        if append:
+            assert isinstance(work, FolderWork)  # unchanged_parts has refused anything else
+            with own_work():
+                take_over(plan, work, progress)
         report = run.to_the_end(work)
     except GateError:
         work.failed_gate()
@@ -126,17 +139,15 @@ class _Run:
         if work.repeated:
             self._report(f"upgrade {len(work.repeated)} damaged shards again", 0)
         done = work.finished
-        finished = tuple(part for part in plan.gallery.parts() if part.name in done)
-        unfinished = tuple(part for part in plan.gallery.parts() if part.name not in done)
-        resumed_rows = sum(part.rows for part in finished)
+        resumed_rows = sum(part.rows for part in plan.gallery.parts() if part.name in done)
         builder = None
         if plan.index:
             assert isinstance(work, FolderWork)  # what else holds no FAISS index
             with self._timed("train_index"):
                 builder = self._trained_builder(work)
-            with self._timed("replay"), own_work():
-                self._replay(work, builder, finished)
-        self._stream(work, builder, unfinished)
+            self._in_order(work, builder, set(done))
+        else:
+            self._stream(work, None, tuple(part for part in plan.gallery.parts() if part.name not in done))
         work.settle()
         with self._timed("verify"):
             try:
@@ -175,22 +186,40 @@ class _Run:
         work.journal.append("trained", **vars(builder.save(work.trained_index)))
         return builder
 
-    def _replay(self, work: FolderWork, builder: IndexBuilder, finished: tuple[Part, ...]) -> None:
-        """Feed the index the parts that an earlier run finished: its own memory of them died with it."""
-        if not finished:
-            return
-        feeder, written = IndexFeeder(self.plan, finished, builder), work.open_written(finished)
-        with closing(feeder), SourceReader(written) as reader:
-            for part, start, stop in blocks_of(written.parts(), self.plan.block_rows):
+    def _in_order(self, work: FolderWork, builder: IndexBuilder, done: set[str]) -> None:
+        """Feed the index all parts in their order, those that are finished from the disk, the others as they are made.
+
+        Of a run that was killed the finished ones come first; of a gallery that grew they may be any.
+        """
+        self._stream(work, builder, ())
+        written = [part for part in self.plan.gallery.parts() if part.name in done]
+        for is_done, group in groupby(self.plan.gallery.parts(), key=lambda part: part.name in done):
+            parts = tuple(group)
+            if is_done:
+                with self._timed("replay"), own_work():
+                    self._replay(work, builder, parts, written)
+            else:
+                self._stream(work, builder, parts)
+                written = sorted([*written, *parts], key=lambda part: part.first_row)
+
+    def _replay(self, work: FolderWork, builder: IndexBuilder, finished: tuple[Part, ...], written: list[Part]) -> None:
+        """Feed the index parts that an earlier run finished, of all that are written: its own memory of them died."""
+        source, names = work.open_written(written), {part.name for part in finished}
+        first = {part.name: part.first_row for part in finished}
+        parts = [part for part in source.parts() if part.name in names]
+        feeder = IndexFeeder(self.plan, finished, builder)
+        with closing(feeder), SourceReader(source) as reader:
+            for part, start, stop in blocks_of(parts, self.plan.block_rows):
                 feeder(read_block(self.plan, reader, part, start, stop))
-                self._report("index finished shards", part.first_row + stop)
+                self._report("index finished shards", first[part.name] + stop)
 
     def _stream(self, work: Work, builder: IndexBuilder | None, parts: tuple[Part, ...]) -> None:
+        """Transform parts; the seconds of several calls add up."""
         stages = dict.fromkeys(("read", "transform", "write", "index"), 0.0)
         with self._timed("stream"):
             if parts:
                 stages |= run_streams(self.plan, parts, work, builder, self.progress)
-        self.timings |= stages
+        self.timings |= {stage: self.timings.get(stage, 0.0) + seconds for stage, seconds in stages.items()}
 
     def _verify(self, work: Work, builder: IndexBuilder | None) -> Verification:
         plan = self.plan
@@ -312,7 +341,7 @@ class _Run:
     def _timed(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.timings[stage] = time.perf_counter() - start
+        self.timings[stage] = self.timings.get(stage, 0.0) + time.perf_counter() - start
 
     def _report(self, stage: str, done: int) -> None:
         if self.progress:

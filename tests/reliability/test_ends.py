@@ -158,7 +158,7 @@ def killed_at(moment, monkeypatch, arguments, settings):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((work, "publish_directory") if moment == "rename" else (run, "verify_cosine")), killed)
+        patch.setattr(*((work.Staging, "publish") if moment == "rename" else (run, "verify_cosine")), killed)
         with pytest.raises(KeyboardInterrupt):
             upgrade_gallery(*arguments, settings=settings)
 

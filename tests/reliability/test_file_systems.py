@@ -69,10 +69,10 @@ def test_replacing_without_exchange(galleries, h):
         assert not make_plan(galleries / "new", h, galleries / "dest", SETTINGS).destination.is_replaced_in_one_step
         upgrade_gallery(galleries / "new", h, galleries / "dest", settings=SETTINGS, force=True)
     assert not np.array_equal(first_row(galleries / "dest"), before)
-    assert sorted(path.name for path in galleries.iterdir()) == ["dest", "new", "old"]
+    assert sorted(path.name for path in galleries.iterdir()) == ["dest", "dest.versions", "new", "old"]
 
 
-@pytest.mark.parametrize("rename", [0, 1, 2])
+@pytest.mark.parametrize("rename", [0, 1, 2, 3])
 def test_killed_between_the_two_renames(galleries, h, rename):
     """The same command puts things right, whichever of the folders had its name at that moment."""
     upgrade_gallery(galleries / "old", h, galleries / "dest", settings=SETTINGS)
@@ -93,7 +93,7 @@ def test_killed_between_the_two_renames(galleries, h, rename):
     assert report.rows == 35
     upgrade_gallery(galleries / "new", h, galleries / "expected", settings=SETTINGS)
     np.testing.assert_array_equal(first_row(galleries / "dest"), first_row(galleries / "expected"))
-    assert sorted(path.name for path in galleries.iterdir()) == ["dest", "expected", "new", "old"]
+    assert sorted(path.name for path in galleries.iterdir()) == ["dest", "dest.versions", "expected", "new", "old"]
 
 
 @pytest.fixture

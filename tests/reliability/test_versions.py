@@ -114,6 +114,34 @@ def test_killed_at_every_step_of_going_back(galleries, rows, kind):
     assert moment > 8 and seen == {str(rows[1]), str(rows[2])}
 
 
+def test_killed_while_it_grows(galleries, rows):
+    """What is taken over is work as any other: the same command goes on, to the bytes of a whole upgrade."""
+    dest, shard = galleries / "dest", galleries / "g2" / "embeddings" / "000001.npy"
+    new = np.load(galleries / "g1" / "embeddings" / "000000.npy")
+
+    def grow():
+        return upgrade_gallery(galleries / "g2", H, dest, settings=SETTINGS, append=True)
+
+    np.save(shard, new)
+    upgrade_gallery(galleries / "g2", H, galleries / "whole", settings=SETTINGS)
+    wanted = [path.read_bytes() for path in sorted(galleries.glob("whole/embeddings/*"))]
+    deaths = 0
+    for moment in range(0, 100, 6):
+        shard.unlink()
+        upgrade(galleries, 2)
+        np.save(shard, new)
+        was_killed = died(grow, KillAt, moment)
+        deaths += was_killed
+        assert first_row(dest) == rows[2] and is_whole(dest)
+        assert grow().rows == 10
+        assert [path.read_bytes() for path in sorted(dest.glob("embeddings/*"))] == wanted and is_whole(dest)
+        assert not (galleries / "dest.partial").exists()
+        if not was_killed:
+            break
+    assert deaths > 5
+
+
+@pytest.mark.slow
 @KINDS
 def test_killed_at_every_step_of_replacing_what_is_kept(galleries, rows, kind):
     """From the journal's last line on; what comes before is no different without versions."""
@@ -184,6 +212,27 @@ def test_a_disk_that_fails_while_going_back_loses_nothing(galleries, rows, call)
         assert {str(first_row(each.path)) for each in list_versions(dest)} == {str(rows[1]), str(rows[2])}
         if next(each.version for each in list_versions(dest) if each.is_current) != old:
             rollback(dest, old)
+    assert failures
+
+
+@pytest.mark.parametrize(
+    ("call", "numbers"), [("rename", range(3, 8)), ("exchange", range(2)), ("fsync", range(12, 22, 2))]
+)
+def test_a_disk_that_fails_while_replacing_loses_nothing(galleries, rows, call, numbers):
+    dest, failures = galleries / "dest", 0
+    for number in numbers:
+        upgrade(galleries, 2)
+        before = next(each.version for each in list_versions(dest) if each.is_current)
+        try:
+            with use_filesystem(FailNth(call, number)):
+                upgrade(galleries, 3)
+        except ResourceError:
+            failures += 1
+            assert first_row(dest) in (rows[2], rows[3]) and is_whole(dest)
+            assert before in {each.version for each in list_versions(dest)}
+            upgrade(galleries, 3)
+            assert before in {each.version for each in list_versions(dest)}
+        assert first_row(dest) == rows[3] and not (galleries / "dest.partial").exists()
     assert failures
 
 

@@ -8,6 +8,7 @@ import os
 
 import numpy as np
 import pytest
+from support.faults import FailNth
 from support.galleries import write_gallery
 from support.programs import linear_map
 
@@ -56,7 +57,7 @@ def test_back_and_forth(tmp_path, file_system):
     assert (report.version.version, report.replaced.version) == (second.version, third.version)
     assert first_row(tmp_path / "dest") == rows[1] and first_row(report.replaced.path) == rows[2]
     assert rollback(tmp_path / "dest").version.version == first.version
-    with pytest.raises(UsageError, match=f"of before {first.version} none is kept.*{third.version}.*--to"):
+    with pytest.raises(UsageError, match=f"none older than {first.version} is kept.*{third.version}.*--to"):
         rollback(tmp_path / "dest")
     assert rollback(tmp_path / "dest", third.version[:6]).replaced.version == first.version
     assert first_row(tmp_path / "dest") == rows[2]
@@ -154,6 +155,17 @@ def test_a_place_that_is_taken_is_said_before_anything_changes(tmp_path):
     with pytest.raises(OutputError, match=r"dest\.versions: is no folder"):
         publish(tmp_path, 2)
     assert first_row(tmp_path / "dest") == row
+
+
+def test_what_cannot_be_read_now_is_not_taken_for_something_else(tmp_path):
+    for seed in (1, 2):
+        publish(tmp_path, seed)
+    names = [each.version for each in list_versions(tmp_path / "dest")]
+    for number in range(3):
+        with use_filesystem(FailNth("pread_into", number)), pytest.raises(ResourceError):
+            list_versions(tmp_path / "dest")
+            rollback(tmp_path / "dest")
+        assert [each.version for each in list_versions(tmp_path / "dest")] == names
 
 
 def test_one_at_a_time(tmp_path):

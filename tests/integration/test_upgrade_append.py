@@ -1,0 +1,170 @@
+"""``--append``: a gallery that grew or changed is upgraded to the same bytes as a whole, transforming what is new."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from click.testing import CliRunner
+from support.bundles import core_bundle
+from support.faults import FailNth
+from support.galleries import write_gallery
+from support.programs import linear_map
+from support.vector_files import lists
+
+from fct_infer import Transformation, list_versions, load_index, upgrade_gallery
+from fct_infer.cli.upgrade_gallery import command
+from fct_infer.errors import ResourceError, UsageError
+from fct_infer.storage import use_filesystem
+from fct_infer.upgrade import run
+from fct_infer.upgrade.plan import Settings
+
+H = Transformation(linear_map(6, 4), precision="fp32")
+CASES = [
+    *(("none", change) for change in ("grew", "changed", "shrank")),
+    *(("IVF4,Flat", change) for change in ("grew", "changed", "both", "shrank")),
+    ("HNSW8,Flat", "both"),  # a graph depends on the order of its rows
+]
+
+
+def result_of(dest):
+    names = ("embeddings/*", "ids/*", "index.faiss")
+    return {str(path.relative_to(dest)): path.read_bytes() for name in names for path in sorted(dest.glob(name))}
+
+
+def add_shard(gallery, number, rows, seed):
+    """Write one more shard, or another in its place, with rows and ids of its own."""
+    rng = np.random.default_rng(seed)
+    np.save(gallery / "embeddings" / f"{number:06d}.npy", rng.standard_normal((rows, 6), np.float32))
+    np.save(gallery / "ids" / f"{number:06d}.npy", np.array([f"new-{seed}-{row}" for row in range(rows)]))
+
+
+@pytest.fixture
+def gallery(tmp_path):
+    write_gallery(tmp_path / "g", (40, 30, 50), old_dim=6, side_dim=None, ids="str")
+    return tmp_path / "g"
+
+
+@pytest.fixture
+def transformed(monkeypatch):
+    """Rows that went through the transformation, by call of the streams."""
+    calls = []
+    original = run.run_streams
+
+    def counting(plan, parts, *arguments):
+        calls.append([part.name for part in parts])
+        return original(plan, parts, *arguments)
+
+    monkeypatch.setattr(run, "run_streams", counting)
+    return calls
+
+
+def upgrade(gallery, dest, index="Flat", **more):
+    return upgrade_gallery(gallery, H, dest, settings=Settings(index=index, block_rows=16), **more)
+
+
+@pytest.mark.parametrize(("index", "change"), CASES)
+def test_the_same_bytes_as_a_whole_upgrade(tmp_path, gallery, transformed, index, change):
+    upgrade(gallery, tmp_path / "d", index)
+    before = result_of(tmp_path / "d")
+    transformed.clear()
+    if change in ("grew", "both"):
+        add_shard(gallery, 3, 20, seed=8)
+    if change in ("changed", "both"):
+        add_shard(gallery, 1, 30, seed=9)
+    if change == "shrank":
+        for folder in ("embeddings", "ids"):
+            (gallery / folder / "000000.npy").unlink()
+    report = upgrade(gallery, tmp_path / "d", index, append=True)
+    new = {"grew": ["000003"], "changed": ["000001"], "both": ["000001", "000003"], "shrank": []}[change]
+    assert [name for parts in transformed for name in parts] == new
+    assert report.resumed_rows == {"grew": 120, "changed": 90, "both": 90, "shrank": 80}[change]
+    upgrade(gallery, tmp_path / "whole", index)
+    assert result_of(tmp_path / "d") == result_of(tmp_path / "whole") != before
+    assert result_of(list_versions(tmp_path / "d")[1].path) == before
+
+
+def test_nothing_new_is_nothing_to_do(tmp_path, gallery, transformed):
+    upgrade(gallery, tmp_path / "d", append=True)  # there is nothing to append to: a whole upgrade
+    manifest = (tmp_path / "d" / "manifest.json").read_bytes()
+    transformed.clear()
+    assert upgrade(gallery, tmp_path / "d", append=True).rows == 120
+    assert transformed == [] and (tmp_path / "d" / "manifest.json").read_bytes() == manifest
+    report = upgrade(gallery, tmp_path / "d", "IVF4,Flat", append=True)  # another index of the same rows
+    assert report.index["index_key"] == "IVF4,Flat" and transformed == []
+
+
+def test_a_shard_damaged_in_dest_is_made_again(tmp_path, gallery, transformed):
+    upgrade(gallery, tmp_path / "d")
+    path = tmp_path / "d" / "embeddings" / "000000.npy"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    add_shard(gallery, 3, 20, seed=8)
+    transformed.clear()
+    upgrade(gallery, tmp_path / "d", append=True)
+    assert transformed == [["000000"], ["000003"]]
+    upgrade(gallery, tmp_path / "whole")
+    assert result_of(tmp_path / "d") == result_of(tmp_path / "whole")
+
+
+def test_a_touched_file_is_transformed_again(tmp_path, gallery, transformed):
+    upgrade(gallery, tmp_path / "d")
+    transformed.clear()
+    os.utime(gallery / "ids" / "000001.npy", ns=(1, 1))
+    upgrade(gallery, tmp_path / "d", append=True)
+    assert transformed == [["000001"]]
+
+
+@pytest.mark.parametrize("index", ["none", "Flat"])
+def test_stopped_it_goes_on(tmp_path, gallery, index):
+    upgrade(gallery, tmp_path / "d", index)
+    add_shard(gallery, 1, 30, seed=9)
+    add_shard(gallery, 3, 20, seed=8)
+    failures = 0
+    for number in range(0, 60, 5):
+        try:
+            with use_filesystem(FailNth("write", number)):
+                upgrade(gallery, tmp_path / "d", index, append=True)
+            break
+        except ResourceError:
+            failures += 1
+    upgrade(gallery, tmp_path / "d", index, append=True)
+    upgrade(gallery, tmp_path / "whole", index)
+    assert result_of(tmp_path / "d") == result_of(tmp_path / "whole") and failures > 2
+    assert not (tmp_path / "d.partial").exists()
+    ids = np.load(gallery / "ids" / "000003.npy")
+    if index == "Flat":
+        rows = np.load(tmp_path / "d" / "embeddings" / "000003.npy")
+        assert load_index(tmp_path / "d").search(rows, 1)[1][:, 0].tolist() == ids.tolist()
+
+
+def test_rows_that_were_made_otherwise_are_not_kept(tmp_path, gallery):
+    upgrade(gallery, tmp_path / "d")
+    with pytest.raises(UsageError, match=r"rows were made otherwise: transformation \(was .*--force alone"):
+        other = Transformation(linear_map(6, 4, seed=5), precision="fp32")
+        upgrade_gallery(gallery, other, tmp_path / "d", append=True)
+    with pytest.raises(UsageError, match=r"dtype \(was float32, is float16\)"):
+        settings = Settings(index="none", dtype="float16")
+        upgrade_gallery(gallery, H, tmp_path / "d", settings=settings, append=True)
+    rows = np.random.default_rng(0).standard_normal((20, 6), np.float32)
+    pyarrow.parquet.write_table(pyarrow.table({"vector": lists(rows)}), tmp_path / "a.parquet")
+    with pytest.raises(UsageError, match=r"a\.parquet: --append .* fct-gallery convert makes one"):
+        upgrade_gallery(tmp_path / "a.parquet", H, tmp_path / "d", append=True)
+
+
+def test_from_the_command_line(tmp_path, gallery):
+    core_bundle(linear_map(6, 4), tmp_path / "h")
+    arguments = [str(gallery), "--transformation", str(tmp_path / "h"), "-o", str(tmp_path / "d"), "--index", "Flat"]
+    for more in ([], ["--append"]):
+        done = CliRunner().invoke(command, [*arguments, *more], catch_exceptions=False)
+        assert done.exit_code == 0
+    add_shard(gallery, 3, 20, seed=8)
+    told = CliRunner().invoke(command, [*arguments, "--append", "--dry-run"], catch_exceptions=False).stdout
+    assert "3 shards, 120 rows, are taken over as they are" in told
+    done = CliRunner().invoke(command, [*arguments, "--append", "--json"], catch_exceptions=False)
+    report = json.loads(done.stdout)
+    assert (report["rows"], report["resumed_rows"]) == (140, 120)
