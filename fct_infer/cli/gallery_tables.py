@@ -18,7 +18,7 @@ def show_table_versions(url: str, as_json: bool) -> None:
     width = max(len(each.version) for each in found)
     for each in found:
         mark = "*" if each.is_current else " "
-        when = f" {each.published}" if each.published else ""
+        when = f" {each.published[:19]}" if each.published else ""
         waiting = f"; {each.waiting:,} rows written since have no new vector yet" if each.waiting else ""
         click.echo(f"{mark} {each.version:{width}}  {each.state}{when}{waiting}")
 

@@ -177,3 +177,9 @@ def pin_search_path(connection: Any) -> None:
     sql = psycopg().sql
     names = [sql.Identifier("pg_catalog")] + ([sql.Identifier(found[0])] if found else []) + [sql.Identifier("pg_temp")]
     connection.execute(sql.SQL("SET search_path = {}").format(sql.SQL(", ").join(names)))
+
+
+def literals(*values: Any) -> Any:
+    """Return constants with commas between them."""
+    sql = psycopg().sql
+    return sql.SQL(", ").join(map(sql.Literal, values))

@@ -405,7 +405,7 @@ def _versions(connection: Any, names: Names) -> list[VersionFacts]:
     for column, state, is_current, published in found:
         log = names.sql(f"{names.table.name}_{column}_changes")
         (waiting,) = connection.execute(names.format("SELECT count(*) FROM {log}", log=log)).fetchone()
-        when = None if published is None else published.isoformat(timespec="seconds")
+        when = None if published is None else published.isoformat(timespec="microseconds")
         listed.append(VersionFacts(column, state, is_current, when, waiting))
     return [VersionFacts(names.embedding, "original", not any(each.is_current for each in listed)), *listed]
 

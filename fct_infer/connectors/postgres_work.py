@@ -11,43 +11,46 @@ import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
-from dataclasses import replace
+from contextlib import suppress
 from threading import Lock
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from fct_infer.connectors.options import SourceOptions
-from fct_infer.connectors.postgres import connect, parse_url, pin_search_path, psycopg, server_errors
+from fct_infer.connectors.postgres import (
+    TableUrl,
+    connect,
+    literals,
+    pin_search_path,
+    psycopg,
+    server_errors,
+)
+from fct_infer.connectors.postgres_books import check_free, is_published, read_record
 from fct_infer.connectors.postgres_index import build_index, index_sql
 from fct_infer.connectors.postgres_rows import (
     HEADER,
-    MAX_DIM,
     TRAILER,
     VECTOR_TYPES,
     VectorField,
     VectorRows,
     with_vectors,
 )
-from fct_infer.connectors.postgres_source import LiveTable, PostgresSource, copied
+from fct_infer.connectors.postgres_sink import TableSink
+from fct_infer.connectors.postgres_source import LiveTable, copied
 from fct_infer.connectors.postgres_versions import (
     LOCK_TRIES,
     Names,
     create_version,
     drop_version,
     ensure_books,
-    has_relation,
-    is_our_view,
     locked,
     patience,
     show_version,
     take_lock,
 )
-from fct_infer.errors import ArrayError, GalleryError, NonFiniteError, OutputError, ResourceError, UsageError
-from fct_infer.gallery import GalleryManifest, Part, PartWriter, Source
-from fct_infer.gallery.destination import Atomicity, Job, Progress, check_same_upgrade
+from fct_infer.errors import GalleryError, NonFiniteError, OutputError, ResourceError
+from fct_infer.gallery import GalleryManifest, Part
+from fct_infer.gallery.destination import Job, Progress, check_same_upgrade
 from fct_infer.gallery.sink import Receipt
 from fct_infer.gallery.source import Rows
 
@@ -57,161 +60,14 @@ _MOST_ROUNDS = 100_000  # of catching up before the lock is taken whatever is le
 _TAKEN_OVER = "another upgrade has taken this one over"
 
 
-class PostgresDestination:
-    """See :class:`~fct_infer.gallery.destination.Destination`.
-
-    Args:
-        url: ``postgresql://...?table=items&column=embedding_v2``, the table that is upgraded and its new column.
-
-    Raises:
-        UsageError: it names no table or no column.
-    """
-
-    atomicity: Atomicity = "transaction"
-    holds_index = False
-
-    def __init__(self, url: str) -> None:
-        self.url = parse_url(url)
-        self.name = self.url.name
-        if not self.url.column:
-            raise UsageError(f"{self.name}: names no column for the new vectors; add &column=embedding_v2")
-        self._names: Names | None = None
-
-    @property
-    def names(self) -> Names:
-        """What the upgrade makes; known once the source is."""
-        assert self._names is not None
-        return self._names
-
-    def adopt(self, source: Source) -> LiveTable:
-        """Return the table as it is upgraded in place, in the ranges of keys that its unfinished work has.
-
-        Raises:
-            UsageError: the source is another table.
-        """
-        if not isinstance(source, PostgresSource) or not self._is_same(source):
-            raise UsageError(
-                f"{self.name}: a table is upgraded where it is, so DEST has to name the table that SOURCE is, and its "
-                f"new column; SOURCE is {source.path}"
-            )
-        if not source.table.is_table:
-            raise UsageError(f"{source.path}: is no table, so what is written to it cannot be followed; name its table")
-        assert self.url.column
-        embedding = source.schema.columns["embedding"]
-        self._names = Names(source.table, self.url.column, embedding, self.url.view)
-        self._names.check()
-        with closing(connect(self.url)) as connection, server_errors(self.url):
-            bounds = _bounds(connection, self.names)
-        return LiveTable(source, bounds)
-
-    def _is_same(self, source: PostgresSource) -> bool:
-        """Ask both what they are, since one server has many names."""
-        query = (
-            "SELECT current_database(), pg_postmaster_start_time(), (SELECT min(c.oid) FROM pg_catalog.pg_class c "
-            "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace WHERE c.relname = %s AND n.nspname = %s)"
-        )
-        found = []
-        for url in (source.url, self.url):
-            with closing(connect(url)) as connection, server_errors(url):
-                found.append(connection.execute(query, (url.table, self.url.schema or source.table.schema)).fetchone())
-        return bool(found[0] == found[1] and found[0][2] == source.table.oid)
-
-    def check(self, source: Source, dim: int, dtype: np.dtype[Any]) -> None:
-        """See :class:`~fct_infer.gallery.destination.Destination`."""
-        if dim > MAX_DIM:
-            raise UsageError(f"{self.name}: new rows are {dim:,} wide, pgvector holds {MAX_DIM:,}")
-        with closing(connect(self.url)) as connection, server_errors(self.url):
-            pin_search_path(connection)
-            (found,) = connection.execute("SELECT to_regtype(%s)::text", (VECTOR_TYPES[dtype.name],)).fetchone()
-        if found is None:
-            raise UsageError(
-                f"{self.name}: the database has no type {VECTOR_TYPES[dtype.name]}; "
-                "CREATE EXTENSION vector (0.7 or newer)"
-            )
-
-    def check_replaceable(self, *, force: bool) -> None:
-        """Refuse names that are taken by something else than an upgrade's result."""
-        with closing(connect(self.url)) as connection, server_errors(self.url):
-            _check_free(connection, self.names)
-
-    def check_room(self, wanted: int) -> None:
-        """The server's disk is not seen from here; if it fills up, work is kept."""
-
-    def begun_with(self) -> dict[str, Any]:
-        """See :class:`~fct_infer.gallery.destination.Destination`."""
-        with closing(connect(self.url)) as connection, server_errors(self.url):
-            record = _record(connection, self.names)
-        return dict(record["identity"]) if record and record["state"] != "published" else {}
-
-    def promises(self, job: Job) -> dict[str, str]:
-        """See :class:`~fct_infer.gallery.destination.Destination`."""
-        names = self.names
-        field = VectorField(VECTOR_TYPES[job.dtype.name], job.new_dim)
-        index = index_sql(*job.index_wanted, field, job.gallery.schema.rows)
-        built = f"{index.format(column=names.column)}, built concurrently before publishing" if index else "none"
-        return {
-            "index": built,
-            "writes": f"table {names.side} beside {names.table.name}, with a trigger that follows writers",
-            "publishes": f"view {names.view_name}, in one transaction: {names.embedding} and "
-            f"{names.embedding}_version of one version in every row",
-            "readers": "are never held up; a statement sees the old version or the new one, whole",
-            "writers": f"are held up twice for an instant (a lock on {names.table.name}); a row they write has no new "
-            "vector until it is caught up with, never a wrong one",
-            "resumes": "each range of keys is written in one transaction with its record: exactly once",
-            "rollback": f"fct-gallery rollback {self.name!r}",
-        }
-
-    def open_work(self, job: Job, *, restart: bool, force: bool, progress: Progress | None) -> PostgresWork:
-        """See :class:`~fct_infer.gallery.destination.Destination`."""
-        return PostgresWork(self, job, restart=restart, progress=progress)
-
-
-def _record(connection: Any, names: Names) -> dict[str, Any] | None:
-    if not has_relation(connection, names.table.schema, "fct_upgrades"):
-        return None
-    found = connection.execute(
-        names.format("SELECT state, identity, infos, view_name FROM {upgrades} WHERE {this}")
-    ).fetchone()
-    return None if found is None else dict(zip(("state", "identity", "infos", "view_name"), found, strict=True))
-
-
-def _bounds(connection: Any, names: Names) -> dict[str, tuple[Any, Any]]:
-    """Return the ranges of an upgrade that was begun; empty without."""
-    if not has_relation(connection, names.table.schema, "fct_upgrade_parts"):
-        return {}
-    rows = connection.execute(
-        names.format("SELECT part, above, upto FROM {parts} WHERE {this} ORDER BY part")
-    ).fetchall()
-    return {part: (above and tuple(above), upto and tuple(upto)) for part, above, upto in rows}
-
-
-def _check_free(connection: Any, names: Names) -> None:
-    record = _record(connection, names)
-    taken = [] if record else [names.side, names.changes]
-    if not is_our_view(connection, names):
-        taken.append(names.view_name)
-    for name in taken:
-        if has_relation(connection, names.table.schema, name):
-            raise OutputError(f"{names.table.schema}.{name}: exists and was not made by an upgrade of this table")
-
-
-def _is_published(connection: Any, names: Names) -> bool:
-    """Whether the view has shown anything but the original."""
-    query = (
-        "SELECT 1 FROM {upgrades} WHERE table_name = {table_text} AND view_name = {view_text} AND state = 'published'"
-    )
-    texts = {"table_text": _literals(names.table.name), "view_text": _literals(names.view_name)}
-    return connection.execute(names.format(query, **texts)).fetchone() is not None
-
-
 class PostgresWork:
     """See :class:`~fct_infer.gallery.destination.Work`; holds a lock on the server as long as it is connected."""
 
     is_published = False  # what was published is caught up with, and published again if it is not shown
 
-    def __init__(self, destination: PostgresDestination, job: Job, *, restart: bool, progress: Progress | None) -> None:
+    def __init__(self, url: TableUrl, names: Names, job: Job, *, restart: bool, progress: Progress | None) -> None:
         assert isinstance(job.gallery, LiveTable)
-        self.job, self.source, self.names, self.url = job, job.gallery, destination.names, destination.url
+        self.job, self.source, self.names, self.url = job, job.gallery, names, url
         self._progress = progress
         self.repeated: list[str] = []
         self.token = secrets.token_hex(8)
@@ -219,7 +75,7 @@ class PostgresWork:
         self._index = index_sql(*job.index_wanted, self.field, self.source.schema.rows)
         self._finished: dict[str, dict[str, Any]] = {}
         self._lock = Lock()
-        self._sinks: list[_Sink] = []
+        self._sinks: list[TableSink] = []
         self.connection = connect(self.url)
         try:
             with server_errors(self.url):
@@ -234,8 +90,8 @@ class PostgresWork:
         if not take_lock(connection, names):
             raise OutputError(f"{self.url.name}: another upgrade of it is running")
         ensure_books(connection, names)
-        _check_free(connection, names)
-        record = _record(connection, names)
+        check_free(connection, names)
+        record = read_record(connection, names)
         self._was_published = bool(record and record["state"] == "published")
         if record and record["identity"] != self.job.identity():
             if self._was_published:
@@ -270,14 +126,14 @@ class PostgresWork:
         inputs = [names.embedding] + ([self.source.schema.columns["side"]] if self.job.reads_side else [])
         with locked(connection, names, "SHARE ROW EXCLUSIVE"):
             create_version(connection, names, inputs, f"{self.field.kind}({self.field.dim})")
-            if not _is_published(connection, names):  # its type is that of the first version that is published
+            if not is_published(connection, names):  # its type is that of the first version that is published
                 connection.execute(names.format("DROP VIEW IF EXISTS {view}"))
                 show_version(connection, names, names.embedding, self.field.kind)
             connection.execute(
                 names.format(
                     "INSERT INTO {upgrades} (table_name, column_name, embedding, view_name, key_columns, identity, "
                     "state, token) VALUES ({values})",
-                    values=_literals(
+                    values=literals(
                         names.table.name,
                         names.column,
                         names.embedding,
@@ -294,7 +150,7 @@ class PostgresWork:
                 connection.execute(
                     names.format(
                         "INSERT INTO {parts} (table_name, column_name, part, above, upto) VALUES ({values})",
-                        values=_literals(names.table.name, names.column, part, *limits),
+                        values=literals(names.table.name, names.column, part, *limits),
                     )
                 )
 
@@ -308,9 +164,9 @@ class PostgresWork:
         """See :class:`~fct_infer.gallery.destination.Work`."""
         return self._finished
 
-    def open_sink(self) -> _Sink:
+    def open_sink(self) -> TableSink:
         """Return what copies rows into the table beside, over a connection of its own."""
-        sink = _Sink(self)
+        sink = TableSink(self)
         with self._lock:
             self._sinks.append(sink)
         return sink
@@ -323,7 +179,7 @@ class PostgresWork:
     def infos(self) -> dict[str, Any]:
         """See :class:`~fct_infer.gallery.destination.Work`."""
         with server_errors(self.url):
-            record = _record(self.connection, self.names)
+            record = read_record(self.connection, self.names)
         assert record is not None
         return dict(record["infos"])
 
@@ -520,8 +376,8 @@ class PostgresWork:
             self.connection.execute(
                 self.names.format(
                     "UPDATE {upgrades} SET state = 'ready', infos = {infos} WHERE {this} AND token = {token}",
-                    infos=_literals(json.dumps(infos | {"database_index": index})),
-                    token=_literals(self.token),
+                    infos=literals(json.dumps(infos | {"database_index": index})),
+                    token=literals(self.token),
                 )
             )
         self._state = "ready"
@@ -561,7 +417,7 @@ class PostgresWork:
                 self.names.format(
                     "UPDATE {upgrades} SET state = 'published', published = coalesce(published, now()), "
                     "infos = infos || jsonb_build_object('lock_seconds', {seconds}::float8) WHERE {this}",
-                    seconds=_literals(time.perf_counter() - started),
+                    seconds=literals(time.perf_counter() - started),
                 )
             )
         self._state = "published"
@@ -589,84 +445,3 @@ class PostgresWork:
 
 class _TooManyError(Exception):
     """More was written than is transformed under a lock."""
-
-
-def _literals(*values: Any) -> Any:
-    sql = psycopg().sql
-    return sql.SQL(", ").join(map(sql.Literal, values))
-
-
-class _Sink:
-    """See :class:`~fct_infer.gallery.sink.Sink`."""
-
-    def __init__(self, work: PostgresWork) -> None:
-        self.work = work
-        self._connection: Any = None
-
-    def open_part(self, part: Part) -> PartWriter:
-        """See :class:`~fct_infer.gallery.sink.Sink`."""
-        with server_errors(self.work.url):
-            if self._connection is None or self._connection.closed:
-                self._connection = connect(self.work.url)
-                pin_search_path(self._connection)
-            return _PartWriter(self.work, self._connection, part)
-
-    def as_source(self) -> Source:
-        """Return the table beside, whose parts are not those of the source."""
-        names = self.work.names
-        return PostgresSource(replace(self.work.url, table=names.side, schema=names.table.schema), SourceOptions())
-
-    def close(self) -> None:
-        """See :class:`~fct_infer.gallery.sink.Sink`."""
-        if self._connection is not None:
-            self._connection.close()
-
-
-class _PartWriter:
-    """A range of keys, copied in one transaction with the record that it is done."""
-
-    def __init__(self, work: PostgresWork, connection: Any, part: Part) -> None:
-        self._work, self._connection, self._part, self._done = work, connection, part, 0
-        self._keys = work.source.open_part(part)
-        self._stack = ExitStack()
-        connection.execute("BEGIN")
-        work.fence(connection)
-        self._copy = self._stack.enter_context(connection.cursor().copy(work.copy_sql))
-        self._copy.write(HEADER)
-
-    def write(self, block: NDArray[Any]) -> None:
-        """See :class:`~fct_infer.gallery.sink.PartWriter`."""
-        start, stop = self._done, self._done + len(block)
-        if stop > self._part.rows:
-            raise ArrayError(f"part {self._part.name}: more rows than the {self._part.rows} promised")
-        keys = self._keys.read_keys(start, stop)
-        if len(keys) != len(block):
-            raise GalleryError(f"{self._work.url.name}: {len(keys)} keys in place of {len(block)}")
-        with server_errors(self._work.url):
-            self._copy.write(with_vectors(keys, len(self._work.names.table.key), block, self._work.field))
-        self._done = stop
-
-    def commit(self) -> Receipt:
-        """See :class:`~fct_infer.gallery.sink.PartWriter`."""
-        if self._done != self._part.rows:
-            raise ArrayError(f"part {self._part.name}: {self._done} rows written, promised {self._part.rows}")
-        self._keys.close()
-        with server_errors(self._work.url):
-            self._copy.write(TRAILER)
-            self._stack.close()
-            self._connection.execute(
-                self._work.names.format(
-                    "UPDATE {parts} SET done = now(), rows = {rows} WHERE {this} AND part = {part}",
-                    rows=_literals(self._done),
-                    part=_literals(self._part.name),
-                )
-            )
-            self._connection.execute("COMMIT")
-        return {}
-
-    def abort(self) -> None:
-        """See :class:`~fct_infer.gallery.sink.PartWriter`."""
-        self._keys.close()
-        self._connection.close()  # what was not committed is gone with it
-        with suppress(psycopg().Error):
-            self._stack.close()

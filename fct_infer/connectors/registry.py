@@ -35,7 +35,7 @@ _OPENERS = {
     "safetensors": ("safetensors_file", "open_safetensors"),
 }
 # scheme of a URL -> module, and the names in it that open a source and a destination; imported on use
-_POSTGRES = ("postgres_source", "PostgresSource", "postgres_work", "PostgresDestination")
+_POSTGRES = ("postgres_source", "PostgresSource", "postgres_destination", "PostgresDestination")
 _URLS = dict.fromkeys(DATABASES, _POSTGRES)
 SINKS = {
     "npy": ("fct_infer.gallery.sink", "FolderSink"),

@@ -16,7 +16,7 @@ from support.postgres import Server, fill, read, text
 from support.programs import paper_h
 
 from fct_infer import Transformation, upgrade_gallery
-from fct_infer.connectors import open_destination, open_source, postgres_versions, postgres_work
+from fct_infer.connectors import open_destination, open_source, postgres_sink, postgres_versions, postgres_work
 from fct_infer.connectors import postgres_source as module
 from fct_infer.connectors.postgres import connect, parse_url
 from fct_infer.errors import ResourceError
@@ -224,19 +224,19 @@ def test_limits_of_the_role_do_not_end_an_upgrade(postgres, database):
 def test_a_full_disk_of_the_server_costs_no_work(postgres, database, rows, monkeypatch):
     """The server says so in the middle of a COPY; what was done stays."""
     monkeypatch.setattr(module, "PART_BYTES", 50 * 4 * (OLD + SIDE))
-    original, calls = postgres_work._PartWriter.commit, []
+    original, calls = postgres_sink._PartWriter.commit, []
 
     def full(self):
         calls.append(1)
         if len(calls) == 3:
-            with postgres_work.server_errors(self._work.url):
+            with postgres_sink.server_errors(self._work.url):
                 raise psycopg.errors.DiskFull("could not extend file: No space left on device")
         return original(self)
 
     with postgres.connect(database) as connection:
         fill(connection, range(ROWS), *rows)
         with monkeypatch.context() as patch:
-            patch.setattr(postgres_work._PartWriter, "commit", full)
+            patch.setattr(postgres_sink._PartWriter, "commit", full)
             with pytest.raises(ResourceError, match="No space left on device; nothing is lost"):
                 upgrade(postgres.url(database))
         assert upgrade(postgres.url(database)).resumed_rows == 100
