@@ -187,6 +187,46 @@ def databases_tables(result: dict[str, Any]) -> list[Table]:
     ]
 
 
+def serving_tables(result: dict[str, Any]) -> list[Table]:
+    """Quality by share re-embedded, for each order; latency by rows changed."""
+    quality, latency = result["quality"], result["latency"]
+    shares = ["0 %", "25 %", "50 %", "75 %", "100 %"]
+    tables = [
+        Table(
+            f"mAP %, {quality['rows']:,} rows of the demo's gallery, by the share that the new model embedded; {order}",
+            ["way", *shares],
+            [[name, *(f"{merit:.1f}" for merit in merits)] for name, merits in by_way.items()],
+        )
+        for order, by_way in quality["mAP"].items()
+    ]
+    forecasts = [
+        [f"{order}, {what}", *(f"{100 * value:.1f}" for value in values)]
+        for order, of_order in quality["forecast"].items()
+        for what, values in of_order.items()
+    ]
+    tables.append(Table("overlap@10 % of h on read: forecast by 1,000 rows, and in all", ["order", *shares], forecasts))
+    losses = [f"{100 * loss:.1f}" for loss in quality["expected_loss"].values()]
+    names = [f"{100 * float(share):.0f} %" for share in quality["expected_loss"]]
+    tables.append(
+        Table(
+            "Expected loss of the merge by quantiles, % of the ten nearest rows", ["share", *names], [["lost", *losses]]
+        )
+    )
+    figures = ("p50", "p99", "cpu p50", "cpu p99", "upsert_ms")
+    cases = [
+        [name, *(f"{case[each]:.2f}" if case.get(each) is not None else "-" for each in figures)]
+        for name, case in latency["cases"].items()
+    ]
+    opened = latency["open"]
+    title = (
+        f"{latency['rows']:,} rows of 128, {latency['index']}, one thread, one query at a time, 10 neighbours: "
+        f"milliseconds. Opened with h on read in {opened['seconds']:.0f} s, of which reading and h "
+        f"{opened['h_cpu']:.1f} CPU seconds; folded in in {latency['compact']:.1f} s"
+    )
+    tables.append(Table(title, ["rows beside the index", "p50", "p99", "CPU p50", "CPU p99", "upsert of 256"], cases))
+    return tables
+
+
 def gate(what: str, value: float, wanted: float, at_least: bool = True) -> dict[str, Any]:
     """A figure the project set out to reach, as it stands in a results file."""
     reached = value >= wanted if at_least else value <= wanted
@@ -227,6 +267,7 @@ TABLES = {
     "formats": formats_tables,
     "index": index_tables,
     "databases": databases_tables,
+    "serving": serving_tables,
 }
 
 

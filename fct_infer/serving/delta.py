@@ -23,12 +23,14 @@ class DeltaView:
 
     Attributes:
         ids, rows, is_new, alive: (n,), (n, dim), (n,), (n,); a row that is not alive was deleted or replaced.
+        squares: (n,) of the rows' lengths.
     """
 
     ids: Ids
     rows: Float32Array
     is_new: Bools
     alive: Bools
+    squares: Float32Array
 
     @property
     def count(self) -> int:
@@ -45,22 +47,19 @@ class DeltaView:
         k = min(k, rows)
         costs = np.full((len(queries), k), np.inf, np.float32)
         places = np.zeros((len(queries), k), np.int64)
-        squares = np.einsum("ij,ij->i", self.rows, self.rows) if metric == "l2" else None
         # A block holds its costs to all rows, and the rows of its candidates.
         widest = max(rows, min(k + _SPARE, rows) * self.rows.shape[1], 1)
         step = max(1, _BLOCK_VALUES // widest)
         for start in range(0, len(queries) if k else 0, step):
             block = slice(start, start + step)
-            costs[block], places[block] = self._block(queries[block], squares, k, metric)
+            costs[block], places[block] = self._block(queries[block], k, metric)
         ids = self.ids[places]
         ids[np.isinf(costs)] = nothing_found(ids.dtype)
         return costs, ids, self.is_new[places]
 
-    def _block(
-        self, queries: Float32Array, squares: Float32Array | None, k: int, metric: str
-    ) -> tuple[Float32Array, Any]:
+    def _block(self, queries: Float32Array, k: int, metric: str) -> tuple[Float32Array, Any]:
         fast = queries @ self.rows.T
-        fast = -fast if squares is None else squares - 2 * fast
+        fast = self.squares - 2 * fast if metric == "l2" else -fast
         fast[:, ~self.alive] = np.inf
         few = min(k + _SPARE, fast.shape[1])
         candidates = np.argpartition(fast, few - 1, axis=1)[:, :few]
@@ -83,6 +82,7 @@ class Delta:
         self._rows = np.empty((0, dim), np.float32)
         self._is_new = np.empty(0, bool)
         self._alive = np.empty(0, bool)
+        self._squares = np.empty(0, np.float32)
         self._places: dict[Any, int] = {}
         self._count = 0
 
@@ -93,6 +93,7 @@ class Delta:
         self.drop(ids)
         # Beyond what any view shows; ``alive`` is not, and is copied for each.
         self._ids[begin:end], self._rows[begin:end], self._is_new[begin:end] = ids, rows, is_new
+        self._squares[begin:end] = np.einsum("ij,ij->i", rows, rows)
         self._alive[begin:end] = True
         self._places.update(zip(ids.tolist(), range(begin, end), strict=True))
         self._count = end
@@ -112,7 +113,9 @@ class Delta:
     def view(self) -> DeltaView:
         """Return the rows as they are now."""
         end = self._count
-        return DeltaView(self._ids[:end], self._rows[:end], self._is_new[:end], self._alive[:end].copy())
+        return DeltaView(
+            self._ids[:end], self._rows[:end], self._is_new[:end], self._alive[:end].copy(), self._squares[:end]
+        )
 
     def take(self, ids: Ids) -> tuple[Ids, Float32Array, Bools]:
         """Return ids, rows and is_new of those of some ids that are there."""
@@ -132,7 +135,7 @@ class Delta:
 
     def _copy(self, kept: Any, capacity: int, dtype: np.dtype[Any]) -> None:
         """Move to other arrays: views keep those they have."""
-        for name in ("_ids", "_rows", "_is_new", "_alive"):
+        for name in ("_ids", "_rows", "_is_new", "_alive", "_squares"):
             before = getattr(self, name)
             after = np.zeros((capacity, *before.shape[1:]), dtype if name == "_ids" else before.dtype)
             after[: len(kept)] = before[kept]

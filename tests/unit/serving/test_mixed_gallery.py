@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -326,3 +328,26 @@ def test_what_is_exchanged_for_ever_takes_no_more_room(tmp_path):
             del expected.rows[name]
         expected.check(gallery, random_rows(3, NEW, 50), 9)
     assert gallery._state.segments[0].space.index.stored_ids.rows == 120
+
+
+@pytest.mark.parametrize("ids", ["int", "str"])
+def test_a_gallery_that_is_emptied_takes_rows_again(tmp_path, ids):
+    gallery, expected, known = opened(tmp_path, ids=ids)
+    gallery.delete(known)
+    gallery.compact()
+    found = gallery.search(random_rows(2, NEW), 3)
+    assert found.ids.shape == (2, 3) and (found.ids == (-1 if ids == "int" else "")).all() and not found.is_new.any()
+    assert gallery.progress.as_dict() == {"rows": 0, "new": 0, "changed": 0, "share": 1.0}
+    gallery.save(tmp_path / "saved")
+    expected.rows.clear()
+    for each in (gallery, MixedGallery.load(tmp_path / "saved")):
+        each.upsert(known[:9], random_rows(9, NEW))
+        expected.put(known[:9], random_rows(9, NEW), True)
+        expected.check(each, random_rows(2, NEW, 1), 4)
+        each.compact()
+        expected.check(each, random_rows(2, NEW, 1), 4)
+
+
+def test_serving_needs_no_torch():
+    code = "import sys, fct_infer.serving, fct_infer.cli.backfill; print({'torch', 'faiss'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
