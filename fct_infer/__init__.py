@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fct_infer.errors import GateError as GateError
     from fct_infer.errors import InputError as InputError
     from fct_infer.errors import MissingExtraError as MissingExtraError
+    from fct_infer.errors import ModelMismatchError as ModelMismatchError
     from fct_infer.errors import NonFiniteError as NonFiniteError
     from fct_infer.errors import NotAProgramError as NotAProgramError
     from fct_infer.errors import OutputError as OutputError
@@ -67,6 +68,7 @@ _ERRORS = (
     "GateError",
     "InputError",
     "MissingExtraError",
+    "ModelMismatchError",
     "NonFiniteError",
     "NotAProgramError",
     "OutputError",

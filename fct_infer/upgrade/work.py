@@ -62,7 +62,7 @@ class FolderDestination:
     atomicity: Atomicity = "rename"
     holds_index = True
 
-    def __init__(self, dest: str | Path, format: str, inputs: dict[str, str | Path], keep: int) -> None:
+    def __init__(self, dest: str | Path, format: str, inputs: dict[str, str | Path], keep: int = 1) -> None:
         self.name = check_place(dest, inputs)
         self.format, self.keep = format, keep
 

@@ -415,10 +415,9 @@ def test_versions_and_rollback_are_commands(postgres, connection, items):
     assert json.loads(found.stdout) == {"shown": "embedding_v2"}
     listed = json.loads(run.invoke(gallery_command, ["versions", url, "--json"], catch_exceptions=False).stdout)
     assert [(each["version"], each["is_current"]) for each in listed] == [("embedding", False), ("embedding_v2", True)]
-    for wrong in ("folder", "nosql://x:s3cret@y"):
-        with pytest.raises(UsageError) as caught:
-            run.invoke(gallery_command, ["versions", wrong], catch_exceptions=False, standalone_mode=False)
-        assert "s3cret" not in str(caught.value)
+    with pytest.raises(UsageError) as caught:
+        run.invoke(gallery_command, ["versions", "nosql://x:s3cret@y"], catch_exceptions=False, standalone_mode=False)
+    assert "s3cret" not in str(caught.value)
 
 
 def test_pairs_to_fit_are_read_from_tables(postgres, connection, items, rows):

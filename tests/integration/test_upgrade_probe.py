@@ -110,7 +110,7 @@ def test_a_run_killed_before_its_rename_is_probed_if_the_next_one_asks(items, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("fct_infer.upgrade.work.publish_directory", killed)
+        patch.setattr("fct_infer.storage.Staging.publish", killed)
         with pytest.raises(KeyboardInterrupt):
             upgrade_gallery(folder / "g", least_squares(old, new), folder / "out", settings=Settings(index="Flat"))
     report = upgrade_gallery(folder / "g", least_squares(old, new), folder / "out", settings=settings(folder))

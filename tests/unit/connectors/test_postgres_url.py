@@ -51,6 +51,6 @@ def test_what_is_no_url_of_a_table_is_refused_without_its_password(url, words):
 
 def test_places_that_nothing_here_speaks_are_named_by_their_scheme_only():
     for call in (kind_of, open_source, open_destination):
-        with pytest.raises(UsageError, match=r"^nosql:// is no place known here; known are postgresql://") as caught:
+        with pytest.raises(UsageError, match=r"^nosql://.* known") as caught:
             call("nosql://me:s3cret@host/db")
         assert "s3cret" not in str(caught.value)

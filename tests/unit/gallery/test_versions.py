@@ -220,8 +220,8 @@ def test_a_dry_run_says_what_stays(tmp_path, monkeypatch):
     for seed in (1, 2):
         publish(tmp_path, seed)
     plan = make_plan(tmp_path / "g1", H, tmp_path / "dest", Settings(index="none"))
-    kept = json.loads(json.dumps(estimate(plan)))["kept"]
-    assert kept["keep"] == 1 and kept["predecessor_bytes"] > 112 and kept["versions_bytes"] > 112
+    kept = json.loads(json.dumps(estimate(plan)))["promises"]["kept"]
+    assert "stays beside it for rollback until --keep 0; older versions take" in kept
     monkeypatch.setattr("shutil.disk_usage", lambda _path: type("Usage", (), {"free": 10}))
     with pytest.raises(ResourceError, match=r"needed; fct-gallery versions --keep 0 drops kept versions of"):
         plan.check_resources()
