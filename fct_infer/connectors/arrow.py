@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.connectors import arrow_arrays as arrays
-from fct_infer.connectors.options import SourceOptions, check_shape, find_columns, read_dtype
+from fct_infer.connectors.options import SourceOptions, find_columns
 from fct_infer.connectors.parted import Forward, PartedSource
 from fct_infer.errors import GalleryError
 from fct_infer.gallery.source import Schema
@@ -77,21 +76,8 @@ class ArrowSource(PartedSource):
     def _read_schema(self, rows: int, options: SourceOptions) -> Schema:
         if not rows:
             raise GalleryError(f"{self._files[0]}: is empty, it holds no rows")
-        dtypes: dict[str, np.dtype[Any]] = {}
-        for role, dim in self._widths.items():
-            where = f"{self._files[0]}, column {self.columns.roles[role]!r}"
-            check_shape(rows, dim, where)
-            stored = arrays.stored_dtype(self._kinds[self.columns.roles[role]])
-            dtypes[role] = read_dtype(stored, where, options.allow_cast)
-        return Schema(
-            rows,
-            self._widths["embedding"],
-            dtypes["embedding"],
-            self._widths.get("side"),
-            dtypes.get("side"),
-            None if self.columns.id is None else arrays.id_dtype(self._kinds[self.columns.id]),
-            self.columns.roles,
-            self.columns.other,
+        return arrays.schema_of(
+            rows, self.columns, self._kinds, lambda role, _: self._widths[role], self._files[0], options.allow_cast
         )
 
     @property

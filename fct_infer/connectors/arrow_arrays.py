@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fct_infer.connectors.options import integer_or_text, optional
+from fct_infer.connectors.options import Columns, check_shape, integer_or_text, optional, read_dtype
 from fct_infer.errors import GalleryError
+from fct_infer.gallery.source import Schema
 
 EXTRA = "parquet"
 
@@ -53,6 +55,46 @@ def stored_dtype(kind: Any) -> np.dtype[Any]:
     """Return the dtype of a vector type's numbers."""
     dtype: np.dtype[Any] = np.dtype(_plain(_plain(kind).value_type).to_pandas_dtype())
     return dtype
+
+
+def schema_of(
+    rows: int,
+    columns: Columns,
+    kinds: Mapping[str, Any],
+    width_of: Callable[[str, str], int],
+    where: Path | str,
+    allow_cast: bool,
+) -> Schema:
+    """Return the schema of Arrow columns.
+
+    Args:
+        rows: there are.
+        columns: which are read in which role.
+        kinds: types by column.
+        width_of: says how wide the vectors of a role in a column are; asked once its type is known to be fit.
+        where: they lie, for messages.
+        allow_cast: see :class:`~fct_infer.connectors.options.SourceOptions`.
+
+    Raises:
+        GalleryError: a type or a shape is not accepted.
+    """
+    dtypes, widths = {}, {}
+    for role, name in columns.roles.items():
+        if role != "id":
+            column = f"{where}, column {name!r}"
+            dtypes[role] = read_dtype(stored_dtype(kinds[name]), column, allow_cast)
+            widths[role] = width_of(role, name)
+            check_shape(rows, widths[role], column)
+    return Schema(
+        rows,
+        widths["embedding"],
+        dtypes["embedding"],
+        widths.get("side"),
+        dtypes.get("side"),
+        None if columns.id is None else id_dtype(kinds[columns.id]),
+        columns.roles,
+        columns.other,
+    )
 
 
 def fixed_dim(kind: Any) -> int | None:

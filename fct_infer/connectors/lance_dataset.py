@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.connectors import arrow_arrays as arrays
-from fct_infer.connectors.options import SourceOptions, check_shape, find_columns, optional, read_dtype
+from fct_infer.connectors.options import SourceOptions, find_columns, optional
 from fct_infer.connectors.parted import Forward, PartedSource
 from fct_infer.errors import FctError, GalleryError, ResourceError, UsageError
 from fct_infer.gallery.source import Schema
@@ -87,24 +86,12 @@ class LanceSource(PartedSource):
 
     def _read_schema(self, rows: int, options: SourceOptions) -> Schema:
         self._widths: dict[str, int] = {}
-        dtypes: dict[str, np.dtype[Any]] = {}
-        for role, name in self.columns.roles.items():
-            if role != "id":
-                kind, where = self._kinds[name], f"{self.path}, column {name!r}"
-                dtypes[role] = read_dtype(arrays.stored_dtype(kind), where, options.allow_cast)
-                self._widths[role] = arrays.fixed_dim(kind) or self._first_width(name)
-                check_shape(rows, self._widths[role], where)
-        key = self.columns.id
-        return Schema(
-            rows,
-            self._widths["embedding"],
-            dtypes["embedding"],
-            self._widths.get("side"),
-            dtypes.get("side"),
-            None if key is None else arrays.id_dtype(self._kinds[key]),
-            self.columns.roles,
-            self.columns.other,
-        )
+
+        def width_of(role: str, name: str) -> int:
+            self._widths[role] = arrays.fixed_dim(self._kinds[name]) or self._first_width(name)
+            return self._widths[role]
+
+        return arrays.schema_of(rows, self.columns, self._kinds, width_of, self.path, options.allow_cast)
 
     def _first_width(self, name: str) -> int:
         with lance_errors(self.path):

@@ -11,11 +11,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.connectors import arrow_arrays as arrays
-from fct_infer.connectors.options import Columns, SourceOptions, check_shape, find_columns, read_dtype
+from fct_infer.connectors.options import Columns, SourceOptions, find_columns
 from fct_infer.connectors.parted import Forward, PartedSource
 from fct_infer.errors import ArtifactError, GalleryError
 from fct_infer.gallery.manifest import own_manifest
@@ -96,25 +95,13 @@ class ParquetSource(PartedSource):
 
     def _read_schema(self, options: SourceOptions) -> Schema:
         self._widths: dict[str, int] = {}
-        dtypes: dict[str, np.dtype[Any]] = {}
-        for role, name in self.columns.roles.items():
-            if role != "id":
-                kind = self._kinds[name]
-                where = f"{self._groups[0].place}, column {name!r}"
-                dtypes[role] = read_dtype(arrays.stored_dtype(kind), where, options.allow_cast)
-                self._widths[role] = arrays.fixed_dim(kind) or self._first_width(name)
-                check_shape(self._rows(), self._widths[role], where)
-        key = self.columns.id
-        return Schema(
-            self._rows(),
-            self._widths["embedding"],
-            dtypes["embedding"],
-            self._widths.get("side"),
-            dtypes.get("side"),
-            None if key is None else arrays.id_dtype(self._kinds[key]),
-            self.columns.roles,
-            self.columns.other,
-        )
+
+        def width_of(role: str, name: str) -> int:
+            self._widths[role] = arrays.fixed_dim(self._kinds[name]) or self._first_width(name)
+            return self._widths[role]
+
+        where = self._groups[0].place
+        return arrays.schema_of(self._rows(), self.columns, self._kinds, width_of, where, options.allow_cast)
 
     def _first_width(self, name: str) -> int:
         group = self._groups[0]
