@@ -27,7 +27,7 @@ from benchmarks.table import databases_tables, gate, show
 from fct_infer import Transformation, upgrade_gallery
 from fct_infer.connectors import SourceOptions, open_destination, open_source
 from fct_infer.gallery import SourceReader
-from fct_infer.upgrade.plan import Settings
+from fct_infer.upgrade.settings import Settings
 
 PROGRAM, ROWS, ROUNDS, QUICK_ROWS = "small", 200_000, 3, 20_000
 PAGE = 4096

@@ -13,8 +13,8 @@ from benchmarks.measure import Stopwatch, cores, peak_memory
 from benchmarks.programs import PROGRAMS
 from fct_infer.index import builder
 from fct_infer.transformation import Transformation
-from fct_infer.upgrade.plan import Settings
 from fct_infer.upgrade.run import upgrade_gallery
+from fct_infer.upgrade.settings import Settings
 
 LIBRARIES = {".parquet": ["pyarrow.parquet"], ".hdf5": ["h5py"], ".faiss": ["faiss"]}
 

@@ -49,10 +49,10 @@ if TYPE_CHECKING:
     from fct_infer.serving.published import open_index as open_index
     from fct_infer.transformation import Program as Program
     from fct_infer.transformation import Transformation as Transformation
-    from fct_infer.upgrade.plan import Settings as Settings
     from fct_infer.upgrade.probe import Probe as Probe
     from fct_infer.upgrade.report import UpgradeReport as UpgradeReport
     from fct_infer.upgrade.run import upgrade_gallery as upgrade_gallery
+    from fct_infer.upgrade.settings import Settings as Settings
 
 try:
     __version__ = version("fct-infer")
@@ -86,7 +86,7 @@ _HOMES = dict.fromkeys(_ERRORS, "fct_infer.errors") | {
     "Probe": "fct_infer.upgrade.probe",
     "Program": "fct_infer.transformation",
     "PublishedGallery": "fct_infer.serving.published",
-    "Settings": "fct_infer.upgrade.plan",
+    "Settings": "fct_infer.upgrade.settings",
     "SourceOptions": "fct_infer.connectors",
     "Transformation": "fct_infer.transformation",
     "UpgradeReport": "fct_infer.upgrade.report",

@@ -136,8 +136,9 @@ def command(
     from fct_infer.artifacts.loading import is_code
     from fct_infer.connectors import open_destination
     from fct_infer.upgrade.estimate import estimate
-    from fct_infer.upgrade.plan import Settings, make_plan
+    from fct_infer.upgrade.plan import make_plan
     from fct_infer.upgrade.probe import Probe
+    from fct_infer.upgrade.settings import Settings
 
     if is_code(transformation):
         say_files_are_code(transformation)

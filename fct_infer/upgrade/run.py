@@ -27,8 +27,9 @@ from fct_infer.storage import DigestedFile, write_json
 from fct_infer.transformation import Float32Array, Transformation, check_transformation
 from fct_infer.upgrade.append import is_up_to_date, published_report, take_over, unchanged_parts
 from fct_infer.upgrade.meaning import check_before_work, exact_search, measure_meaning, searched_by_index
-from fct_infer.upgrade.plan import SEED, Plan, Settings, make_plan
+from fct_infer.upgrade.plan import SEED, Plan, make_plan
 from fct_infer.upgrade.report import Meaning, UpgradeReport, Verification
+from fct_infer.upgrade.settings import Settings
 from fct_infer.upgrade.stream import (
     IndexFeeder,
     blocks_of,

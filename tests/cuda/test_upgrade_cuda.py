@@ -25,7 +25,7 @@ from fct_infer.errors import OutputError
 from fct_infer.index.faiss_module import faiss
 from fct_infer.index.gpu_faiss import why_no_gpu
 from fct_infer.reference import apply_float64
-from fct_infer.upgrade.plan import Settings
+from fct_infer.upgrade.settings import Settings
 from fct_infer.upgrade.stream import index_rows
 
 PROGRAM = paper_h(48, 32, 40, inner=160, seed=3)
@@ -117,7 +117,7 @@ DYING = textwrap.dedent("""
     import os, signal, sys
     from fct_infer import load_transformation, upgrade_gallery
     from fct_infer.storage import FileSystem, use_filesystem
-    from fct_infer.upgrade.plan import Settings
+    from fct_infer.upgrade.settings import Settings
 
     gallery, bundle, dest, device, precision, index, last = sys.argv[1:]
     calls = 0

@@ -18,7 +18,7 @@ from support.programs import linear_map
 from fct_infer import Transformation, open_source, upgrade_gallery
 from fct_infer.gallery import GalleryWriter
 from fct_infer.serving import MixedGallery, read_backfilled
-from fct_infer.upgrade.plan import Settings
+from fct_infer.upgrade.settings import Settings
 
 ROWS, OLD, NEW = 400, 8, 6
 MODEL = """

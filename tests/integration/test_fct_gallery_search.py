@@ -18,7 +18,7 @@ from fct_infer import Transformation, load_index, open_gallery, upgrade_gallery
 from fct_infer.cli.gallery import command
 from fct_infer.errors import ArrayError, ArtifactError, UsageError
 from fct_infer.serving import ExactSearch, search
-from fct_infer.upgrade.plan import Settings
+from fct_infer.upgrade.settings import Settings
 
 H = Transformation(linear_map(6, 4), precision="fp32")
 ROWS = (40, 9)

@@ -18,7 +18,7 @@ from fct_infer import Transformation, upgrade_gallery
 from fct_infer.connectors import lance_column
 from fct_infer.connectors.lance_column import add_column
 from fct_infer.errors import ArtifactError, GalleryError, GateError, OutputError, ResourceError, UsageError
-from fct_infer.upgrade.plan import Settings
+from fct_infer.upgrade.settings import Settings
 
 VECTORS = np.random.default_rng(3).standard_normal((230, 12), np.float32)
 NO_INDEX = Settings(index="none", block_rows=30)

@@ -24,7 +24,7 @@ from fct_infer.export import Options, export_file, export_transformation
 from fct_infer.gallery.manifest import GalleryManifest
 from fct_infer.gallery.manifest import read_manifest as read_gallery_manifest
 from fct_infer.identity import ModelId
-from fct_infer.upgrade.plan import Settings
+from fct_infer.upgrade.settings import Settings
 
 INDEX = Settings(index="Flat")
 

@@ -20,7 +20,7 @@ from fct_infer.cli.upgrade_gallery import command
 from fct_infer.errors import ResourceError, UsageError
 from fct_infer.storage import use_filesystem
 from fct_infer.upgrade import run
-from fct_infer.upgrade.plan import Settings
+from fct_infer.upgrade.settings import Settings
 
 H = Transformation(linear_map(6, 4), precision="fp32")
 CASES = [

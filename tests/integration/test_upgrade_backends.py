@@ -23,7 +23,7 @@ from fct_infer.cli.upgrade_gallery import command, main
 from fct_infer.errors import GalleryError, OutputError, StoppedError, UnsupportedError, UsageError
 from fct_infer.export import Options, export_file, export_transformation, probe
 from fct_infer.gallery import Gallery
-from fct_infer.upgrade.plan import Settings
+from fct_infer.upgrade.settings import Settings
 
 ROWS = (300, 37, 200)
 TESTS = Path(__file__).parent.parent
@@ -179,7 +179,7 @@ import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from fct_infer import load_transformation, upgrade_gallery
 from fct_infer.gallery import Gallery
-from fct_infer.upgrade.plan import Settings
+from fct_infer.upgrade.settings import Settings
 
 gallery, dest, bundle, backend = sys.argv[2:6]
 h = load_transformation(bundle, threads=1, backend=backend, trust=True)

@@ -15,7 +15,7 @@ from fct_infer.cli.gallery import command as gallery_command
 from fct_infer.connectors import open_source
 from fct_infer.connectors import postgres_source as module
 from fct_infer.errors import GalleryError, OutputError
-from fct_infer.upgrade.plan import Settings
+from fct_infer.upgrade.settings import Settings
 
 ROWS, OLD, SIDE, NEW = 61, 12, 6, 10
 H = Transformation(paper_h(old_dim=OLD, side_dim=SIDE, new_dim=NEW, inner=16, seed=1), threads=1)

@@ -29,7 +29,7 @@ from fct_infer.export import Options, export_transformation
 from fct_infer.fitting.inputs import read_inputs
 from fct_infer.index.verify import verify_gallery
 from fct_infer.storage import location, remote_errors, remote_file
-from fct_infer.upgrade.plan import Settings
+from fct_infer.upgrade.settings import Settings
 
 VECTORS = np.random.default_rng(3).standard_normal((230, 12), np.float32)
 SETTINGS = Settings(index="Flat", block_rows=30)

@@ -16,7 +16,7 @@ from fct_infer import Transformation, load_index, upgrade_gallery
 from fct_infer.errors import GalleryError, GateError, OutputError, UsageError
 from fct_infer.export import Options, export_transformation
 from fct_infer.reference import apply_float64
-from fct_infer.upgrade.plan import Settings
+from fct_infer.upgrade.settings import Settings
 
 ROWS = (1000, 37, 512)
 

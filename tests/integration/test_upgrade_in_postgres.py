@@ -21,7 +21,7 @@ from fct_infer.connectors import SourceOptions, open_destination, open_source
 from fct_infer.connectors import postgres_source as module
 from fct_infer.connectors.postgres_versions import drop, rollback, versions
 from fct_infer.errors import GalleryError, GateError, OutputError, UsageError
-from fct_infer.upgrade.plan import Settings
+from fct_infer.upgrade.settings import Settings
 
 ROWS, OLD, SIDE, NEW = 61, 12, 6, 10
 H = Transformation(paper_h(old_dim=OLD, side_dim=SIDE, new_dim=NEW, inner=16, seed=1), threads=1)

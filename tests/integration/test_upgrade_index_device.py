@@ -16,8 +16,8 @@ from fct_infer import load_index
 from fct_infer.errors import GalleryError, UnsupportedError
 from fct_infer.gallery import GalleryWriter
 from fct_infer.transformation import Transformation
-from fct_infer.upgrade.plan import Settings
 from fct_infer.upgrade.run import upgrade_gallery
+from fct_infer.upgrade.settings import Settings
 
 ROWS, DIM, ROWS_PER_SHARD = 900, 16, 400
 INDEX = "IVF8,PQ4np"

@@ -16,8 +16,8 @@ from fct_infer.cli.upgrade_gallery import command
 from fct_infer.errors import GateError, UsageError
 from fct_infer.export import Options, export_transformation
 from fct_infer.upgrade import run
-from fct_infer.upgrade.plan import Settings
 from fct_infer.upgrade.probe import Probe
+from fct_infer.upgrade.settings import Settings
 
 
 @pytest.fixture

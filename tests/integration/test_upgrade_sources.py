@@ -23,7 +23,7 @@ from fct_infer.connectors import parted
 from fct_infer.errors import GalleryError, OutputError, ResourceError
 from fct_infer.export import Options, export_transformation
 from fct_infer.storage import use_filesystem
-from fct_infer.upgrade.plan import Settings
+from fct_infer.upgrade.settings import Settings
 
 VECTORS = np.random.default_rng(3).standard_normal((230, 12), np.float32)
 SETTINGS = Settings(index="Flat", block_rows=30)

@@ -21,7 +21,7 @@ from fct_infer.evaluation import read_embeddings
 from fct_infer.evaluation.inputs import read_ids
 from fct_infer.index.verify import verify_gallery
 from fct_infer.storage import use_filesystem
-from fct_infer.upgrade.plan import Settings
+from fct_infer.upgrade.settings import Settings
 
 ROWS = 230
 VECTORS = np.random.default_rng(3).standard_normal((ROWS, 12), np.float32)

@@ -17,7 +17,7 @@ from support.programs import linear_map
 from fct_infer import Transformation, open_source, upgrade_gallery
 from fct_infer.errors import GalleryError, OutputError
 from fct_infer.upgrade import run, work
-from fct_infer.upgrade.plan import Settings
+from fct_infer.upgrade.settings import Settings
 
 
 @pytest.fixture

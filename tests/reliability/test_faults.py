@@ -14,7 +14,7 @@ from support.programs import paper_h
 from fct_infer import Transformation, upgrade_gallery
 from fct_infer.errors import ResourceError
 from fct_infer.storage import use_filesystem
-from fct_infer.upgrade.plan import Settings
+from fct_infer.upgrade.settings import Settings
 
 SETTINGS = Settings(index="Flat", block_rows=40)
 AT_ONCE = Settings(index="none", block_rows=40, shards_at_once=3)

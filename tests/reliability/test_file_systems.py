@@ -20,7 +20,8 @@ from fct_infer import Transformation, upgrade_gallery
 from fct_infer.errors import OutputError
 from fct_infer.gallery import Gallery
 from fct_infer.storage import FileLock, FileSystem, can_exchange, use_filesystem
-from fct_infer.upgrade.plan import Settings, make_plan
+from fct_infer.upgrade.plan import make_plan
+from fct_infer.upgrade.settings import Settings
 
 TESTS = Path(__file__).parents[1]
 SETTINGS = Settings(index="none")

@@ -21,7 +21,7 @@ from support.vector_files import lists
 from fct_infer import Transformation, upgrade_gallery
 from fct_infer.connectors import parted
 from fct_infer.errors import OutputError
-from fct_infer.upgrade.plan import Settings
+from fct_infer.upgrade.settings import Settings
 
 # Runs an upgrade that kills itself with SIGKILL at the n-th system call of one kind that changes a file.
 DYING = textwrap.dedent("""
@@ -31,7 +31,7 @@ DYING = textwrap.dedent("""
     from fct_infer import Transformation, upgrade_gallery
     from fct_infer.connectors import parted
     from fct_infer.storage import FileSystem, use_filesystem
-    from fct_infer.upgrade.plan import Settings
+    from fct_infer.upgrade.settings import Settings
 
     parted.PART_BYTES = 70 * 18 * 4
     class Dying(FileSystem):

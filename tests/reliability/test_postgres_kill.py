@@ -20,7 +20,7 @@ from fct_infer.connectors import open_destination, open_source, postgres_sink, p
 from fct_infer.connectors import postgres_source as module
 from fct_infer.connectors.postgres import connect, parse_url
 from fct_infer.errors import ResourceError
-from fct_infer.upgrade.plan import Settings
+from fct_infer.upgrade.settings import Settings
 
 ROWS, OLD, SIDE, NEW = 200, 12, 6, 10
 H = Transformation(paper_h(old_dim=OLD, side_dim=SIDE, new_dim=NEW, inner=16, seed=1), threads=1)
@@ -30,7 +30,7 @@ import os, signal, sys
 from support.programs import paper_h
 from fct_infer import Transformation, upgrade_gallery
 from fct_infer.connectors import open_destination, open_source, postgres_source
-from fct_infer.upgrade.plan import Settings
+from fct_infer.upgrade.settings import Settings
 import psycopg
 
 url, point = sys.argv[1], int(sys.argv[2])

@@ -22,7 +22,7 @@ from fct_infer.gallery import Gallery, read_manifest
 from fct_infer.gallery.versions import list_versions, rollback
 from fct_infer.index.verify import verify_gallery
 from fct_infer.storage import use_filesystem
-from fct_infer.upgrade.plan import Settings
+from fct_infer.upgrade.settings import Settings
 
 SETTINGS = Settings(index="none", keep=1)
 H = Transformation(linear_map(6, 4), precision="fp32")

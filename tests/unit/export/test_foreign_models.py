@@ -14,7 +14,7 @@ from fct_infer import load_transformation, upgrade_gallery
 from fct_infer.errors import ArtifactError, FctError, GateError, UsageError
 from fct_infer.export import Options, export_transformation
 from fct_infer.export.user_files import export_file
-from fct_infer.upgrade.plan import Settings
+from fct_infer.upgrade.settings import Settings
 
 CORE = Options(targets=("core",))
 ROWS = random_rows(40, 8), random_rows(40, 8, seed=1)

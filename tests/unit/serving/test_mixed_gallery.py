@@ -17,7 +17,7 @@ from fct_infer.index import GalleryIndex, IndexBuilder
 from fct_infer.index.faiss_module import inner_indexes
 from fct_infer.serving import CalibratedSpace, MixedGallery, NewSpace, StoredRows, calibrate
 from fct_infer.transformation import Linear
-from fct_infer.upgrade.plan import Settings
+from fct_infer.upgrade.settings import Settings
 
 OLD, NEW, ROWS = 12, 8, (60, 40)
 METRICS = ["l2", "ip", "cosine"]

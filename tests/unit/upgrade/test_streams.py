@@ -15,7 +15,7 @@ from fct_infer import Transformation, upgrade_gallery
 from fct_infer.gallery import Shard
 from fct_infer.storage import FileSystem, use_filesystem
 from fct_infer.upgrade import stream
-from fct_infer.upgrade.plan import Settings
+from fct_infer.upgrade.settings import Settings
 from fct_infer.upgrade.stream import equal_shares
 
 SETTINGS = Settings(index="none", block_rows=40, shards_at_once=3)

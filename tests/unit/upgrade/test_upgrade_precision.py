@@ -17,7 +17,7 @@ from fct_infer import Transformation, _core, upgrade_gallery
 from fct_infer.cli.upgrade_gallery import main
 from fct_infer.errors import GateError, OutputError
 from fct_infer.gallery import Gallery
-from fct_infer.upgrade.plan import Settings
+from fct_infer.upgrade.settings import Settings
 
 SETTINGS = Settings(index="Flat")
 
