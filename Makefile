@@ -2,12 +2,12 @@
 # make demo-postgres  start a PostgreSQL server, upgrade a table in it while it is written to and searched, roll back
 # make test    everything CI checks: lint, types, import rule, C++ tests, Python tests
 # make lint    the first three of those
-# make test-cuda   what needs an NVIDIA card: the core, the index and TensorRT on it; compute-sanitizer where it can watch it
+# make test-cuda   what needs an NVIDIA device: the core, the index and TensorRT on it; compute-sanitizer where it can watch it
 # make bench   speed of the transformation and of a whole upgrade, side by side with what else one would use
-# make bench-cuda  how close a card comes to what it can do: on the card, from host to host, in a whole upgrade
+# make bench-cuda  how close a device comes to what it can do: on the device, from host to host, in a whole upgrade
 # make reproduce  the papers' experiment in small, three seeds: writes docs/reproduction.md
-# make cuda    compile and link everything for NVIDIA cards (needs nvcc, no card), run the C++ tests, and run the same
-#              sources on a simulated card; SANITIZE=address,undefined watches them there
+# make cuda    compile and link everything for NVIDIA devices (needs nvcc, no device), run the C++ tests, and run the same
+#              sources on a simulated device; SANITIZE=address,undefined watches them there
 # make docs    the documentation, docs/_build/html; a warning is an error
 # make wheel   a wheel that runs on other machines, in dist/
 # make clean   remove all that these made
@@ -41,7 +41,7 @@ test: lint $(VENV)/.cpp-tests
 	@$(BIN)/python tests/instruction_sets.py $(VENV)/cpp-tests/fct_core_tests
 
 test-cuda: $(VENV)/.gpu
-	@echo "== tests on the card"
+	@echo "== tests on the device"
 	@FCT_REQUIRE_CUDA=1 $(BIN)/python -m pytest -q tests/cuda tests/unit/backends/test_tensorrt_gpu.py
 	@$(BIN)/python tests/cuda/run_sanitizer.py
 
@@ -64,9 +64,9 @@ reproduce: $(VENV)/.demo
 	@$(BIN)/python -m reproduction.run
 
 cuda: $(CUDA_TESTS)/.built
-	@echo "== C++ tests, beside a build for NVIDIA cards"
+	@echo "== C++ tests, beside a build for NVIDIA devices"
 	@$(CUDA_TESTS)/fct_core_tests
-	@echo "== tests on a simulated card"
+	@echo "== tests on a simulated device"
 	@$(CUDA_TESTS)/tests/simulated_cuda/simulated_cuda_tests
 	@tests/simulated_cuda/run.sh $(CUDA_TESTS) $(VENV)/cuda-libraries/bin/python -m pytest -q -n $(CORES) --capture=sys \
 	  tests/cuda/test_transformation_cuda.py tests/cuda/test_device_arrays_cuda.py tests/cuda/test_upgrade_cuda.py
@@ -128,10 +128,10 @@ $(VENV)/.bench: $(VENV)/.demo
 	@$(EXTRA) bench >$(VENV)/bench.txt && $(INSTALL) --requirement $(VENV)/bench.txt
 	@touch $@
 
-# Both come built for CPUs or for cards, under one name to import. What PyTorch has pinned stays, CUDA's libraries above all.
+# Both come built for CPUs or for devices, under one name to import. What PyTorch has pinned stays, CUDA's libraries above all.
 # TensorRT is used where somebody installed it.
 $(VENV)/.gpu: $(VENV)/.test-cuda
-	@echo "== set-up: replacing FAISS and ONNX Runtime by those for cards"
+	@echo "== set-up: replacing FAISS and ONNX Runtime by those for devices"
 	@$(BIN)/pip freeze --exclude-editable | grep -viE '^(faiss|onnxruntime)' >$(VENV)/installed.txt
 	@$(EXTRA) gpu | grep -v tensorrt >$(VENV)/gpu.txt && $(BIN)/pip download --quiet --dest $(VENV)/gpu \
 	  --constraint $(VENV)/installed.txt --requirement $(VENV)/gpu.txt

@@ -1,6 +1,6 @@
-"""How close does a card come to what it can do: on rows that lie there, from host to host, and in a whole upgrade?
+"""How close does a device come to what it can do: on rows that lie there, from host to host, and in a whole upgrade?
 
-First what the card can do at most: the matrix products of the paper-size h alone, and copies. Then the transformation
+First what the device can do at most: the matrix products of the paper-size h alone, and copies. Then the transformation
 on rows in its memory, against what a user would pick instead; then rows that start and end in the host's memory; then
 the upgrade of a gallery in memory-backed storage.
 """
@@ -53,7 +53,7 @@ class Effort:
     Attributes:
         seconds: what is not begun by then is left out, and said to be.
         opponent_rows: row counts at which those run that take long to get ready.
-        upgrades: indexes, and how many times over the gallery holds ``upgrade_rows``: without an index a card is done
+        upgrades: indexes, and how many times over the gallery holds ``upgrade_rows``: without an index a device is done
             with those before it is under way.
     """
 
@@ -252,7 +252,7 @@ class Bench:
             return
         print(f"{what} ...", file=sys.stderr, flush=True)
         try:
-            if self.clock.on_card:
+            if self.clock.on_device:
                 torch.cuda.empty_cache()  # of what the part before has left
             measure(*arguments)
         except Exception as error:  # PyTorch, drivers and file systems each have their own
@@ -274,7 +274,7 @@ def storage_for(size: int) -> Path:
 
 
 def ours_on_device(h: Transformation, sets: list[RowSet]) -> list[Call]:
-    """On rows that lie on a card; in a rehearsal, on rows of the CPU."""
+    """On rows that lie on a device; in a rehearsal, on rows of the CPU."""
     if h.device == "cpu":
         return [partial(h.apply_into, rows.old.numpy(), rows.side.numpy(), rows.out.numpy()) for rows in sets]
     return [partial(h.apply_on_device, rows.old, rows.side, rows.out) for rows in sets]
@@ -301,13 +301,13 @@ def check_parity(name: str, program: Program, precision: str, rows: RowSet, call
 
 
 def describe_device(device: str) -> dict[str, Any]:
-    """Return the card and its software, as results files hold them."""
+    """Return the device and its software, as results files hold them."""
     if device == "cpu":
         return {"name": "rehearsal on the CPU"}
     status = cuda_status()
-    card = next(card for card in status.cards if card.index == torch.device(device).index)
+    used = next(each for each in status.devices if each.index == torch.device(device).index)
     return {
-        **asdict(card),
+        **asdict(used),
         "driver": status.driver,
         "cublaslt": status.cublaslt,
         "torch_cuda": torch.version.cuda,
@@ -331,16 +331,16 @@ def summary(bench: Bench, header: dict[str, Any]) -> dict[str, Any]:
 
 
 def usable_device(device: str) -> str:
-    """Return the full name of one card that both the core and PyTorch can use.
+    """Return the full name of one device that both the core and PyTorch can use.
 
     Raises:
         ClickException: it is not one, or they cannot; says why.
     """
     try:
         device = device_name(device)
-        missing = "one card is measured" if device == "cpu" or "," in device else missing_for(device)
+        missing = "one device is measured" if device == "cpu" or "," in device else missing_for(device)
         if missing is None:
-            _core.precisions(device)  # of a card that is not too old
+            _core.precisions(device)  # of a device that is not too old
     except FctError as error:
         raise click.ClickException(str(error)) from error
     if missing is None and not torch.cuda.is_available():
@@ -355,7 +355,7 @@ def usable_device(device: str) -> str:
 @click.option("--dry", is_flag=True, help="Rehearse on the CPU with tiny sizes; nothing is written.")
 @click.option("--seconds", type=float, help="Begin nothing new after this long [default: 390].")
 def main(device: str, dry: bool, seconds: float | None) -> None:
-    """Compare the transformation on a card with what the card can do, and with what a user would pick instead."""
+    """Compare the transformation on a device with what the device can do, and with what a user would pick instead."""
     device, effort = ("cpu", REHEARSAL) if dry else (usable_device(device), Effort())
     if seconds is not None:
         effort = Effort(**{**asdict(effort), "seconds": seconds})

@@ -1,4 +1,4 @@
-"""What a card can do at most: matrix products of the very shapes of a transformation, and copies."""
+"""What a device can do at most: matrix products of the very shapes of a transformation, and copies."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def matmul_ceiling(
     shapes = [step.weight.shape for step in program.steps if isinstance(step, Linear)]
     cases = []
     for rows in sizes:
-        for library in LIBRARIES if clock.on_card and precision in DTYPES else ("",):
+        for library in LIBRARIES if clock.on_device and precision in DTYPES else ("",):
             with _library(library), _tf32(precision == "tf32"):
                 calls = {str(number): [_product(clock, precision, rows, *shape)] for number, shape in enumerate(shapes)}
                 seconds = clock.alternate(calls, rounds, min_seconds)
@@ -42,7 +42,7 @@ def matmul_ceiling(
 def _product(clock: DeviceClock, precision: str, rows: int, d_out: int, d_in: int) -> Call:
     x, weight = torch.randn(rows, d_in, device=clock.device), torch.randn(d_out, d_in, device=clock.device)
     if precision in ("fp8", FAST_SUMS):
-        if not clock.on_card:
+        if not clock.on_device:
             raise NotMeasuredError("fp8: PyTorch has no such product on this device")
         a, b, scale = x.to(FP8), weight.to(FP8).t(), torch.ones((), device=clock.device)
         fast = precision == FAST_SUMS
@@ -81,9 +81,9 @@ def copy_ceilings(clock: DeviceClock, size: int, rounds: int, min_seconds: float
 
     Host memory is pinned. Within the device, bytes read and bytes written both count.
     """
-    host_in, host_out = (torch.empty(size, dtype=torch.uint8, pin_memory=clock.on_card) for _ in range(2))
+    host_in, host_out = (torch.empty(size, dtype=torch.uint8, pin_memory=clock.on_device) for _ in range(2))
     there, back, other = (torch.empty(size, dtype=torch.uint8, device=clock.device) for _ in range(3))
-    second = torch.cuda.Stream(clock.device) if clock.on_card else None
+    second = torch.cuda.Stream(clock.device) if clock.on_device else None
 
     def both() -> None:
         if second is None:  # a rehearsal: one after the other

@@ -1,4 +1,4 @@
-"""How calls are timed on a card, and on the CPU for a rehearsal: in turn, over inputs that no cache still holds."""
+"""How calls are timed on a device, and on the CPU for a rehearsal: in turn, over inputs that no cache still holds."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class RowSet:
 
 
 class DeviceClock:
-    """Times on one device; enqueued work is waited for. Makes a card PyTorch's current one, with a stream of its own.
+    """Times on one device; enqueued work is waited for. Makes a device PyTorch's current one, with a stream of its own.
 
     Args:
         device: ``cuda:N`` or ``cpu``.
     """
 
     def __init__(self, device: str) -> None:
-        self.device, self.on_card = torch.device(device), device != "cpu"
-        if self.on_card:
+        self.device, self.on_device = torch.device(device), device != "cpu"
+        if self.on_device:
             torch.cuda.set_device(self.device)
             # Not the default stream: ONNX Runtime takes that for none and computes on another one, which no event sees.
             torch.cuda.set_stream(torch.cuda.Stream(self.device))
@@ -43,19 +43,19 @@ class DeviceClock:
     @property
     def cache_bytes(self) -> int:
         """Size of the device's last cache."""
-        if not self.on_card:
+        if not self.on_device:
             return REHEARSAL_CACHE_BYTES
         return int(torch.cuda.get_device_properties(self.device).L2_cache_size)
 
     def synchronize(self) -> None:
         """Wait for all work of the device."""
-        if self.on_card:
+        if self.on_device:
             torch.cuda.synchronize(self.device)
 
     def seconds(self, calls: Sequence[Call], repeats: int) -> float:
         """Return the seconds of one call, over ``repeats`` of them, taken from ``calls`` in turn."""
         self.synchronize()
-        if not self.on_card:
+        if not self.on_device:
             start = time.perf_counter()
             for number in range(repeats):
                 calls[number % len(calls)]()

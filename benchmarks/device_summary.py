@@ -1,4 +1,4 @@
-"""What the figures of a card come to: gates, and tables for the terminal."""
+"""What the figures of a device come to: gates, and tables for the terminal."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Options:
         engine_rows: of a call, (typical, most), for TensorRT's profile; by default 4,096 and 65,536 rows, or 32 and 256
             images.
         device: where files are tried: ``auto``, ``cpu``, ``cuda:N``.
-        allow_unproven: publish files that cannot be run here (an engine without its card).
+        allow_unproven: publish files that cannot be run here (an engine without its device).
         force: replace a bundle that is there already, once the new one is complete.
         progress: told what is done next, in a few words.
     """

@@ -1,4 +1,4 @@
-"""NVIDIA cards as the core sees them: how they are named, which there are, and what is missing where there are none."""
+"""NVIDIA's devices as the core sees them: their names, which there are, and what is missing where there are none."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _CUBLASLT = "libcublasLt.so.13"
 
 
 @dataclass(frozen=True)
-class Card:
-    """A card of this machine.
+class CudaDevice:
+    """A device of this machine.
 
     Attributes:
         index: its number, N of ``cuda:N``.
         name: ``NVIDIA H200``.
         compute_capability: ``9.0``.
         memory_bytes: its memory.
-        free_bytes: how much of it nobody uses now; None if this process has not used the card yet, as asking would
+        free_bytes: how much of it nobody uses now; None if this process has not used the device yet, as asking would
             take some of it.
     """
 
@@ -40,33 +40,33 @@ class Status:
     """What the core can have of CUDA here.
 
     Attributes:
-        missing: why it has none, for people; None if there is a card it runs on.
-        cards: those it sees.
+        missing: why it has none, for people; None if there is a device it runs on.
+        devices: those it sees.
         driver, cublaslt: versions, where they are known.
     """
 
     missing: str | None
-    cards: tuple[Card, ...] = ()
+    devices: tuple[CudaDevice, ...] = ()
     driver: str | None = None
     cublaslt: str | None = None
 
 
 def cuda_status() -> Status:
-    """Ask the core which cards it can use; asked anew each time, for free memory changes."""
+    """Ask the core which devices it can use; asked anew each time, for free memory changes."""
     from fct_infer import _core
 
     _load_cublaslt()
     found: dict[str, Any] = _core.cuda_status()
-    cards = tuple(Card(**card) for card in found["devices"])
-    missing = found["missing"] or (None if cards else "this machine has no card")
-    return Status(missing, () if missing else cards, found["driver"], found["cublaslt"])
+    devices = tuple(CudaDevice(**each) for each in found["devices"])
+    missing = found["missing"] or (None if devices else "this machine has no device")
+    return Status(missing, () if missing else devices, found["driver"], found["cublaslt"])
 
 
-def card_numbers(device: str) -> tuple[int, ...]:
-    """Return the numbers of a device's cards: none of ``cpu``, 0 of ``cuda``, 0 and 1 of ``cuda:0,cuda:1``.
+def device_numbers(device: str) -> tuple[int, ...]:
+    """Return the numbers of the devices in a name: none of ``cpu``, 0 of ``cuda``, 0 and 1 of ``cuda:0,cuda:1``.
 
     Raises:
-        UsageError: it is no device, or names a card twice.
+        UsageError: it is no device, or names a device twice.
     """
     if device == "cpu":
         return ()
@@ -75,23 +75,23 @@ def card_numbers(device: str) -> tuple[int, ...]:
     if len(numbers) < len(found):
         raise UsageError(f"device {device!r} does not exist; there is auto, cpu, cuda, cuda:0, cuda:1 ...")
     if len(set(numbers)) < len(numbers):
-        raise UsageError(f"device {device!r} names a card twice")
+        raise UsageError(f"device {device!r} names a device twice")
     return numbers
 
 
 def device_name(device: str) -> str:
     """Return the one name of a device: ``cpu``, ``cuda:0``, ``cuda:0,cuda:1``."""
-    return ",".join(f"cuda:{number}" for number in card_numbers(device)) or "cpu"
+    return ",".join(f"cuda:{number}" for number in device_numbers(device)) or "cpu"
 
 
 def first_device() -> str:
-    """Return the first card that is not too old for the core, else ``cpu``."""
+    """Return the first device that is not too old for the core, else ``cpu``."""
     from fct_infer import _core
 
-    for card in cuda_status().cards:
-        device = f"cuda:{card.index}"
+    for each in cuda_status().devices:
+        device = f"cuda:{each.index}"
         with suppress(UnsupportedError):
-            with suppress(DeviceMemoryError):  # a full card is still the first one; whoever uses it meets this again
+            with suppress(DeviceMemoryError):  # a full device is still the first one; whoever uses it meets this again
                 _core.precisions(device)
             return device
     return "cpu"
@@ -99,21 +99,21 @@ def first_device() -> str:
 
 def device_text(device: str) -> str:
     """Return a device for people: ``cuda:0 (NVIDIA H200)``."""
-    numbers = card_numbers(device)
-    names = {card.index: f" ({card.name})" for card in cuda_status().cards} if numbers else {}
+    numbers = device_numbers(device)
+    names = {each.index: f" ({each.name})" for each in cuda_status().devices} if numbers else {}
     return ", ".join(f"cuda:{number}{names.get(number, '')}" for number in numbers) or "cpu"
 
 
 def missing_for(device: str) -> str | None:
     """Return why the core cannot run on a device; None if it can."""
-    numbers = card_numbers(device)
+    numbers = device_numbers(device)
     if not numbers:
         return None
     status = cuda_status()
     if status.missing:
         return status.missing
-    absent = sorted(set(numbers) - {card.index for card in status.cards})
-    return f"no card cuda:{absent[0]}; the core sees {device_list(status)}" if absent else None
+    absent = sorted(set(numbers) - {each.index for each in status.devices})
+    return f"no device cuda:{absent[0]}; the core sees {device_list(status)}" if absent else None
 
 
 def require(device: str) -> None:
@@ -128,8 +128,8 @@ def require(device: str) -> None:
 
 
 def device_list(status: Status) -> str:
-    """Return the cards for people."""
-    return ", ".join(f"cuda:{card.index} ({card.name})" for card in status.cards)
+    """Return the devices for people."""
+    return ", ".join(f"cuda:{each.index} ({each.name})" for each in status.devices)
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Rows in a card's memory, out of any array that speaks DLPack or the CUDA array interface (PyTorch, CuPy, Numba ...).
+"""Rows in a device's memory, of any array that speaks DLPack or the CUDA array interface (PyTorch, CuPy, Numba ...).
 
 Neither PyTorch nor CuPy is imported: an array of theirs brings all that is asked here.
 DLPack: https://dmlc.github.io/dlpack/latest/python_spec.html
@@ -19,7 +19,7 @@ from fct_infer.errors import ArrayError, ResourceError
 LEGACY_STREAM = 1  # the default stream, in both protocols and as a cudaStream_t
 _CUDA, _CUDA_MANAGED = 2, 13  # kinds of memory in DLPack
 _DEVICE_ORDINAL = 9  # CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL of cuda.h
-_MEMORIES = {1: "CPU memory", 3: "pinned CPU memory", 10: "an AMD card's memory"}
+_MEMORIES = {1: "CPU memory", 3: "pinned CPU memory", 10: "an AMD device's memory"}
 _KINDS = {0: "int", 1: "uint", 2: "float", 4: "bfloat", 5: "complex", 6: "bool"}
 _DTYPES = {"float32": 4, "float16": 2}
 _TYPESTRS = {"<f4": "float32", "<f2": "float16"}
@@ -32,7 +32,7 @@ class DeviceRows:
     Attributes:
         name: of the argument they came as.
         address: of the first row; 0 if there are none.
-        card: number of the card whose memory they are in; None if the array does not tell.
+        device_number: of the device whose memory they are in; None if the array does not tell.
         owner: keeps the memory alive.
     """
 
@@ -41,7 +41,7 @@ class DeviceRows:
     rows: int
     dtype: str
     size: int
-    card: int | None
+    device_number: int | None
     owner: object
 
     @property
@@ -59,8 +59,8 @@ class DeviceRows:
 
 
 @dataclass(frozen=True)
-class CardRows:
-    """A view of float32 rows (rows, width) that lie complete in a card's memory, as an array others can read."""
+class FinishedRows:
+    """A view of float32 rows (rows, width) that lie complete in a device's memory, as an array others can read."""
 
     address: int
     rows: int
@@ -77,9 +77,9 @@ class CardRows:
             "stream": None,  # nothing has to be waited for
         }
 
-    def __getitem__(self, part: slice) -> CardRows:
+    def __getitem__(self, part: slice) -> FinishedRows:
         start, stop, _ = part.indices(self.rows)
-        return CardRows(self.address + start * self.width * _DTYPES["float32"], stop - start, self.width)
+        return FinishedRows(self.address + start * self.width * _DTYPES["float32"], stop - start, self.width)
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def device_call(
     *,
     shapes: Mapping[str, tuple[int, ...]],
     width: int,
-    card: int,
+    device_number: int,
     dtypes: Collection[str] = tuple(_DTYPES),
 ) -> DeviceCall:
     """Check the arguments of one call of a model.
@@ -116,7 +116,7 @@ def device_call(
         stream: of the caller; None takes that of the first input's library.
         shapes: of one row of each input that the model has.
         width: of a row of ``out``.
-        card: number of the one that the model runs on.
+        device_number: of the one that the model runs on.
         dtypes: that it takes and makes.
 
     Raises:
@@ -137,15 +137,15 @@ def device_call(
     }
     result = _empty_rows(inputs[first], rows[first].rows, width) if out is None else out
     out_rows = device_rows("out", result, width, handle, dtypes=dtypes, written=True)
-    _check_together(list(rows.values()), out_rows, card)
+    _check_together(list(rows.values()), out_rows, device_number)
     return DeviceCall(rows, out_rows, handle, result)
 
 
-def _check_together(inputs: list[DeviceRows], out: DeviceRows, card: int) -> None:
+def _check_together(inputs: list[DeviceRows], out: DeviceRows, device_number: int) -> None:
     first = inputs[0]
     for rows in (*inputs, out):
-        if rows.card not in (None, card):
-            raise ArrayError(f"{rows.name} is on cuda:{rows.card}, the model on cuda:{card}")
+        if rows.device_number not in (None, device_number):
+            raise ArrayError(f"{rows.name} is on cuda:{rows.device_number}, the model on cuda:{device_number}")
         if rows.rows != first.rows:
             raise ArrayError(f"{rows.name} has {rows.rows} rows, {first.name} has {first.rows}")
     for rows in inputs:
@@ -173,7 +173,7 @@ def device_rows(
         written: whether they will be written to.
 
     Raises:
-        ArrayError: it is no array on a card, or its dtype, layout or shape is not as wanted.
+        ArrayError: it is no array on a device, or its dtype, layout or shape is not as wanted.
         ResourceError: the driver fails.
     """
     if hasattr(array, "__dlpack_device__"):
@@ -182,7 +182,7 @@ def device_rows(
         found = _from_cuda_array_interface(name, interface, stream, written)
     else:
         raise ArrayError(
-            f"{name} is a {_type_name(array)}, wanted an array in a card's memory, with __dlpack__ or "
+            f"{name} is a {_type_name(array)}, wanted an array in a device's memory, with __dlpack__ or "
             "__cuda_array_interface__, as those of PyTorch and CuPy"
         )
     return _checked(name, found, (row,) if isinstance(row, int) else row, dtypes)
@@ -242,7 +242,7 @@ class _Found:
     shape: tuple[int, ...]
     strides: tuple[int, ...] | None
     dtype: str
-    card: int | None
+    device_number: int | None
     owner: object
 
 
@@ -270,10 +270,10 @@ _capsule_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c
 
 def _from_dlpack(name: str, array: Any, stream: int) -> _Found:
     """Read an unversioned capsule, which is never made of a read-only array; it is not consumed, so it frees itself."""
-    memory, card = (int(value) for value in array.__dlpack_device__())
+    memory, device_number = (int(value) for value in array.__dlpack_device__())
     if memory not in (_CUDA, _CUDA_MANAGED):
-        where = _MEMORIES.get(memory, "memory that is no NVIDIA card's")
-        raise ArrayError(f"{name} is a {_type_name(array)} in {where}, wanted one in a card's memory")
+        where = _MEMORIES.get(memory, "memory that is no NVIDIA device's")
+        raise ArrayError(f"{name} is a {_type_name(array)} in {where}, wanted one in a device's memory")
     try:
         capsule = array.__dlpack__(stream=stream)
         tensor = _DlTensor.from_address(_capsule_pointer(capsule, b"dltensor"))
@@ -285,7 +285,7 @@ def _from_dlpack(name: str, array: Any, stream: int) -> _Found:
         shape=tuple(tensor.shape[: tensor.ndim]),
         strides=tuple(tensor.strides[: tensor.ndim]) if tensor.strides else None,
         dtype=dtype,
-        card=card,
+        device_number=device_number,
         owner=capsule,
     )
 
@@ -317,8 +317,8 @@ def _from_cuda_array_interface(name: str, interface: dict[str, Any], stream: int
 def _wait_for(name: str, address: int, stream: int) -> None:
     """Wait until a producer's stream has done its work: the interface names the stream, but orders nothing itself.
 
-    The default streams are those of the current context, and a thread that has not used the card has none: that of the
-    card whose memory the address is in is made current meanwhile.
+    The default streams are those of the current context, and a thread that has not used the device has none: that
+    of the device whose memory the address is in is made current meanwhile.
     """
     device, context = ctypes.c_int(), ctypes.c_void_p()
     try:
@@ -354,7 +354,7 @@ def _checked(name: str, found: _Found, row: tuple[int, ...], dtypes: Collection[
     if found.address % _DTYPES[found.dtype]:
         raise ArrayError(f"{text} at an address that does not suit its dtype, {wanted}")
     size = math.prod(found.shape) * _DTYPES[found.dtype]
-    return DeviceRows(name, found.address, found.shape[0], found.dtype, size, found.card, found.owner)
+    return DeviceRows(name, found.address, found.shape[0], found.dtype, size, found.device_number, found.owner)
 
 
 def _is_contiguous(shape: tuple[int, ...], strides: tuple[int, ...] | None) -> bool:

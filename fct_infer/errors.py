@@ -101,7 +101,7 @@ class ResourceError(FctError):
 
 
 class DeviceMemoryError(ResourceError):
-    """A card has too little free memory, or what may be used of it is too little."""
+    """A device has too little free memory, or what may be used of it is too little."""
 
 
 class OutputError(FctError):

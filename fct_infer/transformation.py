@@ -1,4 +1,4 @@
-"""How a transformation is applied: NumPy in, NumPy out, or arrays on a card."""
+"""How a transformation is applied: NumPy in, NumPy out, or arrays on a device."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fct_infer.cuda import card_numbers, device_name, require
+from fct_infer.cuda import device_name, device_numbers, require
 from fct_infer.device_arrays import device_call
 from fct_infer.errors import ArrayError, UnsupportedError, UsageError
 from fct_infer.identity import ModelId
@@ -54,23 +54,23 @@ NEEDS_RANGES = ("fp8",)  # precisions of the core whose scales come from rows of
 
 
 class Transformation:
-    """A program compiled for this CPU or for NVIDIA cards: NumPy in, NumPy out, safe to call from many threads at once.
+    """A program compiled for this CPU or for devices (CUDA): NumPy in, NumPy out, safe to call from many threads.
 
     What other runtimes compute is a :class:`fct_infer.backends.loading.RunnerTransformation`, with the same call.
 
     A row's result depends on nothing but the row itself: block size, thread count and neighbours do not change a
-    byte on one device. Between a CPU and a card, between cards of different models, and between CPUs with different
+    byte on one device. Between a CPU and a device, between devices of different models, and between CPUs with different
     instruction sets the last bits may differ.
 
     Args:
         program: what to compute.
-        precision: ``fp32``; ``bf16`` (bfloat16 products, float32 sums) where the CPU has it natively; on cards also
+        precision: ``fp32``; ``bf16`` (bfloat16 products, float32 sums) where the CPU has it natively; on devices also
             ``tf32``, ``fp16`` and, from compute capability 8.9 on, ``fp8``. ``auto`` is the fastest that proves itself
             on rows: the transformation can be upgraded with, which takes rows of the gallery, or handed to
             :func:`fct_infer.choose_precision`, but not called.
         threads: CPU threads a call may use; by default all this process may run on.
-        device: ``cpu``, ``cuda`` (the first card), ``cuda:N``, or several: ``cuda:0,cuda:1`` share the rows of a call.
-        device_memory: most bytes of each card's memory to use; 0 leaves it to the core.
+        device: ``cpu``, ``cuda`` (the first device), ``cuda:N``, or several: ``cuda:0,cuda:1`` share a call's rows.
+        device_memory: most bytes of each device's memory to use; 0 leaves it to the core.
         ranges: for ``fp8``, of each of :attr:`Program.linear_inputs` the largest absolute value that counts, as
             :func:`fct_infer.reference.largest_values` finds it; larger ones are cut. Without them the transformation
             can be upgraded with, which measures them on the gallery, but not called.
@@ -87,15 +87,15 @@ class Transformation:
         source: the file or bundle it was loaded from; None if it was made otherwise.
         assignment: which input of a bare file was taken for which, for people; a bundle's are old and side anyway.
         old_model, new_model: whose vectors it takes, and makes; None where that is not known.
-        no_card: why it runs on the CPU although ``auto`` found a card; None if that is not so.
+        no_device: why it runs on the CPU although ``auto`` found a device; None if that is not so.
         old_dim, side_dim, new_dim: width of the old embedding, of the side-information (0 if it takes none) and of the
             new embedding.
 
     Raises:
         UnsupportedError: the precision is unknown or not native on the device, or there is no such device; then the
-            message says what is missing: a card, its driver, a library.
+            message says what is missing: a device, its driver, a library.
         UsageError: the device is no device, or ranges are missing or no positive numbers.
-        DeviceMemoryError: a card has too little free memory, or ``device_memory`` is too little.
+        DeviceMemoryError: a device has too little free memory, or ``device_memory`` is too little.
     """
 
     backend = "core"
@@ -103,7 +103,7 @@ class Transformation:
     ranges: dict[str, float] | None = None
     device_memory = 0
     assignment: str | None = None
-    no_card: str | None = None
+    no_device: str | None = None
     choice: str | None = None
     source: Path | None = None
     old_model: ModelId | None = None
@@ -159,15 +159,15 @@ class Transformation:
 
     def _said(self) -> dict[str, Any]:
         """Return what is known of it that does not change what it computes."""
-        return {name: getattr(self, name) for name in ("no_card", "source", "old_model", "new_model")}
+        return {name: getattr(self, name) for name in ("no_device", "source", "old_model", "new_model")}
 
     @property
     def native_precisions(self) -> tuple[str, ...]:
         """What the device computes in natively, slowest first."""
         from fct_infer import _core
 
-        cards = card_numbers(self.device)
-        return tuple(_core.precisions(f"cuda:{cards[0]}") if cards else _core.precisions())
+        devices = device_numbers(self.device)
+        return tuple(_core.precisions(f"cuda:{devices[0]}") if devices else _core.precisions())
 
     def in_precision(self, precision: str, choice: str | None = None) -> Transformation:
         """Return the same transformation in another precision, and why; see :class:`Transformation`."""
@@ -231,10 +231,10 @@ class Transformation:
         self.executable.run(old, side, out, self.threads)
 
     def apply_on_device(self, old: Any, side: Any = None, out: Any = None, stream: Any = None) -> Any:
-        """Transform rows that are in a card's memory into rows in its memory: no copy, and no wait for the result.
+        """Transform rows that are in a device's memory into rows in its memory: no copy, and no wait for the result.
 
         ``old`` (n, old_dim), ``side`` (n, side_dim) and ``out`` (n, new_dim) are arrays with ``__dlpack__`` or
-        ``__cuda_array_interface__``, as those of PyTorch and CuPy, float32 or float16, C-contiguous, on the card that
+        ``__cuda_array_interface__``, as those of PyTorch and CuPy, float32 or float16, C-contiguous, on the device that
         the transformation runs on.
         As nobody waits to be told, a row that holds NaN or infinity, or whose result does, comes out as a row of NaN.
 
@@ -251,17 +251,17 @@ class Transformation:
 
         Raises:
             ArrayError: wrong dtype, layout, shape or device, naming the argument.
-            UnsupportedError: the transformation does not run on one card, or the stream is being captured into a CUDA
+            UnsupportedError: the transformation does not run on one device, or the stream is being captured into a CUDA
                 graph.
         """
-        cards = card_numbers(self.device)
-        if len(cards) != 1:
+        devices = device_numbers(self.device)
+        if len(devices) != 1:
             raise UnsupportedError(
-                f"arrays on a card are transformed on that card; this one runs in {self.backend} on {self.device}"
+                f"arrays on a device are transformed on that device; this one runs in {self.backend} on {self.device}"
             )
         shapes = {"old": (self.old_dim,)} | ({"side": (self.side_dim,)} if self.side_dim else {})
         inputs = {"old": old, "side": side}
-        call = device_call(inputs, out, stream, shapes=shapes, width=self.new_dim, card=cards[0])
+        call = device_call(inputs, out, stream, shapes=shapes, width=self.new_dim, device_number=devices[0])
         if call.out.rows:
             self.executable.run_on_device(*call.arguments())
         return call.result

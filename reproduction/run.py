@@ -31,14 +31,14 @@ def main() -> int:
         "--device", default="cpu", choices=["cpu", "cuda"], help="where to train [cpu]; cuda: a larger experiment"
     )
     parser.add_argument("--work", type=Path, help="folder of the runs [reproduction/work/DEVICE]")
-    parser.add_argument("--page", type=Path, help="[docs/reproduction.md, on a card docs/reproduction-cuda.md]")
+    parser.add_argument("--page", type=Path, help="[docs/reproduction.md, on a device docs/reproduction-cuda.md]")
     options = parser.parse_args()
-    on_card = options.device == "cuda"
-    page = options.page or Path("docs/reproduction-cuda.md" if on_card else "docs/reproduction.md")
+    on_device = options.device == "cuda"
+    page = options.page or Path("docs/reproduction-cuda.md" if on_device else "docs/reproduction.md")
     work = options.work or Path("reproduction/work") / options.device
-    cores, scale = len(os.sched_getaffinity(0)), LARGE if on_card else SMALL
+    cores, scale = len(os.sched_getaffinity(0)), LARGE if on_device else SMALL
     seeds = [Runs(work / str(seed), seed, scale, options.device) for seed in range(options.seeds)]
-    workers, threads = (2, cores // 2 or 1) if on_card else (cores, 1)
+    workers, threads = (2, cores // 2 or 1) if on_device else (cores, 1)
     try:
         jobs = _jobs(seeds)
         run_jobs(jobs, workers, threads, _Report(len(jobs)))
@@ -46,7 +46,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     found = [json.loads(_figures(runs).read_text()) for runs in seeds]
-    device = torch.cuda.get_device_name() if on_card else f"{cores} CPU cores"
+    device = torch.cuda.get_device_name() if on_device else f"{cores} CPU cores"
     write_page(page, found, CLASSES * scale.test_images, f"{device}, PyTorch {torch.__version__}, {platform.machine()}")
     print(page.read_text())
     return 0

@@ -4,7 +4,7 @@ from contextlib import suppress
 
 import pytest
 
-with suppress(ImportError):  # tests on a simulated card do without it
+with suppress(ImportError):  # tests on a simulated device do without it
     from hypothesis import settings
 
     settings.register_profile("any-machine", deadline=None)

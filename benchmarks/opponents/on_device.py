@@ -1,4 +1,4 @@
-"""What a user would pick for rows that lie on a card already.
+"""What a user would pick for rows that lie on a device already.
 
 Each is a function (program, precision, sets) -> calls, one for each set of rows. A call returns the result, or fills
 the set's ``out`` where the runtime can write there. NotMeasuredError says why one cannot run.
@@ -49,7 +49,7 @@ def eager(program: Program, precision: str, sets: Sequence[RowSet]) -> list[Call
 def compiled(program: Program, precision: str, sets: Sequence[RowSet]) -> list[Call]:
     """torch.compile, tuned as far as it goes."""
     if not sets[0].old.is_cuda:
-        raise NotMeasuredError("torch.compile: max-autotune is for cards")
+        raise NotMeasuredError("torch.compile: max-autotune is for devices")
     torch._dynamo.reset()
     # Without graphs of its own: those would copy every input to where they were captured.
     module = torch.compile(
@@ -66,7 +66,7 @@ def compiled(program: Program, precision: str, sets: Sequence[RowSet]) -> list[C
 def graphs(program: Program, precision: str, sets: Sequence[RowSet]) -> list[Call]:
     """CUDA graphs of PyTorch, one for each set of rows, all in one pool of memory."""
     if not sets[0].old.is_cuda:
-        raise NotMeasuredError("CUDA graphs: need a card")
+        raise NotMeasuredError("CUDA graphs: need a device")
     module = module_of(program, precision, sets[0].old.device)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -94,17 +94,17 @@ def onnx_runtime(program: Program, precision: str, sets: Sequence[RowSet]) -> li
     """ONNX Runtime, inputs and outputs bound to where the rows lie, on PyTorch's stream."""
     import onnxruntime
 
-    on_card = sets[0].old.is_cuda
-    provider = "CUDAExecutionProvider" if on_card else "CPUExecutionProvider"
+    on_device = sets[0].old.is_cuda
+    provider = "CUDAExecutionProvider" if on_device else "CPUExecutionProvider"
     if provider not in onnxruntime.get_available_providers():
         raise NotMeasuredError("ONNX Runtime: the one installed is built without CUDA; onnxruntime-gpu has it")
-    stream = torch.cuda.current_stream().cuda_stream if on_card else 0
-    options = {"use_tf32": int(precision == "tf32"), "user_compute_stream": str(stream)} if on_card else {}
+    stream = torch.cuda.current_stream().cuda_stream if on_device else 0
+    options = {"use_tf32": int(precision == "tf32"), "user_compute_stream": str(stream)} if on_device else {}
     session = onnxruntime.InferenceSession(_graph(program, precision), providers=[(provider, options)])
-    if session.get_providers()[0] != provider:  # it goes on without the card, and without a word
-        raise NotMeasuredError("ONNX Runtime: cannot use the card")
+    if session.get_providers()[0] != provider:  # it goes on without the device, and without a word
+        raise NotMeasuredError("ONNX Runtime: cannot use the device")
     run = onnxruntime.RunOptions()
-    if on_card:
+    if on_device:
         run.add_run_config_entry("disable_synchronize_execution_providers", "1")
     place, number = sets[0].old.device.type, sets[0].old.device.index or 0
     calls: list[Call] = []
@@ -122,7 +122,7 @@ def onnx_runtime(program: Program, precision: str, sets: Sequence[RowSet]) -> li
 def tensorrt(program: Program, precision: str, sets: Sequence[RowSet]) -> list[Call]:
     """TensorRT, an engine tuned for just so many rows."""
     if not sets[0].old.is_cuda:
-        raise NotMeasuredError("TensorRT: needs a card")
+        raise NotMeasuredError("TensorRT: needs a device")
     try:
         import tensorrt as trt
     except ImportError as error:

@@ -18,7 +18,7 @@ constexpr std::string_view kCuda = "cuda";
               "device is " + device + ", wanted cpu, cuda, cuda:N or several like cuda:0,cuda:1");
 }
 
-int card_number(std::string_view name, const std::string& device) {
+int device_number(std::string_view name, const std::string& device) {
   if (name == kCuda) return 0;
   if (!name.starts_with("cuda:")) fail(device);
   name.remove_prefix(kCuda.size() + 1);
@@ -37,7 +37,7 @@ std::unique_ptr<Engine> make_engine(const std::string& device, std::size_t devic
   options.device_memory = device_memory;
   std::istringstream names(device);
   for (std::string name; std::getline(names, name, ',');) {
-    const int number = card_number(name, device);
+    const int number = device_number(name, device);
     if (std::count(options.devices.begin(), options.devices.end(), number) > 0) fail(device);
     options.devices.push_back(number);
   }

@@ -9,7 +9,7 @@
 
 namespace fct::bindings {
 
-// `device_memory`: bytes on each card; 0: most of what is free. Throws Error(kUnsupported) if there is no
+// `device_memory`: bytes on each device; 0: most of what is free. Throws Error(kUnsupported) if there is no
 // such device.
 std::unique_ptr<Engine> make_engine(const std::string& device, std::size_t device_memory);
 

@@ -41,11 +41,11 @@ std::unique_ptr<Executable> compile(const py::object& program, const std::string
   return make_engine(device, device_memory)->compile(named.program, wanted, known);
 }
 
-py::dict describe(const CudaDeviceInfo& card) {
+py::dict describe(const CudaDeviceInfo& device) {
   using namespace py::literals;
-  const std::string capability = std::to_string(card.major) + "." + std::to_string(card.minor);
-  return py::dict("index"_a = card.index, "name"_a = card.name, "compute_capability"_a = capability,
-                  "memory_bytes"_a = card.memory_bytes, "free_bytes"_a = card.free_bytes);
+  const std::string capability = std::to_string(device.major) + "." + std::to_string(device.minor);
+  return py::dict("index"_a = device.index, "name"_a = device.name, "compute_capability"_a = capability,
+                  "memory_bytes"_a = device.memory_bytes, "free_bytes"_a = device.free_bytes);
 }
 
 py::dict status() {
@@ -56,10 +56,10 @@ py::dict status() {
   auto text = [](const std::string& value) {
     return value.empty() ? py::object(py::none()) : py::str(value);
   };
-  py::list cards;
-  for (const CudaDeviceInfo& card : found.devices) cards.append(describe(card));
+  py::list devices;
+  for (const CudaDeviceInfo& device : found.devices) devices.append(describe(device));
   using namespace py::literals;
-  return py::dict("built"_a = found.built, "missing"_a = text(found.missing), "devices"_a = cards,
+  return py::dict("built"_a = found.built, "missing"_a = text(found.missing), "devices"_a = devices,
                   "driver"_a = text(found.driver), "cublaslt"_a = text(found.cublaslt));
 }
 
@@ -69,7 +69,7 @@ void run_on_device(const Executable& executable, std::uintptr_t old, const std::
   const auto* on_device = dynamic_cast<const DeviceExecutable*>(&executable);
   if (on_device == nullptr)
     throw Error(ErrorKind::kUnsupported,
-                "rows in device memory need an executable of one card, not of " + executable.device());
+                "rows in device memory need an executable of one device, not of " + executable.device());
   if ((side != 0) != (executable.side_dim() > 0))
     throw Error(ErrorKind::kArray, side != 0 ? "side was given, but this transformation has no second input"
                                              : "side is missing: this transformation has two inputs");
@@ -130,8 +130,8 @@ void register_executable(py::module_& m) {
         "Precisions the device runs natively, slowest first.");
   m.def("cpu_instruction_set", &cpu_instruction_set,
         "What linear layers are computed with on the CPU, as ONEDNN_MAX_CPU_ISA spells it: AVX2.");
-  m.def("cuda_status", &status, "Which cards can be used, or what is missing; never raises.");
-  py::class_<Executable>(m, "Executable", "A program compiled for one device, or for several cards.")
+  m.def("cuda_status", &status, "Which devices can be used, or what is missing; never raises.");
+  py::class_<Executable>(m, "Executable", "A program compiled for one device, or for several devices.")
       .def(py::init(&compile), py::arg("program"), py::arg("precision"), py::kw_only(),
            py::arg("device") = "cpu", py::arg("device_memory") = 0, py::arg("ranges") = py::none())
       .def_static(

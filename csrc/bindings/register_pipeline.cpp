@@ -104,8 +104,8 @@ void register_pipeline(py::module_& m) {
       py::arg("index").none(true), py::arg("block_rows"), py::arg("threads"), py::arg("old_dtype"),
       py::arg("side_dtype"), py::arg("out_dtype"), py::arg("side_is_old"), py::arg("keep_on_device") = "none",
       "Stream blocks through read -> transform -> write + index; returns seconds at work by stage. index is "
-      "also told where on the card the block's results lie, as float32, if keep_on_device is rows or "
-      "normalized and the card has memory for them, else 0.");
+      "also told where on the device the block's results lie, as float32, if keep_on_device is rows or "
+      "normalized and the device has memory for them, else 0.");
 }
 
 }  // namespace fct::bindings

@@ -12,7 +12,7 @@ namespace {
 constexpr std::int64_t kProbeRows = 1000;  // of different content; no divisor of any block
 constexpr float kSmallestProbe = 1e-6f;    // largest value of such rows
 constexpr std::int64_t kTimedBlocks = 4;   // of the largest size, and as many rows of the others
-constexpr int kRounds = 6;              // sizes take turns, so that a card waking up slows down each of them
+constexpr int kRounds = 6;  // sizes take turns, so that a device waking up slows down each of them
 constexpr double kTimingSeconds = 0.1;  // no round begins later
 
 std::size_t count_of(std::int64_t rows, int width) { return static_cast<std::size_t>(rows * width); }

@@ -1,4 +1,5 @@
-// Copies between ordinary and pinned memory by several threads: one alone is slower than the bus to the card.
+// Copies between ordinary and pinned memory by several threads: one alone is slower than the bus to the
+// device.
 #pragma once
 
 #include <condition_variable>

@@ -53,7 +53,7 @@ Platform& platform() {
   return loaded;
 }
 
-int count_cards() {
+int count_devices() {
   const int count = platform().count();
   if (count == 0) fail("no CUDA device was found");
   return count;
@@ -62,7 +62,7 @@ int count_cards() {
 }  // namespace
 
 std::unique_ptr<Engine> make_cuda_engine(const CudaOptions& options) {
-  const int count = count_cards();
+  const int count = count_devices();
   std::vector<cuda::SharedDevice> devices;
   for (int index : options.devices) {
     if (index < 0 || index >= count)
@@ -78,7 +78,7 @@ CudaStatus cuda_status() noexcept {
     status.built = is_built();
     status.driver = platform().driver_version();
     status.cublaslt = platform().cublaslt_version();
-    count_cards();
+    count_devices();
     status.devices = platform().devices();
   } catch (const std::exception& error) {
     status.missing = error.what();

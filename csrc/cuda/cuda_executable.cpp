@@ -1,15 +1,17 @@
-// Note [Same bytes], on a card
+// Note [Same bytes], on a device
 // As on the CPU (cpu_executable.cpp), rows are computed in blocks of a few fixed sizes, the last one padded
 // with zeros. Matrix kernels may sum in another order in another block or at another place within one. So the
 // kernel of a layer is chosen for one fixed number of rows and used for every block size that it can do, and
 // random rows are run through each size when a program is compiled: a size is kept only if it gives each row
 // the same bytes wherever the row lies, and the bytes that the largest such size gives. If no size does, the
-// next best kernels are tried. What is promised holds for one model of card and one version of the libraries.
+// next best kernels are tried. What is promised holds for one model of device and one version of the
+// libraries.
 //
 // Note [Block size]
-// Which block is fastest depends on the card's cache and the program's widths: a small one's rows stay in the
-// cache from layer to layer, a large one fills the card. So sizes that may be the largest are timed when a
-// program is compiled. A stopwatch may choose differently the next time: all of them give the same bytes.
+// Which block is fastest depends on the device's cache and the program's widths: a small one's rows stay in
+// the cache from layer to layer, a large one fills the device. So sizes that may be the largest are timed
+// when a program is compiled. A stopwatch may choose differently the next time: all of them give the same
+// bytes.
 //
 // Note [Lane size]
 // A lane of the ring holds as many rows as the largest block that memory allows, whatever block is the
@@ -25,8 +27,8 @@
 namespace fct::cuda {
 namespace {
 
-constexpr std::int64_t kLargestBlock = 32768;  // rows, a lane's too; more gain nothing: kernels fill the card
-constexpr std::int64_t kSmallestTimed = 4096;  // fewer rows do not fill a card
+constexpr std::int64_t kLargestBlock = 32768;  // rows, a lane's too; more gain nothing
+constexpr std::int64_t kSmallestTimed = 4096;  // fewer rows do not fill a device
 constexpr std::int64_t kSmallestBlock = 128;
 constexpr std::int64_t kBlockStep = 2;  // from one size to the next
 constexpr double kAsFast = 0.97;        // of the fastest block's speed; the larger one needs fewer launches

@@ -12,7 +12,7 @@
 
 namespace fct::cuda {
 
-// A program on one card.
+// A program on one device.
 class CudaExecutable : public DeviceExecutable {
  public:
   // `device_memory`: bytes to stay within; 0: most of what is free. Throws OutOfDeviceMemory if that is not

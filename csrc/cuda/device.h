@@ -1,4 +1,4 @@
-// The seam between scheduling and the card: memory, streams, events, graphs and a few operations on rows.
+// The seam between scheduling and the device: memory, streams, events, graphs and a few operations on rows.
 // Above it nothing includes a CUDA header; the tests put a device of their own behind it.
 #pragma once
 

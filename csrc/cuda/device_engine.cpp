@@ -8,25 +8,25 @@
 namespace fct::cuda {
 namespace {
 
-int capability(const CudaDeviceInfo& card) { return 10 * card.major + card.minor; }
+int capability(const CudaDeviceInfo& device) { return 10 * device.major + device.minor; }
 
 constexpr int kOldest = 80;  // what kernels are compiled for; has tf32, fp16 and bf16
 constexpr int kOldestFloat8 = 89;
 
-std::string describe(const CudaDeviceInfo& card) {
-  return "cuda:" + std::to_string(card.index) + " (" + card.name + ", compute capability " +
-         std::to_string(card.major) + "." + std::to_string(card.minor) + ")";
+std::string describe(const CudaDeviceInfo& device) {
+  return "cuda:" + std::to_string(device.index) + " (" + device.name + ", compute capability " +
+         std::to_string(device.major) + "." + std::to_string(device.minor) + ")";
 }
 
 void check(const std::vector<SharedDevice>& devices) {
   if (devices.empty()) throw Error(ErrorKind::kUnsupported, "no CUDA device was named");
   const CudaDeviceInfo first = devices.front()->info();
   for (const SharedDevice& device : devices) {
-    const CudaDeviceInfo card = device->info();
-    if (capability(card) < kOldest)
-      throw Error(ErrorKind::kUnsupported, describe(card) + " is too old: 8.0 or newer is needed");
-    if (card.name != first.name)
-      throw Error(ErrorKind::kUnsupported, describe(first) + " and " + describe(card) +
+    const CudaDeviceInfo info = device->info();
+    if (capability(info) < kOldest)
+      throw Error(ErrorKind::kUnsupported, describe(info) + " is too old: 8.0 or newer is needed");
+    if (info.name != first.name)
+      throw Error(ErrorKind::kUnsupported, describe(first) + " and " + describe(info) +
                                                " cannot work on one gallery: their results differ in the "
                                                "last bits");
   }

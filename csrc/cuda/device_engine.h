@@ -10,7 +10,7 @@
 namespace fct::cuda {
 
 // Throws Error(kUnsupported) if there is no device, one is too old, or they are of different models, because
-// a row would then have other bytes on another card.
+// a row would then have other bytes on another device.
 std::unique_ptr<Engine> make_device_engine(std::vector<SharedDevice> devices, std::size_t device_memory);
 
 }  // namespace fct::cuda

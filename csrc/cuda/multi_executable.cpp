@@ -9,7 +9,7 @@
 namespace fct::cuda {
 namespace {
 
-// A stretch of the rows on one card.
+// A stretch of the rows on one device.
 struct Share {
   std::int64_t first_row = 0, rows = 0;
   std::unique_ptr<PendingRun> run{};
@@ -68,7 +68,7 @@ std::unique_ptr<PendingRun> MultiExecutable::start(InputRows old, InputRows side
     const std::int64_t first = rows * i / count;
     shares.push_back({first, rows * (i + 1) / count - first});
   }
-  // On threads of their own: starting waits for free lanes of the card.
+  // On threads of their own: starting waits for free lanes of the device.
   auto start_share = [&](std::size_t i) {
     Share& share = shares[i];
     try {
@@ -103,7 +103,7 @@ std::size_t MultiExecutable::device_bytes() const {
 }
 
 std::string MultiExecutable::description() const {
-  std::string text = std::to_string(executables_.size()) + " cards";
+  std::string text = std::to_string(executables_.size()) + " devices";
   for (const auto& executable : executables_) text += "; " + executable->description();
   return text;
 }

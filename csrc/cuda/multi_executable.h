@@ -1,4 +1,4 @@
-// Several cards of one model: each call's rows are shared out among them, in order.
+// Several devices of one model: each call's rows are shared out among them, in order.
 #pragma once
 
 #include <memory>

@@ -96,7 +96,7 @@ void Ring::start_lane(Job& job, std::int64_t first_row, const std::vector<std::s
   device_->record(lane.copied_in.get(), in_.get());
 
   device_->wait(compute_.get(), lane.copied_in.get());
-  // Not before the copies: a fill is a kernel, and may have to wait for one that takes the whole card.
+  // Not before the copies: a fill is a kernel, and may have to wait for one that takes the whole device.
   device_->fill(rows.first_bad, kNoBadRowByte, counter_bytes(), compute_.get());
   lane.blocks = program_->enqueue_blocks(sizes, rows, compute_.get());
   if (job.kept.data != nullptr) keep(job, lane);

@@ -67,8 +67,8 @@ class Engine:
 
     Attributes:
         version: of TensorRT; an engine runs under the version that built it.
-        gpu: name of the card it is for; ``any`` if it is compiled for the card when it is loaded.
-        compute_capability: of the card, such as ``9.0``, or of all it may run on: ``8.0,8.9,12.0``.
+        gpu: name of the device it is for; ``any`` if it is compiled for the device when it is loaded.
+        compute_capability: of the device, such as ``9.0``, or of all it may run on: ``8.0,8.9,12.0``.
         rows: of a batch (fewest, typical, most): the profile it is tuned for; larger calls are cut.
     """
 

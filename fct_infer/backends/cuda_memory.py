@@ -15,7 +15,7 @@ from fct_infer.transformation import Float32Array
 
 @dataclass(frozen=True)
 class Gpu:
-    """A card: its name, ``NVIDIA H200``, and its compute capability, ``9.0``."""
+    """A device: its name, ``NVIDIA H200``, and its compute capability, ``9.0``."""
 
     name: str
     compute_capability: str
@@ -28,7 +28,7 @@ class DeviceMemory(ABC):
 
     Attributes:
         index: number of the device.
-        gpu: which card it is.
+        gpu: which device it is.
     """
 
     index: int
@@ -92,7 +92,7 @@ class CudaMemory(DeviceMemory):
             raise UnsupportedError(str(error)) from error
         if not 0 <= index < count:
             raise UnsupportedError(f"cuda:{index}: no such device; this machine has {count}")
-        properties = self._call("read the card's properties", "cudaGetDeviceProperties", index)
+        properties = self._call("read the device's properties", "cudaGetDeviceProperties", index)
         name = properties.name.decode(errors="replace").rstrip("\0")
         self.gpu = Gpu(name, f"{properties.major}.{properties.minor}")
 
@@ -148,7 +148,7 @@ class CudaMemory(DeviceMemory):
 
 
 def current_gpu(index: int = 0) -> Gpu | None:
-    """Return which card a CUDA device is; None without a driver, the device or ``cuda-bindings``."""
+    """Return which device a CUDA device is; None without a driver, the device or ``cuda-bindings``."""
     try:
         return CudaMemory(index).gpu
     except FctError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fct_infer.cuda import card_numbers
+from fct_infer.cuda import device_numbers
 from fct_infer.errors import UsageError
 
 
@@ -12,7 +12,7 @@ def cuda_index(device: str) -> int | None:
     Raises:
         UsageError: anything else.
     """
-    cards = card_numbers(device)
-    if len(cards) > 1:
-        raise UsageError(f"device {device!r}: several cards at once are for the core only")
-    return cards[0] if cards else None
+    devices = device_numbers(device)
+    if len(devices) > 1:
+        raise UsageError(f"device {device!r}: several devices at once are for the core only")
+    return devices[0] if devices else None

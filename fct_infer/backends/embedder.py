@@ -83,7 +83,7 @@ class Embedder:
         return embeddings
 
     def embed_on_device(self, images: Any, out: Any = None, stream: Any = None) -> Any:
-        """Embed images that are in a card's memory into its memory, without a copy.
+        """Embed images that are in a device's memory into its memory, without a copy.
 
         Nothing looks for images that are not finite: what comes of one is up to the runtime. ONNX Runtime waits for the
         stream before it starts and for the result before it returns; PyTorch and TensorRT wait for neither. TensorRT
@@ -91,7 +91,7 @@ class Embedder:
 
         Args:
             images: (n, \\*image_shape) float32, C-contiguous, preprocessed, with ``__dlpack__`` or
-                ``__cuda_array_interface__``, as those of PyTorch and CuPy, on the card that the model runs on.
+                ``__cuda_array_interface__``, as those of PyTorch and CuPy, on the device that the model runs on.
             out: likewise, (n, embedding_dim), what to fill; without it one of the library that ``images`` came from.
             stream: a ``cudaStream_t`` as an integer, or an object with ``__cuda_stream__``, with which the work is
                 ordered; by default the one that ``images``' library is using now. Memory must live until it has passed.

@@ -59,10 +59,10 @@ def load_transformation(
         backend: ``auto`` takes the core if a program can hold the transformation and the core runs on the device, else
             ONNX Runtime, else (if ``trust``) whatever there is.
         device: ``cpu``; ``cuda``, ``cuda:N``, or for the core several: ``cuda:0,cuda:1``; never another one than asked
-            for. ``auto`` is the first card if the backend can use one and it has the memory, else the CPU; ``device``
-            and ``no_card`` of the result say so.
-        device_memory: most bytes of each card's memory that the core may use; 0 leaves it to the core.
-        normalize: L2-normalise the results. On a card that takes half the memory of doing so afterwards, with
+            for. ``auto`` is the first device if the backend can use one and it has the memory, else the CPU; ``device``
+            and ``no_device`` of the result say so.
+        device_memory: most bytes of each device's memory that the core may use; 0 leaves it to the core.
+        normalize: L2-normalise the results. On a device that takes half the memory of doing so afterwards, with
             :meth:`~fct_infer.transformation.Transformation.normalized`.
         trust: TorchScript, torch.export archives and TensorRT engines are code; they are refused unless this is set.
 
@@ -70,7 +70,7 @@ def load_transformation(
         ArtifactError: the file is malformed, damaged, or holds something else than a transformation.
         UnsupportedError: the backend, the device or the precision does not exist here.
         UsageError: it is code and ``trust`` is not set.
-        DeviceMemoryError: a card that was asked for has too little free memory, or ``device_memory`` is too little.
+        DeviceMemoryError: a device that was asked for has too little free memory, or ``device_memory`` is too little.
     """
     _check_choices(backend, precision)
     path = path_of(path)
@@ -136,7 +136,7 @@ def _models(bundle: Bundle | None) -> tuple[ModelId | None, ModelId | None]:
 def _on_core(
     program: Program, precision: str, threads: int | None, device: str, device_memory: int, *, is_asked_for: bool
 ) -> Transformation:
-    """Compile for the device, or for the CPU if that is a card without enough memory that nobody asked for."""
+    """Compile for the device, or for the CPU if that is a device without enough memory that nobody asked for."""
     try:
         if precision == "auto":  # whatever is chosen later takes no more than this
             return Transformation(program, "fp32", threads, device, device_memory).in_precision("auto")
@@ -146,9 +146,9 @@ def _on_core(
             raise
         try:
             h = Transformation(program, precision, threads, device_memory=device_memory)
-        except UnsupportedError:  # a precision that only the card has
+        except UnsupportedError:  # a precision that only the device has
             raise full from None
-        h.no_card = f"{device} has too little memory: {full}"
+        h.no_device = f"{device} has too little memory: {full}"
         return h
 
 
@@ -256,7 +256,7 @@ def open_runner(
 
         index = cuda_index("cuda" if device == "auto" else device)
         if index is None:
-            raise UnsupportedError(f"device {device}: TensorRT runs on CUDA cards only")
+            raise UnsupportedError(f"device {device}: TensorRT runs on CUDA devices only")
         data = read_file(path, MAX_ENGINE_BYTES)
         return TensorRTRunner(import_tensorrt(file.target), data, interface, device=index, engine=file.engine)
     raise UnsupportedError(f"{path}: files for {file.target!r} are run by the core only")

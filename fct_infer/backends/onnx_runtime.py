@@ -1,4 +1,4 @@
-"""ONNX Runtime, on the CPU or a CUDA card; never silently on another device than asked for."""
+"""ONNX Runtime, on the CPU or a CUDA device; never silently on another device than asked for."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fct_infer.errors import ArtifactError, UnsupportedError, import_error
 from fct_infer.transformation import Float32Array
 
 _CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-_DEVICE_TYPE = "cuda"  # of memory on a card
+_DEVICE_TYPE = "cuda"  # of memory on a device
 _TRIED_ROWS = 2
 TRIAL_BYTES = GIBIBYTE  # for what a model computes of two rows, beside its weights
 TRIAL_SECONDS = 15.0
@@ -40,7 +40,7 @@ class OnnxRuntimeRunner(Runner):
         path: the file, weights in files beside it included; inputs and output may have any names, rows may be (n, d)
             or (n, d, 1, 1).
         precision: of the file; what the runtime lacks on the device is refused.
-        device: ``auto`` is the first CUDA card if the runtime can use one, else the CPU.
+        device: ``auto`` is the first CUDA device if the runtime can use one, else the CPU.
         threads: CPU threads of one call; None leaves it to the runtime.
         old_first: its inputs in the order old, side, where their names do not tell.
         self_contained: refuse weights in other files.
@@ -107,20 +107,24 @@ class OnnxRuntimeRunner(Runner):
         return np.ascontiguousarray(output.reshape(len(output), -1), np.float32)
 
     def run_on_device(self, batch: DeviceBatch, out: DeviceRows, stream: int) -> None:
-        """Compute one batch on the card; see :meth:`Runner.run_on_device`. The result is there when it returns.
+        """Compute one batch on the device; see :meth:`Runner.run_on_device`. The result is there when it returns.
 
         A session computes on streams of its own, and a call ends by waiting for them unless it is told not to. So all
         that is left to do is to wait for the caller's stream.
         """
-        card = self.card
+        device_number = self.device_number
         if self._output_dtype != np.float32:
-            raise UnsupportedError(f"this model makes {self._output_dtype}; on a card ONNX Runtime fills float32 only")
+            raise UnsupportedError(
+                f"this model makes {self._output_dtype}; ONNX Runtime fills only float32 on a device"
+            )
         binding = self._session.io_binding()
         for name, each in self._inputs.items():
             shape = (out.rows, *each.shape)
-            binding.bind_input(each.name, _DEVICE_TYPE, card, np.float32, shape, batch[name].address)
+            binding.bind_input(each.name, _DEVICE_TYPE, device_number, np.float32, shape, batch[name].address)
         (output,) = self._session.get_outputs()
-        binding.bind_output(output.name, _DEVICE_TYPE, card, np.float32, (out.rows, *self._output_row), out.address)
+        binding.bind_output(
+            output.name, _DEVICE_TYPE, device_number, np.float32, (out.rows, *self._output_row), out.address
+        )
         with self._memory.current():
             self._memory.synchronize(stream)
         with foreign_code(f"{self.runtime}: does not run on a batch of {out.rows} rows"):
@@ -128,7 +132,7 @@ class OnnxRuntimeRunner(Runner):
 
     @functools.cached_property
     def _memory(self) -> DeviceMemory:
-        return CudaMemory(self.card)
+        return CudaMemory(self.device_number)
 
 
 def _try_out(

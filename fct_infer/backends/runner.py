@@ -72,21 +72,21 @@ class Runner(ABC):
         """
 
     @property
-    def card(self) -> int:
-        """Number of the card that it computes on.
+    def device_number(self) -> int:
+        """Number of the device that it computes on.
 
         Raises:
             UnsupportedError: it computes on the CPU.
         """
-        card = cuda_index(self.device)
-        if card is None:
+        device_number = cuda_index(self.device)
+        if device_number is None:
             raise UnsupportedError(
-                f"arrays on a card are taken by models that run on it; this one runs in {self.backend} on {self.device}"
+                f"only models on a device take arrays there; this one runs in {self.backend} on {self.device}"
             )
-        return card
+        return device_number
 
     def run_on_device(self, batch: DeviceBatch, out: DeviceRows, stream: int) -> None:
-        """Compute one batch in the memory of its card, without a copy, safe to call from many threads at once.
+        """Compute one batch in the memory of its device, without a copy, safe to call from many threads at once.
 
         The work comes after all that was enqueued on ``stream``, and what is enqueued there later comes after the work.
 
@@ -99,18 +99,18 @@ class Runner(ABC):
             ArrayError: the runtime asks more of an address than that it suits float32.
             ArtifactError: the model does not run on such a batch.
             ResourceError: the runtime fails, for instance for want of memory.
-            UnsupportedError: the runtime, or the model in it, takes no arrays on a card.
+            UnsupportedError: the runtime, or the model in it, takes no arrays on a device.
         """
         raise UnsupportedError(
-            f"{self.backend} takes no arrays on a card; the core, ONNX Runtime, PyTorch and TensorRT do"
+            f"{self.backend} takes no arrays on a device; the core, ONNX Runtime, PyTorch and TensorRT do"
         )
 
 
 def call_on_device(runner: Runner, inputs: Mapping[str, Any], out: Any, stream: Any) -> Any:
-    """Check arrays on a card and have a runner compute them.
+    """Check arrays on a device and have a runner compute them.
 
     Args:
-        runner: on that card.
+        runner: on that device.
         inputs: arrays with ``__dlpack__`` or ``__cuda_array_interface__`` by name, float32; None is no array.
         out: what to fill; None makes a float32 array of the library that the first input came from.
         stream: of the caller; None takes the one that the first input's library is using now.
@@ -122,9 +122,15 @@ def call_on_device(runner: Runner, inputs: Mapping[str, Any], out: Any, stream: 
         ArrayError: wrong dtype, layout, shape or device, naming the argument; nothing is cast or copied.
         FctError: as :meth:`Runner.run_on_device`.
     """
-    card, interface = runner.card, runner.interface
+    device_number, interface = runner.device_number, runner.interface
     call = device_call(
-        inputs, out, stream, shapes=interface.inputs, width=interface.output_dim, card=card, dtypes=("float32",)
+        inputs,
+        out,
+        stream,
+        shapes=interface.inputs,
+        width=interface.output_dim,
+        device_number=device_number,
+        dtypes=("float32",),
     )
     if call.out.rows:
         runner.run_on_device(call.inputs, call.out, call.stream)

@@ -100,7 +100,7 @@ class RunnerTransformation(Transformation):
         """
         if self._normalize:
             raise UnsupportedError(
-                f"rows on a card that {self.backend} makes are not normalised there: export the transformation with "
+                f"rows on a device that {self.backend} makes are not normalised there: export the transformation with "
                 "normalisation, or normalise the result"
             )
         return call_on_device(self._runner, {"old": old, "side": side}, out, stream)

@@ -39,7 +39,7 @@ _EXTRAS = {TENSORRT: "gpu", TENSORRT_RTX: "rtx"}
 _OLDEST_TENSORRT = 10
 _OLDEST_BY_DEFAULT = 8.0  # compute capability that TensorRT for RTX builds for if none is named
 _MAX_TIMING_CACHE_BYTES = 512 * MEBIBYTE
-_CARD_NAME_LENGTH = 64
+_DEVICE_NAME_LENGTH = 64
 
 
 def import_tensorrt(target: str) -> ModuleType:
@@ -88,8 +88,8 @@ def build_engine(
 ) -> BuiltEngine:
     """Build an engine from ONNX, in the precision the file has; see Note [Precision].
 
-    TensorRT tunes for the card it builds on, so it needs one. TensorRT for RTX builds without, for many cards; what is
-    left is compiled when the engine is loaded.
+    TensorRT tunes for the device it builds on, so it needs one. TensorRT for RTX builds without, for many devices; what
+    is left is compiled when the engine is loaded.
 
     Args:
         trt: the module.
@@ -97,8 +97,8 @@ def build_engine(
         rows: 1, typical and most rows of one call. The engine is tuned for the typical and runs no more than the most.
         tf32: whether products of float32 numbers may be computed in TF32 (10 bits of mantissa).
         timing_cache: file that keeps what TensorRT measured, so that the next build is quick; made if absent, ignored
-            if it is damaged, of another card or another version. TensorRT for RTX measures nothing and ignores it.
-        compute_capabilities: cards that the engine is for, such as ``("8.9", "12.0")``; TensorRT for RTX only, where
+            if it is damaged, of another device or another version. TensorRT for RTX measures nothing and ignores it.
+        compute_capabilities: devices that the engine is for, such as ``("8.9", "12.0")``; TensorRT for RTX only, where
             None stands for 8.0 and newer.
         memory: the device to build on; None is ``cuda:0``. Not used by TensorRT for RTX.
 
@@ -117,7 +117,7 @@ def build_engine(
         ]
         return BuiltEngine(data, Engine(trt.__version__, "any", ",".join(capabilities), rows))
     if compute_capabilities is not None:
-        raise UsageError("TensorRT builds for the card it runs on; only TensorRT for RTX takes compute capabilities")
+        raise UsageError("TensorRT builds for the device it runs on; only TensorRT for RTX takes compute capabilities")
     memory = memory or CudaMemory()
     with memory.current():
         data = _build(trt, onnx_model, rows, tf32, timing_cache, None)
@@ -128,8 +128,8 @@ def engine_file_name(target: str, precision: str, engine: Engine) -> str:
     """Return ``model.h200.fp16.engine`` or, for TensorRT for RTX, ``model.rtx.fp16.engine``."""
     if target == TENSORRT_RTX:
         return f"model.rtx.{precision}.engine"
-    card = re.sub(r"[^a-z0-9]+", "-", engine.gpu.lower().removeprefix("nvidia ")).strip("-")[:_CARD_NAME_LENGTH]
-    return f"model.{card or 'gpu'}.{precision}.engine"
+    model = re.sub(r"[^a-z0-9]+", "-", engine.gpu.lower().removeprefix("nvidia ")).strip("-")[:_DEVICE_NAME_LENGTH]
+    return f"model.{model or 'gpu'}.{precision}.engine"
 
 
 def _build(
@@ -240,7 +240,7 @@ class TensorRTRunner(Runner):
         memory: the device; None is the CUDA device of that number.
 
     Raises:
-        ArtifactError: the engine is damaged, of another TensorRT, for another card, or of another model.
+        ArtifactError: the engine is damaged, of another TensorRT, for another device, or of another model.
         MissingExtraError: ``cuda-bindings`` is not installed.
         ResourceError: not enough memory on the device, or the device fails.
         UnsupportedError: there is no CUDA driver, or no such device.
@@ -284,7 +284,7 @@ class TensorRTRunner(Runner):
         return result
 
     def run_on_device(self, batch: DeviceBatch, out: DeviceRows, stream: int) -> None:
-        """Compute one batch on the card, in order with the caller's stream; see :meth:`Runner.run_on_device`."""
+        """Compute one batch on the device, in order with the caller's stream; see :meth:`Runner.run_on_device`."""
         size = aligned_rows([*batch.values(), out], self._most_rows)
         shapes = self.interface.inputs
         with self._memory.current(), self._lane() as lane:

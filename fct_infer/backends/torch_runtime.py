@@ -28,7 +28,7 @@ class TorchRunner(Runner):
         model: what :func:`fct_infer.artifacts.torch_files.load_torch` returns.
         inputs: shape of each input, without the batch axis, as the module takes it: a row (d,) or (d, 1, 1), an image
             (c, h, w).
-        device: ``auto`` is the first CUDA card if PyTorch can use one, else the CPU.
+        device: ``auto`` is the first CUDA device if PyTorch can use one, else the CPU.
         threads: CPU threads, set for the whole process; None leaves it as it is.
 
     Raises:
@@ -52,7 +52,7 @@ class TorchRunner(Runner):
         index = (0 if has_cuda else None) if device == "auto" else cuda_index(device)
         if index is not None and index >= torch.cuda.device_count():
             raise UnsupportedError(
-                f"device {device}: PyTorch {torch.__version__} finds {torch.cuda.device_count()} cards"
+                f"device {device}: PyTorch {torch.__version__} finds {torch.cuda.device_count()} devices"
             )
         if threads is not None:
             torch.set_num_threads(min(threads, os.cpu_count() or 1))
@@ -71,10 +71,10 @@ class TorchRunner(Runner):
         return np.array(found, order="C")  # a copy: it may be a view of the input
 
     def run_on_device(self, batch: DeviceBatch, out: DeviceRows, stream: int) -> None:
-        """Compute one batch on the card, on the caller's stream; see :meth:`Runner.run_on_device`."""
-        torch, card = self._torch, self.card
+        """Compute one batch on the device, on the caller's stream; see :meth:`Runner.run_on_device`."""
+        torch, device_number = self._torch, self.device_number
         problem = f"{self.runtime}: does not run on a batch of {out.rows} rows"
-        with foreign_code(problem), _on_stream(torch, stream, card), torch.inference_mode():
+        with foreign_code(problem), _on_stream(torch, stream, device_number), torch.inference_mode():
             tensors = [_tensor_at(torch, batch[name], (out.rows, *shape)) for name, shape in self._inputs.items()]
             output = self._module(*tensors).flatten(1)
             result = _tensor_at(torch, out, (out.rows, self.interface.output_dim))
@@ -102,11 +102,11 @@ class TorchRunner(Runner):
         return int(found[1])
 
 
-def _on_stream(torch: Any, stream: int, card: int) -> AbstractContextManager[None]:
+def _on_stream(torch: Any, stream: int, device_number: int) -> AbstractContextManager[None]:
     """Make a stream the current one; what the default stream is called elsewhere, 1, is no stream to PyTorch."""
     if stream == LEGACY_STREAM:
-        return torch.cuda.stream(torch.cuda.default_stream(card))  # type: ignore[no-any-return]
-    return torch.cuda.stream(torch.cuda.ExternalStream(stream, device=card))  # type: ignore[no-any-return]
+        return torch.cuda.stream(torch.cuda.default_stream(device_number))  # type: ignore[no-any-return]
+    return torch.cuda.stream(torch.cuda.ExternalStream(stream, device=device_number))  # type: ignore[no-any-return]
 
 
 class _CudaArray:

@@ -114,7 +114,7 @@ def _split(_context: click.Context, _parameter: click.Parameter, value: str | No
     "--engine-rows", metavar="TYPICAL,MOST", help="Of a call to a TensorRT engine [4096,65536; images: 32,256]."
 )
 @click.option("--device", default="auto", show_default=True, help="Where files are tried: auto, cpu, cuda or cuda:N.")
-@click.option("--allow-unproven", is_flag=True, help="Publish a file that nothing here can run (an engine, no card).")
+@click.option("--allow-unproven", is_flag=True, help="Publish a file that nothing here can run (an engine, no device).")
 @click.option(
     "--trust-code", is_flag=True, help="Build a checkpoint's model that is not this project's; its code runs."
 )

@@ -47,13 +47,13 @@ if TYPE_CHECKING:
     "--device",
     default="auto",
     show_default=True,
-    help="auto: a card, if one can; cpu, cuda, cuda:N; several: cuda:0,cuda:1.",
+    help="auto: a device, if one can; cpu, cuda, cuda:N; several: cuda:0,cuda:1.",
 )
 @click.option(
     "--device-memory",
     type=byte_size,
     default="0",
-    help="Most of each card's memory for h and an index built there, together: 8GiB [default: what it has].",
+    help="Most of each device's memory for h and an index built there, together: 8GiB [default: what it has].",
 )
 @click.option(
     "--index-device", default="auto", show_default=True, help="Where FAISS builds: cpu, cuda:N; auto: as --device."
@@ -62,12 +62,12 @@ if TYPE_CHECKING:
 @click.option(
     "--block-rows",
     type=click.IntRange(min=1),
-    help="Rows processed at once [default: about 16 MiB, on a card up to 128 MiB].",
+    help="Rows processed at once [default: about 16 MiB, on a device up to 128 MiB].",
 )
 @click.option(
     "--shards-at-once",
     type=click.IntRange(min=1),
-    help="Shards upgraded at the same time [default: 1; on a card, without an index, 1 per 2 threads, at most 8].",
+    help="Shards upgraded at the same time [default: 1; on a device, without an index, 1 per 2 threads, at most 8].",
 )
 @click.option("--restart", is_flag=True, help="Drop unfinished work and begin again.")
 @click.option("--force", is_flag=True, help="Replace a finished output once the new one is complete.")
@@ -160,8 +160,8 @@ def command(
     )
     if h.assignment:
         click.echo(f"{transformation}: {h.assignment}", err=True)
-    if h.no_card:
-        click.echo(f"{h.no_card}; the CPU computes in its place", err=True)
+    if h.no_device:
+        click.echo(f"{h.no_device}; the CPU computes in its place", err=True)
     gallery = open_source(source, options)
     columns = columns_text(gallery.schema.columns, gallery.schema.other_columns)
     if dry_run:

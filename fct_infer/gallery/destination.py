@@ -54,8 +54,8 @@ class Job(Protocol):
         """The index and the metric that were asked for, as the user wrote them."""
 
     @property
-    def no_card(self) -> str | None:
-        """Why it runs on the CPU although a card was looked for; None if that is not so."""
+    def no_device(self) -> str | None:
+        """Why it runs on the CPU although a device was looked for; None if that is not so."""
 
     def identity(self) -> dict[str, Any]:
         """Return what must be equal for unfinished work to be resumed; strict JSON."""
@@ -193,17 +193,17 @@ def check_same_upgrade(place: str, begun: dict[str, Any], job: Job) -> None:
     if different := _differences(begun, identity):
         raise OutputError(
             f"{place} holds unfinished work of another upgrade; different: {'; '.join(different)}. "
-            f"{_other_device(begun, identity, job.no_card)}--restart drops it and begins again"
+            f"{_other_device(begun, identity, job.no_device)}--restart drops it and begins again"
         )
 
 
-def _other_device(before: dict[str, Any], now: dict[str, Any], no_card: str | None) -> str:
+def _other_device(before: dict[str, Any], now: dict[str, Any], no_device: str | None) -> str:
     """Say how to go on if it is the device that changed, for with ``--device auto`` nobody asked for another one."""
     was, new = (each["settings"].get("device") for each in (before, now))
     if was == new:
         return ""
-    why = f"Now {no_card}. " if no_card else ""
-    return f"{why}A CPU and a card differ in the last bits: --device {was} goes on, "
+    why = f"Now {no_device}. " if no_device else ""
+    return f"{why}A CPU and a device differ in the last bits: --device {was} goes on, "
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], where: str = "") -> list[str]:

@@ -44,7 +44,7 @@ class IndexBuilder:
         index: the FAISS index.
         left_out: zero rows that :meth:`add` was given for the cosine metric.
         placement: on which device it is trained (``train``) and rows are added (``add``), ``cpu`` or ``cuda:0``, and
-            why not on a card (``reason``), where one was thought of; on which card rows lay (``rows``), if any did.
+            why not on a device (``reason``), where one was thought of; on which device rows lay (``rows``), if any did.
 
     Raises:
         UsageError: FAISS refuses the factory string.
@@ -110,11 +110,11 @@ class IndexBuilder:
 
     @property
     def takes_device_rows(self) -> bool:
-        """Whether :meth:`add_device_rows` takes any: the rows go to the card as they are."""
+        """Whether :meth:`add_device_rows` takes any: the rows go to the device as they are."""
         return False
 
     def add_device_rows(self, rows: Any, ids: Ids) -> int:
-        """Add rows (n, dim) float32 that lie on the card the index is filled on, under their ids (n,) int64.
+        """Add rows (n, dim) float32 that lie on the device the index is filled on, under their ids (n,) int64.
 
         Nothing is copied to the CPU, and the rows have been read when this returns.
 
@@ -123,11 +123,11 @@ class IndexBuilder:
             ids: of the rows.
 
         Returns:
-            How many, from the first on, were added. The others, which the card has no room for or the CPU has to do
+            How many, from the first on, were added. The others, which the device has no room for or the CPU has to do
             something to, are to be passed to :meth:`add`.
 
         Raises:
-            ArrayError: rows have the wrong dtype, layout or shape, or are on another card.
+            ArrayError: rows have the wrong dtype, layout or shape, or are on another device.
         """
         return 0
 
@@ -176,7 +176,7 @@ class IndexBuilder:
         self.placement["train"] = "an earlier run"
 
     def close(self) -> None:
-        """Give back a card's memory, if any is held; no row may be added afterwards."""
+        """Give back a device's memory, if any is held; no row may be added afterwards."""
 
 
 def save_index_file(index: Any, path: str | Path) -> DigestedFile:

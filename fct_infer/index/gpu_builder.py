@@ -1,4 +1,4 @@
-"""Building an index with a card: k-means there, lists filled there, the finished index on the CPU as ever."""
+"""Building an index with a device: k-means there, lists filled there, the finished index on the CPU as ever."""
 
 from __future__ import annotations
 
@@ -9,10 +9,17 @@ from typing import Any
 
 from fct_infer.errors import ArrayError
 from fct_infer.index.builder import Ids, IndexBuilder
-from fct_infer.index.card_lists import CardLists, gpu_part
+from fct_infer.index.device_lists import DeviceLists, gpu_part
 from fct_infer.index.factory import IndexPlan
 from fct_infer.index.faiss_module import condensed, faiss, faiss_threads, inner_indexes, ivf_of, transforms_of
-from fct_infer.index.gpu_faiss import CardFullError, CardRefusesError, GpuFaiss, find_gpu, is_out_of_memory, why_no_gpu
+from fct_infer.index.gpu_faiss import (
+    DeviceFullError,
+    DeviceRefusesError,
+    GpuFaiss,
+    find_gpu,
+    is_out_of_memory,
+    why_no_gpu,
+)
 from fct_infer.storage import DigestedFile
 from fct_infer.transformation import Float32Array
 
@@ -20,17 +27,17 @@ from fct_infer.transformation import Float32Array
 def make_builder(
     plan: IndexPlan, threads: int, device: str = "cpu", device_memory: int = 0, *, required: bool = True
 ) -> IndexBuilder:
-    """Return the builder of an index; its ``placement`` says where the work is done, and why not on a card.
+    """Return the builder of an index; its ``placement`` says where the work is done, and why not on a device.
 
     Args:
         plan: which index.
         threads: CPU threads.
-        device: ``cpu``, ``cuda``, ``cuda:N`` (of several the first is taken); ``auto``: a card if FAISS can use one.
-        device_memory: bytes of the card's memory to use at most; 0: half of what is free.
-        required: whether a card that FAISS cannot use is an error, or the CPU takes its place.
+        device: ``cpu``, ``cuda``, ``cuda:N`` (of several the first is taken); ``auto``: a device if FAISS can use one.
+        device_memory: bytes of the device's memory to use at most; 0: half of what is free.
+        required: whether a device that FAISS cannot use is an error, or the CPU takes its place.
 
     Raises:
-        UnsupportedError: a card is required that FAISS cannot use.
+        UnsupportedError: a device is required that FAISS cannot use.
         UsageError: FAISS refuses the factory string, or there is no such kind of device.
     """
     gpu = find_gpu(device, device_memory, required=required)
@@ -44,34 +51,34 @@ def make_builder(
 
 
 class GpuIndexBuilder(IndexBuilder):
-    """An index built with a card, for search on the CPU; the same calls as its base.
+    """An index built with a device, for search on the CPU; the same calls as its base.
 
-    On the card runs what is most of the work: the k-means of coarse and product quantizers, and, for inverted files
+    On the device runs what is most of the work: the k-means of coarse and product quantizers, and, for inverted files
     of whole, product-quantized or scalar-quantized rows, finding each row's list and code. Where a graph finds the
-    lists, the card takes the nearest of all centroids instead. Vector transforms (OPQ, PCA) stay on the CPU. Any other
-    index trains on the card what it can and adds on the CPU.
+    lists, the device takes the nearest of all centroids instead. Vector transforms (OPQ, PCA) stay on the CPU. Any
+    other index trains on the device what it can and adds on the CPU.
 
     From the same seed and sample the index has the recall of one built on the CPU, not its bytes: sums are rounded
-    elsewhere. Rows keep the order they are added in, however often the card was emptied. A run resumed from the
-    trained index on the same card ends with the same bytes as long as cuBLAS, which computes the distances, repeats
-    its own. With several streams, as FAISS has them, cuBLAS promises that only (for one version, on one model of card)
+    elsewhere. Rows keep the order they are added in, however often the device was emptied. A run resumed from the
+    trained index on the same device ends with the same bytes as long as cuBLAS, which computes the distances, repeats
+    its own. With several streams, as FAISS has them, cuBLAS promises that only (for one version, on one kind of device)
     where the environment variable CUBLAS_WORKSPACE_CONFIG is ``:4096:8``.
 
     Args:
-        gpu: the card.
+        gpu: the device.
         factory, dim, metric, threads: as for the base.
     """
 
     def __init__(self, factory: str, dim: int, metric: str, threads: int, gpu: GpuFaiss) -> None:
         super().__init__(factory, dim, metric, threads)
         self._gpu: GpuFaiss | None = gpu
-        self._lists: CardLists | None = None
+        self._lists: DeviceLists | None = None
         if self.needs_training:
             self.placement["train"] = gpu.name
         try:
             gpu_part(self.index)
             self.placement["add"] = gpu.name
-        except CardRefusesError as reason:
+        except DeviceRefusesError as reason:
             self.placement["reason"] = str(reason)
 
     @property
@@ -84,7 +91,7 @@ class GpuIndexBuilder(IndexBuilder):
         return super().rows + (self._lists.rows if self._lists else 0)
 
     def _add(self, rows: Float32Array, ids: Ids) -> None:
-        added = self._add_on_card(rows, ids)
+        added = self._add_on_device(rows, ids)
         if added < len(ids):
             super()._add(rows[added:], ids[added:])
 
@@ -92,7 +99,7 @@ class GpuIndexBuilder(IndexBuilder):
         if not self.takes_device_rows:
             return 0
         name = self.placement["add"]
-        added = self._add_on_card(rows, ids)
+        added = self._add_on_device(rows, ids)
         if added:
             self.placement["rows"] = name
         return added
@@ -110,7 +117,7 @@ class GpuIndexBuilder(IndexBuilder):
         super().load_trained(path, sha256)
 
     def close(self) -> None:
-        """Drop all that is on the card; rows there that were not saved or searched are lost."""
+        """Drop all that is on the device; rows there that were not saved or searched are lost."""
         self._lists = self._gpu = None
 
     def _train(self, sample: Float32Array) -> None:
@@ -119,16 +126,16 @@ class GpuIndexBuilder(IndexBuilder):
             with _clustering_on(self._gpu, self.index):
                 self.index.train(sample)
                 return
-        except (CardFullError, CardRefusesError) as reason:
+        except (DeviceFullError, DeviceRefusesError) as reason:
             self.placement |= {"train": "cpu", "reason": str(reason)}
-        except RuntimeError as error:  # of FAISS's own training, which called the card
+        except RuntimeError as error:  # of FAISS's own training, which called the device
             if not is_out_of_memory(error):
                 raise
             self.placement |= {"train": "cpu", "reason": f"{self._gpu.name} is full: {condensed(error)}"}
         self.index.train(sample)  # goes on where it stopped
 
-    def _add_on_card(self, rows: Any, ids: Ids) -> int:
-        """Return how many rows the card took."""
+    def _add_on_device(self, rows: Any, ids: Ids) -> int:
+        """Return how many rows the device took."""
         if self.placement["add"] == "cpu":
             return 0
         try:
@@ -142,8 +149,8 @@ class GpuIndexBuilder(IndexBuilder):
     def _add_to_lists(self, rows: Any, ids: Ids) -> int:
         assert self._gpu is not None
         try:
-            self._lists = self._lists or CardLists(self._gpu, self.index)
-        except (CardFullError, CardRefusesError) as reason:
+            self._lists = self._lists or DeviceLists(self._gpu, self.index)
+        except (DeviceFullError, DeviceRefusesError) as reason:
             self._add_on_cpu(str(reason))
             return 0
         with faiss_threads(self.threads):
@@ -155,7 +162,7 @@ class GpuIndexBuilder(IndexBuilder):
         return added
 
     def _add_on_cpu(self, reason: str) -> None:
-        """From here on; what the card had is in the index by now."""
+        """From here on; what the device had is in the index by now."""
         self.placement |= {"add": "cpu", "reason": reason}
         self.close()
 
@@ -166,7 +173,7 @@ class GpuIndexBuilder(IndexBuilder):
 
 @contextmanager
 def _clustering_on(gpu: GpuFaiss, index: Any) -> Iterator[None]:
-    """Let every k-means of an index's training ask the card for the nearest centroids inside the block."""
+    """Let every k-means of an index's training ask the device for the nearest centroids inside the block."""
     module, parts = faiss(), inner_indexes(index)
     opq = [each for part in parts for each in transforms_of(part) if isinstance(each, module.OPQMatrix)]
     users = [
@@ -177,12 +184,12 @@ def _clustering_on(gpu: GpuFaiss, index: Any) -> Iterator[None]:
         # As FAISS chooses itself: a coarse quantizer that cannot serve k-means is replaced by a flat one for l2.
         metric = ivf.quantizer.metric_type if ord(ivf.quantizer_trains_alone) == 0 else module.METRIC_L2
         users.append((ivf, "clustering_index", module.IndexFlat(ivf.d, metric)))
-    lent = [gpu.to_card(flat) for _, _, flat in users]
-    for (user, place, _), on_card in zip(users, lent, strict=True):
-        setattr(user, place, on_card)
+    lent = [gpu.to_device(flat) for _, _, flat in users]
+    for (user, place, _), on_device in zip(users, lent, strict=True):
+        setattr(user, place, on_device)
     try:
         yield
     finally:
-        for (user, place, _), on_card in zip(users, lent, strict=True):
+        for (user, place, _), on_device in zip(users, lent, strict=True):
             setattr(user, place, None)
-            on_card.this.acquire()  # FAISS's setters make Python forget that it owns what they are given
+            on_device.this.acquire()  # FAISS's setters make Python forget that it owns what they are given

@@ -10,7 +10,7 @@ import numpy as np
 
 from fct_infer.artifacts.precisions import CALIBRATION_ROWS, LIMITS
 from fct_infer.connectors import open_destination, open_source
-from fct_infer.cuda import card_numbers, device_text
+from fct_infer.cuda import device_numbers, device_text
 from fct_infer.errors import GalleryError, ResourceError, UsageError
 from fct_infer.gallery import Source, sample_rows
 from fct_infer.gallery.destination import Destination
@@ -25,7 +25,7 @@ from fct_infer.upgrade.probe import Known, Probe, read_probe
 from fct_infer.upgrade.settings import Settings
 from fct_infer.upgrade.work import FolderDestination
 
-BLOCK_BYTES = {"cpu": 16 << 20, "cuda": 128 << 20}  # a card is done with less before the next block is read
+BLOCK_BYTES = {"cpu": 16 << 20, "cuda": 128 << 20}  # a device is done with less before the next block is read
 MOST_BLOCK_PARTS = 4  # with several shards at once blocks are smaller, but no smaller than that
 MOST_BLOCK_ROWS = {"cpu": 1 << 16, "cuda": 1 << 18}  # that are taken unasked
 BLOCKS_IN_FLIGHT = {"cpu": 4, "cuda": 5}
@@ -71,9 +71,9 @@ class Plan:
         return self.settings.index, self.settings.metric
 
     @property
-    def no_card(self) -> str | None:
-        """Why it runs on the CPU although a card was looked for."""
-        return self.transformation.no_card
+    def no_device(self) -> str | None:
+        """Why it runs on the CPU although a device was looked for."""
+        return self.transformation.no_device
 
     def transform(self, old: Rows, side: Rows | None) -> Rows:
         """Return the published values of some rows, in the published dtype."""
@@ -93,13 +93,13 @@ class Plan:
 
     @property
     def index_memory(self) -> int:
-        """Most bytes of its card that the index may take; 0 leaves it to FAISS.
+        """Most bytes of its device that the index may take; 0 leaves it to FAISS.
 
-        ``device_memory`` is one budget for both. Of a card that both use the index gets what the transformation leaves,
-        with the new rows that wait there for the index.
+        ``device_memory`` is one budget for both. Of a device that both use the index gets what the transformation
+        leaves, with the new rows that wait there for the index.
         """
         h = self.transformation
-        is_shared = set(card_numbers(self.index_device)[:1]) & set(card_numbers(h.device))
+        is_shared = set(device_numbers(self.index_device)[:1]) & set(device_numbers(h.device))
         if not h.device_memory or not is_shared:
             return h.device_memory
         left = h.device_memory - h.executable.device_bytes
@@ -107,7 +107,7 @@ class Plan:
 
     @property
     def kept_bytes(self) -> int:
-        """Bytes of new rows that wait on the card for an index there; 0 where they would take most of what is left."""
+        """Bytes of new rows that wait on the device for an index there; 0 where they would take most of the rest."""
         h = self.transformation
         rows = BLOCKS_IN_FLIGHT["cuda"] * self.block_rows * self.new_dim * 4
         return rows if not h.device_memory or 2 * rows <= h.device_memory - h.executable.device_bytes else 0
@@ -121,7 +121,7 @@ class Plan:
     def device(self) -> str:
         """Where the transformation runs, for people: ``cuda:0 (NVIDIA H200)``; ``cpu (cuda:0 has too little ...)``."""
         h = self.transformation
-        return device_text(h.device) + (f" ({h.no_card})" if h.no_card else "")
+        return device_text(h.device) + (f" ({h.no_device})" if h.no_device else "")
 
     @property
     def min_cosine(self) -> float:
@@ -322,7 +322,7 @@ def _open_destination(
 
 
 def default_shards_at_once(h: Transformation, index: IndexPlan | None) -> int:
-    """Return one, or on a card, without an index, as many shards as the threads suffice for."""
+    """Return one, or on a device, without an index, as many shards as the threads suffice for."""
     if index is not None or _device_kind(h) == "cpu":
         return 1
     return max(1, min(MOST_SHARDS_AT_ONCE, h.threads // THREADS_PER_SHARD))
@@ -336,4 +336,4 @@ def default_block_rows(h: Transformation, shards_at_once: int = 1) -> int:
 
 
 def _device_kind(h: Transformation) -> str:
-    return "cuda" if card_numbers(h.device) else "cpu"
+    return "cuda" if device_numbers(h.device) else "cpu"

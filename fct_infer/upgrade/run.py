@@ -45,7 +45,7 @@ RECALL_QUERIES = 100
 RECALL_K = 10
 SAME_BYTES_ON = {  # elsewhere results differ in the last bits
     "cpu": "CPUs with the same instruction set",
-    "cuda": "cards of the same model, with the same cuBLASLt; not on a CPU",
+    "cuda": "devices of the same model, with the same cuBLASLt; not on a CPU",
 }
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fct_infer.connectors import SINKS
-from fct_infer.cuda import card_numbers
+from fct_infer.cuda import device_numbers
 from fct_infer.errors import UsageError
 from fct_infer.upgrade.probe import Probe
 
@@ -30,14 +30,14 @@ class Settings:
         min_cosine: lowest cosine allowed between those and the published rows; None takes that of
             :data:`fct_infer.artifacts.precisions.LIMITS`.
         min_recall: lowest recall@10 allowed for the index; None reports it and allows any.
-        block_rows: rows processed at once; None takes about 16 MiB a block, up to 128 MiB on a card.
+        block_rows: rows processed at once; None takes about 16 MiB a block, up to 128 MiB on a device.
         shards_at_once: shards upgraded at the same time, each read, hashed and written by threads of its own; None
-            takes one, or, where a card would outrun those, as many as there are threads for. With an index, which
+            takes one, or, where a device would outrun those, as many as there are threads for. With an index, which
             takes rows in order, one.
         keep: versions of what is replaced that are kept for :func:`fct_infer.gallery.versions.rollback`; 0 drops all.
         format: of what is published: ``npy``, or ``parquet`` with all other columns of a Parquet source.
-        index_device: where the index is built: ``cpu``, ``cuda:N``, or ``auto``: on the transformation's card if FAISS
-            can use it, else on the CPU.
+        index_device: where the index is built: ``cpu``, ``cuda:N``, or ``auto``: on the transformation's device if
+            FAISS can use it, else on the CPU.
         probe: what is known of the new model, by which the meaning of the new rows is measured before they are
             published; a path is of pairs. No better than chance is a failed gate. See :class:`Probe`.
         min_probe: lowest recall@10 allowed for the probe's vectors; None reports it.
@@ -68,7 +68,7 @@ class Settings:
         if self.keep < 0:
             raise UsageError(f"keep is {self.keep}, wanted 0 or more")
         if self.index_device != "auto":
-            card_numbers(self.index_device)
+            device_numbers(self.index_device)
         for name, most in (
             ("verify_rows", MAX_BLOCK_ROWS),
             ("block_rows", MAX_BLOCK_ROWS),

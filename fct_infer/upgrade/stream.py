@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer import _core
-from fct_infer.device_arrays import CardRows
+from fct_infer.device_arrays import FinishedRows
 from fct_infer.errors import ArrayError, FctError, GalleryError, NonFiniteError, ResourceError
 from fct_infer.gallery import Part, PartWriter, SourceReader, read_row_ids
 from fct_infer.gallery.destination import Progress, Work
@@ -90,11 +90,11 @@ class IndexFeeder:
         self._blocks = blocks_of(parts, plan.block_rows)
         self._ids = SourceReader(plan.gallery)
 
-    def __call__(self, new: Rows, on_card: int = 0) -> None:
-        """Add the next block; ``on_card`` is where on the card its :func:`index_rows` lie too, 0 if they do not."""
+    def __call__(self, new: Rows, on_device: int = 0) -> None:
+        """Add the next block; ``on_device`` is where on the device its :func:`index_rows` lie too, 0 if they do not."""
         ids, added = index_labels(self._plan, self._ids, *next(self._blocks)), 0
-        if on_card and (self._plan.settings.metric != "cosine" or _are_normalized_on_card(new)):
-            added = self._builder.add_device_rows(CardRows(on_card, *new.shape), ids)
+        if on_device and (self._plan.settings.metric != "cosine" or _are_normalized_on_device(new)):
+            added = self._builder.add_device_rows(FinishedRows(on_device, *new.shape), ids)
         if added < len(ids):
             self._builder.add(index_rows(new[added:], self._plan.settings.metric), ids[added:])
 
@@ -103,8 +103,8 @@ class IndexFeeder:
         self._ids.close()
 
 
-def kept_on_card(plan: Plan, builder: IndexBuilder | None) -> str:
-    """Return what the pipeline leaves on the card: the index's rows, where one card computes and takes them."""
+def kept_on_device(plan: Plan, builder: IndexBuilder | None) -> str:
+    """Return what the pipeline leaves on the device: the index's rows, where one device computes and takes them."""
     if builder is None or not builder.takes_device_rows or builder.placement["add"] != plan.transformation.device:
         return "none"
     if plan.kept_bytes == 0:
@@ -121,8 +121,8 @@ def index_rows(new: Rows, metric: str) -> Float32Array:
     return rows
 
 
-def _are_normalized_on_card(new: Rows) -> bool:
-    """Whether a card, which divides by no less than 1e-12, makes of published rows what :func:`index_rows` does.
+def _are_normalized_on_device(new: Rows) -> bool:
+    """Whether a device, which divides by no less than 1e-12, makes of published rows what :func:`index_rows` does.
 
     Where it does not, zero rows included, which the builder leaves out, the rows come from the CPU.
     """
@@ -243,7 +243,7 @@ def _run_stream(
             side_dtype=(schema.side_dtype or schema.embedding_dtype).name,
             out_dtype=plan.dtype.name,
             side_is_old=plan.side_is_old,
-            keep_on_device=kept_on_card(plan, builder),
+            keep_on_device=kept_on_device(plan, builder),
         )
     except NonFiniteError as error:
         raise non_finite_row(plan, error, _row_in_gallery(parts, error.row)) from error

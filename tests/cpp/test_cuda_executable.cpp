@@ -315,11 +315,11 @@ TEST(cuda_two_devices_share_the_rows_in_order) {
   }
 }
 
-TEST(cuda_cards_that_do_not_fit_are_refused) {
-  auto refuses = [](std::vector<FakeOptions> cards, Precision precision) {
+TEST(cuda_devices_that_do_not_fit_are_refused) {
+  auto refuses = [](const std::vector<FakeOptions>& wanted, Precision precision) {
     std::vector<cuda::SharedDevice> devices;
-    for (const FakeOptions& card : cards)
-      devices.push_back(std::make_shared<FakeDevice>(card, static_cast<int>(devices.size())));
+    for (const FakeOptions& device : wanted)
+      devices.push_back(std::make_shared<FakeDevice>(device, static_cast<int>(devices.size())));
     Random random(70);
     const Program program = mlp_program(random, 2, 2, 2, 2);
     try {

@@ -157,7 +157,7 @@ TEST(cuda_rows_are_kept_where_the_limit_leaves_memory) {
   check_all_freed(*device);
 }
 
-// Others take a card's memory too.
+// Others take a device's memory too.
 TEST(cuda_a_full_device_keeps_no_rows) {
   const Case one;
   const auto device = std::make_shared<FakeDevice>();
@@ -187,13 +187,13 @@ TEST(cuda_kept_rows_may_outlive_the_executable) {
   check_all_freed(*device);
 }
 
-TEST(rows_are_kept_on_one_card_only) {
+TEST(rows_are_kept_on_one_device_only) {
   const Case one;
   CHECK(!make_cpu_engine()->compile(one.program, Precision::kFp32)->allocate_device(1));
-  std::vector<std::unique_ptr<Executable>> cards;
-  for (int card = 0; card < 2; ++card)
-    cards.push_back(one.compile(std::make_shared<FakeDevice>(FakeOptions{}, card)));
-  const cuda::MultiExecutable both(std::move(cards));
+  std::vector<std::unique_ptr<Executable>> devices;
+  for (int device = 0; device < 2; ++device)
+    devices.push_back(one.compile(std::make_shared<FakeDevice>(FakeOptions{}, device)));
+  const cuda::MultiExecutable both(std::move(devices));
   Stream stream(one, both, Keep::kRows, DType::kFloat32);
   CHECK(!stream.blocks.front().kept);
   stream.run();

@@ -1,4 +1,4 @@
-// Rows that are not finite, or become so on the way, are found on a card as well, and only they.
+// Rows that are not finite, or become so on the way, are found on a device as well, and only they.
 #include <algorithm>
 #include <cmath>
 

@@ -1,4 +1,4 @@
-"""Runs sanitize.py under compute-sanitizer, where that is installed and can watch this machine's card."""
+"""Runs sanitize.py under compute-sanitizer, where that is installed and can watch this machine's device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 WATCHED = Path(__file__).resolve().parent / "sanitize.py"
-# The least use of a card there is: shows whether the tool can watch one at all.
+# The least use of a device there is: shows whether the tool can watch one at all.
 TRIVIAL = "from fct_infer.backends.cuda_memory import CudaMemory as M; m = M(0); m.free(m.allocate(1 << 20))"
 # Races are looked for in the kernels of csrc/cuda/nvidia/kernels.cu, by their namespace, and not in those of cuBLASLt.
 TOOLS = {"memcheck": [], "racecheck": ["--kernel-name", "kernel_substring=_ZN3fct4cuda7kernels"]}
@@ -27,7 +27,7 @@ def main() -> int:
     subprocess.run(trivial, check=True)  # what fails without the tool as well is no fault of the tool
     probe = subprocess.run([sanitizer, "--error-exitcode", "1", *trivial], capture_output=True, text=True, check=False)
     if probe.returncode:
-        print(f"== compute-sanitizer cannot watch this card, left out; its words:\n{probe.stdout}{probe.stderr}")
+        print(f"== compute-sanitizer cannot watch this device, left out; its words:\n{probe.stdout}{probe.stderr}")
         return 0
     for tool, options in TOOLS.items():
         print(f"== compute-sanitizer {tool}", flush=True)

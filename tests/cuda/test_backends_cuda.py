@@ -1,4 +1,4 @@
-"""ONNX Runtime, PyTorch and TensorRT on arrays on the card: what NumPy arrays give, in order with streams."""
+"""ONNX Runtime, PyTorch and TensorRT on arrays on the device: what NumPy arrays give, in order with streams."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from support.card_memory import CardArray
-from support.cuda import CARD, no_card
+from support.cuda import DEVICE, no_device
+from support.cuda_arrays import CudaArray
 from support.tensorrt_models import BACKBONE, TRANSFORMATION, backbone, require_tensorrt, transformation
 from support.torch_models import PublicTransformation, TinyBackbone, randomized
 
@@ -32,12 +32,12 @@ Make = Callable[[str], Runner]
 
 @pytest.fixture(scope="module")
 def gpu() -> torch.device:
-    """The card, as PyTorch calls it."""
+    """The device, as PyTorch calls it."""
     if current_gpu() is None:
-        no_card("no CUDA device, driver or cuda-bindings")
+        no_device("no CUDA device, driver or cuda-bindings")
     if not torch.cuda.is_available():
-        no_card("this PyTorch has no CUDA")
-    return torch.device(CARD)
+        no_device("this PyTorch has no CUDA")
+    return torch.device(DEVICE)
 
 
 @pytest.fixture(scope="module", params=["onnxruntime", "torch", "tensorrt", "tensorrt-rtx"])
@@ -64,9 +64,9 @@ def _in_onnx_runtime(model: str, folder) -> OnnxRuntimeRunner:
     path = folder / "model.onnx"
     path.write_bytes(MODELS[model][0]())
     try:
-        return OnnxRuntimeRunner(path, device=CARD)
+        return OnnxRuntimeRunner(path, device=DEVICE)
     except FctError as error:
-        no_card(str(error))
+        no_device(str(error))
 
 
 def _in_pytorch(model: str) -> TorchRunner:
@@ -75,7 +75,7 @@ def _in_pytorch(model: str) -> TorchRunner:
         TinyBackbone(16) if model == "backbone" else PublicTransformation(24, 8, 16, 64)
     )  # fmt: skip
     shapes = {name: shape if len(shape) == 3 else (*shape, 1, 1) for name, shape in interface.inputs.items()}
-    return TorchRunner(TorchModel(model, module, len(shapes)), shapes, device=CARD)
+    return TorchRunner(TorchModel(model, module, len(shapes)), shapes, device=DEVICE)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def assert_close(found: torch.Tensor | np.ndarray, wanted: np.ndarray) -> None:
 @pytest.mark.parametrize("count", COUNTS)
 def test_tensors_give_what_numpy_arrays_give(gpu, h, count):
     arrays = rows_of(TRANSFORMATION, count)
-    assert h.device == CARD
+    assert h.device == DEVICE
     out = torch.full((count, h.new_dim), torch.nan, device=gpu)
     assert h.apply_on_device(*tensors(arrays, gpu), out) is out
     assert_close(out, h(*arrays))
@@ -127,8 +127,8 @@ def test_plain_device_memory(gpu, h):
     with memory.current():
         stream = memory.create_stream()
     arrays = rows_of(TRANSFORMATION, 300)
-    out = CardArray(memory, np.full((300, h.new_dim), 7, np.float32), stream)
-    assert h.apply_on_device(*(CardArray(memory, array, stream) for array in arrays), out) is out
+    out = CudaArray(memory, np.full((300, h.new_dim), 7, np.float32), stream)
+    assert h.apply_on_device(*(CudaArray(memory, array, stream) for array in arrays), out) is out
     assert_close(out.numpy(), h(*arrays))
 
 
@@ -183,10 +183,10 @@ def test_many_callers_on_streams_of_their_own(gpu, h):
 
 def test_host_and_device_calls_at_once(gpu, h):
     arrays = rows_of(TRANSFORMATION, 2 * MOST)
-    wanted, on_card = h(*arrays), tensors(arrays, gpu)
+    wanted, on_device = h(*arrays), tensors(arrays, gpu)
     with ThreadPoolExecutor(4) as pool:
         calls = [pool.submit(lambda: h(*arrays)) for _ in range(8)]
-        calls += [pool.submit(lambda: h.apply_on_device(*on_card).cpu().numpy()) for _ in range(8)]
+        calls += [pool.submit(lambda: h.apply_on_device(*on_device).cpu().numpy()) for _ in range(8)]
         for each in calls:
             assert_close(each.result(), wanted)
 

@@ -1,4 +1,4 @@
-"""Indexes built with a real card: the recall of those built on the CPU, every id once, and nothing left behind."""
+"""Indexes built with a real device: the recall of those built on the CPU, every id once, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import textwrap
 
 import numpy as np
 import pytest
-from support.cuda import no_card, require_card, require_module
+from support.cuda import no_device, require_device, require_module
 
 from fct_infer.cuda import cuda_status
 from fct_infer.index import IndexBuilder, describe_index, exact_neighbours, make_builder, measure_recall
@@ -28,7 +28,7 @@ FACTORIES = [
     f"PCA48,IVF{LISTS},SQ8",
 ]
 ON_CPU = ["Flat", "HNSW16", f"IVF{LISTS},PQ16x4np", f"IVF{LISTS},PQ16np,RFlat"]
-MOST_DIFFERENCE = 0.02  # of recall, between a card and the CPU
+MOST_DIFFERENCE = 0.02  # of recall, between a device and the CPU
 
 
 def latent_rows() -> np.ndarray:
@@ -39,11 +39,11 @@ def latent_rows() -> np.ndarray:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def faiss_card():
+def faiss_device():
     require_module("faiss")
     missing = why_no_gpu("cuda:0")
     if missing:
-        no_card(missing)
+        no_device(missing)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def fill(builder, rows, ids):
     return builder
 
 
-def on_card(factory, memory=0):
+def on_device(factory, memory=0):
     return make_builder(describe_index(factory, DIM, ROWS, "l2"), 8, "cuda:0", memory)
 
 
@@ -99,7 +99,7 @@ def saved(builder, path):
 @pytest.mark.parametrize("factory", [*FACTORIES, *ON_CPU])
 def test_recall_is_that_of_the_cpu(data, factory):
     rows, ids, _ = data
-    builder = fill(on_card(factory), rows, ids)
+    builder = fill(on_device(factory), rows, ids)
     assert builder.placement["add"] == ("cpu" if factory in ON_CPU else "cuda:0"), builder.placement
     plain = fill(IndexBuilder(factory, DIM, "l2", 8), rows, ids)
     assert recall(builder, data) == pytest.approx(recall(plain, data), abs=MOST_DIFFERENCE)
@@ -109,13 +109,13 @@ def test_recall_is_that_of_the_cpu(data, factory):
 
 
 @pytest.mark.parametrize("factory", FACTORIES[:4])
-def test_the_card_gives_the_lists_and_codes_of_the_cpu(data, factory, tmp_path):
+def test_the_device_gives_the_lists_and_codes_of_the_cpu(data, factory, tmp_path):
     """From one trained index on, all but what lies on a border between two lists or codes is the same."""
     rows, ids, _ = data
     plain = IndexBuilder(factory, DIM, "l2", 8)
     plain.train(rows)
     trained = plain.save(tmp_path / "trained")
-    builder = on_card(factory)
+    builder = on_device(factory)
     builder.load_trained(tmp_path / "trained", trained.sha256)
     fill(builder, rows, ids)
     fill(plain, rows, ids)
@@ -126,27 +126,27 @@ def test_the_card_gives_the_lists_and_codes_of_the_cpu(data, factory, tmp_path):
 
 
 @pytest.mark.parametrize("factory", FACTORIES)
-def test_a_card_filled_in_parts_gives_the_same_file(data, factory, tmp_path):
+def test_a_device_filled_in_parts_gives_the_same_file(data, factory, tmp_path):
     rows, ids, _ = data
-    builder = on_card(factory)
+    builder = on_device(factory)
     builder.train(rows)
     trained = builder.save(tmp_path / "trained")
     whole = saved(fill(builder, rows, ids), tmp_path / "whole")
     row_bytes = 2 * (ivf_of(builder.index).code_size + 8)
     room = LISTS * (1024 + 8 * DIM) + row_bytes * 25_000
-    small = on_card(factory, memory=-(-4 * room // 3))
+    small = on_device(factory, memory=-(-4 * room // 3))
     small.load_trained(tmp_path / "trained", trained.sha256)
     assert saved(fill(small, rows, ids), tmp_path / "parts") == whole
 
 
 def test_the_same_run_twice_gives_the_same_file(data, tmp_path):
     rows, ids, _ = data
-    files = [saved(fill(on_card(f"IVF{LISTS},PQ16np"), rows, ids), tmp_path / str(number)) for number in range(2)]
+    files = [saved(fill(on_device(f"IVF{LISTS},PQ16np"), rows, ids), tmp_path / str(number)) for number in range(2)]
     assert files[0] == files[1]
 
 
-# Adds rows while others hold all of the card but what is left of 2 MiB: far less than the lists still have to grow by.
-FULL_CARD = textwrap.dedent("""
+# Adds rows while others hold all of the device but what is left of 2 MiB: far less than the lists have to grow by.
+FULL_DEVICE = textwrap.dedent("""
     import sys
     from pathlib import Path
 
@@ -155,7 +155,7 @@ FULL_CARD = textwrap.dedent("""
     from fct_infer.backends.cuda_memory import CudaMemory
     from fct_infer.errors import ResourceError
     from fct_infer.index import describe_index, make_builder
-    from fct_infer.index.gpu_faiss import CardFullError, GpuFaiss
+    from fct_infer.index.gpu_faiss import DeviceFullError, GpuFaiss
 
     factory, folder = sys.argv[1], Path(sys.argv[2])
     rows, ids = np.load(folder / "rows.npy"), np.load(folder / "ids.npy")
@@ -164,7 +164,7 @@ FULL_CARD = textwrap.dedent("""
     def watched(*arguments):
         try:
             add(*arguments)
-        except CardFullError as error:
+        except DeviceFullError as error:
             full.append(error)
             raise
 
@@ -195,12 +195,12 @@ def test_memory_that_runs_out_costs_no_row(data, tmp_path):
     rows, ids, _ = data
     np.save(tmp_path / "rows.npy", rows)
     np.save(tmp_path / "ids.npy", ids)
-    call = [sys.executable, "-c", FULL_CARD, f"IVF{LISTS},Flat", str(tmp_path)]
+    call = [sys.executable, "-c", FULL_DEVICE, f"IVF{LISTS},Flat", str(tmp_path)]
     done = subprocess.run(call, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     taken, full = map(int, done.stdout.split()[:2])
     assert taken > 0
-    assert full > 0, f"the card was never full: {done.stdout}"
+    assert full > 0, f"the device was never full: {done.stdout}"
     index = faiss().read_index(str(tmp_path / "index"))
     stored = ids_in(index)
     assert sorted(stored) == sorted(ids)
@@ -211,11 +211,11 @@ def test_rows_of_torch_are_added_where_they_lie(data, tmp_path):
     torch = pytest.importorskip("torch")
     rows, ids, _ = data
     factory = f"IVF{LISTS},PQ16np"
-    builder = on_card(factory)
+    builder = on_device(factory)
     builder.train(rows)
     trained = builder.save(tmp_path / "trained")
     fill(builder, rows, ids)
-    other = on_card(factory)
+    other = on_device(factory)
     other.load_trained(tmp_path / "trained", trained.sha256)
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
@@ -227,17 +227,17 @@ def test_rows_of_torch_are_added_where_they_lie(data, tmp_path):
     assert saved(other, tmp_path / "device") == saved(builder, tmp_path / "host")
 
 
-def test_nothing_stays_on_the_card(data):
+def test_nothing_stays_on_the_device(data):
     rows, ids, _ = data
 
     def free() -> int:
         gc.collect()
-        return cuda_status().cards[0].free_bytes
+        return cuda_status().devices[0].free_bytes
 
     def come_and_go() -> None:
-        fill(on_card(f"OPQ16_64,IVF{LISTS},PQ16np", 1 << 30), rows, ids).close()
+        fill(on_device(f"OPQ16_64,IVF{LISTS},PQ16np", 1 << 30), rows, ids).close()
 
-    require_card()
+    require_device()
     come_and_go()
     before = free()
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""PyTorch's tensors in a card's memory in and out, on the caller's stream."""
+"""PyTorch's tensors in a device's memory in and out, on the caller's stream."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 import torch
 from support.compiled import PROGRAMS, compiled, inputs, largest_block, ready, row_counts
-from support.cuda import card_precisions, no_card
+from support.cuda import device_precisions, no_device
 
 from fct_infer.errors import ArrayError
 
-PRECISIONS = card_precisions()
+PRECISIONS = device_precisions()
 
 
 @pytest.fixture
-def gpu(card) -> torch.device:
-    """The card, as PyTorch calls it."""
+def gpu(device_number) -> torch.device:
+    """The device, as PyTorch calls it."""
     if not torch.cuda.is_available():
-        no_card("this PyTorch has no CUDA")
-    return torch.device(card)
+        no_device("this PyTorch has no CUDA")
+    return torch.device(device_number)
 
 
 def tensors(arrays: tuple[np.ndarray, ...], gpu: torch.device) -> list[torch.Tensor]:
@@ -109,10 +109,10 @@ def test_many_callers_on_streams_of_their_own(gpu):
 def test_host_and_device_calls_at_once(gpu):
     h = compiled("paper_h", str(gpu), "fp32")
     arrays = inputs(h, 30_000)
-    expected, on_card = h(*arrays).tobytes(), tensors(arrays, gpu)
+    expected, on_device = h(*arrays).tobytes(), tensors(arrays, gpu)
     with ThreadPoolExecutor(4) as pool:
         calls = [pool.submit(lambda: h(*arrays).tobytes()) for _ in range(6)]
-        calls += [pool.submit(lambda: h.apply_on_device(*on_card).cpu().numpy().tobytes()) for _ in range(6)]
+        calls += [pool.submit(lambda: h.apply_on_device(*on_device).cpu().numpy().tobytes()) for _ in range(6)]
         assert {call.result() for call in calls} == {expected}
 
 

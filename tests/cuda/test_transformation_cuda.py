@@ -1,4 +1,4 @@
-"""What a transformation promises, on a card in every precision, and on the CPU."""
+"""What a transformation promises, on a device in every precision, and on the CPU."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from support.compiled import (
     overlap_at_10,
     ready,
 )
-from support.cuda import IS_SIMULATED, free_memory, memory, no_card
+from support.cuda import IS_SIMULATED, free_memory, memory, no_device
 from support.outputs import relative_error
 
 from fct_infer import choose_precision
@@ -58,9 +58,9 @@ def test_the_papers_transformation_is_as_close_as_promised(place):
     assert overlap_at_10(found, wanted) >= 0.95
 
 
-def test_auto_takes_bf16(card):
-    h = Transformation(PROGRAMS["linear_map"](), "auto", device=card)
-    rows = inputs(compiled("linear_map", card, "fp32"), 100)
+def test_auto_takes_bf16(device_number):
+    h = Transformation(PROGRAMS["linear_map"](), "auto", device=device_number)
+    rows = inputs(compiled("linear_map", device_number, "fp32"), 100)
     assert choose_precision(h, *rows).precision == "bf16"
 
 
@@ -135,10 +135,10 @@ def test_several_transformations_at_once(device):
         assert [call.result().tobytes() for call in calls] == expected * 3 * REPEATS
 
 
-def test_all_cards_together_equal_one(card):
-    cards = cuda_status().cards
-    alike = [each.index for each in cards if each.name == cards[0].name]
-    h = compiled("paper_h", card, "fp32")
+def test_all_devices_together_equal_one(device_number):
+    devices = cuda_status().devices
+    alike = [each.index for each in devices if each.name == devices[0].name]
+    h = compiled("paper_h", device_number, "fp32")
     together = Transformation(PROGRAMS["paper_h"](), "fp32", device=",".join(f"cuda:{index}" for index in alike))
     for rows in (1, 7, 2_500 if IS_SIMULATED else 20_000):
         arrays = inputs(h, rows)
@@ -186,40 +186,40 @@ def test_wrong_arrays_are_refused(device):
             h(*call)
 
 
-def test_memory_that_does_not_suffice_is_an_error_and_the_card_lives_on(card):
+def test_memory_that_does_not_suffice_is_an_error_and_the_device_lives_on(device_number):
     with pytest.raises(ResourceError, match=r"needs \d+ MiB on .*, at hand are 1 MiB"):
-        Transformation(PROGRAMS["paper size"](), "fp32", device=card, device_memory=1 << 20)
-    h = compiled("paper_h", card, "fp32")
+        Transformation(PROGRAMS["paper size"](), "fp32", device=device_number, device_memory=1 << 20)
+    h = compiled("paper_h", device_number, "fp32")
     assert relative_error(h(*inputs(h, 50)), float64(h, inputs(h, 50))) <= 1e-5
 
 
-def test_little_memory_means_smaller_blocks_and_is_said(card):
-    whole = compiled("paper size", card, "fp32")
-    tight = ready(PROGRAMS["paper size"](), card, "fp32", device_memory=memory(192, 38))
+def test_little_memory_means_smaller_blocks_and_is_said(device_number):
+    whole = compiled("paper size", device_number, "fp32")
+    tight = ready(PROGRAMS["paper size"](), device_number, "fp32", device_memory=memory(192, 38))
     assert largest_block(tight) < largest_block(whole)
     assert f"to stay within {memory(192, 38) >> 20} MiB of device memory" in tight.executable.description
     arrays = inputs(whole, 2 * largest_block(tight) + 5)
     assert tight(*arrays).tobytes() == whole(*arrays).tobytes()
 
 
-def test_the_limit_on_memory_holds(card):
+def test_the_limit_on_memory_holds(device_number):
     limit = memory(256, 38)
-    compiled("paper size", card, "bf16")(
-        *inputs(compiled("paper size", card, "bf16"), 9)
+    compiled("paper size", device_number, "bf16")(
+        *inputs(compiled("paper size", device_number, "bf16"), 9)
     )  # what is taken once is taken
     before = free_memory()
-    h = ready(PROGRAMS["paper size"](), card, "bf16", device_memory=limit)
+    h = ready(PROGRAMS["paper size"](), device_number, "bf16", device_memory=limit)
     h(*inputs(h, 2 * largest_block(h)))
     assert 0 < h.executable.device_bytes <= limit
     taken = before - free_memory()
     assert taken <= h.executable.device_bytes + (64 << 20)  # graphs and modules of the driver
 
 
-def test_the_largest_block_is_the_fastest(card):
-    h = compiled("paper size", card, "bf16")
+def test_the_largest_block_is_the_fastest(device_number):
+    h = compiled("paper size", device_number, "bf16")
     found = re.search(r"M rows/s by block: ([^;]+);", h.executable.description)
     if not found:
-        no_card(f"the card has memory for small blocks only: {h.executable.description}")
+        no_device(f"the device has memory for small blocks only: {h.executable.description}")
     speeds = {int(block): float(speed) for block, speed in (each.split() for each in found[1].split(", "))}
     assert min(speeds.values()) > 0
     largest = largest_block(h)
@@ -227,9 +227,9 @@ def test_the_largest_block_is_the_fastest(card):
     assert all(speed <= 0.98 * max(speeds.values()) for block, speed in speeds.items() if block > largest)
 
 
-def test_transformations_that_come_and_go_leave_no_memory_behind(card):
+def test_transformations_that_come_and_go_leave_no_memory_behind(device_number):
     def come_and_go() -> None:
-        h = ready(PROGRAMS["paper size"](), card, "bf16", device_memory=memory(256, 38))
+        h = ready(PROGRAMS["paper size"](), device_number, "bf16", device_memory=memory(256, 38))
         h(*inputs(h, 2000))
 
     come_and_go()
@@ -239,11 +239,11 @@ def test_transformations_that_come_and_go_leave_no_memory_behind(card):
     assert before - free_memory() < 32 << 20
 
 
-def test_a_precision_that_does_not_exist(card):
+def test_a_precision_that_does_not_exist(device_number):
     with pytest.raises(UnsupportedError, match="int4"):
-        Transformation(PROGRAMS["linear_map"](), "int4", device=card)
+        Transformation(PROGRAMS["linear_map"](), "int4", device=device_number)
 
 
-def test_a_card_that_does_not_exist(card):
-    with pytest.raises(UnsupportedError, match="no card cuda:99; the core sees cuda:0"):
+def test_a_device_that_does_not_exist(device_number):
+    with pytest.raises(UnsupportedError, match="no device cuda:99; the core sees cuda:0"):
         Transformation(PROGRAMS["linear_map"](), device="cuda:99")

@@ -1,4 +1,4 @@
-"""Whole upgrades on a card: equal to the CPU's within the precision's limits, resumed to the byte, refused in order."""
+"""Whole upgrades on a device: equal to the CPU's within the precision's limits, resumed to the byte, refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from support.bundles import core_bundle
 from support.compiled import cosines
-from support.cuda import memory, no_card
+from support.cuda import memory, no_device
 from support.galleries import write_gallery
 from support.outputs import relative_error
 from support.programs import linear_map, paper_h
@@ -83,14 +83,14 @@ def test_without_side_information_and_at_any_block_size(device, tmp_path):
     assert len(set(results)) == 1
 
 
-def test_all_cards_together_publish_the_same_bytes(card, tmp_path, with_faiss):
+def test_all_devices_together_publish_the_same_bytes(device_number, tmp_path, with_faiss):
     from fct_infer.cuda import cuda_status
 
-    cards = cuda_status().cards
-    alike = ",".join(f"cuda:{each.index}" for each in cards if each.name == cards[0].name)
+    devices = cuda_status().devices
+    alike = ",".join(f"cuda:{each.index}" for each in devices if each.name == devices[0].name)
     write_gallery(tmp_path / "g", ROWS, old_dim=48, side_dim=32, seed=50)
     bundle = core_bundle(PROGRAM, tmp_path / "h")
-    for name, device in (("one", card), ("all", alike)):
+    for name, device in (("one", device_number), ("all", alike)):
         arguments = [tmp_path / "g", "--transformation", bundle, "-o", tmp_path / name, "--device", device]
         command(*arguments, "--index", "Flat", "--precision", "fp16")
     assert result_of(tmp_path / "one") == result_of(tmp_path / "all")
@@ -98,14 +98,14 @@ def test_all_cards_together_publish_the_same_bytes(card, tmp_path, with_faiss):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("metric", ["l2", "cosine"])
-def test_rows_go_into_the_index_where_they_lie(card, tmp_path, with_faiss, metric, dtype):
-    if reason := why_no_gpu(card):
-        no_card(reason)
+def test_rows_go_into_the_index_where_they_lie(device_number, tmp_path, with_faiss, metric, dtype):
+    if reason := why_no_gpu(device_number):
+        no_device(reason)
     arrays = write_gallery(tmp_path / "g", ROWS, old_dim=48, side_dim=32, ids="int", seed=50)
-    h = load_transformation(core_bundle(PROGRAM, tmp_path / "h"), "fp32", device=card)
+    h = load_transformation(core_bundle(PROGRAM, tmp_path / "h"), "fp32", device=device_number)
     settings = Settings(index="IVF8,Flat", metric=metric, dtype=dtype, block_rows=300)
     report = upgrade_gallery(tmp_path / "g", h, tmp_path / "new", settings=settings)
-    assert report.index_placement == {"train": card, "add": card, "rows": card}
+    assert report.index_placement == {"train": device_number, "add": device_number, "rows": device_number}
     index = faiss().read_index(str(tmp_path / "new" / "index.faiss"))
     index.set_direct_map_type(faiss().DirectMap.Hashtable)
     stored = index.reconstruct_batch(arrays["ids"])
@@ -166,15 +166,15 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes(place, tmp_path, with_fa
         assert result_of(dest) == expected, f"killed at call {last} of {calls}, {report.resumed_rows} rows resumed"
 
 
-def test_what_a_cpu_began_no_card_ends(card, tmp_path):
+def test_what_a_cpu_began_no_device_ends(device_number, tmp_path):
     write_gallery(tmp_path / "g", (700, 41, 500), old_dim=48, side_dim=32, seed=50)
     bundle = core_bundle(PROGRAM, tmp_path / "h")
-    for first, second in (("cpu", card), (card, "cpu")):
+    for first, second in (("cpu", device_number), (device_number, "cpu")):
         dest = tmp_path / first.partition(":")[0]
         calls = die_at(NEVER, tmp_path / "g", bundle, tmp_path / f"{dest.name}-calm", first, "fp32", "none")
         die_at(calls // 2, tmp_path / "g", bundle, dest, first, "fp32", "none")
         h = load_transformation(bundle, "fp32", 1, device=second)
-        with pytest.raises(OutputError, match="A CPU and a card differ in the last bits"):
+        with pytest.raises(OutputError, match="A CPU and a device differ in the last bits"):
             upgrade_gallery(tmp_path / "g", h, dest, settings=Settings(index="none", block_rows=200))
 
 
@@ -191,13 +191,13 @@ def test_a_row_that_is_not_finite_is_named_and_nothing_is_published(device, tmp_
     assert sorted(each.name for each in tmp_path.iterdir()) == ["g", "h"]
 
 
-def test_too_little_memory_is_said_and_nothing_is_left(card, tmp_path, with_faiss):
+def test_too_little_memory_is_said_and_nothing_is_left(device_number, tmp_path, with_faiss):
     write_gallery(tmp_path / "g", ROWS, old_dim=48, side_dim=32, seed=50)
     call = [tmp_path / "g", "--transformation", core_bundle(PROGRAM, tmp_path / "h"), "-o", tmp_path / "new"]
-    done = command(*call, "--device", card, "--device-memory", "1MiB", exit_code=5)
+    done = command(*call, "--device", device_number, "--device-memory", "1MiB", exit_code=5)
     assert "at hand are 1 MiB" in done.stderr
     assert sorted(each.name for each in tmp_path.iterdir()) == ["g", "h"]
-    command(*call, "--device", card, "--device-memory", memory(128, 36), "--index", "none")
-    done = command(*call, "--device-memory", "1MiB", "--index", "none", "--force")  # no card was asked for
+    command(*call, "--device", device_number, "--device-memory", memory(128, 36), "--index", "none")
+    done = command(*call, "--device-memory", "1MiB", "--index", "none", "--force")  # no device was asked for
     assert "has too little memory" in done.stderr and "the CPU computes in its place" in done.stderr
     assert json.loads((tmp_path / "new" / "upgrade_infos.json").read_text())["settings"]["device"] == "cpu"

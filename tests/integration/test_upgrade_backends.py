@@ -140,7 +140,7 @@ def test_code_in_a_bundle_runs_only_if_its_backend_is_named(tmp_path, folder):
 )
 def test_mistakes_end_with_one_line_and_an_exit_code(tmp_path, folder, monkeypatch, capsys, more, exit_code, message):
     if torch.cuda.is_available() and "--device" in more:
-        pytest.skip("there is a card")
+        pytest.skip("there is a device")
     gallery(tmp_path / "g")
     arguments = [tmp_path / "g", "--transformation", folder / "gated", "-o", tmp_path / "new", *more]
     monkeypatch.setattr(sys, "argv", ["fct-upgrade-gallery", *map(str, arguments)])
@@ -215,9 +215,9 @@ def test_a_killed_upgrade_is_resumed_to_the_same_bytes_by_the_same_backend_only(
         assert path.read_bytes() == (tmp_path / "new" / path.relative_to(tmp_path / "calm")).read_bytes(), path.name
 
 
-def test_a_card_that_is_not_there_is_never_replaced_by_the_cpu(folder):
+def test_a_device_that_is_not_there_is_never_replaced_by_the_cpu(folder):
     if torch.cuda.is_available():
-        pytest.skip("there is a card")
+        pytest.skip("there is a device")
     for backend in ("onnxruntime", "torch"):
         with pytest.raises(UnsupportedError, match="device cuda"):
             load_transformation(folder / "gated", backend=backend, device="cuda", trust=True)

@@ -1,4 +1,4 @@
-"""An upgrade whose index is built with a card (FAISS's GPU part played by the CPU): nothing else changes."""
+"""An upgrade whose index is built with a device (FAISS's GPU part played by the CPU): nothing else changes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import faiss
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from support.fake_gpu_faiss import FakeCards
+from support.fake_gpu_faiss import FakeDevices
 from support.programs import linear_map, random_rows
 
 from fct_infer import load_index
@@ -26,8 +26,8 @@ TEXT_IDS = np.array([f"item-{number * 7}" for number in range(ROWS)])
 
 
 @pytest.fixture
-def cards(monkeypatch) -> FakeCards:
-    return FakeCards().install(monkeypatch)
+def devices(monkeypatch) -> FakeDevices:
+    return FakeDevices().install(monkeypatch)
 
 
 @pytest.fixture
@@ -42,27 +42,29 @@ def upgrade(gallery, name, device="cuda:0", **arguments):
     return upgrade_gallery(gallery, H, gallery.with_name(name), settings=settings, **arguments)
 
 
-def test_the_same_gallery_index_and_text_ids(cards, gallery, monkeypatch):
-    # A card runs FAISS's k-means, which the CPU does by kernels of its own.
+def test_the_same_gallery_index_and_text_ids(devices, gallery, monkeypatch):
+    # A device runs FAISS's k-means, which the CPU does by kernels of its own.
     monkeypatch.setattr("fct_infer.index.builder.train_index", lambda index, sample, threads: index.train(sample))
-    cards.memory = 4 * 8 * DIM + 300 * 12  # after training, so that the lists go to the CPU in parts
-    upgrade(gallery, "card")
+    devices.memory = 4 * 8 * DIM + 300 * 12  # after training, so that the lists go to the CPU in parts
+    upgrade(gallery, "device")
     upgrade(gallery, "cpu", "cpu")
-    card, cpu = (gallery.with_name(name) for name in ("card", "cpu"))
-    assert cards.moves > 2
-    assert (card / "index.faiss").read_bytes() == (cpu / "index.faiss").read_bytes()
-    placements = [json.loads((each / "upgrade_infos.json").read_text())["index_placement"] for each in (card, cpu)]
+    device_number, cpu = (gallery.with_name(name) for name in ("device", "cpu"))
+    assert devices.moves > 2
+    assert (device_number / "index.faiss").read_bytes() == (cpu / "index.faiss").read_bytes()
+    placements = [
+        json.loads((each / "upgrade_infos.json").read_text())["index_placement"] for each in (device_number, cpu)
+    ]
     assert placements == [{"train": "cuda:0", "add": "cuda:0"}, {"train": "cpu", "add": "cpu"}]
-    index = load_index(card)
+    index = load_index(device_number)
     faiss.extract_index_ivf(index.index).nprobe = 8
-    rows = np.concatenate([np.load(file) for file in sorted((card / "embeddings").iterdir())])
+    rows = np.concatenate([np.load(file) for file in sorted((device_number / "embeddings").iterdir())])
     _, found = index.search(rows, 5)
     assert (found == TEXT_IDS[:, None]).any(axis=1).mean() > 0.8
     gc.collect()
-    assert (cards.live, cards.leaked) == ([], 0)
+    assert (devices.live, devices.leaked) == ([], 0)
 
 
-def test_a_run_that_was_stopped_is_resumed_on_the_card(cards, gallery):
+def test_a_run_that_was_stopped_is_resumed_on_the_device(devices, gallery):
     upgrade(gallery, "whole")
 
     class StopHereError(Exception):
@@ -75,13 +77,13 @@ def test_a_run_that_was_stopped_is_resumed_on_the_card(cards, gallery):
     with pytest.raises(StopHereError):
         upgrade(gallery, "stopped", progress=stop)
     gc.collect()
-    assert cards.live == []
+    assert devices.live == []
     assert upgrade(gallery, "stopped").resumed_rows == ROWS_PER_SHARD
     whole, stopped = (gallery.with_name(name) / "index.faiss" for name in ("whole", "stopped"))
     assert stopped.read_bytes() == whole.read_bytes()
 
 
-def test_nothing_stays_on_the_card_after_bad_input(cards, gallery):
+def test_nothing_stays_on_the_device_after_bad_input(devices, gallery):
     shard = gallery / "embeddings" / "000001.npy"
     rows = np.load(shard)
     rows[7] = np.nan
@@ -89,10 +91,10 @@ def test_nothing_stays_on_the_card_after_bad_input(cards, gallery):
     with pytest.raises(GalleryError, match="NaN or infinity"):
         upgrade(gallery, "dest")
     gc.collect()
-    assert cards.live == []
+    assert devices.live == []
 
 
-def test_a_card_that_faiss_cannot_use_is_an_error_before_anything_is_written(gallery):
+def test_a_device_that_faiss_cannot_use_is_an_error_before_anything_is_written(gallery):
     with pytest.raises(UnsupportedError, match=r"an index on cuda:7: "):
         upgrade(gallery, "dest", "cuda:7")
     assert sorted(path.name for path in gallery.parent.iterdir()) == ["gallery"]
@@ -110,7 +112,7 @@ def run_command(gallery, index, device):
     return CliRunner().invoke(command, [*arguments, "--device", "cpu", "--index", index, "--index-device", device])
 
 
-def test_the_command_says_what_was_not_built_on_the_card(cards, gallery):
+def test_the_command_says_what_was_not_built_on_the_device(devices, gallery):
     result = run_command(gallery, "Flat", "cuda:0")
     assert result.exit_code == 0, result.output
     assert "; built on cpu: IndexFlat" in result.output.replace("\n", " ")

@@ -4,8 +4,8 @@
 #include <optional>
 #include <set>
 
-#include "card.h"
 #include "matmul.h"
+#include "simulated_device.h"
 
 using namespace simulated;
 
@@ -99,7 +99,7 @@ std::size_t alignment_of(const void* pointer) {
   return address & (~address + 1);
 }
 
-// Everything a product touches: must lie in one allocation of its card each.
+// Everything a product touches: must lie in one allocation of its device each.
 struct Extents {
   std::vector<std::pair<const void*, std::size_t>> ranges;
 
@@ -119,9 +119,9 @@ struct Extents {
                            CUBLASLT_MATMUL_DESC_D_SCALE_POINTER})
       add(desc.pointer(attribute), sizeof(float));
   }
-  bool are_on(int card) const {
+  bool are_on(int device) const {
     return std::all_of(ranges.begin(), ranges.end(),
-                       [&](const auto& range) { return card_of(range.first, range.second) == card; });
+                       [&](const auto& range) { return device_of(range.first, range.second) == device; });
   }
 
  private:
@@ -299,7 +299,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t handle, cublasLtMatmulDesc_t desc
   const Extents extents(problem, matrices, workspace, kernel.workspace);
   auto work = [=, &kernel, context = owner->context, desc = problem.desc, a = problem.a, b = problem.b,
                c = problem.c, d = problem.d] {
-    if (!extents.are_on(context->card)) {
+    if (!extents.are_on(context->device)) {
       context->fault = cudaErrorIllegalAddress;
       return;
     }

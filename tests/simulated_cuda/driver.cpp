@@ -4,13 +4,13 @@
 #include <map>
 #include <string_view>
 
-#include "card.h"
+#include "simulated_device.h"
 
 using namespace simulated;
 
 namespace {
 
-bool is_card(CUdevice device) { return device >= 0 && device < card_count(); }
+bool is_device(CUdevice device) { return device >= 0 && device < device_count(); }
 bool is_initialized = false;
 
 }  // namespace
@@ -37,18 +37,18 @@ CUresult cuGetErrorName(CUresult error, const char** name) {
 CUresult cuDeviceGet(CUdevice* device, int ordinal) {
   if (!is_initialized) return CUDA_ERROR_NOT_INITIALIZED;
   *device = ordinal;
-  return is_card(ordinal) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
+  return is_device(ordinal) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
 }
 
 CUresult cuDeviceGetName(char* name, int length, CUdevice device) {
-  if (!is_card(device) || length <= 0) return CUDA_ERROR_INVALID_VALUE;
-  std::strncpy(name, "simulated card", static_cast<std::size_t>(length) - 1);
+  if (!is_device(device) || length <= 0) return CUDA_ERROR_INVALID_VALUE;
+  std::strncpy(name, "simulated device", static_cast<std::size_t>(length) - 1);
   name[length - 1] = 0;
   return CUDA_SUCCESS;
 }
 
 CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute attribute, CUdevice device) {
-  if (!is_card(device)) return CUDA_ERROR_INVALID_DEVICE;
+  if (!is_device(device)) return CUDA_ERROR_INVALID_DEVICE;
   if (attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)
     *value = compute_capability() / 10;
   else if (attribute == CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)
@@ -59,28 +59,28 @@ CUresult cuDeviceGetAttribute(int* value, CUdevice_attribute attribute, CUdevice
 }
 
 CUresult cuDeviceTotalMem(std::size_t* bytes, CUdevice device) {
-  *bytes = card_memory();
-  return is_card(device) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
+  *bytes = device_memory();
+  return is_device(device) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_DEVICE;
 }
 
 // FCT_SIMULATED_FREE is the most that is reported as free, which makes the blocks of rows small.
 CUresult cuMemGetInfo(std::size_t* free, std::size_t* total) {
   const std::lock_guard lock(mutex());
   if (current() == nullptr) return CUDA_ERROR_INVALID_CONTEXT;
-  *total = card_memory();
+  *total = device_memory();
   *free =
-      std::min<std::uint64_t>(*total - used_memory(current()->card), setting("FCT_SIMULATED_FREE", *total));
+      std::min<std::uint64_t>(*total - used_memory(current()->device), setting("FCT_SIMULATED_FREE", *total));
   return CUDA_SUCCESS;
 }
 
 // For tests: what is free in truth.
-std::size_t simulated_free_memory(int card) {
+std::size_t simulated_free_memory(int device) {
   const std::lock_guard lock(mutex());
-  return card_memory() - used_memory(card);
+  return device_memory() - used_memory(device);
 }
 
 CUresult cuDevicePrimaryCtxGetState(CUdevice device, unsigned* flags, int* active) {
-  if (!is_card(device)) return CUDA_ERROR_INVALID_DEVICE;
+  if (!is_device(device)) return CUDA_ERROR_INVALID_DEVICE;
   *flags = 0;
   *active = primary_context(device)->retained > 0 ? 1 : 0;
   return CUDA_SUCCESS;
@@ -89,7 +89,7 @@ CUresult cuDevicePrimaryCtxGetState(CUdevice device, unsigned* flags, int* activ
 CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice device) {
   const std::lock_guard lock(mutex());
   if (!is_initialized) return CUDA_ERROR_NOT_INITIALIZED;
-  if (!is_card(device)) return CUDA_ERROR_INVALID_DEVICE;
+  if (!is_device(device)) return CUDA_ERROR_INVALID_DEVICE;
   *context = primary_context(device);
   ++(*context)->retained;
   return CUDA_SUCCESS;
@@ -97,7 +97,7 @@ CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice device) {
 
 CUresult cuDevicePrimaryCtxRelease(CUdevice device) {
   const std::lock_guard lock(mutex());
-  if (!is_card(device)) return CUDA_ERROR_INVALID_DEVICE;
+  if (!is_device(device)) return CUDA_ERROR_INVALID_DEVICE;
   if (primary_context(device)->retained == 0) return CUDA_ERROR_INVALID_CONTEXT;
   if (--primary_context(device)->retained == 0) violation("a context was destroyed; what is on it is lost");
   return CUDA_SUCCESS;
@@ -121,9 +121,9 @@ CUresult cuCtxGetCurrent(CUcontext* context) {
 
 CUresult cuPointerGetAttribute(void* data, CUpointer_attribute attribute, CUdeviceptr pointer) {
   const std::lock_guard lock(mutex());
-  const int card = card_of(reinterpret_cast<const void*>(pointer), 1);
-  if (card < 0 || attribute != CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL) return CUDA_ERROR_INVALID_VALUE;
-  *static_cast<int*>(data) = card;
+  const int device = device_of(reinterpret_cast<const void*>(pointer), 1);
+  if (device < 0 || attribute != CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL) return CUDA_ERROR_INVALID_VALUE;
+  *static_cast<int*>(data) = device;
   return CUDA_SUCCESS;
 }
 

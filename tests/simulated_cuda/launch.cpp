@@ -8,8 +8,8 @@
 #include <numeric>
 #include <random>
 
-#include "card.h"
 #include "nvcc.h"
+#include "simulated_device.h"
 
 uint3 threadIdx, blockIdx;
 dim3 gridDim;
@@ -139,9 +139,9 @@ cudaError_t launch(Launch launch) {
                       .touched = {},
                       .after = {}};
   for (const void* word : launch.words) {
-    const int card = card_of(word, 1);
-    if (card >= 0 && card != context->card) violation("a kernel was given memory of another card");
-    if (card >= 0 || is_pinned(word, 1)) operation.touched.push_back(word);
+    const int device = device_of(word, 1);
+    if (device >= 0 && device != context->device) violation("a kernel was given memory of another device");
+    if (device >= 0 || is_pinned(word, 1)) operation.touched.push_back(word);
   }
   push(queue, std::move(operation));
   return cudaSuccess;

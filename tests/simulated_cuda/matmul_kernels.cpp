@@ -4,8 +4,8 @@
 #include <cmath>
 #include <cstring>
 
-#include "card.h"
 #include "matmul.h"
+#include "simulated_device.h"
 
 namespace simulated {
 namespace {
@@ -50,7 +50,7 @@ std::uint8_t to_float8(float value) {
   return static_cast<std::uint8_t>(sign | std::min((exponent + 6) * 8 + units, 0x7e));
 }
 
-// The input of tensor cores: ten bits of mantissa. Which way cards round is not documented.
+// The input of tensor cores: ten bits of mantissa. Which way devices round is not documented.
 float to_tf32(float value) {
   static const bool rounds = setting("FCT_SIMULATED_TF32_ROUNDS", 0) != 0;
   if (!std::isfinite(value)) return value;

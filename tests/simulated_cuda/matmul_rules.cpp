@@ -1,8 +1,8 @@
 // "cublasLtMatmul()" in https://docs.nvidia.com/cuda/cublas/: which types go together, what float8 asks for.
 #include <algorithm>
 
-#include "card.h"
 #include "matmul.h"
+#include "simulated_device.h"
 
 namespace simulated {
 namespace {

@@ -7,7 +7,7 @@
 #include <cstring>
 #include <map>
 
-#include "card.h"
+#include "simulated_device.h"
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
@@ -26,7 +26,7 @@ constexpr int kPoison = 0xff;               // NaN in every type
 
 struct Allocation {
   std::size_t bytes;
-  int card;
+  int device;
   char* pages;  // the first that belongs to it
   std::size_t page_bytes;
 };
@@ -69,14 +69,14 @@ auto containing(const Map& map, const void* first, std::size_t bytes, const Size
 
 }  // namespace
 
-void* allocate_device(int card, std::size_t bytes) {
-  if (used_memory(card) + bytes > card_memory()) return nullptr;
+void* allocate_device(int device, std::size_t bytes) {
+  if (used_memory(device) + bytes > device_memory()) return nullptr;
   const std::size_t size = round_up(bytes, kAlignment), page_bytes = round_up(size, page());
   void* mapped = mmap(nullptr, page_bytes + 2 * page(), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (mapped == MAP_FAILED) return nullptr;
   char* pages = static_cast<char*>(mapped) + page();
   char* memory = pages + page_bytes - size;
-  const Allocation allocation{bytes, card, pages, page_bytes};
+  const Allocation allocation{bytes, device, pages, page_bytes};
   protect(allocation, PROT_READ | PROT_WRITE);
   std::memset(memory, kPoison, std::min(size, kMostPoison));
   ASAN_POISON_MEMORY_REGION(pages, page_bytes);
@@ -90,7 +90,8 @@ bool free_device(void* memory) {
   const auto found = device_allocations().find(static_cast<char*>(memory));
   if (found == device_allocations().end()) return false;
   const Allocation allocation = found->second;
-  // A card waits here; whoever relies on that relies on luck, as with memory that is handed on and not freed.
+  // A device waits here; whoever relies on that relies on luck, as with memory that is handed on and not
+  // freed.
   if (is_used(memory, allocation.bytes)) violation("memory was freed that enqueued work touches");
   device_allocations().erase(found);
   ASAN_UNPOISON_MEMORY_REGION(allocation.pages, allocation.page_bytes);
@@ -98,17 +99,17 @@ bool free_device(void* memory) {
   return true;
 }
 
-std::uint64_t used_memory(int card) {
+std::uint64_t used_memory(int device) {
   std::uint64_t used = 0;
   for (const auto& [address, allocation] : device_allocations())
-    if (allocation.card == card) used += round_up(allocation.bytes, kAlignment);
+    if (allocation.device == device) used += round_up(allocation.bytes, kAlignment);
   return used;
 }
 
-int card_of(const void* first, std::size_t bytes) {
+int device_of(const void* first, std::size_t bytes) {
   const auto& all = device_allocations();
   const auto found = containing(all, first, bytes, [](const Allocation& each) { return each.bytes; });
-  return found == all.end() ? -1 : found->second.card;
+  return found == all.end() ? -1 : found->second.device;
 }
 
 void* allocate_pinned(std::size_t bytes) {

@@ -7,7 +7,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "card.h"
+#include "simulated_device.h"
 
 using std::isfinite;
 
@@ -49,7 +49,7 @@ template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
   static_assert((std::is_trivially_copyable_v<Parameters> && ...),
-                "parameters are copied to a card as bytes");
+                "parameters are copied to a device as bytes");
   return [&](Parameters... parameters) {
     simulated::Launch launch{.config = *config,
                              .body = [=] { kernel(parameters...); },

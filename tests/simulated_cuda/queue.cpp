@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <random>
 
-#include "card.h"
+#include "simulated_device.h"
 
 namespace simulated {
 namespace {

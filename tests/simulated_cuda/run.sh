@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs a command on the simulated card: tests/simulated_cuda/run.sh BUILD_FOLDER python -m pytest tests/cuda
+# Runs a command on the simulated device: tests/simulated_cuda/run.sh BUILD_FOLDER python -m pytest tests/cuda
 set -euo pipefail
 here=$(dirname "$(realpath "$0")")
 package=$(realpath "$1")/tests/simulated_cuda/package

@@ -1,11 +1,11 @@
-// The CUDA runtime's calls. One without a context fails, where the runtime would make one on card 0: that is
-// what the project's code must not do behind its caller's back.
+// The CUDA runtime's calls. One without a context fails, where the runtime would make one on device 0: that
+// is what the project's code must not do behind its caller's back.
 #include <algorithm>
 #include <cstring>
 #include <set>
 #include <utility>
 
-#include "card.h"
+#include "simulated_device.h"
 
 using namespace simulated;
 
@@ -70,13 +70,13 @@ void refuse_capture(Queue& queue) {
 void refuse_during_capture() { require(captures_begun == 0, cudaErrorStreamCaptureUnsupported); }
 
 void require_device(const void* memory, std::size_t bytes, const Queue& queue) {
-  require(card_of(memory, bytes) == queue.context->card, cudaErrorInvalidValue);
+  require(device_of(memory, bytes) == queue.context->device, cudaErrorInvalidValue);
 }
 
 // When it is done it looks again: memory may have been freed meanwhile.
 Operation on_device(const Queue& queue, const void* memory, std::size_t bytes, std::function<void()> work) {
   auto checked = [context = queue.context, memory, bytes, work = std::move(work)] {
-    if (card_of(memory, bytes) == context->card) return work();
+    if (device_of(memory, bytes) == context->device) return work();
     context->fault = cudaErrorIllegalAddress;
   };
   return {.work = std::move(checked), .touched = {memory}, .after = {}};
@@ -84,7 +84,7 @@ Operation on_device(const Queue& queue, const void* memory, std::size_t bytes, s
 
 void copy_in(const std::shared_ptr<Queue>& queue, void* to, const void* from, std::size_t bytes) {
   require_device(to, bytes, *queue);
-  require(card_of(from, 1) < 0, cudaErrorInvalidValue);
+  require(device_of(from, 1) < 0, cudaErrorInvalidValue);
   if (is_pinned(from, bytes)) {
     auto operation = on_device(*queue, to, bytes, [=] { std::memcpy(to, from, bytes); });
     operation.touched.push_back(from);
@@ -100,7 +100,7 @@ void copy_in(const std::shared_ptr<Queue>& queue, void* to, const void* from, st
 
 void copy_out(const std::shared_ptr<Queue>& queue, void* to, const void* from, std::size_t bytes) {
   require_device(from, bytes, *queue);
-  require(card_of(to, 1) < 0, cudaErrorInvalidValue);
+  require(device_of(to, 1) < 0, cudaErrorInvalidValue);
   const bool pinned = is_pinned(to, bytes);
   if (!pinned) refuse_capture(*queue);
   auto operation = on_device(*queue, from, bytes, [=] { std::memcpy(to, from, bytes); });
@@ -154,7 +154,7 @@ const char* cudaGetErrorName(cudaError_t error) {
 const char* cudaGetErrorString(cudaError_t error) { return cudaGetErrorName(error); }
 cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
 
-// --- cards ---
+// --- devices ---
 
 cudaError_t cudaDriverGetVersion(int* version) {
   *version = CUDART_VERSION;
@@ -162,18 +162,18 @@ cudaError_t cudaDriverGetVersion(int* version) {
 }
 
 cudaError_t cudaGetDeviceCount(int* count) {
-  *count = card_count();
+  *count = device_count();
   return *count > 0 ? cudaSuccess : last_error = cudaErrorNoDevice;
 }
 
 cudaError_t cudaGetDevice(int* device) {
-  *device = current() == nullptr ? 0 : current()->card;
+  *device = current() == nullptr ? 0 : current()->device;
   return cudaSuccess;
 }
 
 cudaError_t cudaSetDevice(int device) {
   const std::lock_guard lock(mutex());
-  if (device < 0 || device >= card_count()) return last_error = cudaErrorInvalidDevice;
+  if (device < 0 || device >= device_count()) return last_error = cudaErrorInvalidDevice;
   // What the runtime retains it never gives back.
   static auto* used = new std::set<int>;
   if (used->insert(device).second) ++primary_context(device)->retained;
@@ -186,7 +186,7 @@ cudaError_t cudaSetDevice(int device) {
 cudaError_t cudaMalloc(void** memory, std::size_t bytes) {
   return call([&](CUcontext context) {
     refuse_during_capture();
-    *memory = bytes == 0 ? nullptr : allocate_device(context->card, bytes);
+    *memory = bytes == 0 ? nullptr : allocate_device(context->device, bytes);
     require(bytes == 0 || *memory != nullptr, cudaErrorMemoryAllocation);
   });
 }
@@ -219,9 +219,9 @@ cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const vo
   return call([&](CUcontext) {
     *attributes = {};
     attributes->device = -2;  // as documented for memory that CUDA does not know
-    if (const int card = card_of(pointer, 1); card >= 0) {
+    if (const int device = device_of(pointer, 1); device >= 0) {
       attributes->type = cudaMemoryTypeDevice;
-      attributes->device = card;
+      attributes->device = device;
       attributes->devicePointer = const_cast<void*>(pointer);
     } else if (is_pinned(pointer, 1)) {
       attributes->type = cudaMemoryTypeHost;

@@ -38,7 +38,7 @@ DType any_type() {
 
 void ok(cudaError_t status) { CHECK(status == cudaSuccess, cudaGetErrorName(status)); }
 
-// The same bytes on the host and on the card.
+// The same bytes on the host and on the device.
 class Bytes {
  public:
   explicit Bytes(std::size_t bytes, int fill = 0) : host(bytes, static_cast<char>(fill)) {

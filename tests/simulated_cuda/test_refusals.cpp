@@ -1,4 +1,4 @@
-// What the simulated card refuses, as a real one does: else it would prove nothing.
+// What the simulated device refuses, as a real one does: else it would prove nothing.
 #include <cublasLt.h>
 #include <cuda.h>
 #include <cuda_runtime_api.h>
@@ -33,7 +33,7 @@ TEST(nothing_works_without_a_context) {
   }).join();
 }
 
-TEST(a_copy_stays_in_one_allocation_of_its_card) {
+TEST(a_copy_stays_in_one_allocation_of_its_device) {
   CHECK(cudaSetDevice(1) == cudaSuccess);
   void* elsewhere = allocated(64);
   CHECK(cudaSetDevice(0) == cudaSuccess);

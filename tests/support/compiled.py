@@ -61,7 +61,7 @@ def float64(h: Transformation, arrays: tuple[np.ndarray, ...]) -> np.ndarray:
 
 
 def largest_block(h: Transformation) -> int:
-    """Rows of the largest block a card works in, as its description says; on the CPU that of a tile."""
+    """Rows of the largest block a device works in, as its description says; on the CPU that of a tile."""
     found = re.search(r"blocks (\d+)", h.executable.description)
     return int(found[1]) if found else 512
 

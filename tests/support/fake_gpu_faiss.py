@@ -1,6 +1,6 @@
 """FAISS's GPU part on the CPU: indexes stay here, but memory runs out, refusals are worded and lists tear as there.
 
-Rows that are said to lie on the card are read late, as there.
+Rows that are said to lie on the device are read late, as there.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from fct_infer.cuda import Card, Status
+from fct_infer.cuda import CudaDevice, Status
 from fct_infer.index import gpu_faiss
 
 OUT_OF_MEMORY = (
@@ -31,12 +31,12 @@ def thrown(words: str) -> RuntimeError:
     return RuntimeError(f"Error in void faiss::gpu::f() at /project/faiss/gpu/f.cu:123: Error: 'ok' failed: {words}")
 
 
-class FakeCards:
-    """Cards of this machine.
+class FakeDevices:
+    """Devices of this machine.
 
     Args:
         memory: bytes of each for what indexes hold; None: enough for all.
-        count: of cards.
+        count: of devices.
         free: bytes the core reports to be free; None: a core built without CUDA, which reports nothing.
         words: FAISS's when memory runs out.
     """
@@ -52,7 +52,7 @@ class FakeCards:
         self.moves = 0
         self.lose_a_row = False
 
-    def install(self, monkeypatch: Any) -> FakeCards:
+    def install(self, monkeypatch: Any) -> FakeDevices:
         replaced = {
             "get_num_gpus": lambda: self.count,
             "StandardGpuResources": lambda: _Resources(self),
@@ -69,7 +69,7 @@ class FakeCards:
     def status(self) -> Status:
         if self.free is None:
             return Status("built without CUDA")
-        return Status(None, tuple(Card(n, "Fake", "9.0", 1 << 40, self.free) for n in range(self.count)))
+        return Status(None, tuple(CudaDevice(n, "Fake", "9.0", 1 << 40, self.free) for n in range(self.count)))
 
     @property
     def used(self) -> int:
@@ -79,15 +79,15 @@ class FakeCards:
         if self.memory is not None and self.used + more > self.memory:
             raise RuntimeError(self.words)
 
-    def index_cpu_to_gpu(self, resources: Any, card: int, index: Any, options: Any) -> Any:
-        assert isinstance(resources, _Resources) and card < self.count and not options.use_cuvs
+    def index_cpu_to_gpu(self, resources: Any, device_number: int, index: Any, options: Any) -> Any:
+        assert isinstance(resources, _Resources) and device_number < self.count and not options.use_cuvs
         index = faiss.downcast_index(index)
         if isinstance(index, faiss.IndexFlat):
             assert not options.useFloat16  # centroids would be rounded
             self.take(4 * index.d)
             return _Flat(self, index.d, index.metric_type)
         _refuse_as_faiss_does(index, options)
-        assert index.ntotal == 0, "the lists on the card must start empty"
+        assert index.ntotal == 0, "the lists on the device must start empty"
         return _InvertedLists(self, faiss.clone_index(index))
 
     def finish(self) -> None:
@@ -104,39 +104,39 @@ class FakeCards:
 
 
 class _Resources:
-    def __init__(self, cards: FakeCards) -> None:
-        self._cards = cards
+    def __init__(self, devices: FakeDevices) -> None:
+        self._devices = devices
 
     def setTempMemory(self, size: int) -> None:  # noqa: N802
-        self._cards.temporary_bytes = size
+        self._devices.temporary_bytes = size
 
-    def getDefaultStream(self, card: int) -> int:  # noqa: N802
+    def getDefaultStream(self, device_number: int) -> int:  # noqa: N802
         return STREAM
 
     def getResources(self) -> _Resources:  # noqa: N802
         return self
 
-    def syncDefaultStream(self, card: int) -> None:  # noqa: N802
-        self._cards.finish()
+    def syncDefaultStream(self, device_number: int) -> None:  # noqa: N802
+        self._devices.finish()
 
 
 class _Flat(faiss.IndexFlat):
     """A real index, for FAISS's own k-means calls it."""
 
-    _cards = _memory = None  # FAISS's classes take no attribute that they do not know
+    _devices = _memory = None  # FAISS's classes take no attribute that they do not know
 
-    def __init__(self, cards: FakeCards, dim: int, metric: int) -> None:
+    def __init__(self, devices: FakeDevices, dim: int, metric: int) -> None:
         super().__init__(dim, metric)
-        self._cards, self._memory = cards, _Memory(4 * dim)
-        cards.live.append(self._memory)
+        self._devices, self._memory = devices, _Memory(4 * dim)
+        devices.live.append(self._memory)
 
     def __del__(self) -> None:
-        self._cards.live.remove(self._memory)
-        self._cards.leaked += not self.this.own()  # then nobody deletes the C++ object
+        self._devices.live.remove(self._memory)
+        self._devices.leaked += not self.this.own()  # then nobody deletes the C++ object
 
 
 class _Memory:
-    """What one index holds on a card."""
+    """What one index holds on a device."""
 
     def __init__(self, size: int) -> None:
         self.bytes = size
@@ -145,18 +145,18 @@ class _Memory:
 class _InvertedLists:
     """GpuIndexIVF, as far as filling it goes."""
 
-    def __init__(self, cards: FakeCards, inner: Any) -> None:
+    def __init__(self, devices: FakeDevices, inner: Any) -> None:
         self.inner, self.d, self.torn, self.ids = inner, inner.d, False, set[int]()
-        self._cards = cards
+        self._devices = devices
         self._memory = _Memory(4 * inner.nlist * inner.d)
-        cards.live.append(self._memory)
+        devices.live.append(self._memory)
 
     def __del__(self) -> None:
-        self._cards.live.remove(self._memory)
+        self._devices.live.remove(self._memory)
 
     def add_with_ids(self, rows: np.ndarray, ids: np.ndarray) -> None:
         self._grow(rows, ids.copy())
-        self._cards.finish()
+        self._devices.finish()
 
     def add_with_ids_c(self, count: int, rows: Any, ids: Any) -> None:
         self._grow(
@@ -167,16 +167,16 @@ class _InvertedLists:
         assert not self.torn, "FAISS_ASSERT(indices->numVecs == oldNumVecs): the process aborts here"
         size = len(rows) * (self.inner.code_size + 8)
         try:
-            self._cards.take(size)
+            self._devices.take(size)
         except RuntimeError:
             self._tear(rows)
             raise
-        self._cards.enqueued.append(lambda: self.inner.add_with_ids(rows, ids))
+        self._devices.enqueued.append(lambda: self.inner.add_with_ids(rows, ids))
         self.ids |= set(ids.tolist())
         self._memory.bytes += size
 
     def reset(self) -> None:
-        self._cards.finish()
+        self._devices.finish()
         self._memory.bytes = 4 * self.inner.nlist * self.inner.d
         self.torn = False
         self.ids.clear()

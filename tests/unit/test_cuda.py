@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
-from support import fake_cards
+from support import fake_devices
 
 from fct_infer import _core, cuda
 from fct_infer.errors import DeviceMemoryError, UnsupportedError, UsageError
@@ -23,7 +23,7 @@ from fct_infer.errors import DeviceMemoryError, UnsupportedError, UsageError
     ],
 )
 def test_a_device_has_one_name(device, numbers, name):
-    assert cuda.card_numbers(device) == numbers
+    assert cuda.device_numbers(device) == numbers
     assert cuda.device_name(device) == name
 
 
@@ -32,19 +32,21 @@ def test_a_device_has_one_name(device, numbers, name):
 )
 def test_other_names_do_not_exist(device):
     with pytest.raises(UsageError, match="does not exist; there is auto, cpu, cuda, cuda:0"):
-        cuda.card_numbers(device)
+        cuda.device_numbers(device)
 
 
 @pytest.mark.parametrize("device", ["cuda:1,cuda:1", "cuda,cuda:0"])
-def test_a_card_is_named_once(device):
-    with pytest.raises(UsageError, match="names a card twice"):
-        cuda.card_numbers(device)
+def test_a_device_is_named_once(device):
+    with pytest.raises(UsageError, match="names a device twice"):
+        cuda.device_numbers(device)
 
 
-def test_what_the_core_says_of_cards(monkeypatch):
-    fake_cards.install(monkeypatch, ("NVIDIA H200", "NVIDIA L4"))
+def test_what_the_core_says_of_devices(monkeypatch):
+    fake_devices.install(monkeypatch, ("NVIDIA H200", "NVIDIA L4"))
     status = cuda.cuda_status()
-    assert [(card.index, card.name, card.compute_capability) for card in status.cards] == [
+    assert [
+        (device_number.index, device_number.name, device_number.compute_capability) for device_number in status.devices
+    ] == [
         (0, "NVIDIA H200", "9.0"),
         (1, "NVIDIA L4", "9.0"),
     ]
@@ -52,22 +54,24 @@ def test_what_the_core_says_of_cards(monkeypatch):
     assert cuda.first_device() == "cuda:0"
     assert cuda.device_text("cuda:1,cuda:0") == "cuda:1 (NVIDIA L4), cuda:0 (NVIDIA H200)"
     cuda.require("cuda:1,cuda:0")
-    with pytest.raises(UnsupportedError, match=r"device cuda:2: no card cuda:2; the core sees cuda:0 \(NVIDIA H200\)"):
+    with pytest.raises(
+        UnsupportedError, match=r"device cuda:2: no device cuda:2; the core sees cuda:0 \(NVIDIA H200\)"
+    ):
         cuda.require("cuda:2")
 
 
 @pytest.mark.parametrize("names", [(), ("NVIDIA H200",)])
 def test_what_is_missing_is_passed_on(monkeypatch, names):
-    fake_cards.install(monkeypatch, names, "no driver: libcuda.so.1 was not found")
-    assert cuda.cuda_status().cards == ()
+    fake_devices.install(monkeypatch, names, "no driver: libcuda.so.1 was not found")
+    assert cuda.cuda_status().devices == ()
     assert cuda.first_device() == "cpu"
     assert cuda.device_text("cuda:0") == "cuda:0"
     with pytest.raises(UnsupportedError, match=r"device cuda: no driver: libcuda\.so\.1 was not found"):
         cuda.require("cuda")
 
 
-def test_a_card_too_old_is_not_taken_unasked(monkeypatch):
-    fake_cards.install(monkeypatch, ("Tesla T4", "NVIDIA L4"))
+def test_a_device_too_old_is_not_taken_unasked(monkeypatch):
+    fake_devices.install(monkeypatch, ("Tesla T4", "NVIDIA L4"))
 
     def precisions(device="cpu"):
         if device == "cuda:0":
@@ -80,9 +84,9 @@ def test_a_card_too_old_is_not_taken_unasked(monkeypatch):
     assert cuda.first_device() == "cpu"
 
 
-def test_a_card_too_full_to_be_set_up_is_the_first_one_all_the_same(monkeypatch):
+def test_a_device_too_full_to_be_set_up_is_the_first_one_all_the_same(monkeypatch):
     """Whoever uses it says what to do about that."""
-    fake_cards.install(monkeypatch)
+    fake_devices.install(monkeypatch)
 
     def full(device):
         raise DeviceMemoryError("CUDA driver: retain: CUDA_ERROR_OUT_OF_MEMORY")
@@ -91,14 +95,14 @@ def test_a_card_too_full_to_be_set_up_is_the_first_one_all_the_same(monkeypatch)
     assert cuda.first_device() == "cuda:0"
 
 
-def test_a_driver_without_a_card(monkeypatch):
-    fake_cards.install(monkeypatch, ())
-    assert cuda.cuda_status().missing == "this machine has no card"
+def test_a_driver_without_a_device(monkeypatch):
+    fake_devices.install(monkeypatch, ())
+    assert cuda.cuda_status().missing == "this machine has no device"
 
 
 def test_the_cpu_asks_for_nothing(monkeypatch):
     def never():
-        raise AssertionError("asked for cards")
+        raise AssertionError("asked for devices")
 
     monkeypatch.setattr(_core, "cuda_status", never, raising=False)
     assert cuda.missing_for("cpu") is None

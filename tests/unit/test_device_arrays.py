@@ -1,4 +1,4 @@
-"""Arrays on a card: host memory under the protocols of cards, so that everything but the card itself is real."""
+"""Arrays on a device: host memory under the protocols of devices, so that everything but the device itself is real."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from support import fake_cards
-from support.fake_cards import DlpackArray, InterfaceArray, NamespaceArray
+from support import fake_devices
+from support.fake_devices import DlpackArray, InterfaceArray, NamespaceArray
 from support.programs import linear_map, plain_mlp, random_rows
 
 from fct_infer import device_arrays
@@ -22,8 +22,8 @@ WRAPPERS = pytest.mark.parametrize("wrap", [DlpackArray, InterfaceArray, Namespa
 
 
 @pytest.fixture(autouse=True)
-def cards(monkeypatch):
-    fake_cards.install(monkeypatch, ("NVIDIA H200", "NVIDIA H200"))
+def devices(monkeypatch):
+    fake_devices.install(monkeypatch, ("NVIDIA H200", "NVIDIA H200"))
 
 
 @pytest.fixture
@@ -56,13 +56,13 @@ def test_the_result_is_made_by_the_library_of_old(h):
     out = h.apply_on_device(NamespaceArray(old), DlpackArray(side))
     assert isinstance(out, NamespaceArray)
     np.testing.assert_array_equal(out.array, h(old, side))
-    assert device_arrays._empty_rows(NamespaceArray(old, card=1), 3, 5).card == 1
+    assert device_arrays._empty_rows(NamespaceArray(old, device_number=1), 3, 5).device_number == 1
     with pytest.raises(ArrayError, match=r"out is missing: no way is known to make a new .*DlpackArray; pass one"):
         h.apply_on_device(DlpackArray(old), NamespaceArray(side))
 
 
-def test_cupys_result_is_made_on_the_card_that_old_is_on(monkeypatch):
-    """CuPy has no argument for the card: it takes the current one."""
+def test_cupys_result_is_made_on_the_device_that_old_is_on(monkeypatch):
+    """CuPy has no argument for the device: it takes the current one."""
     current = [0]
 
     class Device:
@@ -78,7 +78,7 @@ def test_cupys_result_is_made_on_the_card_that_old_is_on(monkeypatch):
     class Array(DlpackArray):
         @property
         def device(self):
-            return Device(self.card)
+            return Device(self.device_number)
 
     module = SimpleNamespace(
         ndarray=Array, float32=np.float32, empty=lambda shape, dtype: Array(np.empty(shape, dtype), current[-1])
@@ -86,8 +86,8 @@ def test_cupys_result_is_made_on_the_card_that_old_is_on(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", module)
     h = Transformation(linear_map(6, 5), "fp32", device="cuda:1")
     old = random_rows(3, 6)
-    out = h.apply_on_device(Array(old, card=1))
-    assert (out.card, current) == (1, [0])
+    out = h.apply_on_device(Array(old, device_number=1))
+    assert (out.device_number, current) == (1, [0])
     np.testing.assert_array_equal(out.array, h(old))
 
 
@@ -121,17 +121,17 @@ WRONG = [
     *(("side", each, "side has 10 rows, old has 9") for each in as_both(random_rows(10, 4))),
     ("out", InterfaceArray(random_rows(9, 5), read_only=True), "out is read-only"),
     ("old", InterfaceArray(random_rows(9, 6), mask=object()), "old is a masked array"),
-    ("old", DlpackArray(random_rows(9, 6), card=1), "old is on cuda:1, the model on cuda:0"),
-    ("side", DlpackArray(random_rows(9, 4), card=1), "side is on cuda:1, the model on cuda:0"),
-    ("out", DlpackArray(random_rows(9, 5), card=1), "out is on cuda:1, the model on cuda:0"),
+    ("old", DlpackArray(random_rows(9, 6), device_number=1), "old is on cuda:1, the model on cuda:0"),
+    ("side", DlpackArray(random_rows(9, 4), device_number=1), "side is on cuda:1, the model on cuda:0"),
+    ("out", DlpackArray(random_rows(9, 5), device_number=1), "out is on cuda:1, the model on cuda:0"),
     ("old", DlpackArray(random_rows(9, 6), memory=3), r"old is a .*DlpackArray in pinned CPU memory, wanted one in a"),
-    ("old", DlpackArray(random_rows(9, 6), memory=10), "in an AMD card's memory"),
-    ("old", DlpackArray(random_rows(9, 6), memory=99), "in memory that is no NVIDIA card's"),
-    ("old", random_rows(9, 6), r"old is a numpy\.ndarray in CPU memory, wanted one in a card's memory"),
+    ("old", DlpackArray(random_rows(9, 6), memory=10), "in an AMD device's memory"),
+    ("old", DlpackArray(random_rows(9, 6), memory=99), "in memory that is no NVIDIA device's"),
+    ("old", random_rows(9, 6), r"old is a numpy\.ndarray in CPU memory, wanted one in a device's memory"),
     ("old", torch.ones(9, 6), r"old is a torch\.Tensor in CPU memory"),
     ("side", torch.ones(9, 4), r"side is a torch\.Tensor in CPU memory"),
     ("out", torch.ones(9, 5), r"out is a torch\.Tensor in CPU memory"),
-    ("old", [[1.0]], "old is a list, wanted an array in a card's memory, with __dlpack__ or __cuda_array_interface__"),
+    ("old", [[1.0]], "old is a list, wanted an array in a device's memory, with __dlpack__ or __cuda_array_"),
     ("side", None, "side is missing: this transformation has two inputs"),
 ]  # fmt: skip
 
@@ -260,7 +260,7 @@ def test_waiting_without_a_driver_is_an_error(monkeypatch):
 
 
 class Driver:
-    """NVIDIA's, on a thread without a context; memory is on card 1, stream 9 has failed."""
+    """NVIDIA's, on a thread without a context; memory is on device 1, stream 9 has failed."""
 
     def __init__(self):
         self.contexts, self.retained = [], 0
@@ -294,7 +294,7 @@ class Driver:
 
 
 @pytest.mark.parametrize("stream", [2, 8])
-def test_a_producers_stream_is_waited_for_on_the_card_that_its_memory_is_on(monkeypatch, stream):
+def test_a_producers_stream_is_waited_for_on_the_device_that_its_memory_is_on(monkeypatch, stream):
     driver = Driver()
     monkeypatch.setattr(device_arrays.ctypes, "CDLL", lambda name: driver)
     assert device_arrays.device_rows("old", InterfaceArray(random_rows(2, 3), stream), 3, 1).rows == 2
@@ -321,7 +321,7 @@ def test_nothing_is_kept_alive_after_the_call(h):
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0,cuda:1"])
-def test_only_the_core_on_one_card_takes_them(device):
+def test_only_the_core_on_one_device_takes_them(device):
     h = Transformation(linear_map(6, 5), "fp32", device=device)
     with pytest.raises(UnsupportedError, match=f"this one runs in core on {device}"):
         h.apply_on_device(DlpackArray(random_rows(3, 6)), None, DlpackArray(random_rows(3, 5)))

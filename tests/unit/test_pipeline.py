@@ -94,7 +94,7 @@ def test_blocks_arrive_whole_and_in_order(rows: int, with_index: bool) -> None:
     old, side = random_rows(rows, 12), random_rows(rows, 5, 1)
     written: list[Rows] = []
     indexed: list[Rows] = []
-    index = (lambda block, on_card=0: indexed.append(block.copy())) if with_index else None
+    index = (lambda block, on_device=0: indexed.append(block.copy())) if with_index else None
     times = run(h.executable, Source(old, side), lambda block: written.append(block.copy()), index)
     expected = h(old, side)
     for blocks in (written, indexed) if with_index else (written,):
@@ -168,10 +168,10 @@ def test_errors_of_callbacks_keep_their_type_and_object(error: type[BaseExceptio
 
 
 @pytest.mark.parametrize("keep", ["none", "rows", "normalized"])
-def test_the_index_is_told_that_nothing_is_on_a_card(keep: str) -> None:
+def test_the_index_is_told_that_nothing_is_on_a_device(keep: str) -> None:
     told: list[int] = []
     source = Source(random_rows(200, 3))
-    run(identity().executable, source, index=lambda block, on_card: told.append(on_card), keep_on_device=keep)
+    run(identity().executable, source, index=lambda block, on_device: told.append(on_device), keep_on_device=keep)
     assert told == [0] * 4
 
 

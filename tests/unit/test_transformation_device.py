@@ -1,11 +1,11 @@
-"""Where a transformation runs, in which precision, and what it needs for that; cards are stood in for by the CPU."""
+"""Where a transformation runs, in which precision, and what it needs for that; devices are stood in for by the CPU."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-from support import fake_cards
-from support.fake_cards import Executable
+from support import fake_devices
+from support.fake_devices import Executable
 from support.programs import linear_map, paper_h, random_rows
 
 from fct_infer import _core, choose_precision
@@ -18,14 +18,14 @@ RANGES = {name: 2.0 + place for place, name in enumerate(PROGRAM.linear_inputs)}
 
 
 @pytest.fixture
-def cards(monkeypatch):
-    fake_cards.install(monkeypatch, ("NVIDIA H200", "NVIDIA H200"))
+def devices(monkeypatch):
+    fake_devices.install(monkeypatch, ("NVIDIA H200", "NVIDIA H200"))
 
 
 @pytest.mark.parametrize(
     ("device", "name"), [("cuda", "cuda:0"), ("cuda:1", "cuda:1"), ("cuda:1,cuda:0", "cuda:1,cuda:0"), ("cpu", "cpu")]
 )
-def test_it_is_compiled_for_the_device_named(cards, device, name):
+def test_it_is_compiled_for_the_device_named(devices, device, name):
     h = Transformation(PROGRAM, "fp32", 1, device, device_memory=1 << 30)
     assert h.device == h.executable.arguments["device"] == name
     old, side = random_rows(7, 12), random_rows(7, 6)
@@ -34,14 +34,14 @@ def test_it_is_compiled_for_the_device_named(cards, device, name):
         assert Executable.made[0].arguments == {"precision": "fp32", "device": name, "memory": 1 << 30, "ranges": None}
 
 
-def test_auto_takes_the_fastest_precision_that_needs_no_ranges(cards):
+def test_auto_takes_the_fastest_precision_that_needs_no_ranges(devices):
     assert Transformation(PROGRAM, device="cuda").precision == Transformation(PROGRAM).precision == "fp32"
     rows = random_rows(20, PROGRAM.dims["old"]), random_rows(20, PROGRAM.dims["side"])
     assert choose_precision(Transformation(PROGRAM, "auto", device="cuda"), *rows).precision == "bf16"
 
 
-def test_without_a_card_it_says_what_is_missing(monkeypatch):
-    fake_cards.install(monkeypatch, (), "the core was built without CUDA")
+def test_without_a_device_it_says_what_is_missing(monkeypatch):
+    fake_devices.install(monkeypatch, (), "the core was built without CUDA")
     with pytest.raises(UnsupportedError, match="device cuda:0: the core was built without CUDA"):
         Transformation(PROGRAM, device="cuda")
 
@@ -52,7 +52,7 @@ def test_devices_that_do_not_exist(device):
         Transformation(PROGRAM, device=device)
 
 
-def test_fp8_has_to_be_calibrated_before_it_is_called(cards):
+def test_fp8_has_to_be_calibrated_before_it_is_called(devices):
     h = Transformation(PROGRAM, "fp8", 1, "cuda")
     assert (h.precision, h.old_dim, h.side_dim, h.new_dim, h.is_calibrated) == ("fp8", 12, 6, 10, False)
     assert Executable.made == []
@@ -64,7 +64,7 @@ def test_fp8_has_to_be_calibrated_before_it_is_called(cards):
     assert Executable.made[0].arguments == {"precision": "fp8", "device": "cuda:0", "memory": 0, "ranges": RANGES}
 
 
-def test_normalized_keeps_device_memory_and_ranges(cards):
+def test_normalized_keeps_device_memory_and_ranges(devices):
     h = Transformation(PROGRAM, "fp8", 1, "cuda:1", 1 << 20, RANGES).normalized()
     assert (h.device, h.device_memory, h.ranges, h.precision) == ("cuda:1", 1 << 20, RANGES, "fp8")
     rows = h(random_rows(3, 12), random_rows(3, 6))
@@ -73,13 +73,13 @@ def test_normalized_keeps_device_memory_and_ranges(cards):
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, np.inf, np.nan, None])
-def test_ranges_that_are_none(cards, value):
+def test_ranges_that_are_none(devices, value):
     ranges = {name: number for name, number in (RANGES | {"concat": value}).items() if number is not None}
     with pytest.raises(UsageError, match=r"the range of 'concat' is .*, wanted a positive number for each of"):
         Transformation(PROGRAM, "fp8", device="cuda", ranges=ranges)
 
 
-def test_ranges_are_for_precisions_that_need_them(cards):
+def test_ranges_are_for_precisions_that_need_them(devices):
     assert Transformation(PROGRAM, "fp16", device="cuda", ranges=RANGES).ranges is None
 
 
@@ -89,7 +89,7 @@ def test_the_cpu_has_no_fp8():
         Transformation(linear_map(3, 2), "fp8")
 
 
-def test_ranges_of_real_rows_fit(cards):
+def test_ranges_of_real_rows_fit(devices):
     old, side = random_rows(50, 12), random_rows(50, 6)
     h = Transformation(PROGRAM, "fp8", device="cuda").calibrated(largest_values(PROGRAM, old, side))
     assert h.ranges["old"] == np.abs(old).max() and h.ranges["side"] == np.abs(side).max()

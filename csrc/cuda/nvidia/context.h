@@ -1,4 +1,4 @@
-// Contexts of cards, by the driver. The runtime's own calls would leave one behind on card 0, which costs
+// Contexts of devices, by the driver. The runtime's own calls would leave one behind on device 0, which costs
 // memory there, whenever a thread that has none is put back to what it was.
 #pragma once
 
@@ -8,7 +8,7 @@
 
 namespace fct::cuda {
 
-// A card's primary context, the one that the runtime and other libraries use. Made where there is none, and
+// A device's primary context, the one that the runtime and other libraries use. Made where there is none, and
 // never given back, as the runtime does not: what it has loaded there would be lost.
 CUcontext primary_context(int index);
 
@@ -21,7 +21,7 @@ class InContext {
   InContext& operator=(const InContext&) = delete;
 };
 
-// What is known about a card without a context; its free memory only if this process has one there.
+// What is known about a device without a context; its free memory only if this process has one there.
 CudaDeviceInfo describe(int index);
 
 }  // namespace fct::cuda

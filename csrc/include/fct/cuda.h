@@ -1,5 +1,5 @@
-// NVIDIA cards. Always there to be asked; what is missing (a build with CUDA, a driver, a library, a card) is
-// found out on first use.
+// NVIDIA devices. Always there to be asked; what is missing (a build with CUDA, a driver, a library, a
+// device) is found out on first use.
 #pragma once
 
 #include <cstddef>
@@ -26,12 +26,12 @@ struct CudaDeviceInfo {
   int major = 0, minor = 0;  // compute capability
   std::size_t memory_bytes = 0;
   std::optional<std::size_t>
-      free_bytes{};  // known where this process uses the card: asking takes memory there
+      free_bytes{};  // known where this process uses the device: asking takes memory there
 };
 
 struct CudaStatus {
   bool built = false;   // the CUDA part lies beside the core
-  std::string missing;  // why no card can be used; empty if one can
+  std::string missing;  // why no device can be used; empty if one can
   std::vector<CudaDeviceInfo> devices;
   std::string driver, cublaslt;  // versions; empty if unknown
 };

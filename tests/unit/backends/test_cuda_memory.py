@@ -27,7 +27,7 @@ class Kind(IntEnum):
 
 
 class Runtime(ModuleType):
-    """``cuda.bindings.runtime`` of a machine with two cards of 1 MiB."""
+    """``cuda.bindings.runtime`` of a machine with two devices of 1 MiB."""
 
     cudaError_t, cudaMemcpyKind, cudaStreamNonBlocking, cudaEventDisableTiming = Error, Kind, 1, 2  # noqa: N815
     error = event_error = Error.cudaSuccess
@@ -152,7 +152,7 @@ def test_the_device_of_before_is_put_back(runtime):
     assert runtime.device == 1
 
 
-def test_tells_the_card(runtime):
+def test_tells_the_device(runtime):
     assert CudaMemory(1).gpu == current_gpu(1) == Gpu("NVIDIA H200", "9.1")
 
 

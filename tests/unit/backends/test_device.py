@@ -19,6 +19,6 @@ def test_other_names_do_not_exist(device):
         cuda_index(device)
 
 
-def test_other_runtimes_take_one_card():
-    with pytest.raises(UsageError, match="'cuda:0,cuda:1': several cards at once are for the core only"):
+def test_other_runtimes_take_one_device():
+    with pytest.raises(UsageError, match="'cuda:0,cuda:1': several devices at once are for the core only"):
         cuda_index("cuda:0,cuda:1")

@@ -22,9 +22,9 @@ from fct_infer.export import Options, export_backbone, export_transformation, pr
 PROGRAM = plain_mlp(24, 8, 32, hidden=(40,))
 DIMS = {"old": 24, "side": 8}
 SHAPE = (3, 12, 10)
-NO_CARD = pytest.mark.skipif(
+NO_DEVICE = pytest.mark.skipif(
     torch.cuda.is_available() or "CUDAExecutionProvider" in onnxruntime.get_available_providers(),
-    reason="there is a card",
+    reason="there is a device",
 )
 
 
@@ -136,10 +136,10 @@ def test_code_is_never_taken_where_data_would_do(folder):
     assert load_embedder(folder / "b", trust=True).backend == "onnxruntime"
 
 
-@NO_CARD
+@NO_DEVICE
 @pytest.mark.parametrize("backend", ["core", "onnxruntime", "torch", "auto"])
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:3"])
-def test_a_card_that_is_not_there_is_never_replaced_by_the_cpu(folder, backend, device):
+def test_a_device_that_is_not_there_is_never_replaced_by_the_cpu(folder, backend, device):
     with pytest.raises(UnsupportedError, match=f"device {device}"):
         load_transformation(folder / "h", "fp32", backend=backend, device=device, trust=True)
     if backend != "core":

@@ -1,4 +1,4 @@
-"""Arrays on a card in other runtimes: host memory said to be a card's, the runtimes themselves real, on the CPU."""
+"""Arrays on a device in other runtimes: host memory said to be a device's, the runtimes themselves real, on the CPU."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from onnx import TensorProto, helper
-from support.fake_cards import DlpackArray, InterfaceArray, NamespaceArray
+from support.fake_devices import DlpackArray, InterfaceArray, NamespaceArray
 from support.fake_tensorrt import FakeMemory
 from support.images import NumpyRunner, numpy_embedder
 from support.onnx_models import image_model, onnx_model, saved, weights
@@ -30,7 +30,7 @@ node = helper.make_node
 
 
 class Recorder(Runner):
-    """Takes arrays on a card and remembers what it was given."""
+    """Takes arrays on a device and remembers what it was given."""
 
     backend, device, runtime = "recorder", "cuda:0", "recorder"
 
@@ -108,7 +108,7 @@ def test_no_rows_are_no_call(recorder):
         ({"old": None}, "old is a NoneType"),
         ({"side": None}, "side is missing"),
         ({"side": DlpackArray(random_rows(8, 4))}, "side has 8 rows, old has 9"),
-        ({"side": DlpackArray(random_rows(9, 4), card=1)}, "side is on cuda:1, the model on cuda:0"),
+        ({"side": DlpackArray(random_rows(9, 4), device_number=1)}, "side is on cuda:1, the model on cuda:0"),
         ({"old": random_rows(9, 6)}, r"old is a numpy\.ndarray in CPU memory"),
     ],
 )  # fmt: skip
@@ -148,7 +148,7 @@ def test_runners_that_take_none_say_who_does():
     runner.device = "cuda:0"
     embed = Embedder(runner, kind="backbone", model_version="v", precision="fp32", preprocessing=None)
     images, out = (DlpackArray(np.ones(shape, np.float32)) for shape in ((2, 3, 2, 2), (2, 5)))
-    with pytest.raises(UnsupportedError, match="numpy takes no arrays on a card; the core, ONNX Runtime"):
+    with pytest.raises(UnsupportedError, match="numpy takes no arrays on a device; the core, ONNX Runtime"):
         embed.embed_on_device(images, out)
 
 
@@ -169,18 +169,18 @@ class Events(FakeMemory):
         self.order: list[object] = []
 
     def synchronize(self, stream: int) -> None:
-        assert self._thread.current, "the default stream is another one on another card"
+        assert self._thread.current, "the default stream is another one on another device"
         self.order.append(("wait", stream))
 
 
 @pytest.fixture
-def on_card(monkeypatch):
-    """Make a runner on the CPU one that says it is on a card."""
+def on_device(monkeypatch):
+    """Make a runner on the CPU one that says it is on a device."""
 
     def make(runner: OnnxRuntimeRunner) -> Events:
         memory = Events()
         monkeypatch.setattr(onnx_runtime, "_DEVICE_TYPE", "cpu")
-        monkeypatch.setattr(onnx_runtime, "CudaMemory", lambda card: memory)
+        monkeypatch.setattr(onnx_runtime, "CudaMemory", lambda device_number: memory)
         run = runner._session.run_with_iobinding
         monkeypatch.setattr(
             runner._session, "run_with_iobinding", lambda binding: (memory.order.append("run"), run(binding))
@@ -206,52 +206,52 @@ def onnx_columns(tmp_path) -> OnnxRuntimeRunner:
 
 @pytest.mark.parametrize("wrap", [DlpackArray, InterfaceArray])
 @pytest.mark.parametrize("rows", [1, 9, 1000])
-def test_onnx_runtime_fills_the_callers_memory_after_waiting_for_its_stream(tmp_path, on_card, wrap, rows):
+def test_onnx_runtime_fills_the_callers_memory_after_waiting_for_its_stream(tmp_path, on_device, wrap, rows):
     runner = onnx_columns(tmp_path)
     old, side, out = (each.array for each in call(rows).values())
     wanted = runner.run({"old": old, "side": side})
-    memory = on_card(runner)
+    memory = on_device(runner)
     h = transformation(runner)
     h.apply_on_device(wrap(old), wrap(side), wrap(out), stream=77)
     np.testing.assert_array_equal(out, wanted)
     assert memory.order == [("wait", 77), "run"]
 
 
-def test_onnx_runtime_embeds_images_where_they_are(tmp_path, on_card):
+def test_onnx_runtime_embeds_images_where_they_are(tmp_path, on_device):
     runner = OnnxRuntimeRunner(saved(image_model(), tmp_path / "b.onnx"), device="cpu")
     images, out = np.random.default_rng(0).standard_normal((7, 3, 6, 5), np.float32), np.zeros((7, 4), np.float32)
     wanted = runner.run({"image": images})
-    on_card(runner)
+    on_device(runner)
     embed = Embedder(runner, kind="backbone", model_version="v", precision="fp32", preprocessing=None)
     embed.embed_on_device(DlpackArray(images), DlpackArray(out))
     np.testing.assert_allclose(out, wanted, rtol=1e-6)
 
 
-def test_onnx_runtime_does_not_hand_out_its_input(tmp_path, on_card):
+def test_onnx_runtime_does_not_hand_out_its_input(tmp_path, on_device):
     model = onnx_model([node("Identity", ["x"], ["y"])], {"x": ["n", 3]}, {"y": ["n", 3]})
     runner = OnnxRuntimeRunner(saved(model, tmp_path / "h.onnx"), device="cpu")
-    on_card(runner)
+    on_device(runner)
     rows, out = random_rows(4, 3), np.zeros((4, 3), np.float32)
     transformation(runner).apply_on_device(DlpackArray(rows), None, DlpackArray(out))
     np.testing.assert_array_equal(out, rows)
 
 
-def test_a_half_precision_output_of_a_file_is_refused(tmp_path, on_card):
+def test_a_half_precision_output_of_a_file_is_refused(tmp_path, on_device):
     model = onnx_model([node("Cast", ["x"], ["y"], to=TensorProto.FLOAT16)], {"x": ["n", 3]}, {"y": ["n", 3]})
     model.graph.output[0].type.tensor_type.elem_type = TensorProto.FLOAT16
     runner = OnnxRuntimeRunner(saved(model, tmp_path / "h.onnx"), device="cpu")
-    memory = on_card(runner)
+    memory = on_device(runner)
     out = np.full((4, 3), 7, np.float32)
     with pytest.raises(UnsupportedError, match="this model makes float16"):
         transformation(runner).apply_on_device(DlpackArray(random_rows(4, 3)), None, DlpackArray(out))
     assert (out == 7).all() and memory.order == []
 
 
-def test_a_failure_of_onnx_runtime_is_no_traceback(tmp_path, on_card):
+def test_a_failure_of_onnx_runtime_is_no_traceback(tmp_path, on_device):
     nodes = [node("Reshape", ["x", "pairs"], ["a"]), node("Reshape", ["a", "rows"], ["y"])]
     model = onnx_model(nodes, {"x": ["n", 3]}, {"y": ["m", 3]}, {"pairs": np.array([-1, 6]), "rows": np.array([-1, 3])})
     runner = OnnxRuntimeRunner(saved(model, tmp_path / "h.onnx"), device="cpu")
-    on_card(runner)
+    on_device(runner)
     arrays = DlpackArray(random_rows(3, 3)), None, DlpackArray(np.zeros((3, 3), np.float32))
     with pytest.raises(ArtifactError, match=r"onnxruntime .* cpu: does not run on a batch of 3 rows: .*[Rr]eshape"):
         transformation(runner).apply_on_device(*arrays)
@@ -261,12 +261,12 @@ def test_a_failure_of_onnx_runtime_is_no_traceback(tmp_path, on_card):
 
 
 @pytest.fixture
-def torch_card(monkeypatch):
+def torch_device(monkeypatch):
     """PyTorch sees host memory at the addresses; the streams it is put on are returned."""
     streams: list[tuple[int, int]] = []
 
-    def on_stream(module, stream, card):
-        streams.append((stream, card))
+    def on_stream(module, stream, device_number):
+        streams.append((stream, device_number))
         return nullcontext()
 
     def tensor_at(module, rows, shape):
@@ -284,17 +284,17 @@ def torch_runner(module: nn.Module, inputs: dict[str, tuple[int, ...]]) -> Torch
     return runner
 
 
-def test_pytorch_fills_the_callers_memory_on_its_stream(torch_card):
+def test_pytorch_fills_the_callers_memory_on_its_stream(torch_device):
     runner = torch_runner(randomized(PublicTransformation(6, 4, 5, 20)), {"old": (6, 1, 1), "side": (4, 1, 1)})
     arguments = call()
     transformation(runner).apply_on_device(**arguments, stream=77)
     runner.device = "cpu"
     wanted = runner.run({name: arguments[name].array for name in ("old", "side")})
     np.testing.assert_allclose(arguments["out"].array, wanted, rtol=1e-6)
-    assert torch_card == [(77, 0)]
+    assert torch_device == [(77, 0)]
 
 
-def test_pytorch_embeds_images_where_they_are(torch_card):
+def test_pytorch_embeds_images_where_they_are(torch_device):
     runner = torch_runner(randomized(TinyBackbone(7)), {"image": (3, 8, 6)})
     images, out = np.random.default_rng(0).standard_normal((5, 3, 8, 6), np.float32), np.zeros((5, 7), np.float32)
     embed = Embedder(runner, kind="backbone", model_version="v", precision="fp32", preprocessing=None)
@@ -303,7 +303,7 @@ def test_pytorch_embeds_images_where_they_are(torch_card):
     np.testing.assert_allclose(out, runner.run({"image": images}), rtol=1e-6)
 
 
-def test_pytorch_widens_what_the_module_makes(torch_card):
+def test_pytorch_widens_what_the_module_makes(torch_device):
     class Half(nn.Module):
         def forward(self, x):
             return x.half()
@@ -314,7 +314,7 @@ def test_pytorch_widens_what_the_module_makes(torch_card):
 
 
 @pytest.mark.parametrize("fail", [lambda x: x[:1], lambda x: x @ x], ids=["one row for all", "its own error"])
-def test_a_failure_of_pytorch_is_no_traceback_and_leaves_the_result_alone(torch_card, fail):
+def test_a_failure_of_pytorch_is_no_traceback_and_leaves_the_result_alone(torch_device, fail):
     class SmallBatches(nn.Module):
         def forward(self, x):
             return x if len(x) <= 2 else fail(x)
@@ -328,7 +328,7 @@ def test_a_failure_of_pytorch_is_no_traceback_and_leaves_the_result_alone(torch_
 def test_the_default_stream_is_pytorchs_own(monkeypatch):
     """As an external stream its number, 1, would be taken for one of PyTorch's pool."""
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: stream)
-    monkeypatch.setattr(torch.cuda, "default_stream", lambda card: ("default", card))
+    monkeypatch.setattr(torch.cuda, "default_stream", lambda device_number: ("default", device_number))
     monkeypatch.setattr(torch.cuda, "ExternalStream", lambda handle, device: ("external", handle, device))
     assert torch_runtime._on_stream(torch, 1, 3) == ("default", 3)
     assert torch_runtime._on_stream(torch, 0x7F00, 3) == ("external", 0x7F00, 3)

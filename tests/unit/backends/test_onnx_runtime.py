@@ -53,9 +53,9 @@ def test_it_says_what_it_is(path):
     assert runner.runtime == f"onnxruntime {onnxruntime.__version__} {runner.device}"
 
 
-@pytest.mark.skipif(HAS_CUDA, reason="there is a card")
+@pytest.mark.skipif(HAS_CUDA, reason="there is a device")
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
-def test_a_card_that_is_not_there_is_never_replaced_by_the_cpu(path, device):
+def test_a_device_that_is_not_there_is_never_replaced_by_the_cpu(path, device):
     with pytest.raises(UnsupportedError, match=f"device {device}: this ONNX Runtime has no CUDA"):
         OnnxRuntimeRunner(path, device=device)
 

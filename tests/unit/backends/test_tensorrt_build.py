@@ -186,7 +186,7 @@ def test_the_real_loader_refuses_what_is_no_engine(rtx):
         TensorRTRunner(rtx, b"\0" * 4096, TRANSFORMATION, memory=FakeMemory())
 
 
-# What follows differs in TensorRT: it builds for a card, and measures on it.
+# What follows differs in TensorRT: it builds for a device, and measures on it.
 
 
 @pytest.fixture
@@ -194,17 +194,17 @@ def tensorrt(rtx):
     return Watched(rtx, "tensorrt").module
 
 
-def build_on_card(tensorrt: ModuleType, **options: Any) -> Any:
+def build_on_device(tensorrt: ModuleType, **options: Any) -> Any:
     return build_engine(tensorrt, transformation(), rows=ROWS, tf32=False, memory=FakeMemory(), **options)
 
 
-def test_tensorrt_builds_for_its_card(tensorrt):
-    assert build_on_card(tensorrt).engine == Engine(tensorrt.__version__, "NVIDIA H200", "9.0", ROWS)
+def test_tensorrt_builds_for_its_device(tensorrt):
+    assert build_on_device(tensorrt).engine == Engine(tensorrt.__version__, "NVIDIA H200", "9.0", ROWS)
 
 
 def test_tensorrt_takes_no_compute_capabilities(tensorrt):
-    with pytest.raises(UsageError, match="TensorRT builds for the card it runs on"):
-        build_on_card(tensorrt, compute_capabilities=("8.9",))
+    with pytest.raises(UsageError, match="TensorRT builds for the device it runs on"):
+        build_on_device(tensorrt, compute_capabilities=("8.9",))
 
 
 @pytest.fixture
@@ -233,10 +233,10 @@ def attached(rtx, monkeypatch):
 class TestTimingCache:
     def test_is_kept_and_used_again(self, tensorrt, attached, tmp_path):
         path = tmp_path / "deep" / "timing.cache"
-        build_on_card(tensorrt, timing_cache=path)
+        build_on_device(tensorrt, timing_cache=path)
         kept = path.read_bytes()
         assert attached == [b""] and kept
-        build_on_card(tensorrt, timing_cache=path)
+        build_on_device(tensorrt, timing_cache=path)
         assert attached == [b"", kept]
 
     @pytest.mark.parametrize("refuses", ["", "create", "set"])
@@ -245,17 +245,17 @@ class TestTimingCache:
         path = tmp_path / "timing.cache"
         path.write_bytes(content)
         attached.refuses = refuses
-        assert build_on_card(tensorrt, timing_cache=path).data
+        assert build_on_device(tensorrt, timing_cache=path).data
         assert attached[0] == content and attached[-1] == (b"" if refuses else content)
         assert path.read_bytes() != content
 
     def test_a_folder_in_its_place_fails_no_build(self, tensorrt, attached, tmp_path):
-        assert build_on_card(tensorrt, timing_cache=tmp_path).data
+        assert build_on_device(tensorrt, timing_cache=tmp_path).data
         assert attached == [b""]
 
     def test_a_full_disk_fails_no_build(self, tensorrt, attached, tmp_path):
         with use_filesystem(FailNth("write", 0, errno.ENOSPC)):
-            assert build_on_card(tensorrt, timing_cache=tmp_path / "timing.cache").data
+            assert build_on_device(tensorrt, timing_cache=tmp_path / "timing.cache").data
         assert not list(tmp_path.iterdir())
 
     def test_tensorrt_for_rtx_measures_nothing(self, rtx, attached, tmp_path):

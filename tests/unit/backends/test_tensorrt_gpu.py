@@ -1,4 +1,4 @@
-"""Engines built and run on a real card. Skipped where there is none, unless FCT_REQUIRE_CUDA is 1."""
+"""Engines built and run on a real device. Skipped where there is none, unless FCT_REQUIRE_CUDA is 1."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from types import ModuleType
 import numpy as np
 import onnx
 import pytest
-from support.cuda import no_card
+from support.cuda import no_device
 from support.tensorrt_models import (
     BACKBONE,
     BFLOAT16,
@@ -38,7 +38,7 @@ FIRST_WITH_FP8 = 8.9
 
 @pytest.fixture(scope="module")
 def gpu() -> Gpu:
-    return current_gpu() or no_card("no CUDA device, driver or cuda-bindings")
+    return current_gpu() or no_device("no CUDA device, driver or cuda-bindings")
 
 
 @pytest.fixture(scope="module", params=["tensorrt", "tensorrt-rtx"])
@@ -100,7 +100,7 @@ def test_threads_at_once(trt, engine):
         assert_close(result, reference("transformation", batch), LIMITS["fp32"])
 
 
-def test_an_engine_is_made_for_its_card(gpu, trt, engine):
+def test_an_engine_is_made_for_its_device(gpu, trt, engine):
     if trt.__name__ == "tensorrt":
         assert (engine.engine.gpu, engine.engine.compute_capability) == (gpu.name, gpu.compute_capability)
     assert engine.engine.version == trt.__version__

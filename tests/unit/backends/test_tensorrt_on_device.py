@@ -1,4 +1,4 @@
-"""TensorRT on arrays that are on the card: a fake card whose streams are as late as they may be."""
+"""TensorRT on arrays that are on the device: a fake device whose streams are as late as they may be."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ IMAGE = Interface({"image": (3, 4, 4)}, 5)
 MOST = 150
 
 
-class OnCard:
-    """An array on the fake card, under the CUDA array interface."""
+class OnDevice:
+    """An array on the fake device, under the CUDA array interface."""
 
     def __init__(self, memory: FakeMemory, array: np.ndarray, offset: int = 0) -> None:
         self.memory, self.array = memory, array
@@ -41,7 +41,7 @@ class OnCard:
 
 
 class Machine:
-    """A fake card with a fake TensorRT, and a caller's stream."""
+    """A fake device with a fake TensorRT, and a caller's stream."""
 
     def __init__(self) -> None:
         self.memory = FakeMemory()
@@ -53,14 +53,14 @@ class Machine:
         data = fake_engine(interface.inputs, interface.output_dim, (1, 4, most))
         return TensorRTRunner(self.trt, data, interface, memory=self.memory, **options)
 
-    def call(self, rows: int, interface: Interface = H, seed: int = 0) -> tuple[list[OnCard], OnCard, np.ndarray]:
-        """Inputs and an output on the card, and what the output must become."""
+    def call(self, rows: int, interface: Interface = H, seed: int = 0) -> tuple[list[OnDevice], OnDevice, np.ndarray]:
+        """Inputs and an output on the device, and what the output must become."""
         rng = np.random.default_rng(seed)
         batch = {
             name: rng.integers(-9, 10, (rows, *shape)).astype(np.float32) for name, shape in interface.inputs.items()
         }
-        out = OnCard(self.memory, np.full((rows, interface.output_dim), 7, np.float32))
-        return [OnCard(self.memory, each) for each in batch.values()], out, expected(batch, interface.output_dim)
+        out = OnDevice(self.memory, np.full((rows, interface.output_dim), 7, np.float32))
+        return [OnDevice(self.memory, each) for each in batch.values()], out, expected(batch, interface.output_dim)
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_rows_that_cannot_be_cut_are_refused(machine):
 def test_an_address_that_tensorrt_does_not_take_is_named(machine, place):
     inputs, out, _ = machine.call(9)
     arrays = [*inputs, out]
-    arrays[place] = OnCard(machine.memory, arrays[place].array, offset=64)
+    arrays[place] = OnDevice(machine.memory, arrays[place].array, offset=64)
     with pytest.raises(ArrayError, match=f"^{('old', 'side', 'out')[place]} is at an address .* 256 bytes"):
         transformation(machine.runner()).apply_on_device(*arrays, stream=machine.stream)
     assert (out.numpy() == 7).all()

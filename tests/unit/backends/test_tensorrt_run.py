@@ -20,7 +20,7 @@ MOST = 16
 
 
 class Machine:
-    """A fake card with a fake TensorRT on it."""
+    """A fake device with a fake TensorRT on it."""
 
     def __init__(self) -> None:
         self.memory = FakeMemory()
@@ -157,7 +157,7 @@ def test_what_tensorrt_refuses_is_a_resource_error_with_its_reason(machine, call
 
 def test_a_device_that_fails_for_good_raises_the_first_error(machine):
     runner = machine.runner()
-    machine.trt.fail("execute_async_v3", "the card fell off the bus")
+    machine.trt.fail("execute_async_v3", "the device fell off the bus")
     for call in ("synchronize", "free", "destroy_stream"):
         machine.memory.fail(call, times=100)
     with pytest.raises(ResourceError, match="fell off the bus"):

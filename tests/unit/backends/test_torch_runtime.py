@@ -69,10 +69,10 @@ def test_results_do_not_share_memory():
     np.testing.assert_array_equal(found, random_rows(4, 3))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a card")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
 @pytest.mark.parametrize("device", ["cuda", "cuda:1"])
-def test_a_card_that_is_not_there_is_never_replaced_by_the_cpu(module, device):
-    with pytest.raises(UnsupportedError, match=f"device {device}: PyTorch .* finds 0 cards"):
+def test_a_device_that_is_not_there_is_never_replaced_by_the_cpu(module, device):
+    with pytest.raises(UnsupportedError, match=f"device {device}: PyTorch .* finds 0 devices"):
         TorchRunner(TorchModel("h", module, 2), COLUMNS, device=device)
     assert TorchRunner(TorchModel("h", module, 2), COLUMNS, device="auto").device == "cpu"
 

@@ -1,4 +1,4 @@
-"""The card's benchmark, as far as it goes without one: how it counts, what it leaves out, and who may take part."""
+"""The device's benchmark, as far as it goes without one: how it counts, what it leaves out, and who may take part."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 import numpy as np
 import pytest
 import torch
-from support import fake_cards
+from support import fake_devices
 from support.programs import paper_h
 
 from benchmarks import bench_cuda
@@ -46,7 +46,7 @@ def result():
         "parameters": {"bytes_in_per_row": 512, "bytes_out_per_row": 256},
         "ours": {
             "bf16": {
-                "description": "Card, blocks 8192 128; M rows/s by block: 8192 90; step 0 a + cast; step 1 b",
+                "description": "Device, blocks 8192 128; M rows/s by block: 8192 90; step 0 a + cast; step 1 b",
                 "max_relative_error": 0.0123,
                 "min_cosine": 0.9999,
             }
@@ -121,7 +121,7 @@ def test_fp8_is_judged_by_products_that_sum_as_it_does():
     ceilings, ours, *others = tables(result())
     assert [row[0] for row in ceilings.rows[:3]] == ["products, bf16", "products, fp8", f"products, {FAST_SUMS}"]
     assert ours.rows == [
-        ["bf16", "1.2e-02", "0.999900", "Card, blocks 8192 128; M rows/s by block: 8192 90, 1 of 2 layers cast apart"]
+        ["bf16", "1.2e-02", "0.999900", "Device, blocks 8192 128; M rows/s by block: 8192 90, 1 of 2 layers cast apart"]
     ]
     (table,) = [table for table in others if table.title.startswith("fp8")]
     assert table.rows[0][1] == "144 (80 %) ±1 %"
@@ -171,8 +171,8 @@ def test_contestants_compute_the_program(name):
 
 
 @pytest.mark.parametrize("name", ["CUDA graphs", "TensorRT", "torch.compile"])
-def test_what_needs_a_card_says_so(name):
-    with pytest.raises(NotMeasuredError, match=f"{name}: .*card"):
+def test_what_needs_a_device_says_so(name):
+    with pytest.raises(NotMeasuredError, match=f"{name}: .*device"):
         ON_DEVICE[name](PROGRAM, "fp32", DeviceClock("cpu").row_sets(9, 16, 8, 12))
 
 
@@ -263,15 +263,15 @@ def test_the_last_words_of_a_child_are_in_the_reason(tmp_path):
         run_once(fused("small", "fp32", "none"), tmp_path / "absent", tmp_path / "dest")
 
 
-def test_a_device_is_one_card_by_its_full_name(monkeypatch):
+def test_a_device_is_one_device_by_its_full_name(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    fake_cards.install(monkeypatch, ("NVIDIA H200", "NVIDIA L4"))
+    fake_devices.install(monkeypatch, ("NVIDIA H200", "NVIDIA L4"))
     assert [usable_device(device) for device in ("cuda", "cuda:1")] == ["cuda:0", "cuda:1"]
     for device, words in (
         ("gpu", "'gpu' does not exist"),
-        ("cpu", "one card is measured"),
-        ("cuda:0,cuda:1", "one card is measured"),
-        ("cuda:2", "no card cuda:2; the core sees cuda:0"),
+        ("cpu", "one device is measured"),
+        ("cuda:0,cuda:1", "one device is measured"),
+        ("cuda:2", "no device cuda:2; the core sees cuda:0"),
     ):
         with pytest.raises(click.ClickException, match=words):
             usable_device(device)
@@ -286,7 +286,7 @@ def test_nothing_is_timed_twice_for_an_opponent_that_cannot_run():
     bench.measure_on_device("fp32", 64, ["torch eager"])
     bench.measure_on_device("fp32", 64, ["TensorRT"])
     assert [list(case["runtimes"]) for case in bench.result["cases"]] == [[OURS, "torch eager"]]
-    assert list(bench.not_measured) == ["fp32: TensorRT: needs a card"]
+    assert list(bench.not_measured) == ["fp32: TensorRT: needs a device"]
 
 
 def test_an_opponent_that_breaks_stops_no_other(monkeypatch):

@@ -350,7 +350,7 @@ def test_what_does_not_exist_is_named_and_nothing_written(tmp_path, options, mes
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_card_that_is_not_there_is_no_proof(tmp_path):
+def test_a_device_that_is_not_there_is_no_proof(tmp_path):
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         pytest.skip("there is one")
     options = Options(("onnx",), device="cuda")

@@ -1,4 +1,4 @@
-"""With the real TensorRT for RTX, which builds engines where no card is."""
+"""With the real TensorRT for RTX, which builds engines where no device is."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def trt():
 
 
 @pytest.fixture
-def no_card():
+def no_device():
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():
         pytest.skip("here engines can be run")
@@ -38,14 +38,14 @@ def options(*precisions, **changes):
     return Options(("tensorrt-rtx",), precisions, rows_for(PROGRAM.dims, 64), engine_rows=(8, 64), **changes)
 
 
-def test_an_engine_that_cannot_be_run_is_not_published(tmp_path, trt, no_card):
+def test_an_engine_that_cannot_be_run_is_not_published(tmp_path, trt, no_device):
     with pytest.raises(GateError, match=r"target tensorrt-rtx, fp32: cannot be run here, so it is not proven: .*"
                                         r"--allow-unproven publishes it"):  # fmt: skip
         export_transformation(PROGRAM, tmp_path / "h", options("fp32"))
     assert not (tmp_path / "h").exists() and not (tmp_path / "h.partial").exists()
 
 
-def test_it_is_published_unproven_if_that_is_asked_for(tmp_path, cache, trt, no_card):
+def test_it_is_published_unproven_if_that_is_asked_for(tmp_path, cache, trt, no_device):
     precisions = ("fp32", "tf32", "fp16", "bf16", "int8")
     report = export_transformation(PROGRAM, tmp_path / "h", options(*precisions, allow_unproven=True))
     files = open_bundle(tmp_path / "h").manifest.files
@@ -65,7 +65,7 @@ def test_it_is_published_unproven_if_that_is_asked_for(tmp_path, cache, trt, no_
         load_transformation(tmp_path / "h", backend="tensorrt-rtx")
     with pytest.raises(UnsupportedError, match=r"(?i)driver|cuda"):
         load_transformation(tmp_path / "h", backend="tensorrt-rtx", trust=True)
-    with pytest.raises(UnsupportedError, match="device cpu: TensorRT runs on CUDA cards only"):
+    with pytest.raises(UnsupportedError, match="device cpu: TensorRT runs on CUDA devices only"):
         load_transformation(tmp_path / "h", backend="tensorrt-rtx", device="cpu", trust=True)
 
 

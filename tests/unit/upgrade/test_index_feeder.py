@@ -1,4 +1,4 @@
-"""Rows on their way into the index: from the card's memory where they are there, else from the CPU's; the same rows."""
+"""Rows on their way into the index: from the device's memory where they are, else from the CPU's; the same."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 
 import numpy as np
 import pytest
-from support import fake_cards
-from support.fake_gpu_faiss import FakeCards
+from support import fake_devices
+from support.fake_gpu_faiss import FakeDevices
 from support.galleries import write_gallery
 from support.programs import linear_map
 
@@ -15,7 +15,7 @@ from fct_infer import Transformation, _core, upgrade_gallery
 from fct_infer.index import IndexBuilder, make_builder
 from fct_infer.upgrade.plan import make_plan
 from fct_infer.upgrade.settings import Settings
-from fct_infer.upgrade.stream import IndexFeeder, index_rows, kept_on_card
+from fct_infer.upgrade.stream import IndexFeeder, index_rows, kept_on_device
 
 DIM, LISTS = 16, 8
 ROWS = (150, 41, 90)
@@ -23,9 +23,9 @@ INDEX = f"IVF{LISTS},PQ4np"
 
 
 @pytest.fixture
-def cards(monkeypatch):
-    fake_cards.install(monkeypatch, ("NVIDIA H200", "NVIDIA H200"))
-    return FakeCards(count=2).install(monkeypatch)
+def devices(monkeypatch):
+    fake_devices.install(monkeypatch, ("NVIDIA H200", "NVIDIA H200"))
+    return FakeDevices(count=2).install(monkeypatch)
 
 
 @pytest.fixture
@@ -66,19 +66,19 @@ def upgrade(gallery, name, device="cuda", **settings):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize(("metric", "asked"), [("l2", "rows"), ("ip", "rows"), ("cosine", "normalized")])
-def test_the_index_takes_the_rows_where_they_are(cards, kept, gallery, metric, dtype, asked):
+def test_the_index_takes_the_rows_where_they_are(devices, kept, gallery, metric, dtype, asked):
     expected, from_host = upgrade(gallery, "host", "cpu", metric=metric, dtype=dtype)
-    found, from_card = upgrade(gallery, "card", metric=metric, dtype=dtype)
+    found, from_device = upgrade(gallery, "device", metric=metric, dtype=dtype)
     assert found == expected
     assert from_host == {"train": "cuda:0", "add": "cuda:0"}
-    assert from_card == from_host | {"rows": "cuda:0"}
+    assert from_device == from_host | {"rows": "cuda:0"}
     assert kept == ["none", asked]
 
 
-def test_what_the_card_has_no_room_for_comes_from_the_cpu(cards, kept, gallery):
+def test_what_the_device_has_no_room_for_comes_from_the_cpu(devices, kept, gallery):
     expected, _ = upgrade(gallery, "host", "cpu")
-    cards.memory = 4 * LISTS * DIM + 35 * 12  # not even for one block
-    found, placement = upgrade(gallery, "card")
+    devices.memory = 4 * LISTS * DIM + 35 * 12  # not even for one block
+    found, placement = upgrade(gallery, "device")
     assert found == expected
     assert (placement["add"], placement["reason"]) == ("cpu", "cuda:0 is too full for 40 rows")
     assert "rows" not in placement
@@ -97,15 +97,15 @@ def test_what_the_card_has_no_room_for_comes_from_the_cpu(cards, kept, gallery):
         ("cuda:0", {"index": "none"}),
     ],
 )
-def test_nothing_is_kept_that_the_index_would_not_take(cards, gallery, tmp_path, device, settings):
+def test_nothing_is_kept_that_the_index_would_not_take(devices, gallery, tmp_path, device, settings):
     h = Transformation(linear_map(DIM, DIM), "fp32", 1, device=device)
     plan = make_plan(gallery, h, tmp_path / "new", Settings(**{"index": INDEX, "index_device": "cuda:0"} | settings))
     builder = make_builder(plan.index, 1, plan.index_device) if plan.index else None
-    assert kept_on_card(plan, builder) == "none"
+    assert kept_on_device(plan, builder) == "none"
 
 
 class Taking(IndexBuilder):
-    """Takes the first rows of each block from the card, and remembers all it is given."""
+    """Takes the first rows of each block from the device, and remembers all it is given."""
 
     def __init__(self, most: int) -> None:
         self.most, self.given = most, []
@@ -119,16 +119,16 @@ class Taking(IndexBuilder):
         self.given.append((rows, ids))
 
 
-def test_a_block_may_come_from_both(cards, gallery, tmp_path):
+def test_a_block_may_come_from_both(devices, gallery, tmp_path):
     h = Transformation(linear_map(DIM, DIM), "fp32", 1)
     plan = make_plan(gallery, h, tmp_path / "new", Settings(metric="cosine", block_rows=150))
     builder = Taking(100)
     feeder = IndexFeeder(plan, plan.gallery.shards, builder)
     new = np.random.default_rng(0).standard_normal((150, DIM)).astype(np.float16)
     feeder(new, 1 << 40)
-    (card, first), (host, last) = builder.given
-    assert card["data"] == (1 << 40, True)
-    assert (card["shape"], card["typestr"], card["stream"]) == ((100, DIM), "<f4", None)
+    (device_number, first), (host, last) = builder.given
+    assert device_number["data"] == (1 << 40, True)
+    assert (device_number["shape"], device_number["typestr"], device_number["stream"]) == ((100, DIM), "<f4", None)
     np.testing.assert_array_equal(host, index_rows(new, "cosine")[100:])
     ids = np.load(gallery / "ids" / plan.gallery.shards[0].ids.name)
     np.testing.assert_array_equal(np.concatenate([first, last]), ids)
@@ -139,8 +139,8 @@ def test_a_block_may_come_from_both(cards, gallery, tmp_path):
 
 
 @pytest.mark.parametrize("scale", [0, 1e-30, 1e-14])
-def test_rows_of_hardly_any_length_come_from_the_cpu(cards, gallery, tmp_path, scale):
-    """A card divides by no less than 1e-12: what is shorter would lie in the index without its unit length."""
+def test_rows_of_hardly_any_length_come_from_the_cpu(devices, gallery, tmp_path, scale):
+    """A device divides by no less than 1e-12: what is shorter would lie in the index without its unit length."""
     h = Transformation(linear_map(DIM, DIM), "fp32", 1)
     plan = make_plan(gallery, h, tmp_path / "new", Settings(metric="cosine", block_rows=150))
     builder = Taking(150)

@@ -1,4 +1,4 @@
-"""Upgrades on a card that the CPU stands in for: what is decided, said, kept and refused."""
+"""Upgrades on a device that the CPU stands in for: what is decided, said, kept and refused."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from support import fake_cards
+from support import fake_devices
 from support.bundles import core_bundle
-from support.fake_cards import HELD_BYTES, Executable
+from support.fake_devices import HELD_BYTES, Executable
 from support.galleries import write_gallery
 from support.programs import linear_map, paper_h
 
@@ -31,8 +31,8 @@ SETTINGS = Settings(index="Flat", block_rows=40)
 
 
 @pytest.fixture
-def cards(monkeypatch):
-    fake_cards.install(monkeypatch)
+def devices(monkeypatch):
+    fake_devices.install(monkeypatch)
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def stopped(*arguments, **options):
 
 
 @pytest.mark.parametrize(("precision", "used"), [("auto", "bf16"), ("tf32", "tf32"), ("fp8", "fp8")])
-def test_the_command_says_device_and_precision(cards, gallery, tmp_path, precision, used):
+def test_the_command_says_device_and_precision(devices, gallery, tmp_path, precision, used):
     arguments = [str(tmp_path / "g"), "--transformation", str(core_bundle(PROGRAM, tmp_path / "h")), "--index", "none"]
     arguments += ["--precision", precision, "--device-memory", "1.5GiB", "-o", str(tmp_path / "new")]
     planned = CliRunner().invoke(command, [*arguments, "--dry-run"], catch_exceptions=False)
@@ -70,7 +70,7 @@ def test_the_command_says_device_and_precision(cards, gallery, tmp_path, precisi
     assert ("ranges" in infos["inputs"]) == (used == "fp8")
 
 
-def test_the_report_for_people(cards, gallery, tmp_path):
+def test_the_report_for_people(devices, gallery, tmp_path):
     arguments = [str(tmp_path / "g"), "--transformation", str(core_bundle(PROGRAM, tmp_path / "h")), "--index", "none"]
     for device, said in (
         ("cuda", "on cuda:0 (NVIDIA H200) in fp32; a CPU's results differ in the last bits"),
@@ -89,7 +89,7 @@ def test_sizes_that_are_none(tmp_path, text):
 
 
 def test_what_is_missing_ends_with_one_line(gallery, tmp_path, monkeypatch, capsys):
-    fake_cards.install(monkeypatch, (), "no driver: libcuda.so.1 was not found")
+    fake_devices.install(monkeypatch, (), "no driver: libcuda.so.1 was not found")
     bundle = core_bundle(PROGRAM, tmp_path / "h")
     arguments = [tmp_path / "g", "--transformation", bundle, "-o", tmp_path / "new", "--device", "cuda"]
     monkeypatch.setattr(sys, "argv", ["fct-upgrade-gallery", *map(str, arguments)])
@@ -104,12 +104,12 @@ def test_what_is_missing_ends_with_one_line(gallery, tmp_path, monkeypatch, caps
 
 
 @pytest.mark.parametrize(("first", "second"), [("cpu", "cuda"), ("cuda", "cpu")])
-def test_a_run_is_not_resumed_on_another_kind_of_device(cards, gallery, tmp_path, first, second):
+def test_a_run_is_not_resumed_on_another_kind_of_device(devices, gallery, tmp_path, first, second):
     paths = tmp_path / "g", tmp_path / "new"
     stopped(paths[0], Transformation(PROGRAM, "fp32", device=first), paths[1])
     with pytest.raises(
         OutputError,
-        match=rf"settings device \(was {first}, is {second}\)\. A CPU and a card differ in the last bits: "
+        match=rf"settings device \(was {first}, is {second}\)\. A CPU and a device differ in the last bits: "
         rf"--device {first} goes on, --restart drops",
     ):
         upgrade_gallery(paths[0], Transformation(PROGRAM, "fp32", device=second), paths[1], settings=SETTINGS)
@@ -117,8 +117,8 @@ def test_a_run_is_not_resumed_on_another_kind_of_device(cards, gallery, tmp_path
     assert report.resumed_rows >= ROWS[0]
 
 
-def test_a_full_card_leaves_the_work_to_the_cpu_and_says_so(monkeypatch, gallery, tmp_path):
-    fake_cards.install(monkeypatch, full="cuda:0")
+def test_a_full_device_leaves_the_work_to_the_cpu_and_says_so(monkeypatch, gallery, tmp_path):
+    fake_devices.install(monkeypatch, full="cuda:0")
     arguments = [str(tmp_path / "g"), "--transformation", str(core_bundle(PROGRAM, tmp_path / "h")), "--index", "none"]
     arguments += ["-o", str(tmp_path / "new")]
     reason = "cuda:0 has too little memory: this transformation needs 90 MiB on cuda:0, at hand are 7 MiB"
@@ -129,8 +129,8 @@ def test_a_full_card_leaves_the_work_to_the_cpu_and_says_so(monkeypatch, gallery
     assert json.loads((tmp_path / "new" / "upgrade_infos.json").read_text())["device"] == report["device"]
 
 
-def test_a_run_begun_on_a_card_that_is_full_now(monkeypatch, gallery, tmp_path):
-    fake_cards.install(monkeypatch)
+def test_a_run_begun_on_a_device_that_is_full_now(monkeypatch, gallery, tmp_path):
+    fake_devices.install(monkeypatch)
     bundle, paths = core_bundle(PROGRAM, tmp_path / "h"), (tmp_path / "g", tmp_path / "new")
     stopped(paths[0], load_transformation(bundle, "fp32"), paths[1])
     Executable.full = "cuda:0"
@@ -144,7 +144,7 @@ def test_a_run_begun_on_a_card_that_is_full_now(monkeypatch, gallery, tmp_path):
     assert report.resumed_rows >= ROWS[0]
 
 
-def test_normalizing_compiles_once(cards, gallery, tmp_path):
+def test_normalizing_compiles_once(devices, gallery, tmp_path):
     arguments = [str(tmp_path / "g"), "--transformation", str(core_bundle(PROGRAM, tmp_path / "h")), "--index", "none"]
     done = CliRunner().invoke(command, [*arguments, "--normalize", "-o", str(tmp_path / "new")], catch_exceptions=False)
     assert done.exit_code == 0 and len(Executable.made) == 1
@@ -169,15 +169,15 @@ KEPT_BYTES = 5 * max(ROWS) * 4 * PROGRAM.new_dim  # of the blocks whose rows wai
     ],
 )
 def test_device_memory_is_one_budget(monkeypatch, gallery, tmp_path, memory, device, index_device, left):
-    fake_cards.install(monkeypatch, ("NVIDIA H200", "NVIDIA H200"))
+    fake_devices.install(monkeypatch, ("NVIDIA H200", "NVIDIA H200"))
     monkeypatch.setattr("fct_infer.upgrade.plan.require_gpu", lambda device: None)
     h = Transformation(PROGRAM, "fp32", device=device, device_memory=memory)
     settings = Settings(index="Flat", index_device=index_device)
     assert make_plan(tmp_path / "g", h, tmp_path / "new", settings).index_memory == left
 
 
-def test_another_card_goes_on(monkeypatch, gallery, tmp_path):
-    fake_cards.install(monkeypatch, ("NVIDIA H200", "NVIDIA H200"))
+def test_another_device_goes_on(monkeypatch, gallery, tmp_path):
+    fake_devices.install(monkeypatch, ("NVIDIA H200", "NVIDIA H200"))
     stopped(tmp_path / "g", Transformation(PROGRAM, "fp32", device="cuda:1"), tmp_path / "new")
     h = Transformation(PROGRAM, "fp32", device="cuda:0,cuda:1")
     report = upgrade_gallery(tmp_path / "g", h, tmp_path / "new", settings=SETTINGS)
@@ -187,7 +187,7 @@ def test_another_card_goes_on(monkeypatch, gallery, tmp_path):
 # -- calibration -------------------------------------------------------------------------------------------------------
 
 
-def test_ranges_are_those_of_the_gallerys_own_rows(cards, gallery, tmp_path, monkeypatch):
+def test_ranges_are_those_of_the_gallerys_own_rows(devices, gallery, tmp_path, monkeypatch):
     h = Transformation(PROGRAM, "fp8", device="cuda")
     plan = make_plan(tmp_path / "g", h, tmp_path / "new", Settings(index="none", normalize=True))
     assert plan.transformation.ranges == largest_values(PROGRAM, gallery["old"], gallery["side"])
@@ -198,13 +198,13 @@ def test_ranges_are_those_of_the_gallerys_own_rows(cards, gallery, tmp_path, mon
     assert plan.transformation.ranges == largest_values(PROGRAM, gallery["old"][rows], gallery["side"][rows])
 
 
-def test_ranges_given_are_kept(cards, gallery, tmp_path):
+def test_ranges_given_are_kept(devices, gallery, tmp_path):
     ranges = dict.fromkeys(PROGRAM.linear_inputs, 3.5)
     h = Transformation(PROGRAM, "fp8", device="cuda", ranges=ranges)
     assert make_plan(tmp_path / "g", h, tmp_path / "new", Settings(index="none")).identity()["ranges"] == ranges
 
 
-def test_a_resumed_run_uses_the_ranges_it_began_with(cards, gallery, tmp_path, monkeypatch):
+def test_a_resumed_run_uses_the_ranges_it_began_with(devices, gallery, tmp_path, monkeypatch):
     """Measured again they may differ in the last bits; so would results."""
     paths = tmp_path / "g", tmp_path / "new"
     h = load_transformation(core_bundle(PROGRAM, tmp_path / "h"), "fp8")
@@ -222,7 +222,7 @@ def test_a_resumed_run_uses_the_ranges_it_began_with(cards, gallery, tmp_path, m
 
 
 @pytest.mark.parametrize("other", ["gallery", "transformation"])
-def test_ranges_of_another_run_are_not_taken(cards, gallery, tmp_path, other):
+def test_ranges_of_another_run_are_not_taken(devices, gallery, tmp_path, other):
     stopped(tmp_path / "g", Transformation(PROGRAM, "fp8", device="cuda"), tmp_path / "new")
     begun = Executable.made[-1].arguments["ranges"]
     program, path = PROGRAM, tmp_path / "g"
@@ -240,7 +240,7 @@ def test_ranges_of_another_run_are_not_taken(cards, gallery, tmp_path, other):
 
 
 @pytest.mark.parametrize("folder", ["embeddings", "side_information"])
-def test_a_row_that_is_not_finite_is_named(cards, gallery, tmp_path, folder):
+def test_a_row_that_is_not_finite_is_named(devices, gallery, tmp_path, folder):
     path = tmp_path / "g" / folder / "000001.npy"
     rows = np.load(path)
     rows[5, 2] = np.inf
@@ -249,7 +249,7 @@ def test_a_row_that_is_not_finite_is_named(cards, gallery, tmp_path, folder):
         make_plan(tmp_path / "g", Transformation(PROGRAM, "fp8", device="cuda"), tmp_path / "new", SETTINGS)
 
 
-def test_without_side_information_the_old_embedding_takes_its_place(cards, tmp_path):
+def test_without_side_information_the_old_embedding_takes_its_place(devices, tmp_path):
     arrays = write_gallery(tmp_path / "g", ROWS, old_dim=12, side_dim=None)
     program = paper_h(12, 12, 10, inner=16)
     h = Transformation(program, "fp8", device="cuda")
@@ -257,7 +257,7 @@ def test_without_side_information_the_old_embedding_takes_its_place(cards, tmp_p
     assert plan.transformation.ranges == largest_values(program, arrays["old"], arrays["old"])
 
 
-def test_a_journal_cut_short_is_no_journal(cards, gallery, tmp_path):
+def test_a_journal_cut_short_is_no_journal(devices, gallery, tmp_path):
     path = tmp_path / "new.partial" / "journal.jsonl"
     path.parent.mkdir()
     path.write_bytes(b'12345678 {"kind": "beg')
@@ -272,7 +272,7 @@ def test_a_journal_cut_short_is_no_journal(cards, gallery, tmp_path):
 # -- blocks ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_card_takes_larger_blocks(cards):
-    for program, on_cpu, on_card in ((paper_h(), 8192, 65536), (linear_map(4, 4), 1 << 16, 1 << 18)):
+def test_a_device_takes_larger_blocks(devices):
+    for program, on_cpu, on_device in ((paper_h(), 8192, 65536), (linear_map(4, 4), 1 << 16, 1 << 18)):
         assert default_block_rows(Transformation(program, "fp32")) == on_cpu
-        assert default_block_rows(Transformation(program, "fp32", device="cuda")) == on_card
+        assert default_block_rows(Transformation(program, "fp32", device="cuda")) == on_device

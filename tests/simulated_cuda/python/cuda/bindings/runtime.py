@@ -1,4 +1,4 @@
-"""``cuda.bindings.runtime`` on the simulated card: those of its functions that this project calls.
+"""``cuda.bindings.runtime`` on the simulated device: those of its functions that this project calls.
 
 The real module brings the CUDA runtime with it, which asks the driver for what is not documented.
 """
@@ -34,11 +34,11 @@ class cudaMemcpyKind(IntEnum):
 
 
 class _Properties:
-    def __init__(self, card: int) -> None:
+    def __init__(self, device_number: int) -> None:
         name, major, minor = ctypes.create_string_buffer(256), ctypes.c_int(), ctypes.c_int()
-        _library.cuDeviceGetName(name, 256, card)
-        _library.cuDeviceGetAttribute(ctypes.byref(major), 75, card)
-        _library.cuDeviceGetAttribute(ctypes.byref(minor), 76, card)
+        _library.cuDeviceGetName(name, 256, device_number)
+        _library.cuDeviceGetAttribute(ctypes.byref(major), 75, device_number)
+        _library.cuDeviceGetAttribute(ctypes.byref(minor), 76, device_number)
         self.name, self.major, self.minor = name.value, major.value, minor.value
 
 
@@ -57,16 +57,16 @@ def cudaGetDeviceCount() -> tuple[cudaError_t, int]:
     return _made("cudaGetDeviceCount", ctypes.c_int)
 
 
-def cudaGetDeviceProperties(card: int) -> tuple[cudaError_t, _Properties]:
-    return cudaError_t.cudaSuccess, _Properties(card)
+def cudaGetDeviceProperties(device_number: int) -> tuple[cudaError_t, _Properties]:
+    return cudaError_t.cudaSuccess, _Properties(device_number)
 
 
 def cudaGetDevice() -> tuple[cudaError_t, int]:
     return _made("cudaGetDevice", ctypes.c_int)
 
 
-def cudaSetDevice(card: int) -> tuple[cudaError_t]:
-    return _call("cudaSetDevice", card)
+def cudaSetDevice(device_number: int) -> tuple[cudaError_t]:
+    return _call("cudaSetDevice", device_number)
 
 
 def cudaMalloc(size: int) -> tuple[cudaError_t, int]:

@@ -1,9 +1,9 @@
-// Cards, contexts, and which of these a thread uses.
+// Devices, contexts, and which of these a thread uses.
 #include <cstdio>
 #include <cstdlib>
 #include <deque>
 
-#include "card.h"
+#include "simulated_device.h"
 
 namespace simulated {
 namespace {
@@ -23,7 +23,7 @@ thread_local ThreadContexts contexts;
 }  // namespace
 
 void violation(const std::string& what) {
-  std::fprintf(stderr, "simulated card: %s\n", what.c_str());
+  std::fprintf(stderr, "simulated device: %s\n", what.c_str());
   std::abort();
 }
 
@@ -37,12 +37,12 @@ std::recursive_mutex& mutex() {
   return only;
 }
 
-int card_count() {
-  static const int count = static_cast<int>(setting("FCT_SIMULATED_CARDS", 2));
+int device_count() {
+  static const int count = static_cast<int>(setting("FCT_SIMULATED_DEVICES", 2));
   return count;
 }
 
-std::uint64_t card_memory() {
+std::uint64_t device_memory() {
   static const std::uint64_t bytes = setting("FCT_SIMULATED_MEMORY", kMemory);
   return bytes;
 }
@@ -52,14 +52,14 @@ int compute_capability() {
   return capability;
 }
 
-CUcontext primary_context(int card) {
+CUcontext primary_context(int device) {
   static auto* contexts = [] {  // never freed: threads may outlive main
     auto* made = new std::deque<CUctx_st>;
-    for (int index = 0; index < card_count(); ++index) made->push_back({.card = index});
+    for (int index = 0; index < device_count(); ++index) made->push_back({.device = index});
     for (CUctx_st& context : *made) context.default_stream = make_queue(&context, true);
     return made;
   }();
-  return &(*contexts)[static_cast<std::size_t>(card)];
+  return &(*contexts)[static_cast<std::size_t>(device)];
 }
 
 CUcontext current() { return contexts.stack.empty() ? nullptr : contexts.stack.back(); }

@@ -1,4 +1,4 @@
-"""Cards that are not there: the core's CPU engine behind its interface for cards, and arrays said to be on one."""
+"""Devices that are not there: the core's CPU engine behind its interface for devices, and arrays said to be on one."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from fct_infer.device_arrays import _capsule_pointer, _DlTensor
 from fct_infer.errors import DeviceMemoryError
 
 GIBIBYTE = 1 << 30
-HELD_BYTES = 700 << 20  # of a card's memory by what is compiled for it, if it may
+HELD_BYTES = 700 << 20  # of a device's memory by what is compiled for it, if it may
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "fp8")
 
 
 class Executable(_core.Executable):
-    """Computes in fp32 on the CPU, says it is on a card, and remembers how it was made and called."""
+    """Computes in fp32 on the CPU, says it is on a device, and remembers how it was made and called."""
 
     made: ClassVar[list[Executable]] = []
-    full: ClassVar[str | None] = None  # a card without memory
+    full: ClassVar[str | None] = None  # a device without memory
     device_bytes = 0  # over the core's, which cannot be set
 
     def __init__(self, program, precision, *, device="cpu", device_memory=0, ranges=None) -> None:
@@ -51,8 +51,8 @@ def install(
     *,
     full: str | None = None,
 ) -> None:
-    """Put cards of these names, or the reason why there are none, in the place of this machine's; one may be full."""
-    cards = [
+    """Put devices of these names, or the reason why there are none, in the place of this machine's; one may be full."""
+    devices = [
         {
             "index": index,
             "name": name,
@@ -65,7 +65,7 @@ def install(
     status = {
         "built": True,
         "missing": missing,
-        "devices": [] if missing else cards,
+        "devices": [] if missing else devices,
         "driver": "13.0",
         "cublaslt": "13.1",
     }
@@ -78,7 +78,7 @@ def install(
 
 
 class InterfaceArray:
-    """Host memory that says, by the CUDA array interface, it is a card's."""
+    """Host memory that says, by the CUDA array interface, it is a device's."""
 
     def __init__(self, array: np.ndarray, stream: int | None = None, read_only: bool = False, **more: Any) -> None:
         self.array = array
@@ -94,19 +94,19 @@ class InterfaceArray:
 
 
 class DlpackArray:
-    """Host memory that says, by DLPack, it is a card's; remembers the streams it was asked to be ready on."""
+    """Host memory that says, by DLPack, it is a device's; remembers the streams it was asked to be ready on."""
 
-    def __init__(self, array: np.ndarray, card: int = 0, memory: int = 2) -> None:
-        self.array, self.card, self.memory, self.streams = array, card, memory, []
+    def __init__(self, array: np.ndarray, device_number: int = 0, memory: int = 2) -> None:
+        self.array, self.device_number, self.memory, self.streams = array, device_number, memory, []
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        return self.memory, self.card
+        return self.memory, self.device_number
 
     def __dlpack__(self, stream: int | None = None) -> Any:
         self.streams.append(stream)
         capsule = self.array.__dlpack__()
         tensor = _DlTensor.from_address(_capsule_pointer(capsule, b"dltensor"))
-        tensor.device_type, tensor.device_id = self.memory, self.card
+        tensor.device_type, tensor.device_id = self.memory, self.device_number
         return capsule
 
 
@@ -120,7 +120,7 @@ class NamespaceArray(DlpackArray):
 
     @property
     def device(self) -> int:
-        return self.card
+        return self.device_number
 
     @staticmethod
     def empty(shape: tuple[int, ...], dtype: Any, device: int) -> NamespaceArray:

@@ -1,4 +1,4 @@
-"""Arrays in a card's memory without PyTorch: cudaMalloc under the CUDA array interface, or under DLPack."""
+"""Arrays in a device's memory without PyTorch: cudaMalloc under the CUDA array interface, or under DLPack."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from fct_infer.backends.cuda_memory import CudaMemory
 from fct_infer.device_arrays import _capsule_pointer, _DlTensor
 
 
-class CardArray:
-    """A copy of a NumPy array on a card, there when its stream has passed; freed with this object."""
+class CudaArray:
+    """A copy of a NumPy array on a device, there when its stream has passed; freed with this object."""
 
     def __init__(self, memory: CudaMemory, array: np.ndarray, stream: int) -> None:
         self._memory, self._stream, self._shape, self._dtype = memory, stream, array.shape, array.dtype
@@ -42,7 +42,7 @@ class CardArray:
             self._memory.free(self._address)
 
 
-class CardDlpackArray(CardArray):
+class CudaDlpackArray(CudaArray):
     """The same under DLPack, which has the consumer's stream wait for the producer's."""
 
     __cuda_array_interface__ = None  # type: ignore[assignment]

@@ -1,6 +1,6 @@
-// A simulated card: what NVIDIA's runtime, driver and cuBLASLt do, on a CPU, so that csrc/cuda/nvidia runs
-// unchanged where there is no card. It is strict. What is documented as an error is refused with the
-// documented status; what is undefined on a card (an event of a freed stream, memory freed under a kernel)
+// A simulated device: what NVIDIA's runtime, driver and cuBLASLt do, on a CPU, so that csrc/cuda/nvidia runs
+// unchanged where there is no device. It is strict. What is documented as an error is refused with the
+// documented status; what is undefined on a device (an event of a freed stream, memory freed under a kernel)
 // ends the process.
 //
 // Work is put off: whatever takes a stream is run when somebody waits for it, a random one of the operations
@@ -63,7 +63,7 @@ struct Queue {
 
 // What handles point to.
 struct CUctx_st {
-  int card;
+  int device;
   int retained = 0;  // by how many; it exists if by any
   cudaError_t fault = cudaSuccess;
   std::shared_ptr<simulated::Queue> default_stream{};
@@ -86,12 +86,12 @@ struct CUgraphExec_st {
 
 namespace simulated {
 
-// --- cards.cpp: cards and contexts ---
+// --- devices.cpp: devices and contexts ---
 
-int card_count();
-std::uint64_t card_memory();
+int device_count();
+std::uint64_t device_memory();
 int compute_capability();  // 90 is 9.0
-CUcontext primary_context(int card);
+CUcontext primary_context(int device);
 
 // The calling thread's contexts; null if it has none.
 CUcontext current();
@@ -113,11 +113,11 @@ bool is_blocking_capture(CUcontext context);
 
 // Device memory lies between pages that nobody may touch, full of NaN at first. With FCT_SIMULATED_PROTECT=1
 // the host cannot touch it at all: it is open only while operations run.
-void* allocate_device(int card, std::size_t bytes);  // null if there is none left
-bool free_device(void* memory);                      // false if it is no allocation
-std::uint64_t used_memory(int card);
-// The card whose live allocation all of this lies in, -1 if there is none.
-int card_of(const void* first, std::size_t bytes);
+void* allocate_device(int device, std::size_t bytes);  // null if there is none left
+bool free_device(void* memory);                        // false if it is no allocation
+std::uint64_t used_memory(int device);
+// The device whose live allocation all of this lies in, -1 if there is none.
+int device_of(const void* first, std::size_t bytes);
 
 void* allocate_pinned(std::size_t bytes);
 bool free_pinned(void* memory);
