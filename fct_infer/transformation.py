@@ -88,7 +88,7 @@ class Transformation:
         assignment: which input of a bare file was taken for which, for people; a bundle's are old and side anyway.
         old_model, new_model: whose vectors it takes, and makes; None where that is not known.
         is_trusted: whether its file may be code.
-        no_card: why it runs on the CPU although ``auto`` found a card; None if that is not so.
+        no_device: why it runs on the CPU although ``auto`` found a device; None if that is not so.
         old_dim, side_dim, new_dim: width of the old embedding, of the side-information (0 if it takes none) and of the
             new embedding.
 
@@ -161,7 +161,7 @@ class Transformation:
 
     def said(self) -> dict[str, Any]:
         """Return what is known of it that does not change what it computes."""
-        names = ("no_card", "source", "is_trusted", "old_model", "new_model")
+        names = ("no_device", "source", "is_trusted", "old_model", "new_model")
         return {name: getattr(self, name) for name in names}
 
     @property

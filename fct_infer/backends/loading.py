@@ -138,7 +138,7 @@ def _models(bundle: Bundle | None) -> tuple[ModelId | None, ModelId | None]:
 
 
 def _on_core(program: Program, options: RuntimeOptions, device: str) -> Transformation:
-    """Compile for the device, or for the CPU if that is a card without enough memory that nobody asked for."""
+    """Compile for the device, or for the CPU if that is a device without enough memory that nobody asked for."""
     precision, threads, device_memory = options.precision, options.threads, options.device_memory
     try:
         if precision == "auto":  # whatever is chosen later takes no more than this

@@ -22,7 +22,7 @@ from fct_infer.gallery.sink import Receipt
 from fct_infer.index import IndexBuilder
 from fct_infer.storage import DigestedFile
 from fct_infer.upgrade.plan import Plan
-from fct_infer.upgrade.stream import Outlet, kept_on_card, run_stream
+from fct_infer.upgrade.stream import Outlet, kept_on_device, run_stream
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class _Streams:
     def run(self, parts: Sequence[Part]) -> dict[str, float]:
         task = self._task
         outlet = Outlet(task.open_sink(), self._record, self._count, self.stop)
-        kept = kept_on_card(task.plan, task.builder)
+        kept = kept_on_device(task.plan, task.builder)
         return run_stream(task.plan, parts, outlet, threads=self._threads, builder=task.builder, keep_on_device=kept)
 
     def _record(self, part: Part, files: Receipt) -> None:

@@ -24,7 +24,7 @@ from fct_infer.upgrade.work import FolderWork
 
 SAME_BYTES_ON = {  # elsewhere results differ in the last bits
     "cpu": "CPUs with the same instruction set",
-    "cuda": "cards of the same model, with the same cuBLASLt; not on a CPU",
+    "cuda": "devices of the same model, with the same cuBLASLt; not on a CPU",
 }
 
 

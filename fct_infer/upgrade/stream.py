@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer import _core
-from fct_infer.device_arrays import CardRows
+from fct_infer.device_arrays import FinishedRows
 from fct_infer.errors import NonFiniteError
 from fct_infer.gallery import Part, PartWriter, Sink, SourceReader, read_row_ids
 from fct_infer.gallery.sink import Receipt
@@ -90,8 +90,8 @@ class IndexFeeder:
     def __call__(self, new: Rows, on_device: int = 0) -> None:
         """Add the next block; ``on_device`` is where on the device its :func:`index_rows` lie too, 0 if they do not."""
         ids, added = index_labels(self._plan, self._ids, *next(self._blocks)), 0
-        if on_card and (self._plan.metric != "cosine" or _are_normalized_on_card(new)):
-            added = self._builder.add_device_rows(CardRows(on_card, *new.shape), ids)
+        if on_device and (self._plan.metric != "cosine" or _are_normalized_on_device(new)):
+            added = self._builder.add_device_rows(FinishedRows(on_device, *new.shape), ids)
         if added < len(ids):
             self._builder.add(index_rows(new[added:], self._plan.metric), ids[added:])
 
@@ -178,7 +178,7 @@ def run_stream(
         outlet: where they go.
         threads: for the transformation.
         builder: of the index, if there is one to be fed meanwhile.
-        keep_on_device: what of each block stays on the device for the index, see :func:`kept_on_card`.
+        keep_on_device: what of each block stays on the device for the index, see :func:`kept_on_device`.
 
     Returns:
         Seconds at work by stage.
