@@ -16,7 +16,7 @@ from support.postgres import Server, fill, read, text
 from support.programs import paper_h
 
 from fct_infer import Transformation, upgrade_gallery
-from fct_infer.connectors import open_destination, open_source, postgres_sink, postgres_versions, postgres_work
+from fct_infer.connectors import open_destination, open_source, postgres_locks, postgres_sink, postgres_work
 from fct_infer.connectors import postgres_source as module
 from fct_infer.connectors.postgres import connect, parse_url
 from fct_infer.errors import ResourceError
@@ -190,8 +190,8 @@ def test_a_connection_that_is_cut_is_gone_on_with(postgres, database, rows, monk
 
 @pytest.mark.parametrize("when", ["begin", "publish"])
 def test_a_lock_that_is_not_to_be_had_costs_no_work(postgres, database, rows, monkeypatch, when):
-    monkeypatch.setattr(postgres_versions, "LOCK_SECONDS", 0.05)
-    monkeypatch.setattr(postgres_versions, "LOCK_TRIES", 2)
+    monkeypatch.setattr(postgres_locks, "LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(postgres_locks, "LOCK_TRIES", 2)
     monkeypatch.setattr(postgres_work, "LOCK_TRIES", 2)
     with postgres.connect(database) as connection, postgres.connect(database) as writer:
         fill(connection, range(ROWS), *rows)
