@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from fct_infer.connectors.postgres import connect, parse_url, pin_search_path, psycopg, server_errors
@@ -12,30 +12,8 @@ from fct_infer.connectors.postgres_ddl import drop_version, show_version
 from fct_infer.connectors.postgres_locks import closing_transaction, locked
 from fct_infer.connectors.postgres_names import Names, has_relation
 from fct_infer.connectors.postgres_table import find_table
+from fct_infer.connectors.table_versions import VersionFacts, chosen_version
 from fct_infer.errors import OutputError
-
-
-@dataclass(frozen=True)
-class VersionFacts:
-    """One version of a table's embeddings.
-
-    Attributes:
-        version: its column.
-        state: ``original``, ``begun``, ``gate failed``, ``ready`` or ``published``.
-        is_current: whether the view shows it.
-        published: when, in ISO 8601; None for the original and for what is not.
-        waiting: rows that were written since and have no new vector yet.
-    """
-
-    version: str
-    state: str
-    is_current: bool
-    published: str | None = None
-    waiting: int = 0
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as strict JSON."""
-        return asdict(self)
 
 
 def versions(url: str) -> list[VersionFacts]:
@@ -77,15 +55,7 @@ def rollback(url: str, to: str | None = None) -> str:
 
     def run(connection: Any, names: Names) -> str:
         known = _versions(connection, names)
-        published = [each for each in known if each.state in ("original", "published")]
-        current = next(each for each in known if each.is_current)
-        before = [each for each in published if (each.published or "") < (current.published or "")]
-        wanted = to or (max(before, key=lambda each: each.published or "").version if before else None)
-        if wanted is None:
-            raise OutputError(f"{names.table.url.name}: shows {current.version!r}, before which there was none")
-        if wanted not in [each.version for each in published]:
-            have = ", ".join(repr(each.version) for each in published)
-            raise OutputError(f"{names.table.url.name}: has no published version {wanted!r}; it has {have}")
+        wanted = chosen_version(names.table.url.name, known, to)
         with closing_transaction(connection):
             show_version(connection, names, wanted)
         return wanted
