@@ -40,6 +40,10 @@ _POSTGRES = ("postgres_source", "PostgresSource", "postgres_destination", "Postg
 _ENGINES = {
     "duckdb": "duckdb_table",
     "sqlite": "sqlite_table",
+    "lancedb": "lancedb_table",
+    "qdrant": "qdrant",
+    "chroma": "chroma",
+    "milvus": "milvus",
 }
 _URLS = {
     scheme: (_ENGINES[scheme], "open_table", _ENGINES[scheme], "open_destination") if scheme in _ENGINES else _POSTGRES
