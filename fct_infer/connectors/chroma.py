@@ -171,6 +171,8 @@ class ChromaTarget(CollectionTarget):
     def write_book(self, book: dict[str, Any]) -> None:
         """See :class:`Target`."""
         text = json.dumps(book | {"table": self.url.table, "version": self.version}, allow_nan=False)
+        if not self.has(self._name()):  # it has no place for a record yet; one without is made again
+            return
         with chroma_errors(self.url):
             self._collection().modify(metadata={_BOOK: text})
 

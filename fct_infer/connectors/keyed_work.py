@@ -62,17 +62,14 @@ class KeyedWork:
                 raise OutputError(
                     f"{name} was published from other inputs or settings; name another column, such as embedding_v3"
                 )
-            if not restart and book["state"] != "gate failed":
+            if not restart and book["state"] not in ("gate failed", "making"):
                 check_same_upgrade(name, book["identity"], self.job)
             restart = True
-        if book and restart and book["state"] != "published":
+        if book and (book["state"] == "making" or (restart and book["state"] != "published")):
             target.drop()
             book = None
         if book is None:
-            target.create(self.job.new_dim, self.job.dtype, self.job.index_wanted[1])
-            begun = datetime.now(UTC).isoformat(timespec="microseconds")
-            book = {"identity": self.job.identity(), "state": "begun", "infos": {}, "begun": begun, "published": None}
-            book["options"] = [getattr(self.source.options, f"{role}_column") for role in ("embedding", "side", "id")]
+            book = self._make()
         self._book = book | {"token": self.token}
         target.write_book(self._book)
         if not self.is_ready:
@@ -80,6 +77,21 @@ class KeyedWork:
             for part in self.source.parts():
                 if np.isin(self.source.keys_of(part, 0, part.rows), present, assume_unique=True).all():
                     self._finished[part.name] = {"rows": part.rows, "files": {}}
+
+    def _make(self) -> dict[str, Any]:
+        """Make the version; from the first step on it is recorded, so that what is there half made is known as ours."""
+        book = {
+            "identity": self.job.identity(),
+            "state": "making",
+            "infos": {},
+            "begun": datetime.now(UTC).isoformat(timespec="microseconds"),
+            "published": None,
+            "options": [getattr(self.source.options, f"{role}_column") for role in ("embedding", "side", "id")],
+        }
+        with self.target.transaction():
+            self.target.write_book(book | {"token": self.token})
+            self.target.create(self.job.new_dim, self.job.dtype, self.job.index_wanted[1])
+        return book | {"state": "begun"}
 
     @property
     def is_ready(self) -> bool:

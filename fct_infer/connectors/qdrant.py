@@ -1,4 +1,4 @@
-"""Collections of Qdrant, at a server or in the folder of the client's own local mode."""
+"""Collections of Qdrant: at a server, as shards of Qdrant Edge, or in the folder of the client's own local mode."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from fct_infer.connectors.keyed_destination import KeyedDestination
 from fct_infer.connectors.keyed_source import KeyedSource
 from fct_infer.connectors.keyed_store import Keys, Page, Store, Target, find_keyed_columns, make_field, page_of
 from fct_infer.connectors.options import SourceOptions, optional
+from fct_infer.connectors.qdrant_shard import ShardStore, ShardTarget, is_shard, read_shard_books
 from fct_infer.errors import FctError, GalleryError, ResourceError
 from fct_infer.gallery.source import Rows
 
@@ -36,7 +37,8 @@ def parse(url: str) -> EngineUrl:
 
 def open_table(url: str, options: SourceOptions) -> KeyedSource:
     """Open a collection for reading."""
-    store = QdrantStore(parse(url), options)
+    parsed = parse(url)
+    store = ShardStore(parsed, options) if is_shard(parsed) else QdrantStore(parsed, options)
     try:
         return KeyedSource(store, options)
     except BaseException:
@@ -51,6 +53,9 @@ def open_destination(url: str) -> KeyedDestination:
 
 def open_target(url: EngineUrl, options: SourceOptions) -> tuple[Store, Target]:
     """Open a collection, and the version that a URL names."""
+    if is_shard(url):
+        shard = ShardStore(url, options)
+        return shard, ShardTarget(url, shard)
     store = QdrantStore(url, options)
     return store, QdrantTarget(url, store)
 
@@ -58,6 +63,8 @@ def open_target(url: EngineUrl, options: SourceOptions) -> tuple[Store, Target]:
 def books_of(url: str) -> dict[str, dict[str, Any]]:
     """Return what is recorded of a collection's versions; empty without."""
     parsed = parse(url)
+    if is_shard(parsed):
+        return read_shard_books(parsed)
     client = _connect(parsed)
     try:
         with qdrant_errors(parsed):

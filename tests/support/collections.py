@@ -154,6 +154,61 @@ class Qdrant(Collections):
             return {each.alias_name: each.collection_name for each in client.get_aliases().aliases}["items_current"]
 
 
+class Edge(Collections):
+    """A shard of Qdrant Edge: the engine itself; a version is one more named vector of the same points."""
+
+    scheme = "qdrant"
+    has_alias = False
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.library = pytest.importorskip("qdrant_edge")
+
+    @contextmanager
+    def shard(self):
+        with closing(self.library.EdgeShard.load(str(self.path / "items"))) as shard:
+            yield shard
+            shard.flush()
+
+    def create(self, old_dim, side_dim, metric="l2"):
+        edge = self.library
+        distance = {"l2": edge.Distance.Euclid, "cosine": edge.Distance.Cosine}[metric]
+        vectors = {"embedding": (old_dim, distance), "side": (side_dim, edge.Distance.Dot)}
+        (self.path / "items").mkdir(parents=True)
+        config = edge.EdgeConfig(
+            vectors={
+                name: edge.EdgeVectorParams(size=size, distance=distance) for name, (size, distance) in vectors.items()
+            }
+        )
+        edge.EdgeShard.create(str(self.path / "items"), config).close()
+
+    def insert(self, ids, old, side):
+        points = [
+            self.library.Point(key, {"embedding": o.tolist(), "side": s.tolist()}, {"title": f"title {key}"})
+            for key, o, s in zip(ids, old, side, strict=True)
+        ]
+        with self.shard() as shard:
+            shard.update(self.library.UpdateOperation.upsert_points(points))
+
+    def delete(self, key):
+        with self.shard() as shard:
+            shard.update(self.library.UpdateOperation.delete_points([key]))
+
+    def rows(self, name="items"):
+        vector = name.removeprefix("items_") if name != "items" else "embedding"
+        with self.shard() as shard:
+            found, _ = shard.scroll(self.library.ScrollRequest(limit=5000, with_payload=True, with_vector=True))
+        return {
+            record.id: SimpleNamespace(
+                embedding=np.array(record.vector[vector], np.float32),
+                side=np.array(record.vector["side"], np.float32),
+                carried={"title": record.payload["title"]},
+            )
+            for record in found
+            if vector in record.vector
+        }
+
+
 class Chroma(Collections):
     scheme = "chroma"
     has_side = False
@@ -199,9 +254,5 @@ class Chroma(Collections):
             )
         }
 
-    def shown(self):
-        with self.client() as client:
-            return max((each.name for each in client.list_collections()), key=len)
 
-
-COLLECTIONS = {each.scheme: each for each in (Milvus, Qdrant, Chroma)}
+COLLECTIONS = {"milvus": Milvus, "qdrant": Qdrant, "edge": Edge, "chroma": Chroma}
