@@ -291,18 +291,26 @@ class DuckTarget(SqlTarget):
 
     def upsert(self, page: Page, digests: NDArray[np.int64], new: Rows) -> None:
         """Delete and insert, in the caller's transaction: an index to find them by would cost more than both."""
+        self.delete(page.keys)
+        self._with_rows(page.keys, new, digests, f"INSERT INTO {self.named(self.side)} SELECT k, v, d FROM fct_rows")
+
+    def _with_rows(self, keys: Keys, new: Rows, digests: NDArray[np.int64], query: str) -> list[tuple[Any, ...]]:
+        """Run a statement that reads ``fct_rows (k, v, d)``."""
         arrow = arrays.pyarrow()
         values = arrow.array(np.ascontiguousarray(new, np.float32).reshape(-1))
         vectors = arrow.FixedSizeListArray.from_arrays(values, new.shape[1])
-        keys = page.keys.tolist() if page.keys.dtype.kind == "U" else page.keys
-        rows = arrow.table({"k": keys, "v": vectors, "d": digests})
-        self.delete(page.keys)
+        rows = arrow.table({"k": keys.tolist() if keys.dtype.kind == "U" else keys, "v": vectors, "d": digests})
         with duckdb_errors(self.url):
             self._cursor.register("fct_rows", rows)
             try:
-                self._cursor.execute(f"INSERT INTO {self.named(self.side)} SELECT k, v, d FROM fct_rows")
+                return list(self._cursor.execute(query).fetchall())
             finally:
                 self._cursor.unregister("fct_rows")
+
+    def replace(self, keys: Keys, new: Rows) -> int:
+        """See :class:`Target`."""
+        query = f"UPDATE {self.named(self.side)} SET {quoted(self.version)} = v FROM fct_rows WHERE {self._key_sql} = k"
+        return int(self._with_rows(keys, new, np.zeros(len(keys), np.int64), query)[0][0])
 
     def delete(self, keys: Keys) -> None:
         """See :class:`Target`."""

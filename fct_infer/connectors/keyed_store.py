@@ -249,6 +249,14 @@ class Target(ABC):
     def upsert(self, page: Page, digests: NDArray[np.int64], new: Rows) -> None:
         """Write new vectors by key, over those that are there; durable when :meth:`transaction` ends, or at once."""
 
+    def replace(self, keys: Keys, new: Rows) -> int:
+        """Put better vectors in place of new ones, of rows that have one; in a transaction. Return of how many.
+
+        Raises:
+            UsageError: the engine has no transactions.
+        """
+        raise UsageError(f"{self.url.name}: vectors are replaced in PostgreSQL, SQLite and DuckDB only")
+
     @abstractmethod
     def delete(self, keys: Keys) -> None:
         """Delete the new vectors of some keys."""

@@ -18,7 +18,7 @@ from fct_infer.errors import OutputError
 
 def versions(url: str) -> list[VersionFacts]:
     """Return the versions of a table's embeddings, the original first, then in the order in which they were begun."""
-    found: list[VersionFacts] = _with_books(url, _versions)
+    found: list[VersionFacts] = with_books(url, _versions)
     return found
 
 
@@ -60,7 +60,7 @@ def rollback(url: str, to: str | None = None) -> str:
             show_version(connection, names, wanted)
         return wanted
 
-    shown: str = _with_books(url, run)
+    shown: str = with_books(url, run)
     return shown
 
 
@@ -80,10 +80,11 @@ def drop(url: str) -> None:
         with locked(connection, names, "SHARE ROW EXCLUSIVE"):
             drop_version(connection, names)
 
-    _with_books(url, run)
+    with_books(url, run)
 
 
-def _with_books(url: str, run: Callable[[Any, Names], Any]) -> Any:
+def with_books(url: str, run: Callable[[Any, Names], Any]) -> Any:
+    """Call ``run`` with a connection and the names of the version that a URL names, as the books have them."""
     table_url = parse_url(url)
     with closing(connect(table_url)) as connection, server_errors(table_url):
         table, found = find_table(connection, table_url, key=("",)), None  # the books say by which key

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -102,7 +102,7 @@ class Connection:
         with self._lock, self.errors():
             return self._connection.execute(query, values).fetchall()
 
-    def run_many(self, query: str, rows: Iterator[Sequence[Any]]) -> None:
+    def run_many(self, query: str, rows: Iterable[Sequence[Any]]) -> None:
         """Run a statement for each of some rows."""
         with self._lock, self.errors():
             self._connection.executemany(query, rows)
@@ -329,6 +329,17 @@ class SqliteTarget(SqlTarget):
         raw = np.ascontiguousarray(new, _FLOAT)
         rows = zip(page.keys.tolist(), (row.tobytes() for row in raw), digests.tolist(), strict=True)
         self._connection.run_many(f"INSERT OR REPLACE INTO {quoted(self.side)} VALUES (?, ?, ?)", rows)
+
+    def replace(self, keys: Keys, new: Rows) -> int:
+        """See :class:`Target`; a row that was written since has no new vector, or waits to get one."""
+        key, raw = quoted(self.key), np.ascontiguousarray(new, _FLOAT)
+        before = self.run("SELECT total_changes()")[0][0]
+        self._connection.run_many(
+            f"UPDATE {quoted(self.side)} SET {quoted(self.version)} = ? WHERE {key} = ? AND length("
+            f"{quoted(self.version)}) = {raw.shape[1] * 4} AND {key} NOT IN (SELECT {key} FROM {quoted(self.changes)})",
+            zip((row.tobytes() for row in raw), keys.tolist(), strict=True),
+        )
+        return int(self.run("SELECT total_changes()")[0][0] - before)
 
     def settled(self, keys: Keys) -> None:
         """Forget that some rows were written: their new vectors are theirs again."""

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fct_infer.connectors.options import SourceOptions
 from fct_infer.connectors.registry import engine_module
@@ -102,6 +105,44 @@ def chosen_version(name: str, known: list[VersionFacts], to: str | None) -> str:
         have = ", ".join(repr(each.version) for each in published)
         raise OutputError(f"{name}: has no published version {wanted!r}; it has {have}")
     return wanted
+
+
+class _KeyedVersion:
+    """The version that a URL's ``column`` names, whose vectors are replaced by better ones."""
+
+    def __init__(self, url: str) -> None:
+        with _opened(url, None) as (target, books):
+            book = books.get(target.url.column or "")
+            if book is None or book["state"] != "published":
+                raise OutputError(f"{target.url.name}: has no published version {target.url.column!r}")
+        self._url = url
+
+    def upsert(self, ids: NDArray[Any], vectors: NDArray[Any], *, replacing: Literal["old"] = "old") -> int:
+        """See :class:`TakesRows`."""
+        order = np.argsort(ids)
+        with _opened(self._url, None) as (target, _), target.transaction():
+            return target.replace(ids[order], vectors[order])
+
+
+class TakesRows(Protocol):
+    """What takes rows of the new model in place of transformed ones."""
+
+    def upsert(self, ids: NDArray[Any], vectors: NDArray[Any], *, replacing: Literal["old"] = "old") -> object:
+        """Replace the vectors of those rows that are there and have not been written since."""
+
+
+def open_version(url: str) -> TakesRows:
+    """Return a published version of a table, to replace its vectors by those that a new model itself has made.
+
+    Raises:
+        OutputError: there is none that is published.
+        UsageError: the engine has no transactions, so that a row written meanwhile could be written over.
+    """
+    if _postgres(url):
+        from fct_infer.connectors.postgres_replace import PostgresVersion
+
+        return PostgresVersion(url)
+    return _KeyedVersion(url)
 
 
 def drop(url: str) -> None:
