@@ -9,7 +9,7 @@ import click
 
 def show_table_versions(url: str, as_json: bool) -> None:
     """Print the versions of a table's embeddings: which there are, which one readers see, which rows wait for it."""
-    from fct_infer.connectors.postgres_versions import versions
+    from fct_infer.connectors.table_versions import versions
 
     found = versions(url)
     if as_json:
@@ -25,7 +25,7 @@ def show_table_versions(url: str, as_json: bool) -> None:
 
 def roll_back_table(url: str, to: str | None, as_json: bool) -> None:
     """Let readers see another version of a table's embeddings, in one transaction, and print which."""
-    from fct_infer.connectors.postgres_versions import rollback
+    from fct_infer.connectors.table_versions import rollback
 
     shown = rollback(url, to)
     click.echo(json.dumps({"shown": shown}) if as_json else f"readers see {shown!r}")

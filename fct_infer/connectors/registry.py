@@ -36,7 +36,19 @@ _OPENERS = {
 }
 # scheme of a URL -> module, and the names in it that open a source and a destination; imported on use
 _POSTGRES = ("postgres_source", "PostgresSource", "postgres_destination", "PostgresDestination")
-_URLS = dict.fromkeys(DATABASES, _POSTGRES)
+# engines that are read by key: scheme -> module
+_ENGINES = {
+    "duckdb": "duckdb_table",
+    "sqlite": "sqlite_table",
+    "lancedb": "lancedb_table",
+    "qdrant": "qdrant",
+    "chroma": "chroma",
+    "milvus": "milvus",
+}
+_URLS = {
+    scheme: (_ENGINES[scheme], "open_table", _ENGINES[scheme], "open_destination") if scheme in _ENGINES else _POSTGRES
+    for scheme in DATABASES
+}
 SINKS = {
     "npy": ("fct_infer.gallery.sink", "FolderSink"),
     "parquet": ("fct_infer.connectors.parquet_sink", "ParquetSink"),
@@ -103,6 +115,18 @@ def _url_scheme(url: str) -> str:
     if scheme not in _URLS:
         raise UsageError(f"{scheme}:// is no place known here; known are {', '.join(f'{each}://' for each in _URLS)}")
     return scheme
+
+
+def engine_module(url: str) -> Any:
+    """Return the module of the engine that a URL names: ``parse``, ``open_table``, ``open_target``, ``books_of`` ...
+
+    Raises:
+        UsageError: the URL is of none that is read by key.
+    """
+    scheme = _url_scheme(url)
+    if scheme not in _ENGINES:
+        raise UsageError(f"{scheme}:// is no engine that is read by key; those are {', '.join(_ENGINES)}")
+    return import_module(f"fct_infer.connectors.{_ENGINES[scheme]}")
 
 
 def open_destination(place: str | Path) -> Destination | Path:
