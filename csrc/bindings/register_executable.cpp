@@ -14,15 +14,15 @@
 namespace fct::bindings {
 namespace {
 
-constexpr std::array kPrecisions{Precision::kFp32, Precision::kTf32, Precision::kFp16, Precision::kBf16,
-                                 Precision::kFp8};
+constexpr std::array kPrecisions{Precision::kFp32, Precision::kTf32, Precision::kFp16,
+                                 Precision::kBf16, Precision::kFp8,  Precision::kInt8};
 
 Precision precision_from(const std::string& name, const std::string& device) {
   for (Precision precision : kPrecisions)
     if (name == name_of(precision)) return precision;
   throw Error(ErrorKind::kUnsupported,
               "unknown precision " + name + ", wanted " +
-                  (device == "cpu" ? "fp32 or bf16" : "fp32, tf32, fp16, bf16 or fp8"));
+                  (device == "cpu" ? "fp32, bf16 or int8" : "fp32, tf32, fp16, bf16 or fp8"));
 }
 
 std::vector<std::string> precisions(const std::string& device) {

@@ -45,13 +45,15 @@ struct Matrix {
   void* data;
   DType dtype;
   std::size_t width;
+  float scale;
 
   char* row(std::size_t index) const { return static_cast<char*>(data) + index * width * size_of(dtype); }
 };
 
 void copy_columns(const Matrix& from, const Matrix& to, std::size_t column, std::size_t rows) {
   for (std::size_t row = 0; row < rows; ++row)
-    convert(from.row(row), from.dtype, to.row(row) + column * size_of(to.dtype), to.dtype, from.width);
+    convert(from.row(row), from.dtype, to.row(row) + column * size_of(to.dtype), to.dtype, from.width,
+            from.scale * to.scale);  // of two that are integers both are the same, and nothing is scaled
 }
 
 }  // namespace
@@ -94,20 +96,19 @@ struct CpuExecutable::Call {
   }
 };
 
-CpuExecutable::CpuExecutable(const Program& program, Precision precision, const LinearLibrary& library)
+CpuExecutable::CpuExecutable(const Program& program, Precision precision, const LinearLibrary& library,
+                             const Ranges& ranges)
     : program_(program),
       precision_(precision),
-      plan_(make_plan(program, precision)),
-      largest_input_(largest_safe_input(program)) {
+      plan_(make_plan(program, precision, ranges)),
+      largest_input_(largest_safe_input(program, precision == Precision::kInt8)) {
   const OneThreadPerCaller guard;
   tile_rows_ = candidate_tiles(plan_.bytes_per_row());
   for (Step& step : program_.steps) {
     auto* linear = std::get_if<Linear>(&step);
     linears_.push_back(nullptr);
     if (linear == nullptr) continue;
-    linears_.back() = library.make(*linear, program_.width(linear->input), program_.width(linear->output),
-                                   plan_.values[at(linear->input)].dtype,
-                                   plan_.values[at(linear->output)].dtype, tile_rows_);
+    linears_.back() = library.make(*linear, operand(linear->input), operand(linear->output), tile_rows_);
     scratch_bytes_ = std::max(scratch_bytes_, linears_.back()->scratch_bytes());
     linear->weight = {};
     linear->bias = {};
@@ -116,6 +117,11 @@ CpuExecutable::CpuExecutable(const Program& program, Precision precision, const 
 }
 
 CpuExecutable::~CpuExecutable() = default;
+
+Operand CpuExecutable::operand(ValueId value) const {
+  const Plan::Value& planned = plan_.values[at(value)];
+  return {program_.width(value), planned.dtype, planned.multiplied, planned.scale};
+}
 
 void CpuExecutable::run(InputRows old, InputRows side, OutputRows out, std::int64_t rows, int threads) const {
   threads = std::min(threads, kMostThreads);
@@ -220,7 +226,7 @@ void CpuExecutable::run_tile(Call& call, Workspace& workspace, std::int64_t firs
       return;
     }
     const std::size_t count = static_cast<std::size_t>(rows) * at(width);
-    convert(source, input.dtype, values[at(value)], planned.dtype, count);
+    convert(source, input.dtype, values[at(value)], planned.dtype, count, planned.scale);
     std::memset(static_cast<char*>(values[at(value)]) + count * size_of(planned.dtype), 0,
                 (at(tile_rows) * at(width) - count) * size_of(planned.dtype));
   };
@@ -248,22 +254,27 @@ void CpuExecutable::run_step(std::size_t index, std::size_t tile, std::vector<vo
   auto data = [&](ValueId value) { return values[at(value)]; };
   auto dtype = [&](ValueId value) { return plan_.values[at(value)].dtype; };
   auto width = [&](ValueId value) { return at(program_.width(value)); };
+  auto scale = [&](ValueId value) {  // of an integer
+    const Plan::Value& planned = plan_.values[at(value)];
+    return size_of(planned.dtype) == 1 ? planned.scale : 1;
+  };
   if (const auto* linear = std::get_if<Linear>(&step)) {
     linears_[index]->run(tile, data(linear->input), data(linear->output), scratch);
   } else if (const auto* concat = std::get_if<Concat>(&step)) {
-    const Matrix out{data(concat->output), dtype(concat->output), width(concat->output)};
+    const Matrix out{data(concat->output), dtype(concat->output), width(concat->output),
+                     scale(concat->output)};
     std::size_t column = 0;
     for (ValueId input : concat->inputs) {
-      copy_columns({data(input), dtype(input), width(input)}, out, column, rows);
+      copy_columns({data(input), dtype(input), width(input), scale(input)}, out, column, rows);
       column += width(input);
     }
   } else if (const auto* sum = std::get_if<Add>(&step)) {
     add(data(sum->left), dtype(sum->left), data(sum->right), dtype(sum->right), data(sum->output),
-        dtype(sum->output), rows * width(sum->output));
+        dtype(sum->output), rows * width(sum->output), scale(sum->output));
   } else {
     const auto& norm = std::get<Normalize>(step);
     normalize_rows(data(norm.input), dtype(norm.input), data(norm.output), dtype(norm.output), rows,
-                   width(norm.output));
+                   width(norm.output), scale(norm.output));
   }
 }
 

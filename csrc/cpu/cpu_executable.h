@@ -29,7 +29,8 @@ class Workspace {
 
 class CpuExecutable : public Executable {
  public:
-  CpuExecutable(const Program& program, Precision precision, const LinearLibrary& library);
+  CpuExecutable(const Program& program, Precision precision, const LinearLibrary& library,
+                const Ranges& ranges = {});
   ~CpuExecutable() override;
 
   void run(InputRows old, InputRows side, OutputRows out, std::int64_t rows, int threads) const override;
@@ -42,6 +43,7 @@ class CpuExecutable : public Executable {
  private:
   struct Call;  // the arguments of one run() and where it stands
 
+  Operand operand(ValueId value) const;
   void keep_equal_tiles();
   std::size_t choose_tile(std::int64_t rows, int threads) const;
   void work(Call& call) const;
