@@ -45,9 +45,9 @@ class CpuExecutable : public Executable {
 
   Operand operand(ValueId value) const;
   void keep_equal_tiles();
-  std::size_t choose_tile(std::int64_t rows, int threads) const;
+  std::size_t next_tile(std::int64_t rows_left, std::int64_t threads) const;
   void work(Call& call) const;
-  void run_tile(Call& call, Workspace& workspace, std::int64_t first_row) const;
+  void run_tile(Call& call, Workspace& workspace, std::int64_t first_row, std::size_t tile) const;
   void run_step(std::size_t index, std::size_t tile, std::vector<void*>& values, void* scratch) const;
   std::unique_ptr<Workspace> borrow_workspace() const;
   void return_workspace(std::unique_ptr<Workspace> workspace) const;
