@@ -19,14 +19,13 @@ import numpy as np
 
 from benchmarks import opponents
 from benchmarks.galleries import read_shards, write_gallery
-from benchmarks.measure import WORK, alternate, cores, environment, paired_ratio, save, warn_if_loaded
+from benchmarks.measure import WORK, alternate, cores, environment, fastest_float, paired_ratio, save, warn_if_loaded
 from benchmarks.opponents import OPPONENTS, NotMeasuredError
 from benchmarks.opponents.plain_script import BATCH
 from benchmarks.opponents.resnet50 import images_per_second
 from benchmarks.programs import PROGRAMS
 from benchmarks.table import gate, show, upgrade_tables
 from benchmarks.upgrade_runs import Run, fused, plain, run_once
-from fct_infer import _core
 from fct_infer.index import describe_index
 from fct_infer.transformation import Program
 from tests.support.programs import random_rows
@@ -98,7 +97,7 @@ def compare(gallery: Path, contestants: dict[str, list[str]], rounds: int, preci
 
 def bench(folder: Path, rows: int, rounds: int, program: str, index: str) -> dict[str, Any]:
     """Return the result, ready for JSON."""
-    header, h, precision = environment(), PROGRAMS[program], _core.precisions()[-1]
+    header, h, precision = environment(), PROGRAMS[program], fastest_float()
     images = images_per_second(precision, cores())
     fastest = fastest_runtime(h, precision)
     training_rows = describe_index(index, h.new_dim, rows, "l2").training_rows

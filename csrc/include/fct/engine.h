@@ -95,7 +95,7 @@ class Engine {
  public:
   virtual ~Engine() = default;
   virtual std::vector<Precision> precisions() const = 0;  // native ones, slowest first
-  // Only fp8 looks at `ranges`: they set the scale of each value.
+  // Precisions that need ranges scale each value by its own; others do not look at them.
   virtual std::unique_ptr<Executable> compile(const Program& program, Precision precision,
                                               const Ranges& ranges = {}) const = 0;
 };
