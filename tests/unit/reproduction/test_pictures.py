@@ -1,0 +1,94 @@
+"""Emoji are cut out of their sheets; the page of a seed says which claims held."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def sheets(tmp_path, monkeypatch):
+    """Six emoji of flat colours on a sheet of 3 x 2 cells, a darker one for each vendor; one is a flag."""
+    from reproduction import pictures
+
+    vendors = ("apple", "facebook", "google", "twitter")
+    known = [
+        {"unified": f"1F60{at}", "category": "Flags" if at == 3 else "Objects", "sheet_x": at % 3, "sheet_y": at // 3}
+        | {f"has_img_{vendor}": at != 4 or vendor != "apple" for vendor in vendors}
+        for at in range(6)
+    ]
+    (tmp_path / "emoji.json").write_text(json.dumps(known))
+    for number, vendor in enumerate(vendors):
+        pixels = np.zeros((2 * 34, 3 * 34, 4), np.uint8)
+        for each in known:
+            y, x = each["sheet_y"] * 34 + 1, each["sheet_x"] * 34 + 1
+            pixels[y + 1 : y + 32, x : x + 32] = (40 * int(each["unified"][-1]), number, 0, 255)  # one line is clear
+        place = tmp_path / "img" / vendor / "sheets" / "32.png"
+        place.parent.mkdir(parents=True)
+        Image.fromarray(pixels).save(place)
+    monkeypatch.setattr(pictures, "package", lambda name, version: tmp_path)
+    pictures._drawings.cache_clear()
+    yield
+    pictures._drawings.cache_clear()
+
+
+def test_drawings_of_all_vendors_are_of_the_same_emoji(sheets):
+    from reproduction.pictures import EXPERIMENT, SCALE, VENDORS, emoji
+
+    data = emoji(2)
+    assert sorted(data.classes) == ["1F600", "1F601", "1F602", "1F605"]  # no flag, none that a vendor lacks
+    assert data.targets == [0, 1, 2, 3, 0, 1, 2, 3]
+    numbers = {"apple": 0, "facebook": 1, "google": 2, "twitter": 3}
+    for split, vendors in VENDORS.items():
+        images = EXPERIMENT.images(split, SCALE)
+        assert images.images.shape == (4 * len(vendors), 32, 32, 3)
+        for row, (image, label) in enumerate(zip(images.images, images.labels, strict=True)):
+            assert (image[0] == 255).all()  # what is clear is white
+            assert (image[1:] == (40 * int(data.classes[label][-1]), numbers[vendors[row // 4]], 0)).all()
+    assert np.array_equal(data[5][0], EXPERIMENT.images("train", SCALE).images[5]) and data[5][1] == 1
+
+
+def test_every_configuration_is_there():
+    from reproduction.pictures import EXPERIMENT, MODELS, SCALE
+    from reproduction.runs import Runs
+
+    runs = Runs(EXPERIMENT.configs, 1, SCALE, "cpu", EXPERIMENT)
+    for model in MODELS.values():
+        assert runs.values(model.config, model.changes)["training"]["seed"] > 100
+    assert runs.values("transformation", ())["model"]["name"] == "paper"
+    jobs = runs.jobs()
+    assert all(need in jobs for job in jobs.values() for need in job.needs)
+
+
+def test_the_page_counts_in_how_many_seeds_claims_held():
+    from reproduction.pictures import page
+
+    names = (
+        "old/old",
+        "new/new, independent",
+        "new/old, independent",
+        "BCT new/old",
+        "BCT new/new",
+        "FCT new/old, without side-information",
+        "FCT new/old, with side-information",
+        "FastFill new/old",
+    )
+
+    def seed(*shares):
+        rows = {
+            name: dict.fromkeys(("CMC-1", "CMC-5", "mAP"), share) for name, share in zip(names, shares, strict=True)
+        }
+        return {"rows": rows, "gap_closed": 0.5}
+
+    text = page(
+        [seed(0.25, 0.3, 0.01, 0.2, 0.31, 0.27, 0.28, 0.26), seed(0.25, 0.3, 0.01, 0.26, 0.29, 0.27, 0.26, 0.3)],
+        "a test",
+    )
+    assert "2 seeds, mean and standard deviation" in text and "Computed a test." in text
+    assert "| BCT new/old | 23.0 ± 3.0 | 23.0 ± 3.0 | 23.0 ± 3.0 |" in text
+    assert "- **yes** (2 of 2): FCT without side-information is above BCT: 27.0 ± 0.0 against 23.0 ± 3.0 %." in text
+    assert "- **not always** (1 of 2): side-information by SimCLR helps FCT" in text
+    assert "- **not always** (1 of 2): BCT costs the new model" in text
