@@ -25,7 +25,7 @@ from fct_infer.fitting.crossfit import (
 )
 from fct_infer.fitting.forecast import Forecast, forecast, suspect_share
 from fct_infer.fitting.measures import ByLabels, ByTruth, Direction, Measure, Overlap, Search
-from fct_infer.fitting.network_trial import NAME, cross_fit_network, final_network
+from fct_infer.fitting.network_trial import NAMES, cross_fit_network, final_network
 from fct_infer.fitting.pairs import Pairs
 from fct_infer.fitting.queries import Queries
 from fct_infer.fitting.search import try_recipes
@@ -166,13 +166,13 @@ def fit_pairs(
     assert recipe is not None
     transformed, network = cross_fit.transformed(cross_fit.programs(recipe)), None
     notes = [*_suspicion(pairs.new[split.judged], transformed, search), *_copies(cross_fit), *_side_notes(trials)]
-    if settings.network:
-        left, stage = settings.budget - (time.monotonic() - began), partial(progress, "try a network")
-        found = cross_fit_network(cross_fit, recipe, search, left, settings.seed, stage)
+    for model, name in NAMES.items() if settings.network else ():
+        left, stage = settings.budget - (time.monotonic() - began), partial(progress, f"try {name}")
+        found = cross_fit_network(cross_fit, recipe, search, left, settings.seed, stage, model)
         if isinstance(found, str):
-            notes.append(found)
+            notes += [found] if found not in notes else []
         else:
-            trial = Trial(NAME, measure.scores(found.transformed, split.choosing), found.flops)
+            trial = Trial(name, measure.scores(found.transformed, split.choosing), found.flops)
             trials.append(trial)
             if not is_within_noise(trial.scores - chosen.scores):
                 chosen, network, transformed = trial, found, found.transformed
