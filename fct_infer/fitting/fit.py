@@ -141,7 +141,8 @@ def fit_pairs(
 
     Raises:
         GalleryError: too few pairs or different items, or one of the models gives all of them the same vector.
-        GateError: the pairs do not belong together: no map finds the new row of an item by its old one.
+        GateError: the pairs do not belong together: no map finds the new row of an item by its old one; or the queries
+            do not belong to NEW: they find nothing there.
         UsageError: queries of another width, or for a map of queries.
         ArrayError: queries or truth of another kind or shape, or that name no pair.
     """
@@ -158,6 +159,8 @@ def fit_pairs(
     search = Search(settings.metric or ("cosine" if is_unit else "l2"), settings.direction)
     split = _split(pairs, queries, settings.seed)
     cross_fit, measure = CrossFit(pairs, split, is_unit), _measure(pairs, split.judged, queries, search)
+    if queries is not None and isinstance(measure, ByTruth):
+        queries.refuse_foreign(measure, pairs.old[split.judged], pairs.new[split.judged])
     widths = pairs.old.shape[1], 0 if pairs.side is None else pairs.side.shape[1], pairs.new.shape[1]
     attempt = partial(try_recipe, cross_fit, measure)
     trials = try_recipes(attempt, *widths, progress=partial(progress, "try maps"))
