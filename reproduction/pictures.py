@@ -131,7 +131,7 @@ _ABOUT = (
     f"{CLASSES} emoji of npm's {' '.join(PACKAGE)} in {SIZE} x {SIZE} pixels. A class is an emoji; what there is to "
     f"train on are two drawings of it, by {' and '.join(VENDORS['train'])}. The gallery is drawn by "
     f"{VENDORS['gallery'][0]}, the queries by {VENDORS['queries'][0]}, whom no model saw: {CLASSES} of each, one is "
-    "right. The old model knows the first half of the classes, the new one all; small ResNets, 128-d, L2 distance, "
+    "right. The old model knows the first fifth of the classes, the new one all; small ResNets, 128-d, L2 distance, "
     "64-d side-information by SimCLR on the old model's images. {count}; of each seed the standard error over the "
     "queries is about 1.5. `make reproduce` writes this page."
 )
