@@ -11,21 +11,21 @@ from PIL import Image
 
 @pytest.fixture
 def sheets(tmp_path, monkeypatch):
-    """Six emoji of flat colours on a sheet of 3 x 2 cells, a darker one for each vendor; one is a flag."""
+    """Twelve emoji of flat colours on a sheet of 3 x 4 cells, another for each vendor; one is a flag."""
     from reproduction import pictures
 
     vendors = ("apple", "facebook", "google", "twitter")
     known = [
-        {"unified": f"1F60{at}", "category": "Flags" if at == 3 else "Objects", "sheet_x": at % 3, "sheet_y": at // 3}
+        {"unified": f"1F6{at:02}", "category": "Flags" if at == 3 else "Objects", "sheet_x": at % 3, "sheet_y": at // 3}
         | {f"has_img_{vendor}": at != 4 or vendor != "apple" for vendor in vendors}
-        for at in range(6)
+        for at in range(12)
     ]
     (tmp_path / "emoji.json").write_text(json.dumps(known))
     for number, vendor in enumerate(vendors):
-        pixels = np.zeros((2 * 34, 3 * 34, 4), np.uint8)
+        pixels = np.zeros((4 * 34, 3 * 34, 4), np.uint8)
         for each in known:
             y, x = each["sheet_y"] * 34 + 1, each["sheet_x"] * 34 + 1
-            pixels[y + 1 : y + 32, x : x + 32] = (40 * int(each["unified"][-1]), number, 0, 255)  # one line is clear
+            pixels[y + 1 : y + 32, x : x + 32] = (20 * int(each["unified"][-2:]), number, 0, 255)  # one line is clear
         place = tmp_path / "img" / vendor / "sheets" / "32.png"
         place.parent.mkdir(parents=True)
         Image.fromarray(pixels).save(place)
@@ -39,16 +39,34 @@ def test_drawings_of_all_vendors_are_of_the_same_emoji(sheets):
     from reproduction.pictures import EXPERIMENT, SCALE, VENDORS, emoji
 
     data = emoji(2)
-    assert sorted(data.classes) == ["1F600", "1F601", "1F602", "1F605"]  # no flag, none that a vendor lacks
-    assert data.targets == [0, 1, 2, 3, 0, 1, 2, 3]
+    known = set(range(12)) - {3, 4}  # no flag, none that a vendor lacks
+    assert sorted(data.classes) == [f"1F6{at:02}" for at in sorted(known)]
+    assert data.targets == [*range(10), *range(10)]
     numbers = {"apple": 0, "facebook": 1, "google": 2, "twitter": 3}
     for split, vendors in VENDORS.items():
         images = EXPERIMENT.images(split, SCALE)
-        assert images.images.shape == (4 * len(vendors), 32, 32, 3)
+        assert images.images.shape == (10 * len(vendors), 32, 32, 3)
         for row, (image, label) in enumerate(zip(images.images, images.labels, strict=True)):
             assert (image[0] == 255).all()  # what is clear is white
-            assert (image[1:] == (40 * int(data.classes[label][-1]), numbers[vendors[row // 4]], 0)).all()
-    assert np.array_equal(data[5][0], EXPERIMENT.images("train", SCALE).images[5]) and data[5][1] == 1
+            assert (image[1:] == (20 * int(data.classes[label][-2:]), numbers[vendors[row // 10]], 0)).all()
+    assert np.array_equal(data[12][0], EXPERIMENT.images("train", SCALE).images[12]) and data[12][1] == 2
+
+
+def test_a_seed_is_trained_and_judged(sheets, tmp_path):
+    from reproduction.experiment import Scale
+    from reproduction.pictures import EXPERIMENT, LINKS, MODELS, judge
+    from reproduction.runs import Runs, train_link, train_model
+
+    quick = ("training.epochs=1", "training.batch_size=4", "training.warmup_epochs=0")
+    runs = Runs(tmp_path, 0, Scale(2, 1, quick, (*quick, "validation=0.2")), "cpu", EXPERIMENT)
+    for model in MODELS:
+        train_model(runs, model)
+    for link in LINKS:
+        train_link(runs, link)
+    assert runs.embeddings("old", "train").shape == (20 * 20, 128)  # views of two drawings each
+    assert runs.transformed("h", "gallery").shape == runs.embeddings("new", "queries").shape == (10, 128)
+    found = judge(runs)
+    assert all(0 < shares["mAP"] <= 1 for shares in found["rows"].values())
 
 
 def test_every_configuration_is_there():
