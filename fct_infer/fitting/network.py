@@ -29,6 +29,7 @@ BATCH_ROWS = 256
 CHECKS = 10  # times that held-out rows are looked at
 RATE, DECAY = 1e-3, 1e-2  # of AdamW
 PAPER_WIDTH = 2048  # of the mixer of the paper's h
+_TIMED = 6  # steps, to know how long all will take
 _DRAWING = threading.Lock()  # PyTorch draws initial weights from one generator for all threads
 
 
@@ -108,7 +109,7 @@ def one_thread_each() -> Iterator[None]:
 def seconds_per_step(pairs: Pairs, rows: Int64Array, start: tuple[Recipe, Statistics], schedule: Schedule) -> float:
     """Return how long a step takes here, by the clock."""
     began: list[float] = []
-    few = replace(schedule, steps=12, stop=12)
+    few = replace(schedule, steps=_TIMED, stop=_TIMED)
     train(pairs, rows, start, few, progress=lambda *_: began.append(time.monotonic()))
     return float(np.median(np.diff(began)))
 
