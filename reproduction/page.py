@@ -111,10 +111,10 @@ def _claims(map_of: Mapping[str, Shares], psi: Mapping[str, Shares], gap_closed:
         ("FastFill is above FCT", map_of["FastFill new/old"], with_side),
         ("backfilling by uncertainty beats a random order", by_uncertainty, random),
     ]
-    return [claim(*each) for each in claims]
+    return [_claim(*each) for each in claims]
 
 
-def claim(text: str, higher: Shares, lower: Shares | float) -> str:
+def _claim(text: str, higher: Shares, lower: Shares | float) -> str:
     """Return a line that says in how many seeds one figure was above the other."""
     held = int((higher > lower).sum())
     verdict = "yes" if held == len(higher) else "no" if held == 0 else "not always"
