@@ -171,6 +171,8 @@ def fit_pairs(
     notes = [*_suspicion(pairs.new[split.judged], transformed, search), *_copies(cross_fit), *_side_notes(trials)]
     for model, name in NAMES.items() if settings.network else ():
         left, stage = settings.budget - (time.monotonic() - began), partial(progress, f"try {name}")
+        if model == "paper" and settings.compress is not None:
+            left /= 2  # students are trained after it
         found = cross_fit_network(cross_fit, recipe, search, left, settings.seed, stage, model)
         if isinstance(found, str):
             notes += [found] if found not in notes else []

@@ -94,9 +94,11 @@ def test_the_better_of_both_networks_is_chosen(error, monkeypatch):
 
     pairs = curved(1000)
     program = Recipe(alpha=0.1, side_alpha=1.0).fit(statistics_of(pairs, np.arange(1000)))
+    budgets = []
     noise = np.random.default_rng(0).standard_normal(pairs.new.shape).astype(np.float32) * pairs.new.std()
 
     def stand_in(cross_fit, recipe, search, budget, seed, progress, model):
+        budgets.append(budget)
         wrong = error if model == "paper" else 0.2
         rows = (pairs.new + wrong * noise)[cross_fit.split.judged]
         return network_trial.Network(rows, 10, Schedule(4, model=model), (program,) * 5)
@@ -107,6 +109,7 @@ def test_the_better_of_both_networks_is_chosen(error, monkeypatch):
     assert found.chosen.name == network_trial.NAMES["paper" if error < 0.2 else "residual"]
     assert found.network[1].model == ("paper" if error < 0.2 else "residual")
     assert {trial.name for trial in found.trials} > set(network_trial.NAMES.values())
+    assert 0 < budgets[1] < budgets[0] < 300
 
 
 def test_where_rows_bend_a_network_is_chosen_and_beats_the_closed_forms(monkeypatch):
