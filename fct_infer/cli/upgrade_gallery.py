@@ -129,7 +129,8 @@ def command(
     HDF5, FAISS or safetensors file, a Lance or saved Hugging Face data set; the format is told by content, then by
     suffix. It may be a URL: s3://, gs://, hf:// or https://. Or a table of PostgreSQL:
     postgresql://user@host/db?table=items; with -o 'postgresql://...?table=items&column=embedding_v2' it is upgraded
-    where it is, while it is written to (docs/postgres.md).
+    where it is, while it is written to (docs/postgres.md). With -o 'items.lance?column=embedding_v2' a Lance data set
+    gets one more column by one commit.
 
     DEST may be a URL too, s3://bucket/gallery or gs://: parts are sent there as they are done, and one small object,
     put last, makes them the gallery (docs/galleries.md).
@@ -285,8 +286,9 @@ def show_report(report: dict[str, Any], as_json: bool) -> None:
         if reason := report["index_placement"].get("reason"):
             rows["index"] += f"; built on {report['index_placement']['add']}: {reason}"
     show_rows(rows)
-    check = "versions" if scheme_of(report["dest"]) in DATABASES else "verify"
-    click.echo(f"\nnext: fct-gallery {check} {shlex.quote(report['dest'])}")
+    dest = report["dest"]
+    check = "versions" if scheme_of(dest) in DATABASES else "rollback" if "?column=" in dest else "verify"
+    click.echo(f"\n{'undo' if check == 'rollback' else 'next'}: fct-gallery {check} {shlex.quote(dest)}")
 
 
 def duration_text(seconds: float) -> str:
