@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @source_options
 @click.option("--transformation", required=True, type=click.Path(path_type=Path), help="Bundle, h.onnx or h.pt.")
-@click.option("-o", "--output", "dest", required=True, type=Place(), help="Folder to create, or table (see below).")
+@click.option(
+    "-o", "--output", "dest", required=True, type=Place(), help="Folder or s3://, gs:// URL to create; or table."
+)
 @click.option(
     "--format",
     type=click.Choice(["npy", "parquet"]),
@@ -127,7 +129,11 @@ def command(
     HDF5, FAISS or safetensors file, a Lance or saved Hugging Face data set; the format is told by content, then by
     suffix. It may be a URL: s3://, gs://, hf:// or https://. Or a table of PostgreSQL:
     postgresql://user@host/db?table=items; with -o 'postgresql://...?table=items&column=embedding_v2' it is upgraded
-    where it is, while it is written to (docs/postgres.md).
+    where it is, while it is written to (docs/postgres.md). With -o 'items.lance?column=embedding_v2' a Lance data set
+    gets one more column by one commit.
+
+    DEST may be a URL too, s3://bucket/gallery or gs://: parts are sent there as they are done, and one small object,
+    put last, makes them the gallery (docs/galleries.md).
 
     Work happens in DEST.partial; a run that was stopped or killed is resumed by the same command. What --force or
     --append replaces stays in DEST.versions, for fct-gallery rollback.
@@ -242,7 +248,7 @@ def repeated_ids_text(count: int) -> str:
 
 def show_report(report: dict[str, Any], as_json: bool) -> None:
     """Print what an upgrade did."""
-    from fct_infer.gallery.places import scheme_of
+    from fct_infer.gallery.places import DATABASES, scheme_of
     from fct_infer.upgrade.report import Meaning
 
     if as_json:
@@ -280,8 +286,9 @@ def show_report(report: dict[str, Any], as_json: bool) -> None:
         if reason := report["index_placement"].get("reason"):
             rows["index"] += f"; built on {report['index_placement']['add']}: {reason}"
     show_rows(rows)
-    check = "versions" if scheme_of(report["dest"]) else "verify"
-    click.echo(f"\nnext: fct-gallery {check} {shlex.quote(report['dest'])}")
+    dest = report["dest"]
+    check = "versions" if scheme_of(dest) in DATABASES else "rollback" if "?column=" in dest else "verify"
+    click.echo(f"\n{'undo' if check == 'rollback' else 'next'}: fct-gallery {check} {shlex.quote(dest)}")
 
 
 def duration_text(seconds: float) -> str:

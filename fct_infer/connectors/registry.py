@@ -12,12 +12,14 @@ import numpy as np
 
 from fct_infer.connectors.datasets_folder import is_dataset
 from fct_infer.connectors.options import SourceOptions
-from fct_infer.errors import GalleryError, UsageError
+from fct_infer.errors import GalleryError, ResourceError, UsageError
+from fct_infer.gallery import read_manifest
 from fct_infer.gallery.destination import Destination
 from fct_infer.gallery.places import DATABASES, place_of, scheme_of
 from fct_infer.gallery.sink import Sink
 from fct_infer.gallery.source import Source
-from fct_infer.storage import ReadFile
+from fct_infer.gallery.url_place import published_folder
+from fct_infer.storage import ReadFile, RemotePath
 
 # kind -> module and the name in it that opens a path; imported on use
 _OPENERS = {
@@ -178,12 +180,22 @@ def open_source(path: str | Path, options: SourceOptions | None = None) -> Sourc
         MissingExtraError: the format's library is not installed.
     """
     path, options = place_of(path), options or SourceOptions()
-    source = _opened(path, options).say_model(options.model)
+    found = _whole(path, options) if isinstance(path, RemotePath) else _opened(path, options)
+    source = found.say_model(options.model)
     vars(source)["opened_by"] = (path, options)  # sources may be frozen
     return source
 
 
-def _opened(path: str | Path, options: SourceOptions) -> Source:
+def _whole(path: RemotePath, options: SourceOptions) -> Source:
+    """Open files behind a URL; of a version that was published there, all rows or none."""
+    folder = published_folder(path)
+    source = _opened(folder, options)
+    if folder != path and source.schema.rows != (rows := read_manifest(folder).rows):
+        raise ResourceError(f"{folder}: the store lists files of {source.schema.rows:,} of {rows:,} rows; try it again")
+    return source
+
+
+def _opened(path: Path | str, options: SourceOptions) -> Source:
     kind = kind_of(path)
     module, name = _OPENERS[kind] if isinstance(path, Path) else _URLS[kind][:2]
     opener: Callable[[Path | str, SourceOptions], Source]

@@ -17,7 +17,7 @@ from fct_infer.identity import ModelId, NamedModel, check_same_model, model_id
 from fct_infer.index.builder import IndexBuilder, load_index_file
 from fct_infer.index.faiss_module import faiss, faiss_errors, inner_indexes, ivf_of
 from fct_infer.index.stored_ids import StoredIds, load_ids
-from fct_infer.storage import sha256_of_file
+from fct_infer.storage import location, sha256_of_file
 from fct_infer.transformation import Float32Array
 
 Queries: TypeAlias = NDArray[np.floating[Any]] | Sequence[float] | Sequence[Sequence[float]]
@@ -205,8 +205,8 @@ def load_index(dest: str | Path, *, model: NamedModel | None = None) -> GalleryI
         ModelMismatchError: it holds another model's vectors.
         MissingExtraError: FAISS is not installed.
     """
-    dest = Path(dest)
-    index = read_published(dest, lambda data: _open_once(dest, data))
+    dest = location(dest)
+    index = read_published(dest, _open_once)
     index.check_model(model)
     return index
 

@@ -16,6 +16,7 @@ from fct_infer.index import GalleryIndex, load_index
 from fct_infer.index.gallery_index import Queries
 from fct_infer.index.verify import GalleryCheck, verify_gallery
 from fct_infer.serving.search import ExactSearch
+from fct_infer.storage import location
 from fct_infer.transformation import Float32Array
 
 
@@ -82,8 +83,8 @@ def open_gallery(path: str | Path) -> PublishedGallery:
     Raises:
         ArtifactError: it is none, or its manifest is malformed or was altered.
     """
-    folder = Path(path)
-    return PublishedGallery(folder, read_published(folder, lambda data: parse_manifest(folder, data)))
+    folder = location(path)
+    return PublishedGallery(folder, read_published(folder, parse_manifest))
 
 
 def open_index(path: str | Path) -> GalleryIndex | ExactSearch:
@@ -97,4 +98,4 @@ def open_index(path: str | Path) -> GalleryIndex | ExactSearch:
 
 
 def _exact(path: Path) -> ExactSearch:
-    return read_published(path, lambda data: ExactSearch(path, parse_manifest(path, data)))
+    return read_published(path, lambda folder, data: ExactSearch(folder, parse_manifest(folder, data)))

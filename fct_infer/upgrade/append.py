@@ -14,7 +14,7 @@ from fct_infer.errors import ArtifactError, UsageError
 from fct_infer.gallery import Gallery, GalleryManifest, Part, read_manifest
 from fct_infer.gallery.destination import Progress
 from fct_infer.gallery.versions import INFOS_NAME
-from fct_infer.storage import ReadFile, copy_file, remove_tree, work_folder
+from fct_infer.storage import ReadFile, RemotePath, copy_file, remove_tree, work_folder
 from fct_infer.upgrade.plan import Plan
 from fct_infer.upgrade.report import UpgradeReport
 from fct_infer.upgrade.work import FolderWork
@@ -99,6 +99,10 @@ def _copied(plan: Plan, work: FolderWork, manifest: GalleryManifest, part: Part)
 
 
 def _folder(plan: Plan) -> Path:
+    if isinstance(plan.dest, RemotePath):
+        raise UsageError(
+            f"{plan.dest}: --append (append=True) grows a folder; behind a URL --force makes all rows anew"
+        )
     if not isinstance(plan.dest, Path):
         raise UsageError(f"{plan.dest}: --append (append=True) grows a folder; a table follows its source anyway")
     return plan.dest

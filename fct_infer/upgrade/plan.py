@@ -17,12 +17,14 @@ from fct_infer.gallery.destination import Destination
 from fct_infer.identity import ModelId, check_same_model
 from fct_infer.index import IndexPlan, default_factory, describe_index, require_gpu
 from fct_infer.machine import size_text, usable_memory
-from fct_infer.storage import check_text
+from fct_infer.storage import RemotePath, check_text
 from fct_infer.transformation import Transformation
 from fct_infer.upgrade.calibration import calibrate
 from fct_infer.upgrade.computation import Computation
+from fct_infer.upgrade.lance_work import LanceDestination, lance_column
 from fct_infer.upgrade.probe import Known, Probe, read_probe
 from fct_infer.upgrade.settings import Settings
+from fct_infer.upgrade.url_work import UrlDestination
 from fct_infer.upgrade.work import FolderDestination
 
 BLOCK_BYTES = {"cpu": 16 << 20, "cuda": 128 << 20}  # a device is done with less before the next block is read
@@ -298,6 +300,10 @@ def _open_destination(
     if isinstance(gallery.path, Path):
         check_text(gallery.path.absolute())
         inputs["gallery"] = gallery.path
+    if column := lance_column(dest):
+        return LanceDestination(*column, {name: file for name, file in inputs.items() if name == "transformation"})
+    if isinstance(dest, RemotePath):
+        return UrlDestination(dest, settings.format, inputs, settings.keep)
     return FolderDestination(dest, settings.format, inputs, settings.keep)
 
 
