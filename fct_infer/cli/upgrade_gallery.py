@@ -30,6 +30,13 @@ if TYPE_CHECKING:
     help="Of DEST; parquet carries all other columns along [default: parquet if DEST ends with .parquet, else npy].",
 )
 @click.option("--index", default="auto", show_default=True, help="FAISS factory string, auto, or none.")
+@click.option(
+    "--old-index",
+    type=click.Path(path_type=Path),
+    metavar="INDEX",
+    help="Of the old embeddings (a FAISS IVF file, or a published folder): training begins with its lists, if that is "
+    "as good; with --index auto their number is taken.",
+)
 @click.option("--metric", default="l2", show_default=True, type=click.Choice(["l2", "ip", "cosine"]))
 @click.option("--normalize", is_flag=True, help="L2-normalise the new embeddings.")
 @click.option(
@@ -277,6 +284,8 @@ def show_report(report: dict[str, Any], as_json: bool) -> None:
             rows["left out"] = (
                 f"{left_out:,} rows that are zero have no direction: the index for cosine does not hold them"
             )
+        if lists := report["index_placement"].get("lists"):
+            rows["index"] += f"; {lists}"
         if reason := report["index_placement"].get("reason"):
             rows["index"] += f"; built on {report['index_placement']['add']}: {reason}"
     show_rows(rows)

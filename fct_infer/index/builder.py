@@ -23,6 +23,7 @@ from fct_infer.index.faiss_module import (
 )
 from fct_infer.index.filling import Fill, filler_of
 from fct_infer.index.training import train_index
+from fct_infer.index.warm_start import WarmStart
 from fct_infer.storage import DigestedFile, DurableWriter, ReadFile, sha256_of_file
 from fct_infer.transformation import Float32Array
 
@@ -44,7 +45,8 @@ class IndexBuilder:
         index: the FAISS index.
         left_out: zero rows that :meth:`add` was given for the cosine metric.
         placement: on which device it is trained (``train``) and rows are added (``add``), ``cpu`` or ``cuda:0``, and
-            why not on a card (``reason``), where one was thought of; on which card rows lay (``rows``), if any did.
+            why not on a card (``reason``), where one was thought of; on which card rows lay (``rows``), if any did;
+            what came of a warm start (``lists``).
 
     Raises:
         UsageError: FAISS refuses the factory string.
@@ -67,22 +69,24 @@ class IndexBuilder:
         """Rows given so far, those left out included."""
         return int(self.index.ntotal) + self.left_out
 
-    def train(self, sample: Float32Array) -> None:
-        """Train on rows (n, dim) float32, repeatably for one thread count.
+    def train(self, sample: Float32Array, warm: WarmStart | None = None) -> None:
+        """Train on rows (n, dim) float32, repeatably for one thread count; lists may begin as those of an old index.
 
         Raises:
             UsageError: the sample is too small for the index.
         """
         with faiss_threads(self.threads), _accepting_small_samples(self.index):
             try:
-                self._train(sample)
+                self._train(sample, warm)
             except RuntimeError as error:
                 raise UsageError(
                     f"index {self.factory!r} cannot be trained on {len(sample)} rows: {condensed(error)}"
                 ) from error
+        if warm is not None:
+            self.placement["lists"] = warm.outcome or "lists were trained from scratch, by FAISS"
 
-    def _train(self, sample: Float32Array) -> None:
-        train_index(self.index, sample, self.threads)
+    def _train(self, sample: Float32Array, warm: WarmStart | None) -> None:
+        train_index(self.index, sample, self.threads, warm)
 
     def add(self, rows: Float32Array, ids: Ids) -> None:
         """Add rows (n, dim) float32 under their ids (n,) int64; the GIL is released.

@@ -13,6 +13,7 @@ from fct_infer.index.card_lists import CardLists, gpu_part
 from fct_infer.index.factory import IndexPlan
 from fct_infer.index.faiss_module import condensed, faiss, faiss_threads, inner_indexes, ivf_of, transforms_of
 from fct_infer.index.gpu_faiss import CardFullError, CardRefusesError, GpuFaiss, find_gpu, is_out_of_memory, why_no_gpu
+from fct_infer.index.warm_start import WarmStart
 from fct_infer.storage import DigestedFile
 from fct_infer.transformation import Float32Array
 
@@ -113,7 +114,7 @@ class GpuIndexBuilder(IndexBuilder):
         """Drop all that is on the card; rows there that were not saved or searched are lost."""
         self._lists = self._gpu = None
 
-    def _train(self, sample: Float32Array) -> None:
+    def _train(self, sample: Float32Array, warm: WarmStart | None) -> None:  # a device needs none
         assert self._gpu is not None
         try:
             with _clustering_on(self._gpu, self.index):

@@ -20,7 +20,7 @@ from fct_infer.upgrade.report import UpgradeReport
 from fct_infer.upgrade.work import FolderWork
 
 _MAX_INFOS_BYTES = 1 << 28
-_OF_THE_INDEX = ("index", "metric")  # it is built anew
+_OF_THE_INDEX = ("index", "metric", "old_index")  # it is built anew
 
 
 def unchanged_parts(plan: Plan) -> list[Part]:

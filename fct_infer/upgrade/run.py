@@ -21,7 +21,7 @@ from fct_infer.cuda import cuda_status
 from fct_infer.errors import GalleryError, GateError
 from fct_infer.gallery import GalleryManifest, Part, Source, SourceReader, sample_rows
 from fct_infer.gallery.destination import Destination, Progress, Work
-from fct_infer.index import IndexBuilder, exact_neighbours, index_infos, make_builder, tune_nprobe
+from fct_infer.index import IndexBuilder, WarmStart, exact_neighbours, index_infos, make_builder, tune_nprobe
 from fct_infer.machine import usable_cpus
 from fct_infer.storage import DigestedFile, write_json
 from fct_infer.transformation import Float32Array, Transformation, check_transformation
@@ -180,11 +180,17 @@ class _Run:
         trained = work.journal.all("trained")
         if trained:
             builder.load_trained(work.trained_index, trained[-1]["sha256"])
+            if "lists" in trained[-1]:
+                builder.placement["lists"] = trained[-1]["lists"]
             return builder
         self._report("train index", 0)
         rows = sample_rows(plan.gallery.schema.rows, index.training_rows, SEED)
-        builder.train(index_rows(transform_rows(plan, rows), plan.settings.metric))
-        work.journal.append("trained", **vars(builder.save(work.trained_index)))
+        warm = None
+        if plan.old_lists is not None:
+            warm = WarmStart(plan.old_lists.of(rows, labels_of_rows(plan, rows)), plan.old_lists.count)
+        builder.train(index_rows(transform_rows(plan, rows), plan.settings.metric), warm)
+        outcome = {} if warm is None else {"lists": builder.placement["lists"]}
+        work.journal.append("trained", **vars(builder.save(work.trained_index)), **outcome)
         return builder
 
     def _in_order(self, work: FolderWork, builder: IndexBuilder, done: set[str]) -> None:
