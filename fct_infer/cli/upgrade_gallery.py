@@ -81,7 +81,8 @@ if TYPE_CHECKING:
 @click.option(
     "--append",
     is_flag=True,
-    help="Take over from DEST the shards whose files in SOURCE, a gallery folder, are unchanged; transform the others.",
+    help="Take over from DEST the shards whose files in SOURCE are unchanged, transform the others; if rows were only "
+    "added at the end, DEST's index is extended, else built anew.",
 )
 @click.option(
     "--keep",
@@ -187,12 +188,13 @@ def command(
 
 def appended(plan: Plan, append: bool) -> dict[str, Any]:
     """Return what a dry run says of --append."""
-    from fct_infer.upgrade.append import unchanged_parts
+    from fct_infer.upgrade.append import index_is_extended, unchanged_parts
 
     if not append:
         return {}
     parts = unchanged_parts(plan)
-    return {"unchanged": {"shards": len(parts), "rows": sum(part.rows for part in parts)}}
+    rows = sum(part.rows for part in parts)
+    return {"unchanged": {"shards": len(parts), "rows": rows, "index_is_extended": index_is_extended(plan)}}
 
 
 def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
@@ -230,6 +232,8 @@ def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
     }
     if unchanged := estimate.get("unchanged"):
         rows["append"] = f"{unchanged['shards']:,} shards, {unchanged['rows']:,} rows, are taken over as they are"
+        if unchanged["index_is_extended"]:
+            rows["append"] += "; the index is extended, its lists and codes as they were trained"
     if estimate["probe"]:
         rows["probe"] = "; ".join(str(Expected(**found)) for found in estimate["probe"])
     show_rows(rows | estimate["promises"])

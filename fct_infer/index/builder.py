@@ -44,6 +44,7 @@ class IndexBuilder:
         threads: for all work, whichever thread calls.
         index: the FAISS index.
         left_out: zero rows that :meth:`add` was given for the cosine metric.
+        loaded_rows: rows that the index which :meth:`load_trained` took over held already, those left out included.
         placement: on which device it is trained (``train``) and rows are added (``add``), ``cpu`` or ``cuda:0``, and
             why not on a card (``reason``), where one was thought of; on which card rows lay (``rows``), if any did;
             what came of a warm start (``lists``).
@@ -56,7 +57,7 @@ class IndexBuilder:
         self.factory, self.dim, self.metric, self.threads = factory, dim, metric, threads
         self.index = _with_ids(make_index(factory, dim, metric))
         self.placement = {"train": "cpu", "add": "cpu"}
-        self.left_out = 0
+        self.left_out = self.loaded_rows = 0
         self._fill: Fill | None = None  # of the trained index, once a row was added
 
     @property
@@ -170,13 +171,15 @@ class IndexBuilder:
         """
         return save_index_file(self.index, path)
 
-    def load_trained(self, path: Path, sha256: str) -> None:
-        """Take over an index of the same factory that :meth:`save` wrote.
+    def load_trained(self, path: Path, sha256: str, left_out: int = 0) -> None:
+        """Take over an index of the same factory that :meth:`save` wrote, with the rows it has; see ``left_out``.
 
         Raises:
             ArtifactError: the file is missing or damaged.
         """
         self.index, self._fill = load_index_file(path, sha256), None
+        self.left_out = left_out
+        self.loaded_rows = int(self.index.ntotal) + left_out
         self.placement["train"] = "an earlier run"
 
     def close(self) -> None:

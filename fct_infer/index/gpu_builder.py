@@ -106,9 +106,9 @@ class GpuIndexBuilder(IndexBuilder):
         self._collect()
         return super().save(path)
 
-    def load_trained(self, path: Path, sha256: str) -> None:  # noqa: D102
+    def load_trained(self, path: Path, sha256: str, left_out: int = 0) -> None:  # noqa: D102
         self._lists = None
-        super().load_trained(path, sha256)
+        super().load_trained(path, sha256, left_out)
 
     def close(self) -> None:
         """Drop all that is on the card; rows there that were not saved or searched are lost."""

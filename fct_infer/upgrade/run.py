@@ -75,7 +75,8 @@ def upgrade_gallery(
         restart: drop unfinished work instead of resuming it.
         force: replace a finished ``dest`` once the new one is complete.
         append: take over from a finished ``dest`` the shards whose files in the gallery have not changed since, and
-            transform the others; if none has changed, return its report. See :mod:`fct_infer.upgrade.append`.
+            transform the others; where rows were only added behind them, its index is extended. If nothing has changed,
+            return its report. See :mod:`fct_infer.upgrade.append`.
         progress: called as ``progress(stage, rows_done, rows)``.
 
     Raises:
@@ -175,13 +176,13 @@ class _Run:
         )  # more would only cost FAISS's OpenMP, which ends the process if refused
         builder = make_builder(index, threads, plan.index_device, plan.index_memory, required=asked != "auto")
         self.at_the_end.callback(builder.close)
-        if not builder.needs_training:
-            return builder
         trained = work.journal.all("trained")
         if trained:
-            builder.load_trained(work.trained_index, trained[-1]["sha256"])
+            builder.load_trained(work.trained_index, trained[-1]["sha256"], trained[-1].get("left_out", 0))
             if "lists" in trained[-1]:
                 builder.placement["lists"] = trained[-1]["lists"]
+            return builder
+        if not builder.needs_training:
             return builder
         self._report("train index", 0)
         rows = sample_rows(plan.gallery.schema.rows, index.training_rows, SEED)
@@ -203,8 +204,9 @@ class _Run:
         for is_done, group in groupby(self.plan.gallery.parts(), key=lambda part: part.name in done):
             parts = tuple(group)
             if is_done:
+                missing = tuple(part for part in parts if part.first_row + part.rows > builder.loaded_rows)
                 with self._timed("replay"), own_work():
-                    self._replay(work, builder, parts, written)
+                    self._replay(work, builder, missing, written)
             else:
                 self._stream(work, builder, parts)
                 written = sorted([*written, *parts], key=lambda part: part.first_row)
@@ -253,7 +255,8 @@ class _Run:
         exact = exact_neighbours(self.queries, blocks, RECALL_K + 1, metric, builder.threads)
         recall = tune_nprobe(builder, self.queries, own_ids, exact, limit)
         if limit is not None and not recall >= limit:
-            raise GateError(f"recall@{RECALL_K} of the index is {recall:.3f}, below {limit}; choose another --index")
+            way_out = "--force --restart trains one on all rows" if builder.loaded_rows else "choose another --index"
+            raise GateError(f"recall@{RECALL_K} of the index is {recall:.3f}, below {limit}; {way_out}")
         return recall
 
     def _probe(self, work: Work, builder: IndexBuilder | None) -> tuple[Meaning, ...]:

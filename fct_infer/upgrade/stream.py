@@ -83,7 +83,10 @@ class PartsWriter:
 
 
 class IndexFeeder:
-    """Adds blocks of published values to the index under the labels of :func:`index_labels`."""
+    """Adds blocks of published values to the index under the labels of :func:`index_labels`.
+
+    Rows that an index which is extended holds already are passed over.
+    """
 
     def __init__(self, plan: Plan, parts: Sequence[Part], builder: IndexBuilder) -> None:
         self._plan, self._builder = plan, builder
@@ -92,7 +95,13 @@ class IndexFeeder:
 
     def __call__(self, new: Rows, on_card: int = 0) -> None:
         """Add the next block; ``on_card`` is where on the card its :func:`index_rows` lie too, 0 if they do not."""
-        ids, added = index_labels(self._plan, self._ids, *next(self._blocks)), 0
+        part, start, stop = next(self._blocks)
+        held = min(max(0, self._builder.loaded_rows - part.first_row - start), stop - start)
+        if held:
+            new, start, on_card = new[held:], start + held, 0
+        if start == stop:
+            return
+        ids, added = index_labels(self._plan, self._ids, part, start, stop), 0
         if on_card and (self._plan.settings.metric != "cosine" or _are_normalized_on_card(new)):
             added = self._builder.add_device_rows(CardRows(on_card, *new.shape), ids)
         if added < len(ids):
