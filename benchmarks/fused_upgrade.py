@@ -35,7 +35,7 @@ def main(
     for module in [*used, *LIBRARIES.get(f".{form}", []), *(["faiss"] if index != "none" else [])]:
         importlib.import_module(module)  # which the package does on use; imports do not count
     if index_by_faiss:
-        builder.train_index = lambda index, sample, threads: index.train(sample)
+        builder.train_index = lambda index, sample, threads, warm: index.train(sample)
         builder.filler_of = lambda index: None
     watch = Stopwatch()
     h = Transformation(PROGRAMS[program], precision, cores(), device)

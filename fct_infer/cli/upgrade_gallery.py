@@ -32,6 +32,13 @@ if TYPE_CHECKING:
     help="Of DEST; parquet carries all other columns along [default: parquet if DEST ends with .parquet, else npy].",
 )
 @click.option("--index", default="auto", show_default=True, help="FAISS factory string, auto, or none.")
+@click.option(
+    "--old-index",
+    type=click.Path(path_type=Path),
+    metavar="INDEX",
+    help="Of the old embeddings (a FAISS IVF file, or a published folder): training begins with its lists, if that is "
+    "as good; with --index auto their number is taken.",
+)
 @click.option("--metric", default="l2", show_default=True, type=click.Choice(["l2", "ip", "cosine"]))
 @click.option("--normalize", is_flag=True, help="L2-normalise the new embeddings.")
 @click.option(
@@ -76,7 +83,8 @@ if TYPE_CHECKING:
 @click.option(
     "--append",
     is_flag=True,
-    help="Take over from DEST the shards whose files in SOURCE, a gallery folder, are unchanged; transform the others.",
+    help="Take over from DEST the shards whose files in SOURCE are unchanged, transform the others; if rows were only "
+    "added at the end, DEST's index is extended, else built anew.",
 )
 @click.option(
     "--keep",
@@ -186,12 +194,13 @@ def command(
 
 def appended(plan: Plan, append: bool) -> dict[str, Any]:
     """Return what a dry run says of --append."""
-    from fct_infer.upgrade.append import unchanged_parts
+    from fct_infer.upgrade.append import index_is_extended, unchanged_parts
 
     if not append:
         return {}
     parts = unchanged_parts(plan)
-    return {"unchanged": {"shards": len(parts), "rows": sum(part.rows for part in parts)}}
+    rows = sum(part.rows for part in parts)
+    return {"unchanged": {"shards": len(parts), "rows": rows, "index_is_extended": index_is_extended(plan)}}
 
 
 def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
@@ -229,6 +238,8 @@ def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
     }
     if unchanged := estimate.get("unchanged"):
         rows["append"] = f"{unchanged['shards']:,} shards, {unchanged['rows']:,} rows, are taken over as they are"
+        if unchanged["index_is_extended"]:
+            rows["append"] += "; the index is extended, its lists and codes as they were trained"
     if estimate["probe"]:
         rows["probe"] = "; ".join(str(Expected(**found)) for found in estimate["probe"])
     show_rows(rows | estimate["promises"])
@@ -283,6 +294,8 @@ def show_report(report: dict[str, Any], as_json: bool) -> None:
             rows["left out"] = (
                 f"{left_out:,} rows that are zero have no direction: the index for cosine does not hold them"
             )
+        if lists := report["index_placement"].get("lists"):
+            rows["index"] += f"; {lists}"
         if reason := report["index_placement"].get("reason"):
             rows["index"] += f"; built on {report['index_placement']['add']}: {reason}"
     show_rows(rows)

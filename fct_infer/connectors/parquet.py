@@ -120,6 +120,11 @@ class ParquetSource(PartedSource):
         """All of them, by their names inside the folder."""
         return {_name(self._root, file): file for file in self._paths}
 
+    def rows_of_first(self, files: int) -> int:
+        """See :class:`~fct_infer.gallery.source.Source`."""
+        known = set(self._paths[:files])
+        return sum(group.rows for group in self._groups if group.file in known)
+
     def added_files(self) -> list[Path]:
         """See :class:`~fct_infer.gallery.source.Source`."""
         return sorted(set(parquet_files(self._root)) - set(self._paths))

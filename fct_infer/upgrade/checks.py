@@ -69,7 +69,8 @@ class Checks:
         exact = exact_neighbours(self.queries, blocks, RECALL_K + 1, metric, builder.threads)
         recall = tune_nprobe(builder, self.queries, own_ids, exact, limit)
         if limit is not None and not recall >= limit:
-            raise GateError(f"recall@{RECALL_K} of the index is {recall:.3f}, below {limit}; choose another --index")
+            way_out = "--force --restart trains one on all rows" if builder.loaded_rows else "choose another --index"
+            raise GateError(f"recall@{RECALL_K} of the index is {recall:.3f}, below {limit}; {way_out}")
         return recall
 
     def probe(self, work: Work, builder: IndexBuilder | None) -> tuple[Meaning, ...]:

@@ -114,7 +114,8 @@ class UpgradeReport:
         index: what ``index_infos.json`` says; None without an index.
         device: where the transformation ran: ``cpu``, ``cuda:0 (NVIDIA H200)``, ``cpu (cuda:0 has too little ...)``.
         index_placement: where the index was trained (``train``) and filled (``add``), the device whose memory its rows
-            came from (``rows``), and why not on a device (``reason``), as far as they apply; None without an index.
+            came from (``rows``), why not on a device (``reason``), and what came of a warm start (``lists``), as far as
+            they apply; None without an index.
         precision_choice: why it has the precision it has, where ``auto`` was asked for.
         duplicate_ids: rows whose id an earlier row has; see :class:`fct_infer.gallery.ids.IdFacts`.
         meaning: what the probe found, of pairs and of queries; empty where none was given, and the checks above cannot
