@@ -20,6 +20,7 @@ from fct_infer import Transformation, list_versions, load_index, upgrade_gallery
 from fct_infer.cli.upgrade_gallery import command
 from fct_infer.connectors import parted
 from fct_infer.errors import GateError, ResourceError, UsageError
+from fct_infer.index import IndexBuilder
 from fct_infer.index.verify import verify_gallery
 from fct_infer.storage import use_filesystem
 from fct_infer.upgrade.executor import ThreadsExecutor
