@@ -81,8 +81,7 @@ class GalleryIndex:
 
     def check_model(self, model: NamedModel | None) -> None:
         """Raise a ModelMismatchError if ``model`` is known to be another one than whose vectors the index holds."""
-        way_out = "embed queries with the index's model, or search an index of theirs"
-        check_same_model(("queries", model_id(model)), ("the index", self.model), way_out)
+        check_query_model(model, self.model)
 
     @property
     def stored_ids(self) -> StoredIds | None:
@@ -187,6 +186,12 @@ def _directions(queries: Float32Array) -> Float32Array:
         raise ArrayError(f"queries: row {int(np.argmin(norms))} is zero, and has no direction to compare by cosine")
     directions: Float32Array = (queries / norms[:, None]).astype(np.float32)
     return directions
+
+
+def check_query_model(model: NamedModel | None, rows: ModelId | None) -> None:
+    """Raise a ModelMismatchError if queries are known to be of another model than what they search."""
+    way_out = "embed queries with the gallery's model, or search a gallery of theirs"
+    check_same_model(("queries", model_id(model)), ("the gallery", rows), way_out)
 
 
 def load_index(dest: str | Path, *, model: NamedModel | None = None) -> GalleryIndex:

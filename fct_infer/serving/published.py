@@ -12,6 +12,7 @@ from fct_infer.connectors import open_source
 from fct_infer.gallery import GalleryManifest, Source
 from fct_infer.gallery.manifest import parse_manifest, read_published
 from fct_infer.gallery.versions import GalleryVersion, RollbackReport, list_versions, rollback
+from fct_infer.identity import NamedModel
 from fct_infer.index import GalleryIndex, load_index
 from fct_infer.index.gallery_index import Queries
 from fct_infer.index.verify import GalleryCheck, verify_gallery
@@ -54,9 +55,11 @@ class PublishedGallery:
             self._search = load_index(self.path) if self.has_index else _exact(self.path)
         return self._search
 
-    def search(self, queries: Queries, k: int = 10) -> tuple[Float32Array, NDArray[Any]]:
+    def search(
+        self, queries: Queries, k: int = 10, *, model: NamedModel | None = None
+    ) -> tuple[Float32Array, NDArray[Any]]:
         """Return distances and ids of the k nearest rows of each query, as :meth:`GalleryIndex.search`."""
-        return self.index.search(queries, k)
+        return self.index.search(queries, k, model=model)
 
     def source(self) -> Source:
         """Return its rows as a source: of an upgrade, of an evaluation."""
