@@ -11,9 +11,10 @@ import click
 
 from fct_infer.artifacts.precisions import PRECISIONS
 from fct_infer.backends.runner import BACKENDS
-from fct_infer.cli._common import byte_size, json_option, run_cli, say_files_are_code, show_rows
+from fct_infer.cli._common import byte_size, duration_text, json_option, run_cli, say_files_are_code, show_rows
 from fct_infer.cli._progress import progress_on_stderr
 from fct_infer.cli._source_options import Place, columns_text, source_options
+from fct_infer.cli._verbosity import note
 
 if TYPE_CHECKING:
     from fct_infer.connectors import SourceOptions
@@ -30,7 +31,13 @@ if TYPE_CHECKING:
     help="Of DEST; parquet carries all other columns along [default: parquet if DEST ends with .parquet, else npy].",
 )
 @click.option("--index", default="auto", show_default=True, help="FAISS factory string, auto, or none.")
-@click.option("--metric", default="l2", show_default=True, type=click.Choice(["l2", "ip", "cosine"]))
+@click.option(
+    "--metric",
+    default="l2",
+    show_default=True,
+    type=click.Choice(["l2", "ip", "cosine"]),
+    help="Of the index, and of searches without one.",
+)
 @click.option("--normalize", is_flag=True, help="L2-normalise the new embeddings.")
 @click.option(
     "--dtype", type=click.Choice(["float32", "float16"]), help="Of the new embeddings [default: the gallery's]."
@@ -42,7 +49,9 @@ if TYPE_CHECKING:
     type=click.Choice(["auto", *PRECISIONS]),
     help="auto: the fastest that proves itself on rows of the gallery.",
 )
-@click.option("--backend", default="auto", show_default=True, type=click.Choice(BACKENDS))
+@click.option(
+    "--backend", default="auto", show_default=True, type=click.Choice(BACKENDS), help="Which of a bundle's files runs."
+)
 @click.option(
     "--device",
     default="auto",
@@ -84,7 +93,13 @@ if TYPE_CHECKING:
     help="Versions of DEST that stay when it is replaced, for fct-gallery rollback; 0 drops them all.",
 )
 @click.option("--dry-run", is_flag=True, help="Check the inputs, show the plan and the estimates, write nothing.")
-@click.option("--verify-rows", default=1024, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--verify-rows",
+    default=1024,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Rows computed again in float64 before publishing.",
+)
 @click.option("--min-cosine", type=click.FloatRange(0, 1), help="Gate [default: by precision, 0.99999 for fp32].")
 @click.option("--min-recall", type=click.FloatRange(0, 1), help="Gate on the index's recall@10 [default: none].")
 @click.option(
@@ -131,6 +146,11 @@ def command(
 
     Work happens in DEST.partial; a run that was stopped or killed is resumed by the same command. What --force or
     --append replaces stays in DEST.versions, for fct-gallery rollback.
+
+    \b
+    Example:
+      fct-upgrade-gallery items.parquet --transformation h.bundle -o DEST --dry-run
+      fct-upgrade-gallery items.parquet --transformation h.bundle -o DEST
     """
     from fct_infer import load_transformation, open_source, upgrade_gallery
     from fct_infer.artifacts.loading import is_code
@@ -159,7 +179,7 @@ def command(
         trust=trust,
     )
     if h.assignment:
-        click.echo(f"{transformation}: {h.assignment}", err=True)
+        note(f"{transformation}: {h.assignment}")
     if h.no_device:
         click.echo(f"{h.no_device}; the CPU computes in its place", err=True)
     gallery = open_source(source, options)
@@ -170,7 +190,7 @@ def command(
         show_estimate(estimate(plan) | appended(plan, append), as_json)
         plan.check_resources()
         return
-    click.echo(f"{gallery.path}: {columns}", err=True)
+    note(f"{gallery.path}: {columns}")
     with progress_on_stderr() as progress:
         report = upgrade_gallery(
             gallery, h, destination, settings=chosen, restart=restart, force=force, append=append, progress=progress
@@ -190,7 +210,7 @@ def appended(plan: Plan, append: bool) -> dict[str, Any]:
 
 def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
     """Print the plan of a dry run."""
-    from fct_infer.machine import size_text
+    from fct_infer.machine import counted, size_text
     from fct_infer.upgrade.meaning import Expected
 
     if as_json:
@@ -198,7 +218,7 @@ def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
         return
     settings, index, dims = estimate["settings"], estimate["index"], estimate["dims"]
     rows = {
-        "gallery": f"{estimate['gallery']}: {estimate['rows']:,} rows in {estimate['shards']:,} shards",
+        "gallery": f"{estimate['gallery']}: {estimate['rows']:,} rows in {counted(estimate['shards'], 'shard')}",
         "columns": columns_text(estimate["columns"], tuple(estimate["left_out"])),
         "models": _models_text(estimate["models"]),
         "ids": (estimate["ids"] or "none; the row number stands for the id")
@@ -218,14 +238,26 @@ def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
         + (f" {estimate['readings']} times, as samples are read forward" if estimate["readings"] > 1 else "")
         + f", write about {size_text(estimate['bytes_written'])}",
         "memory": f"about {size_text(estimate['memory_bytes'])}",
-        "time": f"about {duration_text(estimate['transformation_seconds'])} for the transformation "
-        f"({estimate['transformation_rows_per_second']:,.0f} rows/s measured now), plus the index",
+        "time": _time_text(estimate),
     }
     if unchanged := estimate.get("unchanged"):
-        rows["append"] = f"{unchanged['shards']:,} shards, {unchanged['rows']:,} rows, are taken over as they are"
+        rows["append"] = f"{counted(unchanged['shards'], 'shard')}, {unchanged['rows']:,} rows, taken over unchanged"
     if estimate["probe"]:
         rows["probe"] = "; ".join(str(Expected(**found)) for found in estimate["probe"])
     show_rows(rows | estimate["promises"])
+
+
+def _time_text(estimate: dict[str, Any]) -> str:
+    text = (
+        f"about {duration_text(estimate['transformation_seconds'])} for the transformation "
+        f"({estimate['transformation_rows_per_second']:,.0f} rows/s measured now)"
+    )
+    if estimate["index"] is None:
+        return text
+    if (index := estimate["index_seconds"]) is None:
+        return f"{text}, plus the index, whose kind has no estimate"
+    training = f"{duration_text(index['training'])} for training the index, " if index["training"] else ""
+    return f"{text}, {training}{duration_text(index['adding'])} for filling it"
 
 
 def _models_text(models: dict[str, Any]) -> str:
@@ -243,6 +275,7 @@ def repeated_ids_text(count: int) -> str:
 def show_report(report: dict[str, Any], as_json: bool) -> None:
     """Print what an upgrade did."""
     from fct_infer.gallery.places import scheme_of
+    from fct_infer.machine import counted
     from fct_infer.upgrade.report import Meaning
 
     if as_json:
@@ -250,7 +283,7 @@ def show_report(report: dict[str, Any], as_json: bool) -> None:
         return
     checks, timings = report["verification"], report["timings"]
     rows = {
-        "published": f"{report['dest']}: {report['rows']:,} rows in {report['shards']:,} shards",
+        "published": f"{report['dest']}: {report['rows']:,} rows in {counted(report['shards'], 'shard')}",
         "speed": f"{report['rows_per_second']:,.0f} rows/s; "
         f"{report['overlap']:.0%} of the stages' work hidden behind another stage",
         "seconds": ", ".join(f"{stage.replace('_', ' ')} {seconds:.2f}" for stage, seconds in timings.items()),
@@ -282,15 +315,6 @@ def show_report(report: dict[str, Any], as_json: bool) -> None:
     show_rows(rows)
     check = "versions" if scheme_of(report["dest"]) else "verify"
     click.echo(f"\nnext: fct-gallery {check} {shlex.quote(report['dest'])}")
-
-
-def duration_text(seconds: float) -> str:
-    """Return a duration for people: ``3 min 20 s``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def main() -> NoReturn:

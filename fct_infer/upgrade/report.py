@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fct_infer.gallery.places import place_of
+from fct_infer.machine import counted
 from fct_infer.measuring import Estimate
 
 _SUSPECT = 0.05  # share of pairs that look mismatched from which on it is said
@@ -141,7 +142,7 @@ class UpgradeReport:
         checks = self.verification
         index = f", index {self.settings.get('index')}, recall@10 {checks.recall_at_10:.3f}" if self.index else ""
         computed = f"{self.settings.get('precision')} on {self.device}, cosine >= {checks.min_cosine:.6f}"
-        return f"UpgradeReport({self.dest}: {self.rows:,} rows in {self.shards:,} shards, {computed}{index})"
+        return f"UpgradeReport({self.dest}: {self.rows:,} rows in {counted(self.shards, 'shard')}, {computed}{index})"
 
     @classmethod
     def load(cls, path: Path) -> UpgradeReport:
