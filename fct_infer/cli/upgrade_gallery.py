@@ -113,6 +113,7 @@ if TYPE_CHECKING:
 @click.option("--probe-queries", type=click.Path(path_type=Path), help="Queries by the new model: the same by them.")
 @click.option("--probe-truth", type=click.Path(path_type=Path), help="Ids of each query's right rows.")
 @click.option("--min-probe", type=click.FloatRange(0, 1), help="Gate on the probe's recall@10 [default: none].")
+@click.option("--report", "page", type=click.Path(path_type=Path, dir_okay=False), help="Write an HTML page here.")
 @json_option()
 def command(
     source: Path | str,
@@ -129,6 +130,7 @@ def command(
     append: bool,
     dry_run: bool,
     as_json: bool,
+    page: Path | None,
     probe: Path | None,
     probe_ids: Path | None,
     probe_column: str | None,
@@ -155,11 +157,15 @@ def command(
     from fct_infer import load_transformation, open_source, upgrade_gallery
     from fct_infer.artifacts.loading import is_code
     from fct_infer.connectors import open_destination
+    from fct_infer.storage import DurableWriter
     from fct_infer.upgrade.estimate import estimate
+    from fct_infer.upgrade.page import write_page
     from fct_infer.upgrade.plan import make_plan
     from fct_infer.upgrade.probe import Probe
     from fct_infer.upgrade.settings import Settings
 
+    if page is not None:
+        DurableWriter(page).abort()  # says before the work if it cannot be written
     if is_code(transformation):
         say_files_are_code(transformation)
     # A file that is code was named by the user; of a bundle, code runs only if its backend was asked for.
@@ -195,6 +201,8 @@ def command(
         report = upgrade_gallery(
             gallery, h, destination, settings=chosen, restart=restart, force=force, append=append, progress=progress
         )
+    if page is not None:
+        write_page(page, report)
     show_report(report.as_dict(), as_json)
 
 

@@ -11,6 +11,7 @@ from fct_infer.gallery.places import place_of
 from fct_infer.machine import counted
 from fct_infer.measuring import Estimate
 
+NORM_QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 _SUSPECT = 0.05  # share of pairs that look mismatched from which on it is said
 
 
@@ -26,6 +27,9 @@ class Verification:
         worst_row: row number over all shards (in a database the table and the key) where the lowest occurred.
         queries: rows used as queries of the index; 0 without an index.
         recall_at_10: share of the 10 nearest rows by exact search that the index finds; None without an index.
+        recall_by_nprobe: what it was with each number of lists visited that was tried; empty without lists.
+        norms_before, norms_after: lengths of the rows recomputed, as stored and as published: the quantiles
+            :data:`NORM_QUANTILES`; empty of upgrades that did not measure them.
     """
 
     rows: int
@@ -35,6 +39,16 @@ class Verification:
     worst_row: int | str
     queries: int = 0
     recall_at_10: float | None = None
+    recall_by_nprobe: tuple[tuple[int, float], ...] = ()
+    norms_before: tuple[float, ...] = ()
+    norms_after: tuple[float, ...] = ()
+
+    @classmethod
+    def from_dict(cls, found: dict[str, Any]) -> Verification:
+        """Return what ``dataclasses.asdict`` and JSON made a dictionary of."""
+        tuples = {name: tuple(found.get(name, ())) for name in ("norms_before", "norms_after")}
+        by_nprobe = tuple((int(nprobe), float(recall)) for nprobe, recall in found.get("recall_by_nprobe", ()))
+        return cls(**{**found, **tuples, "recall_by_nprobe": by_nprobe})
 
 
 @dataclass(frozen=True)
@@ -153,7 +167,7 @@ class UpgradeReport:
     def of(cls, infos: dict[str, Any]) -> UpgradeReport:
         """Take the report out of what ``upgrade_infos.json`` says."""
         values = {each.name: infos[each.name] for each in fields(cls) if each.name in infos}
-        values |= {"dest": place_of(infos["dest"]), "verification": Verification(**infos["verification"])}
+        values |= {"dest": place_of(infos["dest"]), "verification": Verification.from_dict(infos["verification"])}
         values["meaning"] = tuple(map(Meaning.from_dict, infos.get("meaning", ())))
         return cls(**values)
 
