@@ -6,7 +6,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class Figures:
     costs: dict[str, float]
     queries: list[int]
     neighbours: dict[str, list[list[int]]]
-    curve: dict[str, list[float]]
+    curve: dict[str, list[float]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path) -> Figures:

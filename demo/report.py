@@ -20,7 +20,16 @@ from fct_infer.evaluation import (
     gap_closed,
     retrieved_html,
 )
-from fct_infer.pages import html_page, html_properties
+from fct_infer.pages import (
+    bar_chart,
+    curves_chart,
+    heat_map,
+    html_charts,
+    html_figure,
+    html_page,
+    html_properties,
+    html_verdict,
+)
 from fct_infer.storage import write_bytes
 
 _WORTH_IT = 0.8  # share of the gap from which on the upgrade is called worth it
@@ -120,7 +129,8 @@ def _matrix(figures: Figures) -> str:
 
 
 def _curve(figures: Figures) -> str:
-    curve = figures.curve
+    if not (curve := figures.curve):  # of a run of an earlier version
+        return ""
     chart = curves_chart(
         curve["shares"], {"upgraded, then re-embedded": curve["mAP"]}, "rows re-embedded", "mAP", "Backfilling curve"
     )
@@ -128,10 +138,10 @@ def _curve(figures: Figures) -> str:
 
 
 def _speeds(figures: Figures) -> str:
-    speeds = {"upgrade (h)": figures.costs["transformed rows/s"], "re-embedding": figures.costs["re-embedded images/s"]}
-    return html_figure(
-        bar_chart(speeds, "rows/s", "Speed of h and of re-embedding"), "Rows a second, as measured here."
-    )
+    cost = figures.costs
+    speeds = {"h on stored rows": cost["transformed rows/s"], "re-embedding": cost["re-embedded images/s"]}
+    chart = bar_chart(speeds, "a second", "Speed of h and of re-embedding")
+    return html_figure(chart, "Rows transformed, and images re-embedded, a second.")
 
 
 def _rows(figures: Figures, labels: NDArray[np.int64]) -> list[RetrievedRow]:
