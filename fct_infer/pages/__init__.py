@@ -7,6 +7,7 @@ from fct_infer.pages.page import (
     html_page,
     html_properties,
     html_section,
+    html_summary,
     html_table,
     html_verdict,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "html_page",
     "html_properties",
     "html_section",
+    "html_summary",
     "html_table",
     "html_verdict",
     "line_chart",

@@ -17,7 +17,8 @@ _COLOURS = ("#1f6feb", "#d9480f", "#2b8a3e", "#9c36b5", "#868e96", "#c2255c")
 _DASHES = ("none", "8 4", "2 4")
 _LEGEND_LINE = 22
 _MATRIX_LEFT = 90
-_BAR_LEFT, _BAR_RIGHT, _BAR_LINE = 130, 110, 28
+_BAR_LEFT, _BAR_LINE = 130, 28
+_LETTER = 9  # wide at most, on average, in bold
 _STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.25, 0.5, 1.0)  # between lines of the grid
 _MOST_STEPS = 5
 _MOST_NAMES = 10  # under a chart
@@ -119,14 +120,14 @@ def heat_map(
 def bar_chart(values: Mapping[str, float], unit: str, description: str) -> str:
     """Draw amounts of a unit as bars from left to right, one below the other, each with its name and its number."""
     top = max([*values.values(), 1e-9])
-    room = _WIDTH - _BAR_LEFT - _BAR_RIGHT
+    texts = {name: (f"{value:,.0f}" if value >= 100 else f"{value:.3g}") + f" {unit}" for name, value in values.items()}
+    room = _WIDTH - _BAR_LEFT - 16 - _LETTER * max(map(len, texts.values()), default=0)
     parts = []
     for number, (name, value) in enumerate(values.items()):
         y, width = _BAR_LINE * number, max(1.0, room * value / top)
         parts.append(f'<text x="{_BAR_LEFT - 8}" y="{y + 18}" text-anchor="end">{escape(name)}</text>')
         parts.append(f'<rect {_BAR} x="{_BAR_LEFT}" y="{y + 4}" width="{width:.1f}" height="{_BAR_LINE - 8}"/>')
-        text = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-        parts.append(f'<text class="value" x="{_BAR_LEFT + width + 6:.1f}" y="{y + 18}">{text} {escape(unit)}</text>')
+        parts.append(f'<text class="value" x="{_BAR_LEFT + width + 6:.1f}" y="{y + 18}">{escape(texts[name])}</text>')
     height = _BAR_LINE * len(values)
     return f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(description)}">{"".join(parts)}</svg>'
 

@@ -45,8 +45,10 @@ svg .dot, svg .bar { fill: var(--accent); }
 .found .right { border-color: #1a9850; }
 .found .wrong { border-color: #d73027; border-style: dashed; }
 @media (max-width: 34rem) {
-  table { font-size: .8rem; }
-  th, td { padding-right: .5rem; }
+  table { font-size: .75rem; }
+  th, td { padding-right: .4rem; }
+  th:last-child, td:last-child { padding-right: 0; }
+  thead th { overflow-wrap: anywhere; hyphens: auto; }
   tbody th { white-space: normal; }
 }
 @media print {
@@ -97,6 +99,15 @@ def html_section(title: str, body: str) -> str:
 def html_figure(svg: str, caption: str) -> str:
     """Return a chart (SVG) with its caption (text)."""
     return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def html_summary(title: str, properties: Mapping[str, str]) -> str:
+    """Return what a notebook shows of an object: its kind, and names and values (text); in the notebook's own style."""
+    lines = (
+        f'<tr><th style="text-align: left">{escape(name)}</th><td style="text-align: left">{escape(value)}</td></tr>'
+        for name, value in properties.items()
+    )
+    return f"<div><strong>{escape(title)}</strong><table><tbody>{''.join(lines)}</tbody></table></div>"
 
 
 def html_verdict(sentence: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from fct_infer.gallery.places import place_of
 from fct_infer.machine import counted
 from fct_infer.measuring import Estimate
+from fct_infer.pages import html_summary
 
 NORM_QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 _SUSPECT = 0.05  # share of pairs that look mismatched from which on it is said
@@ -157,6 +158,18 @@ class UpgradeReport:
         index = f", index {self.settings.get('index')}, recall@10 {checks.recall_at_10:.3f}" if self.index else ""
         computed = f"{self.settings.get('precision')} on {self.device}, cosine >= {checks.min_cosine:.6f}"
         return f"UpgradeReport({self.dest}: {self.rows:,} rows in {counted(self.shards, 'shard')}, {computed}{index})"
+
+    def _repr_html_(self) -> str:
+        checks = self.verification
+        known = {
+            "published": f"{self.dest}: {self.rows:,} rows in {counted(self.shards, 'shard')}",
+            "computed": f"in {self.settings.get('precision')} on {self.device}, {self.rows_per_second:,.0f} rows/s",
+            "checked": f"{checks.rows:,} rows: cosine >= {checks.min_cosine:.6f}",
+        }
+        if checks.recall_at_10 is not None:
+            known["index"] = f"{self.settings.get('index')}, recall@10 {checks.recall_at_10:.3f}"
+        known |= {f"probe of {found.name}": str(found) for found in self.meaning}
+        return html_summary("UpgradeReport", known)
 
     @classmethod
     def load(cls, path: Path) -> UpgradeReport:
