@@ -15,6 +15,7 @@ from fct_infer.device_arrays import device_call
 from fct_infer.errors import ArrayError, UnsupportedError, UsageError
 from fct_infer.identity import ModelId
 from fct_infer.machine import usable_cpus
+from fct_infer.pages import html_summary
 from fct_infer.program import (
     ACTIVATIONS,
     INPUTS,
@@ -281,6 +282,14 @@ class Transformation:
             f"Transformation(old_dim={self.old_dim}, side_dim={self.side_dim}, new_dim={self.new_dim}, "
             f"backend={self.backend!r}, device={self.device!r}, precision={self.precision!r}, threads={self.threads})"
         )
+
+    def _repr_html_(self) -> str:
+        side = f" + {self.side_dim}" if self.side_dim else ""
+        known = {
+            "widths": f"{self.old_dim}{side} -> {self.new_dim}",
+            "runs": f"by {self.backend} on {self.device} in {self.precision}, threads: {self.threads}",
+        }
+        return html_summary("Transformation", known)
 
 
 def check_transformation(h: object) -> None:

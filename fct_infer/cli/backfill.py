@@ -35,7 +35,11 @@ _PERCENT = click.FloatRange(0, 100)
 @click.option("--into", metavar="URL", help="Also into a published version in a database: ...?table=T&column=VERSION.")
 @click.option("--transformation", type=_PATH, metavar="H", help="If SOURCE holds old rows: a bundle or model file.")
 @click.option(
-    "--order", type=click.Choice(("uncertainty", "distance", "access", "random")), default="random", show_default=True
+    "--order",
+    type=click.Choice(("uncertainty", "distance", "access", "random")),
+    default="random",
+    show_default=True,
+    help="Which rows come first.",
 )
 @click.option("--uncertainty", type=_PATH, help="For --order uncertainty: .npy, a number a row, larger is less sure.")
 @click.option("--labels", type=_PATH, help="For --order distance: .npy of classes; without, one mean for all.")

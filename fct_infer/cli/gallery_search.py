@@ -46,6 +46,10 @@ def search_command(
 
     With its index if it has one; else all of its rows are compared. Rows are named by their ids, or by their number if
     they have none.
+
+    \b
+    Example:
+      fct-gallery search DEST --queries queries.npy -k 10 -o found.parquet
     """
     from fct_infer.connectors import SourceOptions, open_source
     from fct_infer.serving import open_gallery

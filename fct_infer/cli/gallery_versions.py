@@ -30,6 +30,10 @@ def versions_command(dest: Path | str, keep: int | None, as_json: bool) -> None:
 
     Those of a folder lie in DEST.versions, each a whole gallery that can be read and searched there. Of a table,
     postgresql://user@host/db?table=items, they are columns.
+
+    \b
+    Example:
+      fct-gallery versions DEST
     """
     from fct_infer.gallery.versions import keep_versions, list_versions
 
@@ -60,6 +64,10 @@ def rollback_command(dest: Path | str, to: str | None, as_json: bool) -> None:
     Readers see the one or the other, whole. A version whose manifest was altered, or that lacks a file, is refused.
     Of a table, postgresql://user@host/db?table=items, readers see another version's column after one transaction. Of a
     Lance data set, DATASET.lance?column=NAME, the column that an upgrade added is taken out again by one commit.
+
+    \b
+    Example:
+      fct-gallery rollback DEST
     """
     from fct_infer.gallery.versions import rollback
     from fct_infer.upgrade.lance_work import lance_column

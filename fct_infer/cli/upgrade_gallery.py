@@ -11,9 +11,10 @@ import click
 
 from fct_infer.artifacts.precisions import PRECISIONS
 from fct_infer.backends.runner import BACKENDS
-from fct_infer.cli._common import byte_size, json_option, run_cli, say_files_are_code, show_rows
+from fct_infer.cli._common import byte_size, duration_text, json_option, run_cli, say_files_are_code, show_rows
 from fct_infer.cli._progress import progress_on_stderr
 from fct_infer.cli._source_options import Place, columns_text, source_options
+from fct_infer.cli._verbosity import note
 
 if TYPE_CHECKING:
     from fct_infer.connectors import SourceOptions
@@ -39,7 +40,13 @@ if TYPE_CHECKING:
     help="Of the old embeddings (a FAISS IVF file, or a published folder): training begins with its lists, if that is "
     "as good; with --index auto their number is taken.",
 )
-@click.option("--metric", default="l2", show_default=True, type=click.Choice(["l2", "ip", "cosine"]))
+@click.option(
+    "--metric",
+    default="l2",
+    show_default=True,
+    type=click.Choice(["l2", "ip", "cosine"]),
+    help="Of the index, and of searches without one.",
+)
 @click.option("--normalize", is_flag=True, help="L2-normalise the new embeddings.")
 @click.option(
     "--dtype", type=click.Choice(["float32", "float16"]), help="Of the new embeddings [default: the gallery's]."
@@ -51,7 +58,9 @@ if TYPE_CHECKING:
     type=click.Choice(["auto", *PRECISIONS]),
     help="auto: the fastest that proves itself on rows of the gallery.",
 )
-@click.option("--backend", default="auto", show_default=True, type=click.Choice(BACKENDS))
+@click.option(
+    "--backend", default="auto", show_default=True, type=click.Choice(BACKENDS), help="Which of a bundle's files runs."
+)
 @click.option(
     "--device",
     default="auto",
@@ -94,7 +103,13 @@ if TYPE_CHECKING:
     help="Versions of DEST that stay when it is replaced, for fct-gallery rollback; 0 drops them all.",
 )
 @click.option("--dry-run", is_flag=True, help="Check the inputs, show the plan and the estimates, write nothing.")
-@click.option("--verify-rows", default=1024, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--verify-rows",
+    default=1024,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Rows computed again in float64 before publishing.",
+)
 @click.option("--min-cosine", type=click.FloatRange(0, 1), help="Gate [default: by precision, 0.99999 for fp32].")
 @click.option("--min-recall", type=click.FloatRange(0, 1), help="Gate on the index's recall@10 [default: none].")
 @click.option(
@@ -108,6 +123,7 @@ if TYPE_CHECKING:
 @click.option("--probe-queries", type=click.Path(path_type=Path), help="Queries by the new model: the same by them.")
 @click.option("--probe-truth", type=click.Path(path_type=Path), help="Ids of each query's right rows.")
 @click.option("--min-probe", type=click.FloatRange(0, 1), help="Gate on the probe's recall@10 [default: none].")
+@click.option("--report", "page", type=click.Path(path_type=Path, dir_okay=False), help="Write an HTML page here.")
 @json_option()
 def command(
     source: Path | str,
@@ -124,6 +140,7 @@ def command(
     append: bool,
     dry_run: bool,
     as_json: bool,
+    page: Path | None,
     probe: Path | None,
     probe_ids: Path | None,
     probe_column: str | None,
@@ -145,15 +162,24 @@ def command(
 
     Work happens in DEST.partial; a run that was stopped or killed is resumed by the same command. What --force or
     --append replaces stays in DEST.versions, for fct-gallery rollback.
+
+    \b
+    Example:
+      fct-upgrade-gallery items.parquet --transformation h.bundle -o DEST --dry-run
+      fct-upgrade-gallery items.parquet --transformation h.bundle -o DEST
     """
     from fct_infer import load_transformation, open_source, upgrade_gallery
     from fct_infer.artifacts.loading import is_code
     from fct_infer.connectors import open_destination
+    from fct_infer.storage import DurableWriter
     from fct_infer.upgrade.estimate import estimate
+    from fct_infer.upgrade.page import write_page
     from fct_infer.upgrade.plan import make_plan
     from fct_infer.upgrade.probe import Probe
     from fct_infer.upgrade.settings import Settings
 
+    if page is not None:
+        DurableWriter(page).abort()  # says before the work if it cannot be written
     if is_code(transformation):
         say_files_are_code(transformation)
     # A file that is code was named by the user; of a bundle, code runs only if its backend was asked for.
@@ -173,7 +199,7 @@ def command(
         trust=trust,
     )
     if h.assignment:
-        click.echo(f"{transformation}: {h.assignment}", err=True)
+        note(f"{transformation}: {h.assignment}")
     if h.no_device:
         click.echo(f"{h.no_device}; the CPU computes in its place", err=True)
     gallery = open_source(source, options)
@@ -184,11 +210,13 @@ def command(
         show_estimate(estimate(plan) | appended(plan, append), as_json)
         plan.check_resources()
         return
-    click.echo(f"{gallery.path}: {columns}", err=True)
+    note(f"{gallery.path}: {columns}")
     with progress_on_stderr() as progress:
         report = upgrade_gallery(
             gallery, h, destination, settings=chosen, restart=restart, force=force, append=append, progress=progress
         )
+    if page is not None:
+        write_page(page, report)
     show_report(report.as_dict(), as_json)
 
 
@@ -205,7 +233,7 @@ def appended(plan: Plan, append: bool) -> dict[str, Any]:
 
 def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
     """Print the plan of a dry run."""
-    from fct_infer.machine import size_text
+    from fct_infer.machine import counted, size_text
     from fct_infer.upgrade.meaning import Expected
 
     if as_json:
@@ -213,7 +241,7 @@ def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
         return
     settings, index, dims = estimate["settings"], estimate["index"], estimate["dims"]
     rows = {
-        "gallery": f"{estimate['gallery']}: {estimate['rows']:,} rows in {estimate['shards']:,} shards",
+        "gallery": f"{estimate['gallery']}: {estimate['rows']:,} rows in {counted(estimate['shards'], 'shard')}",
         "columns": columns_text(estimate["columns"], tuple(estimate["left_out"])),
         "models": _models_text(estimate["models"]),
         "ids": (estimate["ids"] or "none; the row number stands for the id")
@@ -233,16 +261,28 @@ def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
         + (f" {estimate['readings']} times, as samples are read forward" if estimate["readings"] > 1 else "")
         + f", write about {size_text(estimate['bytes_written'])}",
         "memory": f"about {size_text(estimate['memory_bytes'])}",
-        "time": f"about {duration_text(estimate['transformation_seconds'])} for the transformation "
-        f"({estimate['transformation_rows_per_second']:,.0f} rows/s measured now), plus the index",
+        "time": _time_text(estimate),
     }
     if unchanged := estimate.get("unchanged"):
-        rows["append"] = f"{unchanged['shards']:,} shards, {unchanged['rows']:,} rows, are taken over as they are"
+        rows["append"] = f"{counted(unchanged['shards'], 'shard')}, {unchanged['rows']:,} rows, taken over unchanged"
         if unchanged["index_is_extended"]:
             rows["append"] += "; the index is extended, its lists and codes as they were trained"
     if estimate["probe"]:
         rows["probe"] = "; ".join(str(Expected(**found)) for found in estimate["probe"])
     show_rows(rows | estimate["promises"])
+
+
+def _time_text(estimate: dict[str, Any]) -> str:
+    text = (
+        f"about {duration_text(estimate['transformation_seconds'])} for the transformation "
+        f"({estimate['transformation_rows_per_second']:,.0f} rows/s measured now)"
+    )
+    if estimate["index"] is None:
+        return text
+    if (index := estimate["index_seconds"]) is None:
+        return f"{text}, plus the index, whose kind has no estimate"
+    training = f"{duration_text(index['training'])} for training the index, " if index["training"] else ""
+    return f"{text}, {training}{duration_text(index['adding'])} for filling it"
 
 
 def _models_text(models: dict[str, Any]) -> str:
@@ -260,6 +300,7 @@ def repeated_ids_text(count: int) -> str:
 def show_report(report: dict[str, Any], as_json: bool) -> None:
     """Print what an upgrade did."""
     from fct_infer.gallery.places import DATABASES, scheme_of
+    from fct_infer.machine import counted
     from fct_infer.upgrade.report import Meaning
 
     if as_json:
@@ -267,7 +308,7 @@ def show_report(report: dict[str, Any], as_json: bool) -> None:
         return
     checks, timings = report["verification"], report["timings"]
     rows = {
-        "published": f"{report['dest']}: {report['rows']:,} rows in {report['shards']:,} shards",
+        "published": f"{report['dest']}: {report['rows']:,} rows in {counted(report['shards'], 'shard')}",
         "speed": f"{report['rows_per_second']:,.0f} rows/s; "
         f"{report['overlap']:.0%} of the stages' work hidden behind another stage",
         "seconds": ", ".join(f"{stage.replace('_', ' ')} {seconds:.2f}" for stage, seconds in timings.items()),
@@ -302,15 +343,6 @@ def show_report(report: dict[str, Any], as_json: bool) -> None:
     dest = report["dest"]
     check = "versions" if scheme_of(dest) in DATABASES else "rollback" if "?column=" in dest else "verify"
     click.echo(f"\n{'undo' if check == 'rollback' else 'next'}: fct-gallery {check} {shlex.quote(dest)}")
-
-
-def duration_text(seconds: float) -> str:
-    """Return a duration for people: ``3 min 20 s``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def main() -> NoReturn:

@@ -32,6 +32,7 @@ from fct_infer.fitting.search import try_recipes
 from fct_infer.gallery import sample_rows
 from fct_infer.maps import Recipe
 from fct_infer.measuring import Estimate
+from fct_infer.pages import html_summary
 from fct_infer.transformation import Float32Array, Program
 
 if TYPE_CHECKING:
@@ -109,6 +110,15 @@ class Fit:
     def __repr__(self) -> str:
         dims = f"{self.program.dims} -> {self.program.new_dim}"
         return f"Fit({self.chosen.name}, {dims}, {self.pairs:,} pairs, by {self.measure}, {self.metric})"
+
+    def _repr_html_(self) -> str:
+        known = {
+            "map": f"{self.chosen.name}, {self.program.dims} -> {self.program.new_dim}",
+            "fitted on": f"{self.pairs:,} pairs, {self.metric}",
+            self.measure: str(self.forecast.measured),
+            "worth it?": self.forecast.verdict.sentence,
+        }
+        return html_summary("Fit", known)
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything but the weights as strict JSON."""

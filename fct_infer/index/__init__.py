@@ -1,6 +1,7 @@
 """FAISS: build, checked save and load, recall."""
 
 from fct_infer.index.builder import IndexBuilder, load_index_file, save_index_file
+from fct_infer.index.estimate import IndexSeconds, index_seconds
 from fct_infer.index.factory import IndexPlan, default_factory, describe_index, inverted_lists
 from fct_infer.index.gallery_index import GalleryIndex, index_infos, load_index
 from fct_infer.index.gpu_builder import GpuIndexBuilder, make_builder
@@ -15,12 +16,14 @@ __all__ = [
     "GpuIndexBuilder",
     "IndexBuilder",
     "IndexPlan",
+    "IndexSeconds",
     "OldLists",
     "WarmStart",
     "default_factory",
     "describe_index",
     "exact_neighbours",
     "index_infos",
+    "index_seconds",
     "inverted_lists",
     "load_index",
     "load_index_file",

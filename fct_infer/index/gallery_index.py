@@ -17,6 +17,7 @@ from fct_infer.identity import ModelId, NamedModel, check_same_model, model_id
 from fct_infer.index.builder import IndexBuilder, load_index_file
 from fct_infer.index.faiss_module import faiss, faiss_errors, inner_indexes, ivf_of
 from fct_infer.index.stored_ids import StoredIds, load_ids
+from fct_infer.pages import html_summary
 from fct_infer.storage import location, sha256_of_file
 from fct_infer.transformation import Float32Array
 
@@ -48,6 +49,16 @@ class GalleryIndex:
     def __repr__(self) -> str:
         ids = "row numbers or integers" if self._ids is None else str(self._ids.dtype)
         return f"GalleryIndex({type(self.index).__name__}, {self.rows:,} rows of {self.dim}, {self.metric}, ids {ids})"
+
+    def _repr_html_(self) -> str:
+        ids = "row numbers or integers" if self._ids is None else str(self._ids.dtype)
+        known = {
+            "index": type(self.index).__name__,
+            "rows": f"{self.rows:,} of {self.dim}",
+            "metric": self.metric,
+            "ids": ids,
+        }
+        return html_summary("GalleryIndex", known)
 
     def search(
         self, queries: Queries, k: int = 10, *, model: NamedModel | None = None

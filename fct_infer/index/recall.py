@@ -102,17 +102,25 @@ def measure_recall(builder: IndexBuilder, queries: Float32Array, own_ids: Ids, e
 
 
 def tune_nprobe(
-    builder: IndexBuilder, queries: Float32Array, own_ids: Ids, exact: ExactNeighbours, target: float | None
+    builder: IndexBuilder,
+    queries: Float32Array,
+    own_ids: Ids,
+    exact: ExactNeighbours,
+    target: float | None,
+    tried: dict[int, float] | None = None,
 ) -> float:
     """Double ``nprobe`` until recall reaches ``target``; without one, until it is enough or doubling adds little.
 
-    Returns the recall reached. Arguments as in :func:`measure_recall`.
+    Returns the recall reached. Arguments as in :func:`measure_recall`; ``tried`` is given the recall of each nprobe.
     """
+    tried = {} if tried is None else tried
     recall = measure_recall(builder, queries, own_ids, exact)
+    if builder.nprobe is not None:
+        tried[builder.nprobe] = recall
     while builder.nprobe is not None and builder.nprobe < builder.nlist and recall < (target or ENOUGH_RECALL):
         before, nprobe = recall, builder.nprobe
         builder.nprobe = min(2 * nprobe, builder.nlist)
-        recall = measure_recall(builder, queries, own_ids, exact)
+        recall = tried[builder.nprobe] = measure_recall(builder, queries, own_ids, exact)
         if target is None and recall < before + WORTH_DOUBLING:
             builder.nprobe, recall = nprobe, before
             break

@@ -12,10 +12,11 @@ from fct_infer.connectors import open_source
 from fct_infer.gallery import GalleryManifest, Source
 from fct_infer.gallery.manifest import parse_manifest, read_published
 from fct_infer.gallery.versions import GalleryVersion, RollbackReport, list_versions, rollback
-from fct_infer.identity import NamedModel
+from fct_infer.identity import NamedModel, model_text
 from fct_infer.index import GalleryIndex, load_index
 from fct_infer.index.gallery_index import Queries
 from fct_infer.index.verify import GalleryCheck, verify_gallery
+from fct_infer.pages import html_summary
 from fct_infer.serving.search import ExactSearch
 from fct_infer.storage import location
 from fct_infer.transformation import Float32Array
@@ -37,6 +38,17 @@ class PublishedGallery:
         manifest = self.manifest
         index = "index" if self.has_index else "no index"
         return f"PublishedGallery({self.path}, {manifest.rows:,} rows of {manifest.dim} {manifest.dtype}, {index})"
+
+    def _repr_html_(self) -> str:
+        manifest = self.manifest
+        known = {
+            "where": str(self.path),
+            "rows": f"{manifest.rows:,} of {manifest.dim} {manifest.dtype}",
+            "metric": manifest.metric,
+            "searched by": "its index" if self.has_index else "all rows",
+            "model": model_text(manifest.model),
+        }
+        return html_summary("PublishedGallery", known)
 
     @property
     def has_index(self) -> bool:

@@ -40,7 +40,7 @@ def test_two_files_and_nothing_else_do(files):
     assert "Is it worth it?" in done.stdout and f"next: fct-upgrade-gallery GALLERY --transformation {files / 'h'}" in (
         done.stdout
     )
-    assert max(len(line) for line in done.stdout.splitlines() if "Procrustes" in line) <= 100
+    assert max(len(line) for line in done.stdout.splitlines() if "Procrustes" in line) <= 80
     assert f" -o DEST --probe {files / 'new.npy'}\n" in done.stdout
     h = load_transformation(files / "h")
     old, new = np.load(files / "old.npy"), np.load(files / "new.npy")
