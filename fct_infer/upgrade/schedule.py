@@ -7,6 +7,7 @@ Every worker has one part in work; what is lost with a worker is that one.
 from __future__ import annotations
 
 import heapq
+import math
 import statistics
 import time
 from collections import Counter, deque
@@ -105,11 +106,13 @@ class Schedule:
         self._later: list[tuple[float, int, Part]] = []  # a heap: not before when, tie-breaker, which
         self._open = {part.name for part in self.parts}
         self._workers: dict[str, _Worker] = {}
+        self._idle: dict[str, _Worker] = {}  # those of them without a part, in the order in which they came to be
         self._at: dict[str, set[str]] = {}  # workers by the part they have in work
         self._failures: Counter[str] = Counter()
         self._losses: Counter[str] = Counter()
         self._pace: deque[float] = deque(maxlen=_MEMORY)  # seconds a row
         self._usual_pace = 0.0  # their median
+        self._hang_from = math.inf  # no worker is given up before; looked at anew then
         self._alone_since: float | None = self.clock()
         self._ties = 0
 
@@ -129,12 +132,13 @@ class Schedule:
         moments = [self._later[0][0]] if self._later else []
         if self._alone_since is not None:
             moments.append(self._alone_since + self.policy.patience)
-        resting = min((worker.rests_until for worker in self._workers.values() if worker.part is None), default=None)
+        resting = min((worker.rests_until for worker in self._idle.values()), default=None)
         if resting is not None and self._ready:
             moments.append(resting)
         if resting is not None and not self._ready:
             moments += [max(resting, when) for when, _ in self._slow()]
-        moments += [when for when, _ in self._hanging()]
+        if self._hang_from < math.inf:
+            moments.append(self._hang_from)
         return min(moments, default=None)
 
     def assignments(self) -> list[tuple[str, Part]]:
@@ -151,20 +155,23 @@ class Schedule:
         while self._later and self._later[0][0] <= now:
             self._ready.append(heapq.heappop(self._later)[2])
         found = []
-        for name, worker in self._workers.items():
-            if worker.part is not None or worker.rests_until > now:
+        for name, worker in list(self._idle.items()):
+            if worker.rests_until > now:
                 continue
             part = self._next(now)
             if part is None:
                 break
+            del self._idle[name]
             worker.part, worker.since = part, now
+            self._hang_from = min(self._hang_from, self._given_up_at(worker))
             self._at.setdefault(part.name, set()).add(name)
             found.append((name, part))
         return found
 
     def came(self, worker: str) -> None:
         """A worker is ready."""
-        self._workers.setdefault(worker, _Worker())
+        if worker not in self._workers:
+            self._workers[worker] = self._idle[worker] = _Worker()
         self._alone_since = None
 
     def lost(self, worker: str, why: str) -> None:
@@ -174,9 +181,10 @@ class Schedule:
             ResourceError: it has.
         """
         gone = self._workers.pop(worker, None)
+        self._idle.pop(worker, None)
         if not self._workers:
             self._alone_since = self.clock()
-        part = None if gone is None else self._let_go(worker, gone)
+        part = None if gone is None else self._leave(worker, gone)
         if part is None or part.name not in self._open:
             return
         self.counts.losses += 1
@@ -218,15 +226,17 @@ class Schedule:
     def given_up(self) -> list[str]:
         """Return the workers that are so much slower than slow that nothing will come of them."""
         now = self.clock()
-        return [name for when, name in self._hanging() if when <= now]
+        if now < self._hang_from:
+            return []
+        ends = {name: self._given_up_at(worker) for name, worker in self._workers.items() if worker.part is not None}
+        found = [name for name, end in ends.items() if end <= now]
+        self._hang_from = min((end for end in ends.values() if end > now), default=math.inf)
+        return found
 
-    def _hanging(self) -> Iterator[tuple[float, str]]:
-        """Yield the workers at work, with when each is given up."""
-        if self.policy.hang_times <= 0 or len(self._pace) < _ENOUGH:
-            return
-        for name, worker in self._workers.items():
-            if worker.part is not None:
-                yield worker.since + self._longest(worker.part, self.policy.hang_times), name
+    def _given_up_at(self, worker: _Worker) -> float:
+        if worker.part is None or self.policy.hang_times <= 0 or len(self._pace) < _ENOUGH:
+            return math.inf
+        return worker.since + self._longest(worker.part, self.policy.hang_times)
 
     def finished(self, worker: str, part: Part) -> bool:
         """A part is durable; return whether that is news."""
@@ -235,6 +245,8 @@ class Schedule:
             if known.part is not None and known.part.name == part.name:
                 self._pace.append((self.clock() - known.since) / part.rows)
                 self._usual_pace = statistics.median(self._pace)
+                if len(self._pace) == _ENOUGH:  # from now on it is known what slow is, of parts begun before, too
+                    self._hang_from = min(map(self._given_up_at, self._workers.values()))
             known.failures = 0
             self._let_go(worker, known)
         if part.name not in self._open:
@@ -273,6 +285,12 @@ class Schedule:
         return times * max(self.policy.slow_seconds, self.policy.slow_factor * usual)
 
     def _let_go(self, name: str, worker: _Worker) -> Part | None:
+        """Have a worker without a part; return the one it had."""
+        if name not in self._idle:
+            self._idle[name] = worker
+        return self._leave(name, worker)
+
+    def _leave(self, name: str, worker: _Worker) -> Part | None:
         part, worker.part = worker.part, None
         if part is not None:
             self._at[part.name].discard(name)
