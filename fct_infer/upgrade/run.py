@@ -153,6 +153,7 @@ class _Run:
         todo = tuple(part for part in self.plan.gallery.parts() if part.name not in done)
         if not self.plan.index:
             self._stream(work, todo)
+            self._drop_unrecorded(work)
             return None
         assert isinstance(work, FolderWork)  # what else holds no FAISS index
         with self._timed("train_index"):
@@ -161,10 +162,16 @@ class _Run:
             self._in_order(work, builder, done)
             return builder
         self._stream(work, todo, trained=trained)
+        self._drop_unrecorded(work)
         with self._timed("index"), own_work():
             parts = self.plan.gallery.parts()
             self._replay(work, builder, parts, parts)
         return builder
+
+    def _drop_unrecorded(self, work: Work) -> None:
+        """Of threads nothing is left; a worker elsewhere may have been given up with a file half written."""
+        if not self.executor.feeds_index and isinstance(work, FolderWork):
+            work.drop_unrecorded()
 
     def _trained_builder(self, work: FolderWork) -> tuple[IndexBuilder, TrainedIndex]:
         """Return the empty index, trained on a random sample of transformed rows; trained once per upgrade."""

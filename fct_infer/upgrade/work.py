@@ -229,6 +229,10 @@ class FolderWork:
             raise GalleryError(f"{self.gallery}: ids were not carried over")
         return written
 
+    def drop_unrecorded(self) -> None:
+        """Drop what a writer that was given up has left, so that nothing is published but what is recorded."""
+        self._drop_unjournalled_files()
+
     def settle(self) -> None:
         """Files that change while they are read are refused at the end, see :meth:`Plan.check_unchanged`."""
 
@@ -370,7 +374,7 @@ class FolderWork:
             return
         kept = {name for record in self.finished.values() for name in record["files"]}
         for path in self.gallery.rglob("*"):
-            if path.is_file() and path.relative_to(self.gallery).as_posix() not in kept:
+            if path.relative_to(self.gallery).as_posix() not in kept and path.is_file():
                 remove_tree(path)
 
 
