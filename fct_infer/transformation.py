@@ -180,6 +180,13 @@ class Transformation:
         devices = device_numbers(self.device)
         return tuple(_core.precisions(f"cuda:{devices[0]}") if devices else _core.precisions())
 
+    @property
+    def int8_weight_bits(self) -> int | None:
+        """Bits of the weights in ``int8`` on this CPU: 8, or 7 where sums of larger ones saturate; None if not int8."""
+        from fct_infer import _core
+
+        return _core.cpu_int8_weight_bits() if self.precision == "int8" and self.backend == "core" else None
+
     def in_precision(self, precision: str, choice: str | None = None) -> Transformation:
         """Return the same transformation in another precision, and why; see :class:`Transformation`."""
         assert self.program is not None

@@ -131,6 +131,8 @@ void register_executable(py::module_& m) {
         "Precisions the device runs natively, slowest first.");
   m.def("cpu_instruction_set", &cpu_instruction_set,
         "What linear layers are computed with on the CPU, as ONEDNN_MAX_CPU_ISA spells it: AVX2.");
+  m.def("cpu_int8_weight_bits", &cpu_int8_weight_bits,
+        "Bits of int8's weights on this CPU: 8; 7 where sums of larger ones saturate; 0: it has no int8.");
   m.def("cuda_status", &status, "Which devices can be used, or what is missing; never raises.");
   py::class_<Executable>(m, "Executable", "A program compiled for one device, or for several devices.")
       .def(py::init(&compile), py::arg("program"), py::arg("precision"), py::kw_only(),

@@ -34,6 +34,11 @@ class CpuEngine : public Engine {
 
 std::unique_ptr<Engine> make_cpu_engine() { return std::make_unique<CpuEngine>(); }
 
+int cpu_int8_weight_bits() {
+  const int largest = cpu::largest_exact_weight();
+  return largest == 127 ? 8 : largest > 0 ? 7 : 0;
+}
+
 std::string cpu_instruction_set() { return cpu::onednn_instruction_set().name; }
 
 }  // namespace fct

@@ -173,6 +173,7 @@ class Plan(Computation):
 
     def result_settings(self) -> dict[str, Any]:
         """Return the choices that decide the bytes of the result."""
+        bits = self.transformation.int8_weight_bits  # other CPUs' rows differ by more than their last bits
         return {
             "backend": self.transformation.backend,
             "device": self.device_kind,
@@ -184,6 +185,7 @@ class Plan(Computation):
             "side_information": "old" if self.side_is_old else "given" if self.transformation.side_dim else None,
             **({"old_index": self.old_lists.sha256} if self.old_lists else {}),
             **({"format": self.settings.format} if self.settings.format != "npy" else {}),
+            **({"int8_weight_bits": bits} if bits else {}),
         }
 
     def identity(self) -> dict[str, Any]:

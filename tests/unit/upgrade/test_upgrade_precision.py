@@ -148,6 +148,16 @@ def test_int8_goes_on_with_the_ranges_it_began_with(native_int8, tmp_path, monke
     assert published(tmp_path / "new").tobytes() == published(tmp_path / "whole").tobytes()
 
 
+def test_int8_does_not_go_on_where_weights_have_other_bits(native_int8, tmp_path, monkeypatch):
+    write_gallery(tmp_path / "g", (50, 50), old_dim=8)
+    h = Transformation(linear_map(8, 6), "int8")
+    monkeypatch.setattr(_core, "cpu_int8_weight_bits", lambda: 7)
+    stopped(tmp_path, h)
+    monkeypatch.setattr(_core, "cpu_int8_weight_bits", lambda: 8)
+    with pytest.raises(OutputError, match=r"settings int8_weight_bits \(was 7, is 8\)"):
+        upgrade_gallery(tmp_path / "g", h, tmp_path / "new", settings=SETTINGS)
+
+
 def test_int8_of_a_row_far_beyond_the_ranges_fails_the_gate(native_int8, tmp_path):
     rows = np.random.default_rng(0).standard_normal((3000, 8)).astype(np.float32)
     (tmp_path / "g" / "embeddings").mkdir(parents=True)
