@@ -28,7 +28,7 @@ from .runs import Runs
 Judge: TypeAlias = Callable[[Runs], dict[str, Any]]
 
 
-_COMPUTED = "computed"  # of figures: when, and on what
+_COMPUTED = "computed"  # of figures: when, and on what; earlier ones do not say it
 PARTS = ("glyphs", "pictures", "text")
 
 
@@ -59,7 +59,7 @@ def _glyphs(options: argparse.Namespace) -> None:
     seeds = [Runs(options.work / options.device / str(seed), seed, scale, options.device) for seed in _seeds(options)]
     found = _all_figures(seeds, judge_glyphs, options)
     page = options.pages / ("reproduction-cuda.md" if on_device else "reproduction.md")
-    write_page(page, found, CLASSES * scale.test_images, found[-1][_COMPUTED])
+    write_page(page, found, CLASSES * scale.test_images, found[-1].get(_COMPUTED, "earlier"))
     print(page)
 
 
@@ -72,7 +72,7 @@ def _pictures(options: argparse.Namespace) -> None:
     work = options.work / "pictures"
     seeds = [Runs(work / str(seed), seed, pictures.SCALE, "cpu", pictures.EXPERIMENT) for seed in _seeds(options)]
     found = _all_figures(seeds, pictures.judge, options)
-    _write(options.pages / "reproduction-pictures.md", pictures.page(found, found[-1][_COMPUTED]))
+    _write(options.pages / "reproduction-pictures.md", pictures.page(found, found[-1].get(_COMPUTED, "earlier")))
 
 
 def _text(options: argparse.Namespace) -> None:
