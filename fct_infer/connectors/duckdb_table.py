@@ -100,16 +100,20 @@ class Database:
         if not url.path.is_file():
             raise GalleryError(f"{url.name}: there is no file {url.path}")
         self.url = url
+        self._cursors: list[Any] = []
         with duckdb_errors(url):
             self._connection = optional("duckdb", "duckdb").connect(str(url.path), read_only=is_read)
             self._connection.execute("SET preserve_insertion_order = false; SET threads = 1")
 
     def cursor(self) -> Any:
         """Return a connection of its own to the database."""
-        return self._connection.cursor()
+        self._cursors.append(self._connection.cursor())
+        return self._cursors[-1]
 
     def close(self) -> None:
-        """Close it; a second call does nothing."""
+        """Close it with all its cursors, each of which keeps it open; a second call does nothing."""
+        while self._cursors:
+            self._cursors.pop().close()
         self._connection.close()
 
 
@@ -220,7 +224,6 @@ class DuckStore(Store):
 
     def close(self) -> None:
         """See :class:`Store`."""
-        self._cursor.close()
         self.database.close()
 
 
@@ -335,5 +338,4 @@ class DuckTarget(SqlTarget):
 
     def close(self) -> None:
         """See :class:`Target`."""
-        self._cursor.close()
         self._database.close()
