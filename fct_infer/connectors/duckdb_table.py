@@ -87,7 +87,8 @@ def duckdb_errors(url: EngineUrl) -> Iterator[None]:
         words = str(error).splitlines()[0][:300]
         if isinstance(error, duckdb.ConnectionException) or "lock" in words.lower():
             raise OutputError(f"{url.name}: the database is open elsewhere: {words}") from error
-        if isinstance(error, duckdb.IOException | duckdb.OutOfMemoryException | duckdb.FatalException):
+        is_full = "No space left" in words or "Could not write" in words
+        if is_full or isinstance(error, duckdb.IOException | duckdb.OutOfMemoryException | duckdb.FatalException):
             raise ResourceError(f"{url.name}: {words}; what is committed stays, the same command goes on") from error
         raise GalleryError(f"{url.name}: {words}") from error
 
