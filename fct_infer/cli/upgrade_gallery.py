@@ -127,8 +127,7 @@ def command(
     HDF5, FAISS or safetensors file, a Lance or saved Hugging Face data set; the format is told by content, then by
     suffix. It may be a URL: s3://, gs://, hf:// or https://. Or a table of PostgreSQL:
     postgresql://user@host/db?table=items; with -o 'postgresql://...?table=items&column=embedding_v2' it is upgraded
-    where it is, while it is written to (docs/postgres.md). In the same way sqlite://, duckdb://, qdrant://, milvus://,
-    chroma://; lancedb:// is read (docs/guide/databases.md).
+    where it is, while it is written to (docs/postgres.md).
 
     Work happens in DEST.partial; a run that was stopped or killed is resumed by the same command. What --force or
     --append replaces stays in DEST.versions, for fct-gallery rollback.
