@@ -12,7 +12,7 @@ from fct_infer.connectors.keyed_source import KeyedSource, LiveKeys
 from fct_infer.connectors.keyed_store import Store, Target
 from fct_infer.connectors.keyed_work import KeyedWork
 from fct_infer.connectors.options import SourceOptions
-from fct_infer.errors import OutputError, UsageError
+from fct_infer.errors import UsageError
 from fct_infer.gallery import Source
 from fct_infer.gallery.destination import Atomicity, Job, Progress
 
@@ -65,8 +65,7 @@ class KeyedDestination:
         return LiveKeys(store, source.options, self._target.carries_payload)
 
     def check(self, source: Source, dim: int, dtype: np.dtype[Any]) -> None:
-        """See :class:`~fct_infer.gallery.destination.Destination`."""
-        self._dim, self._dtype = dim, dtype
+        """What the engine cannot keep depends on the index, too: see :meth:`promises` and :meth:`open_work`."""
 
     def check_replaceable(self, *, force: bool) -> None:
         """Refuse names that are taken by something else than an upgrade's result."""
@@ -90,9 +89,9 @@ class KeyedDestination:
 
     def open_work(self, job: Job, *, restart: bool, force: bool, progress: Progress | None) -> KeyedWork:
         """See :class:`~fct_infer.gallery.destination.Destination`."""
-        self._check_index(job)
         try:
+            self._check_index(job)
             return KeyedWork(self.target, job, restart=restart, progress=progress)
-        except OutputError:
+        except BaseException:
             self.target.close()
             raise

@@ -43,3 +43,13 @@ def open_destination(url: str) -> NoReturn:
         f"{parsed.name}: upgrade the table into a folder, then fct-gallery add-column makes its rows a new column of "
         f"{parsed.path}/{parsed.table}.lance by one commit"
     )
+
+
+def books_of(url: str) -> NoReturn:
+    """Refuse: LanceDB keeps the versions of a table itself.
+
+    Raises:
+        UsageError: always.
+    """
+    parsed = parse(url)
+    raise UsageError(f"{parsed.name}: LanceDB itself keeps versions; table.list_versions() and table.restore(version)")

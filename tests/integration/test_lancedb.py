@@ -9,6 +9,7 @@ from support.programs import paper_h
 from fct_infer import Transformation, upgrade_gallery
 from fct_infer.connectors import open_destination, open_source
 from fct_infer.connectors.lance_column import add_column
+from fct_infer.connectors.table_versions import rollback, versions
 from fct_infer.errors import GalleryError, UsageError
 from fct_infer.upgrade.settings import Settings
 
@@ -49,3 +50,9 @@ def test_what_is_no_table_is_refused(tmp_path):
         open_source(f"lancedb://{tmp_path}?table=..%2Fitems")
     with pytest.raises(UsageError, match="add-column makes its rows a new column"):
         open_destination(f"lancedb://{tmp_path}?table=items&column=v2")
+
+
+def test_versions_are_lancedbs_own(tmp_path):
+    for call in (versions, rollback):
+        with pytest.raises(UsageError, match="LanceDB itself keeps versions"):
+            call(f"lancedb://{tmp_path}?table=items")

@@ -182,6 +182,25 @@ def test_work_of_another_transformation_is_not_gone_on_with(items, monkeypatch):
     assert wrong_rows(items) == []
 
 
+def test_of_two_upgrades_of_one_version_one_goes_on(tmp_path, rows, monkeypatch):
+    """Both have SQLite's database open; the later one takes over, and the earlier one writes nothing more."""
+    monkeypatch.setattr(keyed_source, "PART_BYTES", 20 * 4 * (OLD + SIDE))
+    items = ENGINES["sqlite"](tmp_path)
+    items.create(OLD, SIDE)
+    items.insert(range(ROWS), *rows)
+    original = keyed_work.KeyedWork.write
+
+    def overtaken(self, *written):
+        monkeypatch.setattr(keyed_work.KeyedWork, "write", original)
+        upgrade(items)
+        return original(self, *written)
+
+    monkeypatch.setattr(keyed_work.KeyedWork, "write", overtaken)
+    with pytest.raises(OutputError, match="another upgrade has taken this one over"):
+        upgrade(items)
+    assert wrong_rows(items) == []
+
+
 def wait_until(is_so):
     while not is_so():
         time.sleep(0.01)
