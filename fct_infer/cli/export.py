@@ -12,7 +12,6 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from fct_infer.artifacts.loading import is_code
 from fct_infer.artifacts.manifest import INTERPOLATIONS, KINDS, Interpolation, Parity
 from fct_infer.artifacts.precisions import PRECISIONS
 from fct_infer.cli._common import json_option, run_cli, say_files_are_code
@@ -172,8 +171,8 @@ def command(
       fct-export h.onnx --targets core,onnx --precision fp32,bf16 --calibration GALLERY
     """
     from fct_infer.artifacts.bundle import refuse_existing
-    from fct_infer.cli._models import CHECKPOINT_SUFFIXES, open_named
     from fct_infer.export.calibration import read_calibration
+    from fct_infer.export.checkpoints import is_foreign_code, open_named
     from fct_infer.export.options import Options
     from fct_infer.export.user_files import default_bundle, export_opened, preprocessing_of
 
@@ -182,7 +181,7 @@ def command(
     bundle = bundle or default_bundle(model)
     inputs_of_bundle = {"model": model} | ({"calibration": calibration} if calibration else {})
     refuse_existing(bundle, inputs_of_bundle, force=force)
-    if is_code(model) and model.suffix not in CHECKPOINT_SUFFIXES:
+    if is_foreign_code(model):
         say_files_are_code(model)
     chosen = next((name for name in KINDS if name == kind), None)
     opened = open_named(model, chosen, input_shapes, old_first, trust_code=trust_code)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,6 +17,7 @@ from fct_infer.connectors.convert import rows_of_block
 from fct_infer.connectors.lance_dataset import EXTRA, LanceSource, lance_errors
 from fct_infer.connectors.options import SourceOptions, optional
 from fct_infer.connectors.registry import open_source
+from fct_infer.connectors.report import Report
 from fct_infer.errors import ArtifactError, FctError, GalleryError, GateError, OutputError, ResourceError, UsageError
 from fct_infer.gallery import MANIFEST_NAME, read_manifest, sample_rows
 from fct_infer.gallery.rows import read_row_ids
@@ -32,7 +33,7 @@ _MAX_INFOS_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
-class AddedColumn:
+class AddedColumn(Report):
     """Result of :func:`add_column`.
 
     Attributes:
@@ -54,9 +55,9 @@ class AddedColumn:
         """Python that takes the column out again, and leaves what others have written since."""
         return f"lance.dataset({str(self.dataset)!r}).drop_columns([{self.column!r}])"
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the report as strict JSON."""
-        return asdict(self) | {"dataset": str(self.dataset), "undo": self.undo}
+    def hints(self) -> dict[str, str]:
+        """See :class:`~fct_infer.connectors.report.Report`."""
+        return {"undo": self.undo}
 
 
 def add_column(gallery: str | Path, dataset: str | Path, column: str, progress: Progress | None = None) -> AddedColumn:

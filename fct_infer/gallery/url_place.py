@@ -21,6 +21,7 @@ from fct_infer.errors import ArtifactError, OutputError, ResourceError
 from fct_infer.storage import RemotePath
 from fct_infer.storage.lease import Lease
 from fct_infer.storage.objects import put_object, read_object, remove_below
+from fct_infer.storage.remote_errors import is_refusal
 from fct_infer.storage.strict_json import Fields, check_seal, parse_strict, sealed_bytes
 
 POINTER_NAME = "published.json"
@@ -102,7 +103,12 @@ def published_folder(place: Path) -> Path:
     """Return where the files of a gallery lie: the version that is the gallery now; any other place as it is."""
     if not isinstance(place, RemotePath) or place.scheme in ("http", "https"):
         return place
-    pointer = read_pointer(place)
+    try:
+        pointer = read_pointer(place)
+    except ResourceError as error:
+        if not is_refusal(error):
+            raise
+        return place  # who may read one object only is told so of all others; if of this one, its reader says it
     return place if pointer is None else place / VERSIONS / pointer.current.folder
 
 

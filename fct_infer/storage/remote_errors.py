@@ -103,4 +103,14 @@ def told(error: Exception, fault: Fault, where: str, doing: str) -> FctError:
 
 def bare(error: Any) -> Exception:
     """Return the cause for a traceback, in which nothing secret is."""
-    return RuntimeError(f"{type(error).__name__}: {words_of(error)}")
+    kind = _RefusalError if fault_of(error) == "refused" else RuntimeError
+    return kind(f"{type(error).__name__}: {words_of(error)}")
+
+
+class _RefusalError(RuntimeError):
+    """The cause of an error, where access is refused."""
+
+
+def is_refusal(error: ResourceError) -> bool:
+    """Whether access is refused; so it is, to who may not list a bucket, to what does not exist."""
+    return isinstance(error.__cause__, _RefusalError)

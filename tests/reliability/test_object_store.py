@@ -344,6 +344,22 @@ def test_places_that_are_refused(gallery, h, dest, words):
         upgrade_gallery("memory://store/source", h, dest, settings=NO_INDEX)
 
 
+def test_who_may_read_one_object_only_reads_it(tmp_path, h, monkeypatch):
+    np.save(tmp_path / "a.npy", np.random.default_rng(1).standard_normal((50, 12), np.float32))
+    fsspec.filesystem("memory").pipe_file("/store/a.npy", (tmp_path / "a.npy").read_bytes())
+    real = MemoryFileSystem.cat_file
+
+    def only(fs, path, *arguments, **named):
+        if "published.json" in path:
+            raise PermissionError(13, "Access Denied")
+        return real(fs, path, *arguments, **named)
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", only)
+    assert upgrade_gallery("memory://store/a.npy", h, tmp_path / "new", settings=NO_INDEX).rows == 50
+    with pytest.raises(ResourceError, match="access is refused"):
+        upgrade_gallery(tmp_path / "a.npy", h, URL, settings=NO_INDEX)
+
+
 @pytest.mark.parametrize("damage", [b"{}", b"\xff", None])
 def test_a_damaged_pointer_is_named_and_nothing_is_guessed(gallery, h, damage):
     upgrade_gallery(gallery, h, URL, settings=NO_INDEX)
