@@ -171,7 +171,7 @@ def test_from_the_command_line(tmp_path, gallery):
         assert done.exit_code == 0
     add_shard(gallery, 3, 20, seed=8)
     told = CliRunner().invoke(command, [*arguments, "--append", "--dry-run"], catch_exceptions=False).stdout
-    assert "3 shards, 120 rows, are taken over as they are" in told
+    assert "3 shards, 120 rows, taken over unchanged" in told
     done = CliRunner().invoke(command, [*arguments, "--append", "--json"], catch_exceptions=False)
     report = json.loads(done.stdout)
     assert (report["rows"], report["resumed_rows"]) == (140, 120)
