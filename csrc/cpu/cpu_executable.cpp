@@ -24,7 +24,7 @@ namespace fct::cpu {
 namespace {
 
 constexpr std::size_t kAlignment = 64;
-constexpr std::int64_t kFewRows = 32;
+constexpr std::int64_t kFewRows = 32, kFewIntegerRows = 128;  // integer products of fewer are slow
 constexpr std::size_t kTileBytes = 8 << 20;  // activations of one tile: about one core's share of cache
 
 std::size_t at(int index) { return static_cast<std::size_t>(index); }
@@ -172,11 +172,12 @@ void CpuExecutable::keep_equal_tiles() {
 // few rows are slow, the smallest that holds such a share.
 std::size_t CpuExecutable::next_tile(std::int64_t rows_left, std::int64_t threads) const {
   const std::int64_t share = (rows_left + threads - 1) / threads;
-  if (share <= kFewRows) {
+  const std::int64_t few_rows = precision_ == Precision::kInt8 ? kFewIntegerRows : kFewRows;
+  if (share <= few_rows) {
     const auto holds = [&](std::size_t tile) { return tile_rows_[tile] >= share; };
     return *std::find_if(usable_tiles_.rbegin(), std::prev(usable_tiles_.rend()), holds);
   }
-  const auto fits = [&](std::size_t tile) { return tile_rows_[tile] <= std::max(share / 2, kFewRows); };
+  const auto fits = [&](std::size_t tile) { return tile_rows_[tile] <= std::max(share / 2, few_rows); };
   return *std::find_if(usable_tiles_.begin(), std::prev(usable_tiles_.end()), fits);
 }
 
