@@ -6,7 +6,7 @@
     retriever.invoke("a question")
 
 The gallery holds vectors and ids; the texts stay where they are, and are looked up by id. Queries are embedded by the
-new model. It needs langchain-core's public interfaces alone, and so it is an example to copy, not a part of the package.
+new model. It needs langchain-core's public interfaces alone: an example to copy, not a part of the package.
 """
 
 from __future__ import annotations
