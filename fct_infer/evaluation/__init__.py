@@ -8,7 +8,6 @@ from fct_infer.evaluation.compatibility import (
     CompatibilityTable,
     criterion,
     gap_closed,
-    update_gain,
 )
 from fct_infer.evaluation.flips import Flips, flips
 from fct_infer.evaluation.inputs import (
@@ -93,6 +92,5 @@ __all__ = [
     "row_benefit",
     "study",
     "uncertainty_order",
-    "update_gain",
     "write_report",
 ]

@@ -22,18 +22,10 @@ def criterion(new_old: float, old_old: float) -> bool:
     return new_old > old_old
 
 
-def update_gain(new_old: float, old_old: float, new_new: float) -> float | None:
-    """Return (M(new,old) - M(old,old)) / (M(new,new) - M(old,old)), of BCT (arXiv 2003.11942).
-
-    ``new_new`` is that of a new model trained without regard to the old one. None if it is no better than the old
-    model, for then there is nothing to gain.
-    """
-    return gap_closed(new_old, old_old, new_new)
-
-
 def gap_closed(after: float, old_old: float, new_new: float) -> float | None:
     """Return the share of the way from M(old,old) to M(new,new) that ``after`` has come.
 
+    Of M(new,old), and a new model trained without regard to the old one, it is BCT's update gain (arXiv 2003.11942).
     0 is as good as keeping the old model, 1 as good as backfilling; below 0 the upgrade does harm.
     None if new/new is no better than old/old.
     """

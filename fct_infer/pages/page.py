@@ -48,7 +48,7 @@ svg .dot, svg .bar { fill: var(--accent); }
   table { font-size: .75rem; }
   th, td { padding-right: .4rem; }
   th:last-child, td:last-child { padding-right: 0; }
-  thead th { overflow-wrap: anywhere; hyphens: auto; }
+  thead th { font-size: .68rem; overflow-wrap: anywhere; }
   tbody th { white-space: normal; }
 }
 @media print {
