@@ -42,6 +42,11 @@ class IndexPlan:
     estimated_bytes: int
     training_rows: int
 
+    @property
+    def depends_on_blocks(self) -> bool:
+        """Whether its bytes depend on how rows are cut into blocks: graphs do, and FAISS's products with a matrix."""
+        return re.search(r"HNSW|OPQ|PCA|ITQ|RR", self.factory) is not None
+
 
 def default_factory(rows: int, dim: int, lists: int | None = None) -> str:
     """Return the factory string ``auto`` stands for.

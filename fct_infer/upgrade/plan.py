@@ -191,8 +191,8 @@ class Plan(Computation):
     def identity(self) -> dict[str, Any]:
         """Return what must be equal for unfinished work to be resumed."""
         settings = self.result_settings()
-        if self.index and "HNSW" in self.index.factory:
-            settings["block_rows"] = self.block_rows  # a graph depends on how its rows were cut into blocks
+        if self.index and self.index.depends_on_blocks:
+            settings["block_rows"] = self.block_rows
         identity: dict[str, Any] = {
             "transformation": self.transformation.digest,
             "settings": settings,

@@ -10,11 +10,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.galleries import write_gallery
+from support.programs import linear_map
 
 from fct_infer.errors import MissingExtraError, UsageError
 from fct_infer.index import IndexBuilder, default_factory, describe_index
 from fct_infer.index.factory import make_index
 from fct_infer.index.faiss_module import faiss as faiss_module
+from fct_infer.transformation import Transformation
+from fct_infer.upgrade.plan import make_plan
+from fct_infer.upgrade.settings import Settings
 
 ROWS, DIM = 1500, 16
 
@@ -179,3 +184,14 @@ def test_what_fails_only_when_rows_are_added_or_searched_is_typed():
         builder.add(rows, np.arange(300))
     with pytest.raises(UsageError, match="index 'IVF16,Flat' cannot be searched: "):
         builder.search(rows[:, :3].copy(), 3)
+
+
+@pytest.mark.parametrize(
+    ("factory", "depends"),
+    [("IVF16,PQ8", False), ("PQ8", False), ("HNSW8", True), ("OPQ8_32,IVF16,PQ8", True), ("PCA32,IVF8,SQ8", True)],
+)
+def test_work_is_resumed_with_the_same_blocks_where_bytes_depend_on_them(tmp_path, factory, depends):
+    write_gallery(tmp_path / "g", (300,), old_dim=6, side_dim=None)
+    h = Transformation(linear_map(6, 64), precision="fp32")
+    plans = [make_plan(tmp_path / "g", h, tmp_path / "d", Settings(index=factory, block_rows=rows)) for rows in (7, 8)]
+    assert (plans[0].identity() != plans[1].identity()) == depends
