@@ -204,16 +204,25 @@ def load_index_file(path: str | Path, sha256: str | None = None) -> Any:
         ArtifactError: the file is missing, damaged or no index.
     """
     module = faiss()
+    if sha256 is not None:
+        check_index_file(path, sha256)
     try:
-        found = sha256_of_file(path) if sha256 is not None else None
-        if found != sha256:
-            raise ArtifactError(f"{path}: is damaged: its SHA-256 is {found}, wanted {sha256}")
         with ReadFile(path) as file:
             return module.read_index(module.PyCallbackIOReader(_Sequential(file).read))
     except GalleryError as error:
         raise ArtifactError(str(error)) from error
     except RuntimeError as error:
         raise ArtifactError(f"{path}: cannot be read by this FAISS: {condensed(error)}") from error
+
+
+def check_index_file(path: str | Path, sha256: str) -> None:
+    """Raise an ArtifactError if a file is missing, or not the one of this digest."""
+    try:
+        found = sha256_of_file(path)
+    except GalleryError as error:
+        raise ArtifactError(str(error)) from error
+    if found != sha256:
+        raise ArtifactError(f"{path}: is damaged: its SHA-256 is {found}, wanted {sha256}")
 
 
 class _Sequential:
