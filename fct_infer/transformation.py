@@ -87,6 +87,7 @@ class Transformation:
         source: the file or bundle it was loaded from; None if it was made otherwise.
         assignment: which input of a bare file was taken for which, for people; a bundle's are old and side anyway.
         old_model, new_model: whose vectors it takes, and makes; None where that is not known.
+        is_trusted: whether its file may be code.
         no_device: why it runs on the CPU although ``auto`` found a device; None if that is not so.
         old_dim, side_dim, new_dim: width of the old embedding, of the side-information (0 if it takes none) and of the
             new embedding.
@@ -106,6 +107,7 @@ class Transformation:
     no_device: str | None = None
     choice: str | None = None
     source: Path | None = None
+    is_trusted = False
     old_model: ModelId | None = None
     new_model: ModelId | None = None
 
@@ -125,7 +127,7 @@ class Transformation:
         self.threads = thread_count(threads)
         self.device, self.device_memory = device_name(device), device_memory
         require(self.device)
-        self._asked_threads = threads  # None: as many as there are, wherever it travels
+        self.asked_threads: int | None = threads  # None: as many as there are, wherever it travels
         self.precision = precision
         self._executable: _core.Executable | None = None
         if precision == "auto":
@@ -149,17 +151,23 @@ class Transformation:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel as program and settings: it is compiled anew where it arrives, in the precision it had here."""
-        settings = self.program, self.precision, self._asked_threads, self.device, self.device_memory, self.ranges
-        return type(self), settings, {"choice": self.choice, **self._said()}
+        settings = self.program, self.precision, self.asked_threads, self.device, self.device_memory, self.ranges
+        return type(self), settings, {"choice": self.choice, **self.said()}
 
     def _with(self, program: Program, precision: str, ranges: Mapping[str, float] | None) -> Transformation:
-        h = Transformation(program, precision, self._asked_threads, self.device, self.device_memory, ranges)
-        vars(h).update(self._said(), choice=self.choice)
+        h = Transformation(program, precision, self.asked_threads, self.device, self.device_memory, ranges)
+        vars(h).update(self.said(), choice=self.choice)
         return h
 
-    def _said(self) -> dict[str, Any]:
+    def said(self) -> dict[str, Any]:
         """Return what is known of it that does not change what it computes."""
-        return {name: getattr(self, name) for name in ("no_device", "source", "old_model", "new_model")}
+        names = ("no_device", "source", "is_trusted", "old_model", "new_model")
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def is_normalized(self) -> bool:
+        """Whether its results are L2-normalised by what it computes."""
+        return self.program is not None and self.program.with_normalization() is self.program
 
     @property
     def native_precisions(self) -> tuple[str, ...]:

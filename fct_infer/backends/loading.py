@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,12 +11,12 @@ from fct_infer.artifacts.bundle import Bundle, open_bundle
 from fct_infer.artifacts.files import GIBIBYTE, digest_file, path_of, read_file
 from fct_infer.artifacts.loading import is_code, program_from_bundle, read_program, refuse_data, refuse_untrusted
 from fct_infer.artifacts.manifest import BundleFile, is_image
-from fct_infer.artifacts.precisions import PRECISIONS
 from fct_infer.artifacts.torch_files import TorchModel, load_torch
 from fct_infer.backends.device import cuda_index
 from fct_infer.backends.embedder import Embedder
 from fct_infer.backends.onnx_runtime import OnnxRuntimeRunner
-from fct_infer.backends.runner import BACKENDS, Interface, Runner, Shapes
+from fct_infer.backends.options import RuntimeOptions
+from fct_infer.backends.runner import Interface, Runner, Shapes
 from fct_infer.backends.runner_transformation import RunnerTransformation
 from fct_infer.cuda import first_device, missing_for
 from fct_infer.errors import ArtifactError, DeviceMemoryError, NotAProgramError, UnsupportedError, UsageError
@@ -72,15 +72,20 @@ def load_transformation(
         UsageError: it is code and ``trust`` is not set.
         DeviceMemoryError: a device that was asked for has too little free memory, or ``device_memory`` is too little.
     """
-    _check_choices(backend, precision)
-    path = path_of(path)
+    options = RuntimeOptions(precision, threads, backend, device, device_memory, normalize, trust)
+    return open_transformation(path, options)
+
+
+def open_transformation(path: str | Path, options: RuntimeOptions) -> Transformation:
+    """Like :func:`load_transformation`, with its choices in one value."""
+    path, backend, device = path_of(path), options.backend, options.device
     bundle = open_bundle(path) if path.is_dir() else None
     program, assignment = None, None
     try:
         if bundle:
             program = program_from_bundle(bundle)
         else:
-            read = read_program(path, trust=trust)
+            read = read_program(path, trust=options.trust)
             program, assignment = read.program, read.assignment
     except NotAProgramError:
         if backend == "core":
@@ -91,41 +96,40 @@ def load_transformation(
         place = first_device() if device == "auto" else device
         missing = missing_for(place)
         if missing is None:
-            program = program.with_normalization() if normalize else program
-            on_core = _on_core(program, precision, threads, place, device_memory, is_asked_for=device != "auto")
-            on_core.source, on_core.assignment = path, assignment
+            program = program.with_normalization() if options.normalize else program
+            on_core = _on_core(program, options, place)
+            on_core.source, on_core.assignment, on_core.is_trusted = path, assignment, options.trust
             on_core.old_model, on_core.new_model = _models(bundle)
             return on_core
         if backend == "core":
             raise UnsupportedError(f"device {device}: {missing}")
     try:
-        opened = _open(path, bundle, backend, precision, device, threads, trust)
+        opened = _open(path, bundle, options)
     except UnsupportedError as error:
         if missing is None:
             raise
         raise UnsupportedError(f"device {device}: {missing}; {error}") from error
-    if device_memory:
+    if options.device_memory:
         raise UsageError(f"device_memory bounds the core; backend {opened.runner.backend} has no such limit")
+    as_found = replace(
+        options,
+        precision=opened.precision,
+        backend=opened.runner.backend,
+        device=opened.runner.device,
+        normalize=False,
+    )
     h: Transformation = RunnerTransformation(
         opened.runner,
         digest=opened.digest,
         precision=opened.precision,
         program=program,
-        threads=threads,
-        reload=partial(
-            load_transformation,
-            path.absolute(),
-            opened.precision,
-            threads,
-            opened.runner.backend,
-            device=opened.runner.device,
-            trust=trust,
-        ),
+        threads=options.threads,
+        reload=partial(open_transformation, path.absolute(), as_found),
     )
-    h.old_model, h.new_model = _models(bundle)
-    h = h.normalized() if normalize else h
     h.source, h.assignment = path, None if bundle else opened.runner.assignment
-    return h
+    h.is_trusted = options.trust
+    h.old_model, h.new_model = _models(bundle)
+    return h.normalized() if options.normalize else h
 
 
 def _models(bundle: Bundle | None) -> tuple[ModelId | None, ModelId | None]:
@@ -133,16 +137,15 @@ def _models(bundle: Bundle | None) -> tuple[ModelId | None, ModelId | None]:
     return models.get("old"), models.get("new")
 
 
-def _on_core(
-    program: Program, precision: str, threads: int | None, device: str, device_memory: int, *, is_asked_for: bool
-) -> Transformation:
+def _on_core(program: Program, options: RuntimeOptions, device: str) -> Transformation:
     """Compile for the device, or for the CPU if that is a device without enough memory that nobody asked for."""
+    precision, threads, device_memory = options.precision, options.threads, options.device_memory
     try:
         if precision == "auto":  # whatever is chosen later takes no more than this
             return Transformation(program, "fp32", threads, device, device_memory).in_precision("auto")
         return Transformation(program, precision, threads, device, device_memory)
     except DeviceMemoryError as full:
-        if is_asked_for:
+        if options.device != "auto":
             raise
         try:
             h = Transformation(program, precision, threads, device_memory=device_memory)
@@ -177,14 +180,14 @@ def load_embedder(
         UnsupportedError: the backend, the device or the precision does not exist here.
         UsageError: it is code and ``trust`` is not set.
     """
-    _check_choices(backend, precision)
+    options = RuntimeOptions(precision, threads, backend, device, trust=trust)
     path = path_of(path)
     bundle = open_bundle(path) if path.is_dir() else None
     if backend == "core":
         raise UnsupportedError("backend core runs transformations; an image model runs in onnxruntime, torch, tensorrt")
     if bundle is not None and bundle.manifest.kind == "transformation":
         raise ArtifactError(f"{path}: holds a transformation, wanted a backbone or side-information model")
-    opened = _open(path, bundle, backend, precision, device, threads, trust)
+    opened = _open(path, bundle, options)
     if "image" not in opened.runner.interface.inputs:
         hint = "; if it does, fct-export --input-shape makes a bundle that says of which size" if bundle is None else ""
         raise ArtifactError(f"{path}: takes {', '.join(opened.runner.interface.inputs)}, wanted images{hint}")
@@ -205,23 +208,15 @@ class _Opened:
     precision: str
 
 
-def _check_choices(backend: str, precision: str) -> None:
-    if backend not in BACKENDS:
-        raise UnsupportedError(f"backend {backend!r} does not exist; there is {', '.join(BACKENDS)}")
-    if precision not in ("auto", *PRECISIONS):
-        raise UnsupportedError(f"precision {precision!r} does not exist; there is auto, {', '.join(PRECISIONS)}")
-
-
-def _open(
-    path: Path, bundle: Bundle | None, backend: str, precision: str, device: str, threads: int | None, trust: bool
-) -> _Opened:
+def _open(path: Path, bundle: Bundle | None, options: RuntimeOptions) -> _Opened:
     """Open the file that fits; of a bundle, whose digests have been checked, the first its backend prefers."""
+    backend, precision, trust = options.backend, options.precision, options.trust
     if bundle is None:
         refuse_data(path)
         backend = ("torch" if is_code(path) else "onnxruntime") if backend == "auto" else backend
         if precision not in ("auto", "fp32"):
             raise UsageError(f"{path}: a bare file is run as fp32; fct-export makes other precisions")
-        runner = _open_bare(path, backend, device, threads, trust)
+        runner = _open_bare(path, replace(options, backend=backend))
         digest = runner.sha256 if isinstance(runner, OnnxRuntimeRunner) else digest_file(path)
         return _Opened(runner, digest, "fp32")
     if backend == "auto":
@@ -232,7 +227,9 @@ def _open(
     target = next((target for target in _TARGETS[backend] if bundle.has(target)), _TARGETS[backend][0])
     file = bundle.file(target, precision)
     interface = Interface(bundle.manifest.inputs, bundle.manifest.output_dim)
-    runner = open_runner(bundle.path / file.name, file, interface, device=device, threads=threads, trust=trust)
+    runner = open_runner(
+        bundle.path / file.name, file, interface, device=options.device, threads=options.threads, trust=trust
+    )
     if runner.interface != interface:
         raise ArtifactError(f"{bundle.path / file.name}: has other inputs or outputs than the manifest states")
     return _Opened(runner, file.sha256, file.precision)
@@ -262,13 +259,15 @@ def open_runner(
     raise UnsupportedError(f"{path}: files for {file.target!r} are run by the core only")
 
 
-def _open_bare(path: Path, backend: str, device: str, threads: int | None, trust: bool) -> Runner:
-    if backend == "onnxruntime" and not is_code(path):
-        return OnnxRuntimeRunner(path, device=device, threads=threads)
-    if backend == "torch" and is_code(path):
-        refuse_untrusted(path, trust)
-        return _torch_runner(load_torch(path), None, device, threads)
-    raise UsageError(f"{path}: backend {backend} does not run this kind of file; fct-export makes one that it does")
+def _open_bare(path: Path, options: RuntimeOptions) -> Runner:
+    if options.backend == "onnxruntime" and not is_code(path):
+        return OnnxRuntimeRunner(path, device=options.device, threads=options.threads)
+    if options.backend == "torch" and is_code(path):
+        refuse_untrusted(path, options.trust)
+        return _torch_runner(load_torch(path), None, options.device, options.threads)
+    raise UsageError(
+        f"{path}: backend {options.backend} does not run this kind of file; fct-export makes one that it does"
+    )
 
 
 def _torch_runner(model: TorchModel, inputs: Shapes | None, device: str, threads: int | None) -> TorchRunner:

@@ -47,6 +47,7 @@ class RunnerTransformation(Transformation):
             raise ArtifactError(f"takes {', '.join(inputs)}, wanted a transformation of old and maybe side")
         self._runner, self._normalize, self._reload = runner, normalize, reload
         self.program, self.precision, self.threads = program, precision, thread_count(threads)
+        self.asked_threads = threads
         self.digest = f"{digest}+normalize" if normalize else digest
         self.backend, self.device = runner.backend, runner.device
         self.old_dim, self.side_dim = inputs["old"][0], inputs["side"][0] if "side" in inputs else 0
@@ -60,6 +61,11 @@ class RunnerTransformation(Transformation):
             description=runner.runtime,
         )
 
+    @property
+    def is_normalized(self) -> bool:
+        """Whether the core normalises the runtime's results; a model may do so itself."""
+        return self._normalize
+
     def normalized(self) -> RunnerTransformation:
         """Return the same transformation with its results L2-normalised."""
         if self._normalize:
@@ -69,11 +75,11 @@ class RunnerTransformation(Transformation):
             digest=self.digest,
             precision=self.precision,
             program=self.program and self.program.with_normalization(),
-            threads=self.threads,
+            threads=self.asked_threads,
             normalize=True,
             reload=self._reload,
         )
-        vars(h).update(self._said())
+        vars(h).update(self.said())
         return h
 
     def __reduce__(self) -> tuple[Any, ...]:

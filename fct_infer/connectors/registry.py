@@ -154,15 +154,21 @@ def open_source(path: str | Path, options: SourceOptions | None = None) -> Sourc
         MissingExtraError: the format's library is not installed.
     """
     path, options = place_of(path), options or SourceOptions()
+    source = _opened(path, options).say_model(options.model)
+    vars(source)["opened_by"] = (path, options)  # sources may be frozen
+    return source
+
+
+def _opened(path: str | Path, options: SourceOptions) -> Source:
     kind = kind_of(path)
     module, name = _OPENERS[kind] if isinstance(path, Path) else _URLS[kind][:2]
     opener: Callable[[Path | str, SourceOptions], Source]
     opener = getattr(import_module(f"fct_infer.connectors.{module}"), name)
     if options.ids is None or isinstance(path, str):
-        return opener(path, options).say_model(options.model)
+        return opener(path, options)
     from fct_infer.connectors.ids import WithIds, read_ids
 
     if options.ids.resolve() == path.resolve():
         raise GalleryError(f"{options.ids}: is the source itself; name a column with --id-column")
     source = opener(path, replace(options, id_column=None))
-    return WithIds(source, read_ids(options.ids, options.id_column), options.ids).say_model(options.model)
+    return WithIds(source, read_ids(options.ids, options.id_column), options.ids)

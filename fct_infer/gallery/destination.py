@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -176,6 +176,21 @@ class Destination(Protocol):
         Raises:
             OutputError: in use, not to be replaced, or unfinished work belongs to other inputs or settings.
         """
+
+
+class SinkSpec(Protocol):
+    """How another process opens what writes rows of parts; picklable."""
+
+    def open(self, source: Source) -> Sink:
+        """Return a sink for rows of the source, to be used by one thread."""
+
+
+@runtime_checkable
+class SharedDestination(Protocol):
+    """A destination that several processes, maybe of several machines, write parts to."""
+
+    def sink_spec(self, job: Job) -> SinkSpec:
+        """Return how they open its unfinished work, which this process has begun."""
 
 
 def check_same_upgrade(place: str, begun: dict[str, Any], job: Job) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,10 +108,12 @@ class Source(ABC):
         schema: what lies there.
         capabilities: ``random_rows``: any row is read about as fast as the next one; without, what lies before it (in
             its row group, batch or chunk) is decoded, too.
+        opened_by: what another process opens it by, with ``open_source``; None where it was made otherwise.
     """
 
     path: Path | str
     capabilities: frozenset[str] = frozenset({"random_rows"})
+    opened_by: ClassVar[tuple[Path | str, Any] | None] = None
 
     def __repr__(self) -> str:
         schema = self.schema

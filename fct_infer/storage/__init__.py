@@ -16,6 +16,7 @@ from fct_infer.storage.durable import (
     truncate_file,
     write_bytes,
     write_json,
+    write_under,
 )
 from fct_infer.storage.exchange import can_exchange, publish_directory
 from fct_infer.storage.filesystem import FileSystem, ReadFile, current_filesystem, read_error, use_filesystem
@@ -54,4 +55,5 @@ __all__ = [
     "work_folder",
     "write_bytes",
     "write_json",
+    "write_under",
 ]

@@ -48,6 +48,18 @@ def _write_all(fs: FileSystem, fd: int, view: memoryview) -> None:
         done += count
 
 
+_temporary_suffix = ".tmp"
+
+
+def write_under(name: str | None) -> None:
+    """Write files under ``<path>.<name>.tmp`` from now on, in this process; None: under ``<path>.tmp``.
+
+    Of two processes that may write the same file at the same time each needs a name of its own.
+    """
+    global _temporary_suffix  # noqa: PLW0603 - a process is one writer
+    _temporary_suffix = ".tmp" if name is None else f".{name}.tmp"
+
+
 class DurableWriter:
     """Write a file under ``<path>.tmp`` and give it its name only when it is whole and on the disk.
 
@@ -59,7 +71,7 @@ class DurableWriter:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._temporary = self.path.with_name(self.path.name + ".tmp")
+        self._temporary = self.path.with_name(self.path.name + _temporary_suffix)
         self._fs = current_filesystem()
         self._hash = hashlib.sha256()
         self._size = 0

@@ -20,10 +20,11 @@ from fct_infer.gallery import Source, read_row_ids
 from fct_infer.index import IndexBuilder
 from fct_infer.measuring import Estimate, Float64Array, directions, distance_blocks, nearest_others, shares
 from fct_infer.transformation import Float32Array
+from fct_infer.upgrade.computation import Rows
 from fct_infer.upgrade.plan import Plan
 from fct_infer.upgrade.probe import Known
 from fct_infer.upgrade.report import Meaning
-from fct_infer.upgrade.stream import Rows, index_rows, transform_rows
+from fct_infer.upgrade.stream import index_rows
 
 K = 10
 EXACT_SEARCHES = 256  # without an index; each is compared with all rows
@@ -61,7 +62,7 @@ def check_before_work(plan: Plan) -> tuple[Expected, ...]:
     found = []
     for known in plan.known:
         rows, places = np.unique(known.rows, return_inverse=True)
-        order = Estimate.of(_order(known, transform_rows(plan, rows)[places], plan.settings.metric))
+        order = Estimate.of(_order(known, plan.transform_rows(rows)[places], plan.settings.metric))
         _refuse_chance(known, order)
         found.append(Expected(known.name, len(places), known.given, order.mean, order.standard_error))
     return tuple(found)

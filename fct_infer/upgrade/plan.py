@@ -14,13 +14,13 @@ from fct_infer.cuda import device_numbers, device_text
 from fct_infer.errors import GalleryError, ResourceError, UsageError
 from fct_infer.gallery import Source, sample_rows
 from fct_infer.gallery.destination import Destination
-from fct_infer.gallery.source import Rows
 from fct_infer.identity import ModelId, check_same_model
 from fct_infer.index import IndexPlan, default_factory, describe_index, require_gpu
 from fct_infer.machine import size_text, usable_memory
 from fct_infer.storage import check_text
 from fct_infer.transformation import Transformation
 from fct_infer.upgrade.calibration import calibrate
+from fct_infer.upgrade.computation import Computation
 from fct_infer.upgrade.probe import Known, Probe, read_probe
 from fct_infer.upgrade.settings import Settings
 from fct_infer.upgrade.work import FolderDestination
@@ -35,18 +35,13 @@ SEED = 20211202  # samples for training and verification: any fixed number makes
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Computation):
     """An upgrade about to run: checked inputs and all that follows from them."""
 
-    gallery: Source
-    transformation: Transformation
     destination: Destination
     settings: Settings
     index: IndexPlan | None
-    dtype: np.dtype[Any]
-    block_rows: int
     shards_at_once: int
-    side_is_old: bool
     fingerprint: dict[str, dict[str, Any]]  # of the gallery's files, when the upgrade was planned
     known: tuple[Known, ...] = ()  # of the new model, to probe the result
 
@@ -54,11 +49,6 @@ class Plan:
     def dest(self) -> Path | str:
         """The folder, or the URL without a password."""
         return self.destination.name
-
-    @property
-    def reads_side(self) -> bool:
-        """Whether the transformation takes the gallery's side-information."""
-        return self.transformation.side_dim > 0 and not self.side_is_old
 
     @property
     def is_in_order(self) -> bool:
@@ -74,17 +64,6 @@ class Plan:
     def no_device(self) -> str | None:
         """Why it runs on the CPU although a device was looked for."""
         return self.transformation.no_device
-
-    def transform(self, old: Rows, side: Rows | None) -> Rows:
-        """Return the published values of some rows, in the published dtype."""
-        new = np.empty((len(old), self.new_dim), self.dtype)
-        self.transformation.apply_into(old, old if self.side_is_old else side, new)
-        return new
-
-    @property
-    def new_dim(self) -> int:
-        """Width of the new embeddings."""
-        return self.transformation.new_dim
 
     @property
     def index_device(self) -> str:
@@ -297,6 +276,7 @@ def make_plan(
         block_rows=min(wanted_rows, max(part.rows for part in gallery.parts())),
         shards_at_once=shards_at_once,
         side_is_old=side_is_old,
+        metric=settings.metric,
         fingerprint=fingerprint,
         known=known,
     )

@@ -11,9 +11,10 @@ from fct_infer.errors import GateError
 from fct_infer.gallery import Part, Source, SourceReader
 from fct_infer.reference import apply_float64, row_cosines
 from fct_infer.transformation import Float32Array, Transformation
+from fct_infer.upgrade.computation import Rows
 from fct_infer.upgrade.plan import Plan
 from fct_infer.upgrade.report import Verification
-from fct_infer.upgrade.stream import Rows, blocks_of, index_labels, index_rows
+from fct_infer.upgrade.stream import blocks_of, index_labels, index_rows
 
 SEARCHED_AT_ONCE = 4096  # rows at least
 ROWS_ALONE = 64  # that are recomputed one by one

@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from fct_infer.connectors import open_sink
+from fct_infer.connectors.spec import FolderSinkSpec
 from fct_infer.errors import GalleryError, OutputError, ResourceError
 from fct_infer.gallery import MANIFEST_NAME, GalleryManifest, Part, Sink, Source, read_manifest, sample_rows
 from fct_infer.gallery.destination import Atomicity, Job, Progress, check_same_upgrade
 from fct_infer.gallery.manifest import foreign_to_manifest
-from fct_infer.gallery.sink import NamingSink, Receipt
+from fct_infer.gallery.sink import Receipt
 from fct_infer.gallery.source import Rows
 from fct_infer.gallery.versions import drop_old_versions, versions_bytes
 from fct_infer.machine import size_text
@@ -115,6 +116,11 @@ class FolderDestination:
             return f"nothing (--keep 0): what DEST is now, {size_text(predecessor)}, is dropped then{also}"
         return f"what DEST is now, {size_text(predecessor)}, stays beside it for rollback until --keep 0{also}"
 
+    def sink_spec(self, job: Job) -> FolderSinkSpec:
+        """See :class:`~fct_infer.gallery.destination.SharedDestination`."""
+        folder = work_folder(self.name) / "gallery"
+        return FolderSinkSpec(self.format, folder.absolute(), job.new_dim, job.dtype, job.new_model)
+
     def open_work(self, job: Job, *, restart: bool, force: bool, progress: Progress | None) -> FolderWork:
         """See :class:`~fct_infer.gallery.destination.Destination`."""
         return FolderWork(job, self, restart=restart, force=force, progress=progress)
@@ -143,7 +149,7 @@ class FolderWork:
         self, plan: Job, destination: FolderDestination, *, restart: bool, force: bool, progress: Progress | None
     ) -> None:
         self.plan, self.dest, self.force, self._progress = plan, destination.name, force, progress
-        self._format, self._keep = destination.format, destination.keep
+        self._sink_spec, self._keep = destination.sink_spec(plan), destination.keep
         self.root = work_folder(self.dest)
         self.gallery = self.root / "gallery"
         self.trained_index = self.root / "trained.faiss"
@@ -178,10 +184,7 @@ class FolderWork:
 
     def open_sink(self) -> Sink:
         """Return what writes the new rows into the folder that will be DEST, and reads them from there."""
-        sink = open_sink(self._format, self.gallery, self.plan.gallery, self.plan.new_dim, self.plan.dtype)
-        if isinstance(sink, NamingSink) and self.plan.new_model is not None:
-            sink.say_model(self.plan.new_model)
-        return sink
+        return self._sink_spec.open(self.plan.gallery)
 
     def record(self, part: Part, receipt: Receipt) -> None:
         """Journal a part, all of whose files are durable."""

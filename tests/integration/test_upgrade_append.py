@@ -19,7 +19,7 @@ from fct_infer import Transformation, list_versions, load_index, upgrade_gallery
 from fct_infer.cli.upgrade_gallery import command
 from fct_infer.errors import ResourceError, UsageError
 from fct_infer.storage import use_filesystem
-from fct_infer.upgrade import run
+from fct_infer.upgrade.executor import ThreadsExecutor
 from fct_infer.upgrade.settings import Settings
 
 H = Transformation(linear_map(6, 4), precision="fp32")
@@ -52,13 +52,13 @@ def gallery(tmp_path):
 def transformed(monkeypatch):
     """Rows that went through the transformation, by call of the streams."""
     calls = []
-    original = run.run_streams
+    original = ThreadsExecutor.run
 
-    def counting(plan, parts, *arguments):
-        calls.append([part.name for part in parts])
-        return original(plan, parts, *arguments)
+    def counting(self, task):
+        calls.append([part.name for part in task.parts])
+        return original(self, task)
 
-    monkeypatch.setattr(run, "run_streams", counting)
+    monkeypatch.setattr(ThreadsExecutor, "run", counting)
     return calls
 
 

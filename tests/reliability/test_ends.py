@@ -16,7 +16,7 @@ from support.programs import linear_map
 
 from fct_infer import Transformation, open_source, upgrade_gallery
 from fct_infer.errors import GalleryError, OutputError
-from fct_infer.upgrade import run, work
+from fct_infer.upgrade import checks, work
 from fct_infer.upgrade.settings import Settings
 
 
@@ -158,7 +158,7 @@ def killed_at(moment, monkeypatch, arguments, settings):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((work.Staging, "publish") if moment == "rename" else (run, "verify_cosine")), killed)
+        patch.setattr(*((work.Staging, "publish") if moment == "rename" else (checks, "verify_cosine")), killed)
         with pytest.raises(KeyboardInterrupt):
             upgrade_gallery(*arguments, settings=settings)
 

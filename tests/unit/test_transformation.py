@@ -363,7 +363,7 @@ def test_it_travels_as_program_and_settings(copied: Callable[[Transformation], T
     h = Transformation(linear_map(3, 2), precision, threads=3).normalized()
     other = copied(h)
     assert (other.digest, other.precision, other.threads) == (h.digest, h.precision, 3)
-    assert copied(Transformation(linear_map(3, 2)))._asked_threads is None
+    assert copied(Transformation(linear_map(3, 2))).asked_threads is None
     rows = random_rows(9, 3)
     if precision != "auto":
         np.testing.assert_array_equal(other(rows), h(rows))

@@ -14,9 +14,9 @@ from support.programs import paper_h
 from fct_infer import Transformation, upgrade_gallery
 from fct_infer.gallery import Shard
 from fct_infer.storage import FileSystem, use_filesystem
-from fct_infer.upgrade import stream
+from fct_infer.upgrade import executor
+from fct_infer.upgrade.executor import equal_shares
 from fct_infer.upgrade.settings import Settings
-from fct_infer.upgrade.stream import equal_shares
 
 SETTINGS = Settings(index="none", block_rows=40, shards_at_once=3)
 
@@ -81,8 +81,8 @@ def test_interrupted_again_and_again_no_thread_is_left(tmp_path, monkeypatch, in
         interrupt()
         return concurrent.futures.wait(*arguments, **options)
 
-    monkeypatch.setattr(stream, "wait", wait)
-    monkeypatch.setattr(stream, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(executor, "wait", wait)
+    monkeypatch.setattr(executor, "ThreadPoolExecutor", Pool)
     threads = threading.active_count()
     with use_filesystem(Slow()), pytest.raises(KeyboardInterrupt):
         upgrade_gallery(tmp_path / "g", h, tmp_path / "new", settings=SETTINGS)

@@ -1,0 +1,89 @@
+"""What is measured of the result between its last row and publishing it: rows, index, meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fct_infer.errors import GateError
+from fct_infer.gallery import Source, sample_rows
+from fct_infer.gallery.destination import Work
+from fct_infer.index import IndexBuilder, exact_neighbours, tune_nprobe
+from fct_infer.transformation import Float32Array
+from fct_infer.upgrade.meaning import exact_search, measure_meaning, searched_by_index
+from fct_infer.upgrade.plan import SEED, Plan
+from fct_infer.upgrade.report import Meaning, Verification
+from fct_infer.upgrade.stream import index_rows, labels_of_rows
+from fct_infer.upgrade.verify import corpus_blocks, verify_cosine
+from fct_infer.upgrade.work import FolderWork, own_work
+
+RECALL_QUERIES = 100
+RECALL_K = 10
+
+
+class Checks:
+    """The checks of one upgrade.
+
+    Args:
+        plan: of the upgrade.
+        report: told of the stage and the rows it has seen.
+
+    Attributes:
+        queries: published rows (n, new_dim) that :meth:`verify` tried the index with.
+    """
+
+    def __init__(self, plan: Plan, report: Callable[[str, int], None]) -> None:
+        self._plan, self._report = plan, report
+        self.queries: Float32Array = np.empty((0, plan.new_dim), np.float32)
+
+    def verify(self, work: Work, builder: IndexBuilder | None) -> Verification:
+        """Recompute rows, and compare the index with exact search.
+
+        Raises:
+            GateError: one of them is not what it should be.
+        """
+        plan = self._plan
+        self._report("verify", 0)
+        verification = verify_cosine(plan, *work.read_back(plan.settings.verify_rows, SEED + 1))
+        if builder is None:
+            return verification
+        assert isinstance(work, FolderWork)
+        with own_work():
+            written = work.open_written(plan.gallery.parts())
+        if builder.rows != written.schema.rows:
+            raise GateError(f"the index holds {builder.rows} rows, the gallery {written.schema.rows}")
+        rows = sample_rows(written.schema.rows, RECALL_QUERIES, SEED + 2)
+        own_ids = labels_of_rows(plan, rows)
+        with own_work():
+            self.queries = index_rows(written.read_rows(rows, with_side=False)[0], plan.metric)
+            recall = self._recall(builder, written, own_ids)
+        return replace(verification, queries=len(rows), recall_at_10=recall)
+
+    def _recall(self, builder: IndexBuilder, written: Source, own_ids: NDArray[np.int64]) -> float:
+        """Measure recall@10 against exact search over all published rows, choosing nprobe on the way."""
+        limit, metric = self._plan.settings.min_recall, self._plan.metric
+        blocks = corpus_blocks(self._plan, written, self._report)
+        exact = exact_neighbours(self.queries, blocks, RECALL_K + 1, metric, builder.threads)
+        recall = tune_nprobe(builder, self.queries, own_ids, exact, limit)
+        if limit is not None and not recall >= limit:
+            raise GateError(f"recall@{RECALL_K} of the index is {recall:.3f}, below {limit}; choose another --index")
+        return recall
+
+    def probe(self, work: Work, builder: IndexBuilder | None) -> tuple[Meaning, ...]:
+        """Measure what was written by what is known of the new model.
+
+        Raises:
+            GateError: it means no more than chance, or too little.
+        """
+        plan = self._plan
+        assert isinstance(work, FolderWork)  # of other destinations no probe is taken
+        self._report("probe", 0)
+        with own_work():
+            written = work.open_written(plan.gallery.parts())
+            if builder is not None:
+                return measure_meaning(plan, written, searched_by_index(builder), "index")
+            blocks = corpus_blocks(plan, written, lambda _, rows: self._report("probe", rows))
+            return measure_meaning(plan, written, exact_search(blocks, plan.metric), "exact search")

@@ -1,0 +1,142 @@
+"""Upgrading parts in another process than the driver's: what it is told, and what it does with one part."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+from dataclasses import dataclass
+from threading import Event
+from typing import Any
+
+import numpy as np
+
+from fct_infer.backends.spec import TransformationSpec
+from fct_infer.connectors.spec import SourceSpec
+from fct_infer.errors import UnsupportedError, UsageError
+from fct_infer.gallery import Part
+from fct_infer.gallery.destination import SharedDestination, SinkSpec
+from fct_infer.gallery.sink import Receipt
+from fct_infer.index import IndexBuilder
+from fct_infer.storage import write_under
+from fct_infer.upgrade.computation import Computation
+from fct_infer.upgrade.executor import PartDone
+from fct_infer.upgrade.plan import Plan
+from fct_infer.upgrade.stream import Outlet, run_stream
+
+
+@dataclass(frozen=True)
+class WorkOrder:
+    """All that a worker needs to upgrade parts of a plan; picklable. Rows never pass through the driver.
+
+    Attributes:
+        source, transformation, sink: how each is opened.
+        dtype, block_rows, side_is_old, metric: see :class:`~fct_infer.upgrade.computation.Computation`.
+        kernels: what computes on the driver; another kernel's last bits may differ.
+    """
+
+    source: SourceSpec
+    transformation: TransformationSpec
+    sink: SinkSpec
+    dtype: np.dtype[Any]
+    block_rows: int
+    side_is_old: bool
+    metric: str
+    kernels: str
+
+    @classmethod
+    def of(cls, plan: Plan, threads: int | None = None) -> WorkOrder:
+        """Describe a plan.
+
+        Args:
+            plan: whose work has been begun before a worker opens its sink.
+            threads: of a worker's transformation; None: all CPUs that the worker may use.
+
+        Raises:
+            UsageError: other processes cannot write to the destination.
+            UnsupportedError: they cannot open the source, or the transformation.
+        """
+        if not isinstance(plan.destination, SharedDestination):
+            raise UsageError(f"{plan.dest}: only one process can write there; --executor threads does")
+        return cls(
+            source=SourceSpec.of(plan.gallery),
+            transformation=TransformationSpec.of(plan.transformation).with_threads(threads),
+            sink=plan.destination.sink_spec(plan),
+            dtype=plan.dtype,
+            block_rows=plan.block_rows,
+            side_is_old=plan.side_is_old,
+            metric=plan.metric,
+            kernels=plan.transformation.executable.description,
+        )
+
+
+class Worker:
+    """Upgrades parts, one at a time; opens source, transformation and sink once. A context manager.
+
+    Args:
+        order: from the driver.
+        mixed_cpus: go on where other kernels compute than on the driver: their last bits may differ.
+
+    Attributes:
+        computation: source and transformation, opened.
+        name: machine and process, for messages.
+
+    Raises:
+        GalleryError: the source is not there or not the same.
+        ArtifactError: the transformation is not there or not the same.
+        UnsupportedError: the machine lacks something, or computes by other kernels.
+    """
+
+    def __init__(self, order: WorkOrder, *, mixed_cpus: bool = False) -> None:
+        self.name = f"{socket.gethostname()}:{os.getpid()}"
+        # A worker that was given up may still write: under names of its own, until it gives a file its last one.
+        write_under(f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
+        h = order.transformation.open()
+        kernels = h.executable.description
+        if kernels != order.kernels and not mixed_cpus:
+            raise UnsupportedError(
+                f"{self.name} computes by {kernels}, the driver by {order.kernels}: rows would differ in their last "
+                "bits; take machines of one kind, or accept it with --mixed-cpus"
+            )
+        source = order.source.open()
+        self.computation = Computation(
+            gallery=source,
+            transformation=h,
+            dtype=order.dtype,
+            block_rows=order.block_rows,
+            side_is_old=order.side_is_old,
+            metric=order.metric,
+        )
+        self._order = order
+        self._parts = {part.name: part for part in source.parts()}
+
+    def run(self, part: Part, builder: IndexBuilder | None = None) -> PartDone:
+        """Upgrade one part; it is durable when this returns.
+
+        Args:
+            part: of the source.
+            builder: of an index, fed with the part's rows.
+
+        Raises:
+            GalleryError: the input cannot be read, or a row of it (or its result) is not finite.
+            ResourceError: the disk is full or fails.
+        """
+        own = self._parts.get(part.name)
+        if own is None or (own.rows, own.first_row) != (part.rows, part.first_row):
+            raise UsageError(f"part {part.name} of {self.computation.gallery.path} is another one on this machine")
+        receipts: list[Receipt] = []
+        sink = self._order.sink.open(self.computation.gallery)  # closed by the stream
+        outlet = Outlet(sink, lambda _, files: receipts.append(files), lambda _: None, Event())
+        h = self.computation.transformation
+        seconds = run_stream(self.computation, [own], outlet, threads=h.threads, builder=builder)
+        return PartDone(part, receipts[0], seconds=seconds, worker=self.name)
+
+    def close(self) -> None:
+        """Let the process write as before; a second call does nothing."""
+        write_under(None)
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,172 @@
+"""Parts done by other processes, and out of order: the same bytes, whoever does them."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import pickle
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from support.galleries import write_gallery
+from support.programs import paper_h
+
+from fct_infer import Transformation, upgrade_gallery
+from fct_infer.errors import GalleryError, UnsupportedError, UsageError
+from fct_infer.upgrade.executor import PartDone, Task
+from fct_infer.upgrade.plan import Plan, make_plan
+from fct_infer.upgrade.settings import Settings
+from fct_infer.upgrade.worker import Worker, WorkOrder
+
+H = Transformation(paper_h(old_dim=12, side_dim=6, new_dim=10, inner=16, seed=1), "fp32", threads=1)
+
+
+def run_part(data: bytes) -> bytes:
+    """In another process: open what the order says, do one part."""
+    order, part = pickle.loads(data)
+    with Worker(order) as worker:
+        return pickle.dumps(worker.run(part))
+
+
+class Processes:
+    """An executor of processes that share nothing but files; parts end in the opposite order, some twice."""
+
+    name = "processes"
+    feeds_index = False
+
+    def __init__(self, pool: ProcessPoolExecutor, fail_after: int | None = None) -> None:
+        self.pool, self.fail_after = pool, fail_after
+        self.ran: list[str] = []
+
+    def check(self, plan: Plan) -> None:
+        WorkOrder.of(plan)
+
+    def run(self, task: Task) -> dict[str, float]:
+        order = WorkOrder.of(task.plan, threads=1)
+        parts = [*reversed(task.parts), task.parts[0]]
+        for number, data in enumerate(self.pool.map(run_part, [pickle.dumps((order, part)) for part in parts])):
+            if number == self.fail_after:
+                raise KeyboardInterrupt
+            done: PartDone = pickle.loads(data)
+            assert done.worker
+            self.ran.append(done.part.name)
+            task.record(done)
+        return {}
+
+
+def written(dest):
+    """All that an upgrade promises to be repeatable; the infos hold times."""
+    files = (path for path in sorted(dest.rglob("*")) if path.is_file())
+    told = ("upgrade_infos.json", "index_infos.json", "manifest.json")
+    return {str(path.relative_to(dest)): path.read_bytes() for path in files if path.name not in told}
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield pool
+
+
+@pytest.fixture
+def gallery(tmp_path):
+    write_gallery(tmp_path / "g", (130, 41, 90), old_dim=12, side_dim=6, ids="int", seed=1)
+    return tmp_path / "g"
+
+
+@pytest.mark.parametrize("index", ["none", "IVF4,PQ2"])
+def test_the_same_bytes_as_threads_also_when_resumed(tmp_path, gallery, pool, index):
+    settings = Settings(index=index, block_rows=40)
+    upgrade_gallery(gallery, H, tmp_path / "threads", settings=settings)
+    with pytest.raises(KeyboardInterrupt):
+        upgrade_gallery(gallery, H, tmp_path / "new", settings=settings, executor=Processes(pool, fail_after=1))
+    others = Processes(pool)
+    report = upgrade_gallery(gallery, H, tmp_path / "new", settings=settings, executor=others)
+    assert others.ran == ["000001", "000000", "000000"]
+    assert report.resumed_rows == 90
+    assert written(tmp_path / "new") == written(tmp_path / "threads")
+    infos = json.loads((tmp_path / "new" / "upgrade_infos.json").read_text())
+    assert infos["execution"]["executor"] == "processes"
+
+
+def test_begun_by_processes_ended_by_threads(tmp_path, gallery, pool):
+    settings = Settings(index="IVF4,PQ2", block_rows=40)
+    upgrade_gallery(gallery, H, tmp_path / "threads", settings=settings)
+    with pytest.raises(KeyboardInterrupt):
+        upgrade_gallery(gallery, H, tmp_path / "new", settings=settings, executor=Processes(pool, fail_after=2))
+    upgrade_gallery(gallery, H, tmp_path / "new", settings=settings)
+    assert written(tmp_path / "new") == written(tmp_path / "threads")
+
+
+def test_parquet_with_what_is_carried_along(tmp_path, pool):
+    rng = np.random.default_rng(0)
+    table = pa.table({
+        "vector": pa.FixedSizeListArray.from_arrays(pa.array(rng.standard_normal(300 * 12, np.float32)), 12),
+        "side": pa.FixedSizeListArray.from_arrays(pa.array(rng.standard_normal(300 * 6, np.float32)), 6),
+        "title": [f"item {row}" for row in range(300)],
+    })  # fmt: skip
+    pa.parquet.write_table(table, tmp_path / "items.parquet", row_group_size=100)
+    settings = Settings(index="none", block_rows=40, format="parquet")
+    for name, executor in (("threads", None), ("processes", Processes(pool))):
+        upgrade_gallery(tmp_path / "items.parquet", H, tmp_path / name, settings=settings, executor=executor)
+    assert written(tmp_path / "processes") == written(tmp_path / "threads")
+
+
+def order_of(gallery, dest) -> tuple[Plan, WorkOrder]:
+    plan = make_plan(gallery, H, dest, Settings(index="none", block_rows=40))
+    return plan, WorkOrder.of(plan, threads=1)
+
+
+def test_two_writers_of_one_part_do_not_see_each_other(tmp_path, gallery):
+    plan, order = order_of(gallery, tmp_path / "new")
+    part = plan.gallery.parts()[0]
+    file = tmp_path / "new.partial" / "gallery" / "embeddings" / f"{part.name}.npy"
+    with Worker(order) as first:
+        sink = order.sink.open(first.computation.gallery)
+        given_up = sink.open_part(part)
+        given_up.write(np.zeros((40, 10), np.float32))
+        with Worker(order) as second:
+            done = second.run(part)
+        before = file.read_bytes()
+        given_up.abort()
+        sink.close()
+        assert file.read_bytes() == before
+        assert first.run(part).files == done.files
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_a_changed_source_is_refused(tmp_path, gallery):
+    _, order = order_of(gallery, tmp_path / "new")
+    np.save(gallery / "embeddings" / "000001.npy", np.ones((40, 12), np.float32))
+    np.save(gallery / "side_information" / "000001.npy", np.ones((40, 6), np.float32))
+    np.save(gallery / "ids" / "000001.npy", np.arange(40))
+    with pytest.raises(GalleryError, match="was changed while the gallery was upgraded"):
+        Worker(order)
+
+
+def test_a_row_that_is_not_finite_is_named(tmp_path, gallery):
+    plan, order = order_of(gallery, tmp_path / "new")
+    rows = np.load(gallery / "embeddings" / "000001.npy")
+    rows[7, 3] = np.nan
+    np.save(gallery / "embeddings" / "000001.npy", rows)
+    with Worker(order) as worker, pytest.raises(GalleryError, match=r"000001\.npy: row 7 holds NaN"):
+        worker.run(plan.gallery.parts()[1])
+
+
+def test_another_part_of_the_same_name_is_refused(tmp_path, gallery):
+    plan, order = order_of(gallery, tmp_path / "new")
+    part = type(plan.gallery.parts()[0])("000001", 40, 130, gallery / "x.npy", None, None)
+    with Worker(order) as worker, pytest.raises(UsageError, match="000001"):
+        worker.run(part)
+
+
+def test_other_kernels_are_refused_unless_accepted(tmp_path, gallery):
+    _, order = order_of(gallery, tmp_path / "new")
+    other = replace(order, kernels="another CPU's")
+    with pytest.raises(UnsupportedError, match="another CPU's"):
+        Worker(other)
+    with Worker(other, mixed_cpus=True) as worker:
+        assert worker.name
