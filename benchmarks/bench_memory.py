@@ -15,11 +15,10 @@ from typing import Any
 import click
 
 from benchmarks.galleries import write_gallery
-from benchmarks.measure import WORK, environment, save
+from benchmarks.measure import WORK, environment, fastest_float, save
 from benchmarks.programs import PROGRAMS
 from benchmarks.table import gate, memory_tables, show
 from benchmarks.upgrade_runs import fused, run_once
-from fct_infer import _core
 
 SIZES, QUICK_SIZES = (400_000, 4_000_000), (100_000, 1_000_000)
 PROGRAM, INDEXES = "small", ("none", "IVF256,PQ8np")
@@ -28,7 +27,7 @@ ALLOWED_GROWTH = 1.1
 
 def bench(folder: Path, sizes: tuple[int, int]) -> dict[str, Any]:
     """Return the peak memory at both sizes, ready for JSON."""
-    header, precision = environment(), _core.precisions()[-1]
+    header, precision = environment(), fastest_float()
     runs = []
     for rows in sizes:
         gallery = folder / f"gallery-{rows}"

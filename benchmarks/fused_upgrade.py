@@ -10,7 +10,7 @@ from time import process_time
 import click
 
 from benchmarks.measure import Stopwatch, cores, peak_memory
-from benchmarks.programs import PROGRAMS
+from benchmarks.programs import UPGRADE_PROGRAMS
 from fct_infer.index import builder
 from fct_infer.transformation import Transformation
 from fct_infer.upgrade.run import upgrade_gallery
@@ -35,10 +35,10 @@ def main(
     for module in [*used, *LIBRARIES.get(f".{form}", []), *(["faiss"] if index != "none" else [])]:
         importlib.import_module(module)  # which the package does on use; imports do not count
     if index_by_faiss:
-        builder.train_index = lambda index, sample, threads: index.train(sample)
+        builder.train_index = lambda index, sample, threads, warm: index.train(sample)
         builder.filler_of = lambda index: None
     watch = Stopwatch()
-    h = Transformation(PROGRAMS[program], precision, cores(), device)
+    h = Transformation(UPGRADE_PROGRAMS[program], precision, cores(), device)
     watch.lap("load_model")
     report = upgrade_gallery(gallery, h, dest, settings=Settings(index=index, format=form))
     watch.lap("upgrade")

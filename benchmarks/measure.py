@@ -95,6 +95,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def fastest_float() -> str:
+    """Return what this CPU computes fastest in floating point, as other runtimes do too."""
+    return "bf16" if "bf16" in _core.precisions() else "fp32"
+
+
 def matmul_ceiling(precision: str, threads: int, size: int = 2048, rounds: int = 12) -> float:
     """Return the best GFLOP/s of one large square matrix product in PyTorch: the roof all runtimes share."""
     import torch

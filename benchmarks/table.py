@@ -161,6 +161,46 @@ def index_tables(result: dict[str, Any]) -> list[Table]:
     return [Table(title, ["stage", *result["recall_at_10"], "wall", "CPU"], rows)]
 
 
+ROOFS = {"read": ("read",), "transform": ("transform",), "write": ("hash", "disk")}  # of stages, one after the other
+OUTER = ("plan", "train_index", "stream", "replay", "verify", "probe", "finish")  # what follows each other
+INNER = ("read", "transform", "write", "index")  # at once, within the stream
+
+
+def stages_tables(result: dict[str, Any]) -> list[Table]:
+    """Seconds of each stage, and beside them what the machine alone would need."""
+    rows, roofs = result["parameters"]["rows"], result["roofs"]
+    tables = []
+    for index, seconds in result["indexes"].items():
+        lines = []
+        for stage in (*OUTER[:3], *INNER, *OUTER[3:]):
+            if not seconds.get(stage):
+                continue
+            roof = sum(roofs[name] for name in ROOFS.get(stage, ()))
+            name = f" {stage}" if stage in INNER else stage.replace("_", " ")
+            lines.append(
+                [
+                    name,
+                    f"{seconds[stage]:.3f}",
+                    f"{seconds[stage] / seconds['wall']:.0%}",
+                    f"{roof:.3f} ({' + '.join(ROOFS[stage])})" if roof else "–",
+                    f"{roof / seconds[stage]:.0%}" if roof else "–",
+                ]
+            )
+        lines.append(["whole", f"{seconds['wall']:.3f}", "100%", "–", "–"])
+        title = f"{rows:,} rows, index {index}: seconds; CPU {seconds['cpu']:.2f} s"
+        tables.append(Table(title, ["stage", "seconds", "of the whole", "roof, alone", "roof / stage"], lines))
+    rates = {
+        "h, by a large matrix product": rows / roofs["transform"],
+        "SHA-256, one thread": rows / roofs["hash"],
+        "disk, written and synced": rows / roofs["disk"],
+        "both, as an upgrade writes": rows / roofs["write"],
+        "page cache, read": rows / roofs["read"],
+    }
+    cells = [[name, f"{rate:,.0f}"] for name, rate in rates.items()]
+    tables.append(Table("what the machine allows alone, rows/s", ["work", "rows/s"], cells))
+    return tables
+
+
 def databases_tables(result: dict[str, Any]) -> list[Table]:
     """Reading a table, and upgrading it."""
     parameters = result["parameters"]
@@ -266,6 +306,7 @@ TABLES = {
     "upgrade_memory": memory_tables,
     "formats": formats_tables,
     "index": index_tables,
+    "stages": stages_tables,
     "databases": databases_tables,
     "serving": serving_tables,
 }

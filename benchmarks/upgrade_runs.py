@@ -27,6 +27,16 @@ def plain(program: str, precision: str, index: str, runtime: str, training_rows:
     return ["benchmarks.opponents.plain_script", *common, "--runtime", runtime, "--training-rows", str(training_rows)]
 
 
+def batch_seconds(program: str, precision: str, runtime: str) -> float | None:
+    """Return the seconds a runtime takes for a batch, measured in a process of its own; None if it cannot run.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    options = ["--program", program, "--precision", precision, "--runtime", runtime]
+    return _document("benchmarks.runtime_speed", options).get("seconds")
+
+
 def run_once(command: list[str], gallery: Path, dest: Path) -> Run:
     """Run it to the end; when it starts, the disk is idle and the gallery in the page cache.
 
@@ -37,11 +47,17 @@ def run_once(command: list[str], gallery: Path, dest: Path) -> Run:
     os.sync()
     warm_page_cache(gallery)
     module, *options = command
-    arguments = [sys.executable, "-m", module, str(gallery), str(dest), *options]
+    result = _document(module, [str(gallery), str(dest), *options])
+    index = dest / "index.faiss"
+    return {**result, "index_bytes": index.stat().st_size if index.exists() else 0}
+
+
+def _document(module: str, options: list[str]) -> dict[str, Any]:
+    """Return the JSON document that a module prints, run in a process of its own."""
+    arguments = [sys.executable, "-m", module, *options]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     if done.returncode:
         tail = " | ".join(done.stderr.strip().splitlines()[-LINES_OF_REASON:])
         raise RuntimeError(f"{module} ended with {done.returncode}: {tail}")
-    result: Run = json.loads(done.stdout)
-    index = dest / "index.faiss"
-    return {**result, "index_bytes": index.stat().st_size if index.exists() else 0}
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document

@@ -6,7 +6,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,14 @@ from steps import Steps, gallery_ids
 from torch.utils.flop_counter import FlopCounterMode
 
 import fct_infer
-from fct_infer.evaluation import CompatibilityRow, CompatibilityTable, RetrievalMetrics, nearest, retrieval_metrics
+from fct_infer.evaluation import (
+    CompatibilityRow,
+    CompatibilityTable,
+    RetrievalMetrics,
+    backfilling_curves,
+    nearest,
+    retrieval_metrics,
+)
 from fct_infer.gallery.layout import Gallery
 from fct_infer.storage import write_json
 from fct_infer.training.data.images import to_batch
@@ -30,6 +37,7 @@ from fct_infer.upgrade.report import UpgradeReport
 QUERIES_SHOWN = 8
 NEIGHBOURS_SHOWN = 6
 _REPEATS = 5
+_CURVE_QUERIES, _CURVE_POINTS = 500, 11
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,7 @@ class Figures:
         costs: what was measured of speed, by name.
         queries: (q,) gallery rows shown as queries.
         neighbours: per search, (q, k) gallery rows found.
+        curve: shares of the rows re-embedded after the upgrade, in random order, and the mAP at each.
     """
 
     rows: list[dict[str, Any]]
@@ -49,6 +58,7 @@ class Figures:
     costs: dict[str, float]
     queries: list[int]
     neighbours: dict[str, list[list[int]]]
+    curve: dict[str, list[float]] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: Path) -> Figures:
@@ -84,7 +94,7 @@ class Judge:
         )
         rows = []
         for number, (query_model, gallery_model, note, queries, gallery) in enumerate(pairs):
-            report(number / 6, f"{query_model}/{gallery_model} {note}")
+            report(number / 7, f"{query_model}/{gallery_model} {note}")
             metrics = retrieval_metrics(queries, gallery, data.labels, data.labels, exclude_self=True)
             names = {"query_model": query_model, "gallery_model": gallery_model, "note": note}
             rows.append({**names, "metrics": metrics.as_dict()})
@@ -92,10 +102,12 @@ class Judge:
         shown = np.random.default_rng(2).choice(len(new), QUERIES_SHOWN, replace=False)
         neighbours = {"old/old": _neighbours(old, old, shown), "new/old before": _neighbours(new, old, shown)}
         neighbours["new/old after"] = found[shown, :NEIGHBOURS_SHOWN].tolist()
-        report(5 / 6, "speed")
+        report(5 / 7, "backfilling")
+        curve = _curve(new, after, data.labels)
+        report(6 / 7, "speed")
         costs = self._costs(new_model, data.images, old, side)
         index_cmc_1 = float((data.labels[found[:, 0]] == data.labels).mean())
-        figures = Figures(rows, index_cmc_1, costs, shown.tolist(), neighbours)
+        figures = Figures(rows, index_cmc_1, costs, shown.tolist(), neighbours, curve)
         write_json(folder / "figures.json", vars(figures))
         return f"{len(new):,} queries against {len(old):,} rows, each without itself"
 
@@ -131,6 +143,15 @@ class Judge:
             "transformation MFLOP": h.program.flops_per_row / 1e6,
             "new model MFLOP": counter.get_total_flops() / 1e6,
         }
+
+
+def _curve(new: NDArray[np.float32], after: NDArray[np.float32], labels: NDArray[np.int64]) -> dict[str, list[float]]:
+    """Measure the search while transformed rows are replaced by re-embedded ones, for some of the queries."""
+    rng = np.random.default_rng(3)
+    asked = rng.choice(len(new), min(_CURVE_QUERIES, len(new)), replace=False)
+    order = {"random": [rng.permutation(len(new))]}
+    found = backfilling_curves(new[asked], after, new, labels[asked], labels, order, points=_CURVE_POINTS)["random"]
+    return {"shares": list(found.shares), "mAP": list(found.mean_average_precision)}
 
 
 def _compatibility_row(row: dict[str, Any]) -> CompatibilityRow:

@@ -18,9 +18,17 @@ from fct_infer.evaluation import (
     RetrievedRow,
     criterion,
     gap_closed,
+    retrieved_html,
+)
+from fct_infer.pages import (
+    bar_chart,
+    curves_chart,
+    heat_map,
+    html_charts,
+    html_figure,
     html_page,
     html_properties,
-    retrieved_html,
+    html_verdict,
 )
 from fct_infer.storage import write_bytes
 
@@ -94,11 +102,12 @@ def write_page(path: Path, work: Path, figures: Figures, steps: Steps) -> None:
     command = json.loads((work / "upgraded" / "command.json").read_text())["command"]
     body = (
         f"<style>{_STYLE}</style>"
-        "<p>A gallery embedded by an old model that knew 20 of 100 classes was moved into the space of a new model, "
+        + html_verdict(f"Is it worth it? {verdict(figures)}")
+        + "<p>A gallery embedded by an old model that knew 20 of 100 classes was moved into the space of a new model, "
         "trained without regard to the old one, by a transformation of the stored rows. No image was read again.</p>"
-        f'<p class="verdict"><strong>Is it worth it?</strong> {escape(verdict(figures))}</p>'
         f'<div class="table">{figures.table().html()}</div>'
-        "<h2>What it cost</h2>"
+        + html_charts(_matrix(figures), _curve(figures), _speeds(figures))
+        + "<h2>What it cost</h2>"
         + html_properties(costs(figures))
         + f"<pre>{escape(command)}</pre>"
         + "<h2>Queries and what they find</h2>"
@@ -107,6 +116,32 @@ def write_page(path: Path, work: Path, figures: Figures, steps: Steps) -> None:
         + retrieved_html(_rows(figures, data.labels), images, images)
     )
     write_bytes(path, html_page("A gallery upgraded without re-embedding", body).encode())
+
+
+def _matrix(figures: Figures) -> str:
+    merit, columns = figures.merit, ["old gallery", "upgraded", "new gallery"]
+    lines = [
+        [merit("old/old"), None, None],
+        [merit("new/old before"), merit("new/old after"), merit("new/new")],
+    ]
+    chart = heat_map(lines, ["old", "new"], columns, "mAP by query model and gallery")
+    return html_figure(chart, "mAP in %: query model down, gallery across.")
+
+
+def _curve(figures: Figures) -> str:
+    if not (curve := figures.curve):  # of a run of an earlier version
+        return ""
+    chart = curves_chart(
+        curve["shares"], {"upgraded, then re-embedded": curve["mAP"]}, "rows re-embedded", "mAP", "Backfilling curve"
+    )
+    return html_figure(chart, "mAP while the upgraded rows are replaced by re-embedded ones, in random order.")
+
+
+def _speeds(figures: Figures) -> str:
+    cost = figures.costs
+    speeds = {"h on stored rows": cost["transformed rows/s"], "re-embedding": cost["re-embedded images/s"]}
+    chart = bar_chart(speeds, "a second", "Speed of h and of re-embedding")
+    return html_figure(chart, "Rows transformed, and images re-embedded, a second.")
 
 
 def _rows(figures: Figures, labels: NDArray[np.int64]) -> list[RetrievedRow]:

@@ -11,10 +11,8 @@ from numpy.typing import NDArray
 from fct_infer.artifacts.manifest import Parity
 from fct_infer.artifacts.precisions import LIMITS
 from fct_infer.errors import GateError
+from fct_infer.reference import top1_agreement
 from fct_infer.transformation import Float32Array
-
-AS_NEAR = 0.01  # relative difference of two distances that no retrieval depends on
-_ROWS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ def compare(expected: NDArray[np.floating[Any]], found: Float32Array, real_rows:
         max_relative_error=error / scale if scale > 0 else error,
         min_cosine=min(float(cosines[worst]), 1.0),
         worst_row=worst,
-        top1_agreement=_top1_agreement(wanted[-real_rows:], found64[-real_rows:]),
+        top1_agreement=top1_agreement(wanted[-real_rows:], found64[-real_rows:]),
     )
 
 
@@ -90,26 +88,3 @@ def proof(difference: Difference, real_rows: int, runtime: str, rows_per_second:
         runtime=runtime,
         rows_per_second=rows_per_second,
     )
-
-
-def _top1_agreement(wanted: NDArray[np.float64], found: NDArray[np.float64]) -> float:
-    """Share of rows whose nearest other row is the same, or one as near: see :class:`Parity`; 1 for a single row."""
-    if len(wanted) < 2:
-        return 1.0
-    right, chosen = _nearest(wanted), _nearest(found)
-    distances = [np.linalg.norm(wanted - wanted[nearest], axis=1) for nearest in (right, chosen)]
-    return float((distances[1] <= (1 + AS_NEAR) * distances[0]).mean())
-
-
-def _nearest(rows: NDArray[np.float64]) -> NDArray[np.intp]:
-    centred = rows - rows.mean(axis=0)  # which keeps distances, and digits that a common offset would take
-    squares = np.einsum("ij,ij->i", centred, centred)
-    nearest = [_nearest_of(centred, squares, start) for start in range(0, len(rows), _ROWS_AT_ONCE)]
-    return np.concatenate(nearest)
-
-
-def _nearest_of(rows: NDArray[np.float64], squares: NDArray[np.float64], start: int) -> NDArray[np.intp]:
-    distances = squares - 2 * (rows[start : start + _ROWS_AT_ONCE] @ rows.T)
-    own = np.arange(len(distances))
-    distances[own, start + own] = np.inf
-    return np.asarray(distances.argmin(axis=1))

@@ -12,12 +12,12 @@ from typing import ClassVar
 import numpy as np
 
 from fct_infer.artifacts.manifest import BundleFile, Engine, Parity
-from fct_infer.artifacts.precisions import CALIBRATED, LIMITS
+from fct_infer.artifacts.precisions import LIMITS
 from fct_infer.backends.loading import open_runner
 from fct_infer.backends.runner import Batch, Runner
 from fct_infer.errors import FctError, GateError, UnsupportedError, UsageError
 from fct_infer.storage import write_bytes
-from fct_infer.transformation import Float32Array
+from fct_infer.transformation import NEEDS_RANGES, Float32Array
 
 from .models import Model
 from .parity import check, compare, proof
@@ -67,7 +67,7 @@ class Exporter(ABC):
             FctError: the model cannot be converted, or the target's runtime is missing or refuses the file.
         """
         try:
-            if precision in CALIBRATED and job.calibration is None:
+            if precision in NEEDS_RANGES and job.calibration is None:
                 raise UsageError("takes its scales from real rows: --calibration GALLERY (calibration=...)")
             converted = self.convert(model, precision, job)
             written = write_bytes(folder / converted.name, converted.data)

@@ -6,7 +6,6 @@ Needs NumPy and the compiled core only; everything is imported on first use.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -54,10 +53,7 @@ if TYPE_CHECKING:
     from fct_infer.upgrade.run import upgrade_gallery as upgrade_gallery
     from fct_infer.upgrade.settings import Settings as Settings
 
-try:
-    __version__ = version("fct-infer")
-except PackageNotFoundError:  # a source tree on sys.path that was never installed
-    __version__ = "0+unknown"
+    __version__: str
 
 _ERRORS = (
     "ArrayError",
@@ -114,6 +110,8 @@ __all__ = [  # noqa: PLE0604 - the names above
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     if name == "_core":
@@ -122,6 +120,15 @@ def __getattr__(name: str) -> Any:
         except ImportError as error:
             raise ImportError(f"the compiled core of fct_infer does not load ({error}); install the package") from error
     raise AttributeError(f"module 'fct_infer' has no attribute {name!r}")
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("fct-infer")
+    except PackageNotFoundError:  # a source tree on sys.path that was never installed
+        return "0+unknown"
 
 
 def __dir__() -> list[str]:

@@ -16,6 +16,11 @@ _ADDRESSES, _ADDRESSES_OF_A_THREAD = 256 << 20, 96 << 20
 _MEMINFO, _STATM = Path("/proc/meminfo"), Path("/proc/self/statm")
 
 
+def counted(number: int, name: str) -> str:
+    """Return ``1 shard``, ``2,000 shards``."""
+    return f"{number:,} {name}" + ("" if number == 1 else "s")
+
+
 def usable_cpus() -> int:
     """Return how many CPUs threads of this process can keep busy, at least 1; a part of a CPU counts as one.
 

@@ -15,7 +15,9 @@ from fct_infer.errors import ArrayError
 from fct_infer.transformation import Add, Concat, Linear, Normalize, Program
 
 Float64Array = NDArray[np.float64]
+AS_NEAR = 0.01  # relative difference of two distances that no retrieval depends on
 _ROWS_AT_ONCE = 256  # of which all values are kept at once
+_SEARCHED_AT_ONCE = 512
 
 
 def apply_float64(program: Program, old: NDArray[Any], side: NDArray[Any] | None = None) -> Float64Array:
@@ -39,7 +41,7 @@ def apply_float64(program: Program, old: NDArray[Any], side: NDArray[Any] | None
 def largest_values(program: Program, old: NDArray[Any], side: NDArray[Any] | None = None) -> dict[str, float]:
     """Return the largest absolute value that each of :attr:`Program.linear_inputs` takes over some rows.
 
-    These are the ranges that 8-bit floating-point products are scaled by, found as ``fct-export`` finds them for its
+    These are the ranges that 8-bit products are scaled by, found as ``fct-export`` finds them for its
     files: the largest value seen, nothing cut; 1 for a value that is always zero.
 
     Args:
@@ -70,6 +72,18 @@ def row_cosines(expected: Float64Array, found: Float64Array) -> Float64Array:
     return np.where(both_zero, 1.0, dots / np.where(product > 0, product, 1.0))
 
 
+def top1_agreement(wanted: NDArray[np.float64], found: NDArray[np.float64]) -> float:
+    """Share of rows of (n, d) whose nearest other row, by L2 distance, is the same in both, or one as near.
+
+    1 for a single row. See :class:`fct_infer.artifacts.manifest.Parity`.
+    """
+    if len(wanted) < 2:
+        return 1.0
+    right, chosen = _nearest(wanted), _nearest(found)
+    distances = [np.linalg.norm(wanted - wanted[nearest], axis=1) for nearest in (right, chosen)]
+    return float((distances[1] <= (1 + AS_NEAR) * distances[0]).mean())
+
+
 def _values(program: Program, old: NDArray[Any], side: NDArray[Any] | None) -> dict[str, Float64Array]:
     given = {"old": old, "side": old if side is None else side}
     values = {name: _checked(name, given[name], dim, len(old)) for name, dim in program.dims.items()}
@@ -86,6 +100,20 @@ def _values(program: Program, old: NDArray[Any], side: NDArray[Any] | None) -> d
                 rows = values[step.input]
                 values[step.output] = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     return values
+
+
+def _nearest(rows: NDArray[np.float64]) -> NDArray[np.intp]:
+    centred = rows - rows.mean(axis=0)  # which keeps distances, and digits that a common offset would take
+    squares = np.einsum("ij,ij->i", centred, centred)
+    nearest = [_nearest_of(centred, squares, start) for start in range(0, len(rows), _SEARCHED_AT_ONCE)]
+    return np.concatenate(nearest)
+
+
+def _nearest_of(rows: NDArray[np.float64], squares: NDArray[np.float64], start: int) -> NDArray[np.intp]:
+    distances = squares - 2 * (rows[start : start + _SEARCHED_AT_ONCE] @ rows.T)
+    own = np.arange(len(distances))
+    distances[own, start + own] = np.inf
+    return np.asarray(distances.argmin(axis=1))
 
 
 def _checked(name: str, array: NDArray[Any], dim: int, rows: int) -> Float64Array:

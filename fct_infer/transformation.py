@@ -15,6 +15,7 @@ from fct_infer.device_arrays import device_call
 from fct_infer.errors import ArrayError, UnsupportedError, UsageError
 from fct_infer.identity import ModelId
 from fct_infer.machine import usable_cpus
+from fct_infer.pages import html_summary
 from fct_infer.program import (
     ACTIVATIONS,
     INPUTS,
@@ -50,7 +51,7 @@ __all__ = [  # a transformation and what it is made of have one address
 ]
 
 MAX_THREADS = 1024  # more than any machine has CPUs
-NEEDS_RANGES = ("fp8",)  # precisions of the core whose scales come from rows of a real gallery
+NEEDS_RANGES = ("int8", "fp8")  # precisions whose scales come from rows of a real gallery
 
 
 class Transformation:
@@ -64,16 +65,18 @@ class Transformation:
 
     Args:
         program: what to compute.
-        precision: ``fp32``; ``bf16`` (bfloat16 products, float32 sums) where the CPU has it natively; on devices also
-            ``tf32``, ``fp16`` and, from compute capability 8.9 on, ``fp8``. ``auto`` is the fastest that proves itself
-            on rows: the transformation can be upgraded with, which takes rows of the gallery, or handed to
-            :func:`fct_infer.choose_precision`, but not called.
+        precision: ``fp32``; ``bf16`` (bfloat16 products, float32 sums) where the CPU has it natively; on the CPU also
+            ``int8`` (8-bit products, exact sums; weights of 7 bits where the CPU's sums of larger ones saturate); on
+            devices also ``tf32``, ``fp16`` and, from compute capability 8.9 on, ``fp8``. ``auto`` is the fastest that
+            proves itself on rows: the transformation can be upgraded with, which takes rows of the gallery, or handed
+            to :func:`fct_infer.choose_precision`, but not called.
         threads: CPU threads a call may use; by default all this process may run on.
         device: ``cpu``, ``cuda`` (the first device), ``cuda:N``, or several: ``cuda:0,cuda:1`` share a call's rows.
         device_memory: most bytes of each device's memory to use; 0 leaves it to the core.
-        ranges: for ``fp8``, of each of :attr:`Program.linear_inputs` the largest absolute value that counts, as
-            :func:`fct_infer.reference.largest_values` finds it; larger ones are cut. Without them the transformation
-            can be upgraded with, which measures them on the gallery, but not called.
+        ranges: for ``int8`` and ``fp8``, of each of :attr:`Program.linear_inputs` the largest absolute value that
+            counts, as :func:`fct_infer.reference.largest_values` finds it; what is larger by more than a quarter (of
+            fp8: than twice that) is cut. Without them the transformation can be upgraded with, which measures them on
+            the gallery, but not called.
 
     Attributes:
         program: what it computes; None if another runtime computes something no program can hold.
@@ -144,7 +147,7 @@ class Transformation:
         from fct_infer import _core
 
         if self.device == "cpu":
-            return _core.Executable(program, self.precision)
+            return _core.Executable(program, self.precision, ranges=self.ranges)
         return _core.Executable(
             program, self.precision, device=self.device, device_memory=self.device_memory, ranges=self.ranges
         )
@@ -176,6 +179,13 @@ class Transformation:
 
         devices = device_numbers(self.device)
         return tuple(_core.precisions(f"cuda:{devices[0]}") if devices else _core.precisions())
+
+    @property
+    def int8_weight_bits(self) -> int | None:
+        """Bits of the weights in ``int8`` on this CPU: 8, or 7 where sums of larger ones saturate; None if not int8."""
+        from fct_infer import _core
+
+        return _core.cpu_int8_weight_bits() if self.precision == "int8" and self.backend == "core" else None
 
     def in_precision(self, precision: str, choice: str | None = None) -> Transformation:
         """Return the same transformation in another precision, and why; see :class:`Transformation`."""
@@ -279,6 +289,14 @@ class Transformation:
             f"Transformation(old_dim={self.old_dim}, side_dim={self.side_dim}, new_dim={self.new_dim}, "
             f"backend={self.backend!r}, device={self.device!r}, precision={self.precision!r}, threads={self.threads})"
         )
+
+    def _repr_html_(self) -> str:
+        side = f" + {self.side_dim}" if self.side_dim else ""
+        known = {
+            "widths": f"{self.old_dim}{side} -> {self.new_dim}",
+            "runs": f"by {self.backend} on {self.device} in {self.precision}, threads: {self.threads}",
+        }
+        return html_summary("Transformation", known)
 
 
 def check_transformation(h: object) -> None:

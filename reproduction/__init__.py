@@ -1,1 +1,1 @@
-"""The papers' experiment in small: BCT, FCT and FastFill on the built-in glyphs, several seeds (`make reproduce`)."""
+"""The papers' experiments in small: BCT, FCT and FastFill on glyphs and emoji; maps between text models."""

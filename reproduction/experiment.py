@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from fct_infer.training.data.glyphs import render_glyphs
+from fct_infer.training.data.images import LabelledImages
 from fct_infer.training.trainers.backbone_run import run_backbone, run_bct
 from fct_infer.training.trainers.side_information_run import run_side_information
 
@@ -42,12 +45,32 @@ class Link:
 
 @dataclass(frozen=True)
 class Scale:
-    """How large the experiment is; the changes are to every backbone, and to every h."""
+    """How large the experiment is, in images of a class; the changes are to every backbone, and to every h."""
 
     training_images: int
     test_images: int
     backbones: tuple[str, ...] = ()
     transformations: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is trained on which images.
+
+    Attributes:
+        models, links: by name.
+        configs: folder of the models' configurations.
+        images: returns those of a split at a scale; ``train`` is one.
+        searched: the other splits that every model embeds.
+        views: random views of each training image whose embeddings h is trained on.
+    """
+
+    models: Mapping[str, Model]
+    links: Mapping[str, Link]
+    configs: Path
+    images: Callable[[str, Scale], LabelledImages]
+    searched: tuple[str, ...] = ("test",)
+    views: int = 2
 
 
 SMALL = Scale(training_images=100, test_images=30)
@@ -154,3 +177,11 @@ STEPS: dict[tuple[str, str], str] = {
     ("old", "new"): WITH,
 }
 """(version of the gallery, version of the query) -> the transformation between them."""
+
+
+def _glyphs(split: str, scale: Scale) -> LabelledImages:
+    count = scale.training_images if split == "train" else scale.test_images
+    return render_glyphs(CLASSES, count, "train" if split == "train" else "test")
+
+
+GLYPHS = Experiment(MODELS, LINKS, Path("configs/glyphs"), _glyphs)

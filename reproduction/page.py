@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from . import plots
 from .figures import FIGURES
+from .table import table
 
 Shares: TypeAlias = NDArray[np.float64]
 Seeds: TypeAlias = Sequence[dict[str, Any]]
@@ -30,7 +31,7 @@ def write_page(path: Path, seeds: Seeds, test_images: int, machine: str) -> None
         path: the page; pictures take its name.
         seeds: what :func:`reproduction.figures.judge` returns, one a seed.
         test_images: how many images were searched.
-        machine: what it was computed on, in words.
+        machine: when and on what it was computed, in words.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures = {what: path.with_name(f"{path.stem}-{what}.png") for what in ("pairs", "sizes")}
@@ -41,16 +42,16 @@ def write_page(path: Path, seeds: Seeds, test_images: int, machine: str) -> None
         "",
         _ABOUT.format(images=test_images, seeds=count),
         "",
-        f"Computed on {machine}.",
+        f"Computed {machine}.",
         "",
-        *_table(
+        *table(
             ["query/gallery", *(f"{figure} %" for figure in FIGURES)],
             ((name, *(shown(figures[figure]) for figure in FIGURES)) for name, figures in rows.items()),
         ),
         "BCT's influence loss goes through the mean old embeddings of all classes; *completed*: through the trained "
         "old classifier, with means for the classes it lacks.",
         "",
-        *_table(
+        *table(
             ["backfilling, mean mAP over the curve's 22 points", "%"],
             ((name, shown(area)) for name, area in areas.items()),
         ),
@@ -91,14 +92,6 @@ def _stack(values: Sequence[Any]) -> Any:
     return np.array(values, np.float64)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    return [_row(head), "|" + "---|" * len(head), *map(_row, rows), ""]
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 def _claims(map_of: Mapping[str, Shares], psi: Mapping[str, Shares], gap_closed: Shares) -> list[str]:
     """One line a claim: in how many seeds it held, and the figures."""
     with_side, without = (map_of[f"FCT new/old, {kind} side-information"] for kind in ("with", "without"))
@@ -118,13 +111,15 @@ def _claims(map_of: Mapping[str, Shares], psi: Mapping[str, Shares], gap_closed:
         ("FastFill is above FCT", map_of["FastFill new/old"], with_side),
         ("backfilling by uncertainty beats a random order", by_uncertainty, random),
     ]
-    lines = []
-    for text, higher, lower in claims:
-        held = int((higher > lower).sum())
-        verdict = "yes" if held == len(higher) else "no" if held == 0 else "not always"
-        against = shown(lower) if isinstance(lower, np.ndarray) else f"{100 * lower:.0f}"
-        lines.append(f"- **{verdict}** ({held} of {len(higher)}): {text}: {shown(higher)} against {against} %.")
-    return lines
+    return [_claim(*each) for each in claims]
+
+
+def _claim(text: str, higher: Shares, lower: Shares | float) -> str:
+    """Return a line that says in how many seeds one figure was above the other."""
+    held = int((higher > lower).sum())
+    verdict = "yes" if held == len(higher) else "no" if held == 0 else "not always"
+    against = shown(lower) if isinstance(lower, np.ndarray) else f"{100 * lower:.0f}"
+    return f"- **{verdict}** ({held} of {len(higher)}): {text}: {shown(higher)} against {against} %."
 
 
 def _choices(seeds: Seeds, picture: str) -> list[str]:
@@ -133,13 +128,13 @@ def _choices(seeds: Seeds, picture: str) -> list[str]:
     return [
         "## Which side-information, and how large an h?",
         "",
-        *_table(
+        *table(
             ["side-information", "FCT new/old, mAP %"],
             ((name, shown(shares)) for name, shares in stack(seeds, "psi").items()),
         ),
         "The number is the width; `none` feeds the old embedding to both branches.",
         "",
-        *_table(
+        *table(
             ["h, by its share of the arithmetic of the paper's", "MFLOP a row", "FCT new/old, mAP %"],
             ((name, f"{size['mflop'].mean():.2f}", shown(size["mAP"])) for name, size in by_arithmetic),
         ),
@@ -153,7 +148,7 @@ def _across(seeds: Seeds) -> list[str]:
     return [
         "## Across architectures, losses and data",
         "",
-        *_table(
+        *table(
             ["what differs between old and new model", *columns[:3], "gap closed %"],
             (
                 (name, *(shown(figures[column]) for column in columns))
@@ -177,7 +172,7 @@ def _sequence(seeds: Seeds) -> list[str]:
         "",
         "Models trained on 20, 50 and 100 classes. Every gallery is brought to the version of the queries.",
         "",
-        *_table(
+        *table(
             ["mAP %, queries down, galleries across", *(f"v{column + 1}" for column in range(len(versions)))], cells
         ),
         f"v1's gallery searched by v3 after both steps, h(2→3) after h(1→2): {shown(sequence['chained'])} %; directly, "

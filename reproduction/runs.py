@@ -17,7 +17,6 @@ from fct_infer.gallery import write_npy
 from fct_infer.training.checkpoints import load_checkpoint
 from fct_infer.training.config import read_config
 from fct_infer.training.data.augment import Augmentation, augmented
-from fct_infer.training.data.glyphs import render_glyphs
 from fct_infer.training.data.images import LabelledImages
 from fct_infer.training.embedding import embed
 from fct_infer.training.models.base import Backbone, TransformationModule
@@ -26,11 +25,8 @@ from fct_infer.training.run import RunFolder
 from fct_infer.training.trainers.transformation_run import run_transformation
 from fct_infer.transformation import Float32Array, Transformation
 
-from .experiment import CLASSES, LINKS, MODELS, Link, Scale
+from .experiment import GLYPHS, Experiment, Scale
 from .jobs import Job
-
-CONFIGS = Path("configs/glyphs")
-VIEWS = 2  # random views of each training image whose embeddings h is trained on
 
 
 @dataclass(frozen=True)
@@ -41,52 +37,54 @@ class Runs:
     seed: int
     scale: Scale
     device: str
+    experiment: Experiment = GLYPHS
 
     def jobs(self) -> dict[str, Job]:
         """Return what trains whatever is not trained yet, and embeds training and test images by every model."""
         jobs = {}
-        for name, model in MODELS.items():
+        for name, model in self.experiment.models.items():
             jobs[self._job(name)] = Job(train_model, (self, name), self._jobs_of((model.needs or {}).values()))
-        for name, link in LINKS.items():
+        for name, link in self.experiment.links.items():
             needs = [model for model in (link.old, link.side, link.new) if model]
             jobs[self._job(name)] = Job(train_link, (self, name), self._jobs_of(needs))
         return jobs
 
     def embeddings(self, model: str, split: str = "test") -> Float32Array:
-        """Return a model's (n, d) embeddings of the ``test`` images, or of the views of the ``train`` images."""
+        """Return a model's (n, d) embeddings of the images of a split, of ``train`` those of random views."""
         return np.load(self._features(model, split))  # type: ignore[no-any-return]
 
-    def transformed(self, name: str) -> Float32Array:
+    def transformed(self, name: str, split: str = "test") -> Float32Array:
         """Return the old gallery of a link after its transformation."""
-        return self._apply(Transformation(to_program(self.transformation(name)), "fp32"), name)
+        return self._apply(Transformation(to_program(self.transformation(name)), "fp32"), name, split)
 
     def uncertainty(self, name: str) -> Float32Array:
         """Return FastFill's log-variance of each row of the old gallery of a link."""
-        return self._apply(Transformation(to_uncertainty_program(self.transformation(name)), "fp32"), name)[:, 0]
+        return self._apply(Transformation(to_uncertainty_program(self.transformation(name)), "fp32"), name, "test")[
+            :, 0
+        ]
 
     def transformation(self, name: str) -> TransformationModule:
         """Return a trained transformation."""
         return load_checkpoint(self.folder / name / "checkpoint", TransformationModule)[0]
 
     def images(self, split: str) -> LabelledImages:
-        """Return the images of a split, rendered."""
-        count = self.scale.training_images if split == "train" else self.scale.test_images
-        return render_glyphs(CLASSES, count, "train" if split == "train" else "test")
+        """Return the images of a split."""
+        return self.experiment.images(split, self.scale)
 
     def values(self, config: str, changes: tuple[str, ...]) -> dict[str, Any]:
-        """Return a configuration of ``configs/glyphs``, changed, for this seed and device."""
-        values = read_config(CONFIGS / f"{config}.yaml", changes)
+        """Return a configuration of the experiment, changed, for this seed and device."""
+        values = read_config(self.experiment.configs / f"{config}.yaml", changes)
         seed = values["training"]["seed"] + 100 * self.seed
         values["training"] |= {"seed": seed, "accelerator": self.device}
         return values
 
-    def _apply(self, h: Transformation, name: str) -> Float32Array:
-        link = LINKS[name]
-        old = self.embeddings(link.old)
+    def _apply(self, h: Transformation, name: str, split: str) -> Float32Array:
+        link = self.experiment.links[name]
+        old = self.embeddings(link.old, split)
         if not h.side_dim:  # its second branch reads the old embedding itself
             return h(old)
         assert link.side is not None
-        return h(old, self.embeddings(link.side))
+        return h(old, self.embeddings(link.side, split))
 
     def _features(self, model: str, split: str) -> Path:
         return self.folder / "features" / model / f"{split}.npy"
@@ -99,14 +97,14 @@ class Runs:
 
 
 def train_model(runs: Runs, name: str) -> None:
-    """Train an embedding model, and embed the views of the training images, and the test images."""
-    model = MODELS[name]
+    """Train an embedding model, and embed the views of the training images, and the other images."""
+    model = runs.experiment.models[name]
     images = f"data.arguments.images_per_class={runs.scale.training_images}"
     values = runs.values(model.config, (images, *runs.scale.backbones, *model.changes))
     values |= {key: str(runs.folder / needed) for key, needed in (model.needs or {}).items()}
     with RunFolder(runs.folder / name) as run:
         model.trainer(values, run)
-    for split in ("train", "test"):
+    for split in ("train", *runs.experiment.searched):
         file = runs.folder / "features" / name / f"{split}.npy"
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -117,24 +115,24 @@ def _embed(runs: Runs, name: str, split: str) -> NDArray[np.float32]:
     backbone = load_checkpoint(runs.folder / name / "checkpoint", Backbone)[0]
     images = runs.images(split).images
     device = torch.device(runs.device)
-    if split == "test":
+    if split != "train":
         return embed(backbone, images, device=device)
     light = Augmentation(**runs.values("new", ())["augmentation"])
-    views = (augmented(images, light, seed=1000 * runs.seed + view) for view in range(VIEWS))
+    views = (augmented(images, light, seed=1000 * runs.seed + view) for view in range(runs.experiment.views))
     return np.concatenate([embed(backbone, view, device=device) for view in views])
 
 
 def train_link(runs: Runs, name: str) -> None:
     """Train a transformation on the embeddings of the views of the training images."""
-    link: Link = LINKS[name]
+    link = runs.experiment.links[name]
     values = runs.values("transformation", (*runs.scale.transformations, *link.changes))
     inputs = {"old": link.old, "side": link.side, "new": link.new}
-    data: dict[str, Any] = {"views": VIEWS}
+    data: dict[str, Any] = {"views": runs.experiment.views}
     data |= {key: str(runs.folder / "features" / model / "train.npy") for key, model in inputs.items() if model}
     if link.fastfill:
         labels = runs.folder / "features" / "labels.npy"
         if not labels.exists():
-            write_npy(labels, np.tile(runs.images("train").labels, VIEWS))
+            write_npy(labels, np.tile(runs.images("train").labels, runs.experiment.views))
         data["labels"] = str(labels)
         values |= {"loss": "fastfill", "classifier": str(runs.folder / link.new)}
     with RunFolder(runs.folder / name) as run:

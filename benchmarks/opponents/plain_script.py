@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks import opponents
 from benchmarks.measure import Stopwatch, cores, peak_memory
-from benchmarks.programs import PROGRAMS
+from benchmarks.programs import UPGRADE_PROGRAMS
 
 BATCH = 4096
 
@@ -32,7 +32,7 @@ def main(
 ) -> None:
     opponents.find(runtime)  # imports do not count
     watch = Stopwatch()
-    h = PROGRAMS[program]
+    h = UPGRADE_PROGRAMS[program]
     apply = opponents.load(runtime, h, precision, cores())
     watch.lap("load_model")
 

@@ -4,9 +4,9 @@
 
 #include "checks.h"
 #include "cpu/one_thread.h"
+#include "cpu/thread_pool.h"
 #include "fct/assign.h"
 #include "nearest_list.h"
-#include "on_threads.h"
 #include "product_encoder.h"
 
 namespace fct {
@@ -37,7 +37,7 @@ class CpuAssigner : public Assigner {
               std::uint8_t* codes) const override {
     Call call{rows, count, lists, codes};
     const std::int64_t tiles = (count + NearestList::kTileRows - 1) / NearestList::kTileRows;
-    assign::on_threads(std::min<std::int64_t>(threads, tiles), [&] { work(call); });
+    cpu::on_threads(std::min<std::int64_t>(threads, tiles), [&] { work(call); });
     if (call.bad_row != cpu::kNoRow) throw NonFiniteRow("rows", call.bad_row);
   }
 

@@ -10,9 +10,9 @@
 #include <utility>
 
 #include "checks.h"
+#include "cpu/thread_pool.h"
 #include "fct/assign.h"
 #include "nearest_entry.h"
-#include "on_threads.h"
 
 namespace fct {
 namespace {
@@ -137,7 +137,7 @@ Codebooks refine_codebooks(const float* rows, std::int64_t count, Codebooks code
   const int width = codebooks.part_dim, dim = codebooks.parts * width;
   assign::check_rows(rows, count, dim);
   std::atomic<int> next_part{0};
-  assign::on_threads(std::min(threads, codebooks.parts), [&] {
+  cpu::on_threads(std::min(threads, codebooks.parts), [&] {
     std::vector<float> groups(at(assign::groups_of(count)) * kGroupRows * at(width));
     for (int part = next_part++; part < codebooks.parts; part = next_part++) {
       for (std::int64_t row = 0; row < count; ++row)

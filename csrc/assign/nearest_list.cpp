@@ -80,7 +80,7 @@ NearestList::NearestList(Centroids centroids, bool reduced, const cpu::LinearLib
                        {begin, begin + static_cast<std::ptrdiff_t>(at(lists) * dim)},
                        {biases.begin() + first, biases.begin() + first + lists},
                        Activation::kNone};
-    products_.push_back(library.make(layer, centroids_.dim, lists, input, DType::kFloat32, {kTileRows}));
+    products_.push_back(library.make(layer, {centroids_.dim, input}, {lists, DType::kFloat32}, {kTileRows}));
     scratch_bytes_ = std::max(scratch_bytes_, products_.back()->scratch_bytes());
   }
 }

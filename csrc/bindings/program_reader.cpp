@@ -86,11 +86,12 @@ Ranges read_ranges(const std::map<std::string, float>& ranges, const NamedProgra
                   "ranges: " + name + " is " + std::to_string(range) + ", wanted at least 0");
     read[found->second] = range;
   }
-  if (precision != Precision::kFp8) return read;
+  if (!needs_ranges(precision)) return read;
   for (ValueId value : linear_inputs(named.program))
     for (const auto& [name, id] : named.ids)
       if (id == value && read.count(id) == 0)
-        throw Error(ErrorKind::kArray, "ranges: fp8 needs the largest absolute value of " + name);
+        throw Error(ErrorKind::kArray, "ranges: " + std::string(name_of(precision)) +
+                                           " needs the largest absolute value of " + name);
   return read;
 }
 

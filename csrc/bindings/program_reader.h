@@ -21,8 +21,8 @@ struct NamedProgram {
 // Throws Error(kArtifact) if it is malformed.
 NamedProgram read_program(const py::object& program);
 
-// The ranges of named values, complete for fp8: throws Error(kArray) naming the value that is unknown, not a
-// finite number of at least 0, or missing.
+// The ranges of named values, complete if the precision needs them: throws Error(kArray) naming the value
+// that is unknown, not a finite number of at least 0, or missing.
 Ranges read_ranges(const std::map<std::string, float>& ranges, const NamedProgram& named,
                    Precision precision);
 

@@ -3,6 +3,7 @@
 #include "arrays.h"
 #include "fct/assign.h"
 #include "fct/error.h"
+#include "gil.h"
 #include "registry.h"
 
 namespace fct::bindings {
@@ -46,7 +47,7 @@ std::unique_ptr<Assigner> make(const py::object& centroids, const py::object& co
   std::optional<Codebooks> books;
   if (!centroids.is_none()) lists = centroids_from(centroids, metric);
   if (!codebooks.is_none()) books = codebooks_from(codebooks, by_residual);
-  const py::gil_scoped_release release;
+  const GilReleased released;
   return make_assigner(std::move(lists), std::move(books), reduced.value_or(prefers_reduced_assignment()));
 }
 
@@ -74,7 +75,7 @@ py::tuple assign(const Assigner& assigner, const py::array& rows, int threads) {
     codes = std::move(array);
   }
   {
-    const py::gil_scoped_release release;
+    const GilReleased released;
     assigner.assign(data, count, threads, list_data, code_data);
   }
   return py::make_tuple(lists, codes);
@@ -86,7 +87,7 @@ py::array refined_centroids(const py::array& rows, const py::object& centroids, 
   const float* data = float_rows(rows, lists.dim, threads);
   const std::int64_t count = rows.shape(0);
   {
-    const py::gil_scoped_release release;
+    const GilReleased released;
     lists = refine_centroids(data, count, std::move(lists), spherical, iterations, threads);
   }
   return FloatArray({lists.count, lists.dim}, lists.values.data());
@@ -97,7 +98,7 @@ py::array refined_codebooks(const py::array& rows, const py::object& codebooks, 
   const float* data = float_rows(rows, books.parts * books.part_dim, threads);
   const std::int64_t count = rows.shape(0);
   {
-    const py::gil_scoped_release release;
+    const GilReleased released;
     books = refine_codebooks(data, count, std::move(books), iterations, threads);
   }
   return FloatArray({books.parts, Codebooks::kEntries, books.part_dim}, books.values.data());

@@ -8,21 +8,22 @@
 #include "devices.h"
 #include "fct/cuda.h"
 #include "fct/error.h"
+#include "gil.h"
 #include "program_reader.h"
 #include "registry.h"
 
 namespace fct::bindings {
 namespace {
 
-constexpr std::array kPrecisions{Precision::kFp32, Precision::kTf32, Precision::kFp16, Precision::kBf16,
-                                 Precision::kFp8};
+constexpr std::array kPrecisions{Precision::kFp32, Precision::kTf32, Precision::kFp16,
+                                 Precision::kBf16, Precision::kFp8,  Precision::kInt8};
 
 Precision precision_from(const std::string& name, const std::string& device) {
   for (Precision precision : kPrecisions)
     if (name == name_of(precision)) return precision;
   throw Error(ErrorKind::kUnsupported,
               "unknown precision " + name + ", wanted " +
-                  (device == "cpu" ? "fp32 or bf16" : "fp32, tf32, fp16, bf16 or fp8"));
+                  (device == "cpu" ? "fp32, bf16 or int8" : "fp32, tf32, fp16, bf16 or fp8"));
 }
 
 std::vector<std::string> precisions(const std::string& device) {
@@ -37,7 +38,7 @@ std::unique_ptr<Executable> compile(const py::object& program, const std::string
   const Precision wanted = precision_from(precision, device);
   const NamedProgram named = read_program(program);
   const Ranges known = read_ranges(ranges.value_or(std::map<std::string, float>{}), named, wanted);
-  const py::gil_scoped_release release;
+  const GilReleased released;
   return make_engine(device, device_memory)->compile(named.program, wanted, known);
 }
 
@@ -50,7 +51,7 @@ py::dict describe(const CudaDeviceInfo& device) {
 
 py::dict status() {
   const CudaStatus found = [] {
-    const py::gil_scoped_release release;
+    const GilReleased released;
     return cuda_status();
   }();
   auto text = [](const std::string& value) {
@@ -79,7 +80,7 @@ void run_on_device(const Executable& executable, std::uintptr_t old, const std::
   InputRows side_rows{};
   if (side != 0) side_rows = {reinterpret_cast<const void*>(side), dtype_from_name(side_dtype)};
   const OutputRows out_rows{reinterpret_cast<void*>(out), dtype_from_name(out_dtype)};
-  const py::gil_scoped_release release;
+  const GilReleased released;
   on_device->run_on_device(old_rows, side_rows, out_rows, rows, reinterpret_cast<void*>(stream));
 }
 
@@ -119,7 +120,7 @@ void run(const Executable& executable, const py::array& old, const std::optional
   if (threads < 1)
     throw Error(ErrorKind::kArray, "threads is " + std::to_string(threads) + ", wanted at least 1");
   const std::int64_t rows = old.shape(0);
-  const py::gil_scoped_release release;  // from here on only C++ memory is touched
+  const GilReleased released;  // from here on only C++ memory is touched
   executable.run(old_rows, side_rows, out_rows, rows, threads);
 }
 
@@ -130,6 +131,8 @@ void register_executable(py::module_& m) {
         "Precisions the device runs natively, slowest first.");
   m.def("cpu_instruction_set", &cpu_instruction_set,
         "What linear layers are computed with on the CPU, as ONEDNN_MAX_CPU_ISA spells it: AVX2.");
+  m.def("cpu_int8_weight_bits", &cpu_int8_weight_bits,
+        "Bits of int8's weights on this CPU: 8; 7 where sums of larger ones saturate; 0: it has no int8.");
   m.def("cuda_status", &status, "Which devices can be used, or what is missing; never raises.");
   py::class_<Executable>(m, "Executable", "A program compiled for one device, or for several devices.")
       .def(py::init(&compile), py::arg("program"), py::arg("precision"), py::kw_only(),

@@ -3,6 +3,7 @@
 #include "arrays.h"
 #include "fct/error.h"
 #include "fct/pipeline.h"
+#include "gil.h"
 #include "registry.h"
 
 namespace fct::bindings {
@@ -82,13 +83,13 @@ py::dict run(const Executable& executable, const py::function& read, const py::f
     throw Error(ErrorKind::kArray, "old cannot stand in for side: their dims differ");
   SharedBlocks blocks;
   {
-    const py::gil_scoped_release release;  // pinning memory takes long, and other pipelines may be at work
+    const GilReleased released;  // pinning memory takes long, and other pipelines may be at work
     blocks = std::make_shared<std::vector<Block>>(allocate_blocks(executable, config));
   }
   const PipelineStages stages = stages_from(executable, config, blocks, read, write, index);
   PipelineTimes times;
   {
-    const py::gil_scoped_release release;
+    const GilReleased released;
     times = run_pipeline(executable, config, *blocks, stages);
   }
   using namespace py::literals;

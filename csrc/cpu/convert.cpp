@@ -79,6 +79,33 @@ FCT_VECTOR void bfloats_to_floats(const std::uint16_t* from, float* to, std::siz
   for (std::size_t i = 0; i < count; ++i) to[i] = float_of(static_cast<std::uint32_t>(from[i]) << 16);
 }
 
+// Adding 1.5 * 2^23 leaves no bits behind the point: the sum is rounded to the nearest even integer, which
+// then stands in its last bits.
+template <typename Integer>
+inline __attribute__((always_inline)) void to_integers(const float* from, Integer* to, std::size_t count,
+                                                       float inverse, float lowest, float highest) {
+  for (std::size_t i = 0; i < count; ++i) {
+    float value = from[i] * inverse;
+    value = value < lowest ? lowest : value;
+    value = value > highest ? highest : value;
+    to[i] = static_cast<Integer>(bits_of(value + 12582912.0f) - bits_of(12582912.0f));
+  }
+}
+
+FCT_VECTOR void floats_to_int8(const float* from, std::int8_t* to, std::size_t count, float inverse) {
+  to_integers(from, to, count, inverse, -127.0f, 127.0f);
+}
+
+FCT_VECTOR void floats_to_uint8(const float* from, std::uint8_t* to, std::size_t count, float inverse) {
+  to_integers(from, to, count, inverse, 0.0f, 255.0f);
+}
+
+template <typename Integer>
+void integers_to_floats(const void* from, float* to, std::size_t count, float scale) {
+  for (std::size_t i = 0; i < count; ++i)
+    to[i] = scale * static_cast<float>(static_cast<const Integer*>(from)[i]);
+}
+
 // Without its sign a floating-point number is ordered as its bits are; infinity and NaN are the largest.
 FCT_VECTOR bool all_within_float(const float* values, std::size_t count, std::int32_t limit) {
   std::int32_t beyond = 0;
@@ -129,14 +156,22 @@ constexpr std::size_t kPiece = 512;  // elements cast at once on the stack when 
 
 }  // namespace
 
-void convert(const void* from, DType from_type, void* to, DType to_type, std::size_t count) {
+void convert(const void* from, DType from_type, void* to, DType to_type, std::size_t count, float scale) {
   if (from_type == to_type) {
     std::memcpy(to, from, count * size_of(from_type));
+  } else if (from_type == DType::kFloat32 && to_type == DType::kInt8) {
+    floats_to_int8(static_cast<const float*>(from), static_cast<std::int8_t*>(to), count, 1 / scale);
+  } else if (from_type == DType::kFloat32 && to_type == DType::kUint8) {
+    floats_to_uint8(static_cast<const float*>(from), static_cast<std::uint8_t*>(to), count, 1 / scale);
   } else if (from_type == DType::kFloat32) {
     const auto* source = static_cast<const float*>(from);
     auto* target = static_cast<std::uint16_t*>(to);
     to_type == DType::kFloat16 ? floats_to_halves(source, target, count)
                                : floats_to_bfloats(source, target, count);
+  } else if (to_type == DType::kFloat32 && size_of(from_type) == 1) {
+    auto* target = static_cast<float*>(to);
+    from_type == DType::kInt8 ? integers_to_floats<std::int8_t>(from, target, count, scale)
+                              : integers_to_floats<std::uint8_t>(from, target, count, scale);
   } else if (to_type == DType::kFloat32) {
     const auto* source = static_cast<const std::uint16_t*>(from);
     auto* target = static_cast<float*>(to);
@@ -147,7 +182,7 @@ void convert(const void* from, DType from_type, void* to, DType to_type, std::si
     for (std::size_t done = 0; done < count; done += kPiece) {
       const std::size_t size = std::min(kPiece, count - done);
       convert(static_cast<const std::uint16_t*>(from) + done, from_type, piece, DType::kFloat32, size);
-      convert(piece, DType::kFloat32, static_cast<std::uint16_t*>(to) + done, to_type, size);
+      convert(piece, DType::kFloat32, static_cast<char*>(to) + done * size_of(to_type), to_type, size, scale);
     }
   }
 }
@@ -167,7 +202,7 @@ std::int64_t first_row_beyond(const void* data, DType dtype, std::int64_t rows, 
 }
 
 void add(const void* left, DType left_type, const void* right, DType right_type, void* out, DType out_type,
-         std::size_t count) {
+         std::size_t count, float out_scale) {
   float a[kPiece], b[kPiece];
   for (std::size_t done = 0; done < count; done += kPiece) {
     const std::size_t size = std::min(kPiece, count - done);
@@ -175,12 +210,13 @@ void add(const void* left, DType left_type, const void* right, DType right_type,
     convert(static_cast<const char*>(right) + done * size_of(right_type), right_type, b, DType::kFloat32,
             size);
     add_floats(a, b, a, size);
-    convert(a, DType::kFloat32, static_cast<char*>(out) + done * size_of(out_type), out_type, size);
+    convert(a, DType::kFloat32, static_cast<char*>(out) + done * size_of(out_type), out_type, size,
+            out_scale);
   }
 }
 
 void normalize_rows(const void* in, DType in_type, void* out, DType out_type, std::size_t rows,
-                    std::size_t width) {
+                    std::size_t width, float out_scale) {
   std::vector<float> values(width);
   for (std::size_t row = 0; row < rows; ++row) {
     const std::size_t first = row * width;
@@ -188,7 +224,7 @@ void normalize_rows(const void* in, DType in_type, void* out, DType out_type, st
             width);
     divide(values.data(), std::max(std::sqrt(squared_norm(values.data(), width)), 1e-12), width);
     convert(values.data(), DType::kFloat32, static_cast<char*>(out) + first * size_of(out_type), out_type,
-            width);
+            width, out_scale);
   }
 }
 

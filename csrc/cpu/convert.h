@@ -11,8 +11,9 @@
 
 namespace fct::cpu {
 
-// Copies `count` elements, casting. Rounds to nearest even.
-void convert(const void* from, DType from_type, void* to, DType to_type, std::size_t count);
+// Copies `count` elements, casting. Rounds to nearest even. An integer is worth `scale` times itself; values
+// that no integer holds are cut.
+void convert(const void* from, DType from_type, void* to, DType to_type, std::size_t count, float scale = 1);
 
 // True if no element is NaN, infinite, or larger than `limit` in absolute value.
 bool all_within(const void* data, DType dtype, std::size_t count, float limit);
@@ -34,10 +35,10 @@ inline std::int64_t first_bad_row(const void* data, DType dtype, std::int64_t ro
 
 // out[i] = left[i] + right[i], summed in float32.
 void add(const void* left, DType left_type, const void* right, DType right_type, void* out, DType out_type,
-         std::size_t count);
+         std::size_t count, float out_scale = 1);
 
 // Divides each row by its L2 norm (at least 1e-12), computed in float64.
 void normalize_rows(const void* in, DType in_type, void* out, DType out_type, std::size_t rows,
-                    std::size_t width);
+                    std::size_t width, float out_scale = 1);
 
 }  // namespace fct::cpu

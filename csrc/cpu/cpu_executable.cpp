@@ -13,19 +13,18 @@
 #include <new>
 #include <random>
 #include <sstream>
-#include <system_error>
-#include <thread>
 
 #include "bounds.h"
 #include "convert.h"
 #include "fct/error.h"
 #include "one_thread.h"
+#include "thread_pool.h"
 
 namespace fct::cpu {
 namespace {
 
 constexpr std::size_t kAlignment = 64;
-constexpr int kMostThreads = 1024;           // of a call: more than any machine has cores
+constexpr std::int64_t kFewRows = 32;
 constexpr std::size_t kTileBytes = 8 << 20;  // activations of one tile: about one core's share of cache
 
 std::size_t at(int index) { return static_cast<std::size_t>(index); }
@@ -36,7 +35,7 @@ std::vector<int> candidate_tiles(std::size_t bytes_per_row) {
   int largest = 512;
   while (largest > 64 && bytes_per_row * at(largest) > kTileBytes) largest /= 2;
   std::vector<int> tiles{largest};
-  for (int rows : {128, 32, 8})
+  for (int rows : {128, 64, 32, 8})
     if (rows < largest) tiles.push_back(rows);
   return tiles;
 }
@@ -45,13 +44,15 @@ struct Matrix {
   void* data;
   DType dtype;
   std::size_t width;
+  float scale;
 
   char* row(std::size_t index) const { return static_cast<char*>(data) + index * width * size_of(dtype); }
 };
 
 void copy_columns(const Matrix& from, const Matrix& to, std::size_t column, std::size_t rows) {
   for (std::size_t row = 0; row < rows; ++row)
-    convert(from.row(row), from.dtype, to.row(row) + column * size_of(to.dtype), to.dtype, from.width);
+    convert(from.row(row), from.dtype, to.row(row) + column * size_of(to.dtype), to.dtype, from.width,
+            from.scale * to.scale);  // of two that are integers both are the same, and nothing is scaled
 }
 
 }  // namespace
@@ -71,13 +72,16 @@ Workspace::Workspace(const Plan& plan, int rows, std::size_t scratch_bytes) {
 
 void Workspace::Free::operator()(char* pointer) const { std::free(pointer); }
 
-// The lowest row that was not finite wins, whichever thread met it: tiles are handed out in order, and those
-// before a bad one are always finished.
+// Rows are handed out in order, to whichever thread asks next, in tiles that get smaller towards the end: the
+// threads end together though one was delayed, and large tiles, which are faster, do most of the work. The
+// lowest row that was not finite wins, whichever thread met it, as tiles before a bad one are always
+// finished.
 struct CpuExecutable::Call {
   InputRows old, side;
   OutputRows out;
   std::int64_t rows;
-  std::size_t tile;
+  std::int64_t threads;
+  int only_tile = -1;  // the tile to take whatever is left
   std::atomic<std::int64_t> next_row{0};
   std::atomic<bool> failed{false};
   std::atomic<std::int64_t> bad_row{kNoRow};
@@ -94,20 +98,19 @@ struct CpuExecutable::Call {
   }
 };
 
-CpuExecutable::CpuExecutable(const Program& program, Precision precision, const LinearLibrary& library)
+CpuExecutable::CpuExecutable(const Program& program, Precision precision, const LinearLibrary& library,
+                             const Ranges& ranges)
     : program_(program),
       precision_(precision),
-      plan_(make_plan(program, precision)),
-      largest_input_(largest_safe_input(program)) {
+      plan_(make_plan(program, precision, ranges)),
+      largest_input_(largest_safe_input(program, precision == Precision::kInt8)) {
   const OneThreadPerCaller guard;
   tile_rows_ = candidate_tiles(plan_.bytes_per_row());
   for (Step& step : program_.steps) {
     auto* linear = std::get_if<Linear>(&step);
     linears_.push_back(nullptr);
     if (linear == nullptr) continue;
-    linears_.back() = library.make(*linear, program_.width(linear->input), program_.width(linear->output),
-                                   plan_.values[at(linear->input)].dtype,
-                                   plan_.values[at(linear->output)].dtype, tile_rows_);
+    linears_.back() = library.make(*linear, operand(linear->input), operand(linear->output), tile_rows_);
     scratch_bytes_ = std::max(scratch_bytes_, linears_.back()->scratch_bytes());
     linear->weight = {};
     linear->bias = {};
@@ -117,19 +120,16 @@ CpuExecutable::CpuExecutable(const Program& program, Precision precision, const 
 
 CpuExecutable::~CpuExecutable() = default;
 
+Operand CpuExecutable::operand(ValueId value) const {
+  const Plan::Value& planned = plan_.values[at(value)];
+  return {program_.width(value), planned.dtype, planned.multiplied, planned.scale};
+}
+
 void CpuExecutable::run(InputRows old, InputRows side, OutputRows out, std::int64_t rows, int threads) const {
-  threads = std::min(threads, kMostThreads);
-  const std::size_t tile = choose_tile(rows, threads);
-  Call call{old, side, out, rows, tile};
-  const std::int64_t tiles = (rows + tile_rows_[tile] - 1) / tile_rows_[tile];
-  std::vector<std::jthread> helpers;
-  try {
-    for (std::int64_t i = 1; i < std::min<std::int64_t>(threads, tiles); ++i)
-      helpers.emplace_back([&] { work(call); });
-  } catch (const std::system_error&) {  // the machine allows no more: those there are do the work
-  }
-  work(call);
-  helpers.clear();  // joins
+  const std::int64_t least = tile_rows_[usable_tiles_.back()];
+  const std::int64_t useful = std::clamp<std::int64_t>((rows + least - 1) / least, 1, threads);
+  Call call{old, side, out, rows, useful};
+  on_threads(useful, [&] { work(call); });
   if (call.error) std::rethrow_exception(call.error);
   if (call.bad_row != kNoRow) throw NonFiniteRow(call.bad_array, call.bad_row);
 }
@@ -154,7 +154,7 @@ void CpuExecutable::keep_equal_tiles() {
   auto result = [&](std::size_t tile) {
     std::vector<float> out(at(rows) * at(new_dim()));
     const void* side_data = program_.has_side() ? side.data() : nullptr;
-    Call call{{old.data()}, {side_data}, {out.data()}, rows, tile};
+    Call call{{old.data()}, {side_data}, {out.data()}, rows, 1, static_cast<int>(tile)};
     work(call);
     if (call.error) std::rethrow_exception(call.error);
     return out;
@@ -168,24 +168,29 @@ void CpuExecutable::keep_equal_tiles() {
   }
 }
 
-// The largest tile that gives every thread several, so that a delayed one does not hold up the call; else the
-// largest that gives every thread one; else the smallest.
-std::size_t CpuExecutable::choose_tile(std::int64_t rows, int threads) const {
-  for (const std::int64_t tiles_per_thread : {4, 1})
-    for (std::size_t tile : usable_tiles_)
-      if (rows >= tiles_per_thread * threads * tile_rows_[tile]) return tile;
-  return usable_tiles_.back();
+// The largest tile that is at most half of each thread's share of what is left; near the end, as tiles of a
+// few rows are slow, the smallest that holds such a share.
+std::size_t CpuExecutable::next_tile(std::int64_t rows_left, std::int64_t threads) const {
+  const std::int64_t share = (rows_left + threads - 1) / threads;
+  if (share <= kFewRows) {
+    const auto holds = [&](std::size_t tile) { return tile_rows_[tile] >= share; };
+    return *std::find_if(usable_tiles_.rbegin(), std::prev(usable_tiles_.rend()), holds);
+  }
+  const auto fits = [&](std::size_t tile) { return tile_rows_[tile] <= std::max(share / 2, kFewRows); };
+  return *std::find_if(usable_tiles_.begin(), std::prev(usable_tiles_.end()), fits);
 }
 
 void CpuExecutable::work(Call& call) const {
   try {
     const OneThreadPerCaller guard;
     auto workspace = borrow_workspace();
-    const int step = tile_rows_[call.tile];
-    for (;;) {
-      const std::int64_t first = call.next_row.fetch_add(step);
-      if (first >= call.rows || call.failed || first > call.bad_row) break;
-      run_tile(call, *workspace, first);
+    std::int64_t first = call.next_row;
+    while (first < call.rows && !call.failed && first <= call.bad_row) {
+      const std::size_t tile =
+          call.only_tile >= 0 ? at(call.only_tile) : next_tile(call.rows - first, call.threads);
+      if (!call.next_row.compare_exchange_weak(first, first + tile_rows_[tile])) continue;
+      run_tile(call, *workspace, first, tile);
+      first = call.next_row;
     }
     return_workspace(std::move(workspace));
   } catch (...) {
@@ -195,8 +200,9 @@ void CpuExecutable::work(Call& call) const {
   }
 }
 
-void CpuExecutable::run_tile(Call& call, Workspace& workspace, std::int64_t first_row) const {
-  const int tile_rows = tile_rows_[call.tile];
+void CpuExecutable::run_tile(Call& call, Workspace& workspace, std::int64_t first_row,
+                             std::size_t tile) const {
+  const int tile_rows = tile_rows_[tile];
   const std::int64_t rows = std::min<std::int64_t>(tile_rows, call.rows - first_row);
   const bool is_full = rows == tile_rows;
   std::vector<void*> values(plan_.values.size());
@@ -220,7 +226,7 @@ void CpuExecutable::run_tile(Call& call, Workspace& workspace, std::int64_t firs
       return;
     }
     const std::size_t count = static_cast<std::size_t>(rows) * at(width);
-    convert(source, input.dtype, values[at(value)], planned.dtype, count);
+    convert(source, input.dtype, values[at(value)], planned.dtype, count, planned.scale);
     std::memset(static_cast<char*>(values[at(value)]) + count * size_of(planned.dtype), 0,
                 (at(tile_rows) * at(width) - count) * size_of(planned.dtype));
   };
@@ -235,7 +241,7 @@ void CpuExecutable::run_tile(Call& call, Workspace& workspace, std::int64_t firs
   const bool direct = is_full && call.out.dtype == computed;
   if (direct) values[at(program_.output)] = target;
   for (std::size_t index = 0; index < program_.steps.size(); ++index)
-    run_step(index, call.tile, values, workspace.scratch());
+    run_step(index, tile, values, workspace.scratch());
   if (!direct) convert(values[at(program_.output)], computed, target, call.out.dtype, new_count);
   const std::int64_t bad = first_bad_row(target, call.out.dtype, rows, new_width);
   if (bad != kNoRow) call.report_bad_row("result", first_row + bad);
@@ -248,22 +254,27 @@ void CpuExecutable::run_step(std::size_t index, std::size_t tile, std::vector<vo
   auto data = [&](ValueId value) { return values[at(value)]; };
   auto dtype = [&](ValueId value) { return plan_.values[at(value)].dtype; };
   auto width = [&](ValueId value) { return at(program_.width(value)); };
+  auto scale = [&](ValueId value) {  // of an integer
+    const Plan::Value& planned = plan_.values[at(value)];
+    return size_of(planned.dtype) == 1 ? planned.scale : 1;
+  };
   if (const auto* linear = std::get_if<Linear>(&step)) {
     linears_[index]->run(tile, data(linear->input), data(linear->output), scratch);
   } else if (const auto* concat = std::get_if<Concat>(&step)) {
-    const Matrix out{data(concat->output), dtype(concat->output), width(concat->output)};
+    const Matrix out{data(concat->output), dtype(concat->output), width(concat->output),
+                     scale(concat->output)};
     std::size_t column = 0;
     for (ValueId input : concat->inputs) {
-      copy_columns({data(input), dtype(input), width(input)}, out, column, rows);
+      copy_columns({data(input), dtype(input), width(input), scale(input)}, out, column, rows);
       column += width(input);
     }
   } else if (const auto* sum = std::get_if<Add>(&step)) {
     add(data(sum->left), dtype(sum->left), data(sum->right), dtype(sum->right), data(sum->output),
-        dtype(sum->output), rows * width(sum->output));
+        dtype(sum->output), rows * width(sum->output), scale(sum->output));
   } else {
     const auto& norm = std::get<Normalize>(step);
     normalize_rows(data(norm.input), dtype(norm.input), data(norm.output), dtype(norm.output), rows,
-                   width(norm.output));
+                   width(norm.output), scale(norm.output));
   }
 }
 

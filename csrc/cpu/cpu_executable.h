@@ -29,7 +29,8 @@ class Workspace {
 
 class CpuExecutable : public Executable {
  public:
-  CpuExecutable(const Program& program, Precision precision, const LinearLibrary& library);
+  CpuExecutable(const Program& program, Precision precision, const LinearLibrary& library,
+                const Ranges& ranges = {});
   ~CpuExecutable() override;
 
   void run(InputRows old, InputRows side, OutputRows out, std::int64_t rows, int threads) const override;
@@ -42,10 +43,11 @@ class CpuExecutable : public Executable {
  private:
   struct Call;  // the arguments of one run() and where it stands
 
+  Operand operand(ValueId value) const;
   void keep_equal_tiles();
-  std::size_t choose_tile(std::int64_t rows, int threads) const;
+  std::size_t next_tile(std::int64_t rows_left, std::int64_t threads) const;
   void work(Call& call) const;
-  void run_tile(Call& call, Workspace& workspace, std::int64_t first_row) const;
+  void run_tile(Call& call, Workspace& workspace, std::int64_t first_row, std::size_t tile) const;
   void run_step(std::size_t index, std::size_t tile, std::vector<void*>& values, void* scratch) const;
   std::unique_ptr<Workspace> borrow_workspace() const;
   void return_workspace(std::unique_ptr<Workspace> workspace) const;

@@ -21,11 +21,23 @@ class LinearOp {
   virtual std::string kernel() const = 0;
 };
 
+// One side of a layer: how wide, how it is stored, and what is multiplied. The two differ only where float32
+// is stored and integers are multiplied; then value = scale * integer.
+struct Operand {
+  Operand(int columns, DType type) : width(columns), stored(type), multiplied(type) {}
+  Operand(int columns, DType type, DType product, float unit)
+      : width(columns), stored(type), multiplied(product), scale(unit) {}
+
+  int width;
+  DType stored, multiplied;
+  float scale = 1;
+};
+
 class LinearLibrary {
  public:
   virtual ~LinearLibrary() = default;
   // Row counts are given largest first; weights are packed once and shared by all of them.
-  virtual std::unique_ptr<LinearOp> make(const Linear& layer, int d_in, int d_out, DType input, DType output,
+  virtual std::unique_ptr<LinearOp> make(const Linear& layer, const Operand& input, const Operand& output,
                                          const std::vector<int>& tile_rows) const = 0;
 };
 
@@ -38,5 +50,9 @@ struct InstructionSet {
   bool has_bf16;     // bfloat16 products are instructions; otherwise they are emulated, or not there at all
 };
 InstructionSet onednn_instruction_set();
+
+// Up to which size 8-bit weights give exact sums on this CPU, found by trying the worst there are: 127 where
+// products are summed in 32 bits; 64 where pairs of them are summed in 16, which saturate beyond; 0: never.
+int largest_exact_weight();
 
 }  // namespace fct::cpu

@@ -2,17 +2,20 @@
 #include <omp.h>
 
 #include <dnnl.hpp>
-#include <new>
 #include <unordered_map>
 #include <utility>
 
 #include "fct/error.h"
 #include "linear_op.h"
+#include "onednn.h"
+#include "onednn_integer.h"
 
 namespace fct::cpu {
 namespace {
 
-using Tag = dnnl::memory::format_tag;
+using onednn::cpu;
+using onednn::Tag;
+using onednn::translated;
 
 // In the order in which each holds all that the CPUs with those before it have, as far as they are
 // comparable.
@@ -34,50 +37,19 @@ dnnl::memory::data_type type_of(DType dtype) {
   return dtype == DType::kBFloat16 ? dnnl::memory::data_type::bf16 : dnnl::memory::data_type::f32;
 }
 
-const dnnl::engine& cpu() {
-  static const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
-  return engine;
-}
-
-dnnl::primitive_attr attributes(Activation activation) {
-  dnnl::primitive_attr attr;
-  attr.set_scratchpad_mode(dnnl::scratchpad_mode::user);
-  attr.set_fpmath_mode(dnnl::fpmath_mode::strict);  // whatever the environment says: fp32 means fp32
-  dnnl::post_ops post_ops;
-  if (activation == Activation::kRelu) post_ops.append_eltwise(dnnl::algorithm::eltwise_relu, 0.f, 0.f);
-  if (activation == Activation::kGelu) post_ops.append_eltwise(dnnl::algorithm::eltwise_gelu_erf, 0.f, 0.f);
-  attr.set_post_ops(post_ops);
-  return attr;
-}
-
-std::string text(const dnnl::error& error, const char* what) {
-  return std::string("oneDNN cannot ") + what + " a linear layer with " + onednn_instruction_set().name +
-         ": " + error.message;
-}
-
-// What oneDNN throws is no std::exception's kind that anyone above knows.
-template <typename Work>
-auto translated(ErrorKind kind, const char* what, const Work& work) {
-  try {
-    return work();
-  } catch (const dnnl::error& error) {
-    if (error.status == dnnl_out_of_memory) throw std::bad_alloc();
-    throw Error(kind, text(error, what));
-  }
-}
-
 class OnednnLinear : public LinearOp {
  public:
-  OnednnLinear(const Linear& layer, int d_in, int d_out, DType input, DType output,
+  OnednnLinear(const Linear& layer, const Operand& input, const Operand& output,
                const std::vector<int>& tile_rows) {
     using Desc = dnnl::memory::desc;
+    const int d_in = input.width, d_out = output.width;
     const Desc bias_desc({d_out}, dnnl::memory::data_type::f32, Tag::a);
-    Desc weights_desc({d_out, d_in}, type_of(input), Tag::any);  // fixed by the first, largest tile
+    Desc weights_desc({d_out, d_in}, type_of(input.stored), Tag::any);  // fixed by the first, largest tile
     for (int rows : tile_rows) {
-      const Desc source({rows, d_in}, type_of(input), Tag::ab),
-          target({rows, d_out}, type_of(output), Tag::ab);
+      const Desc source({rows, d_in}, type_of(input.stored), Tag::ab),
+          target({rows, d_out}, type_of(output.stored), Tag::ab);
       descs_.emplace_back(cpu(), dnnl::prop_kind::forward_inference, source, weights_desc, bias_desc, target,
-                          attributes(layer.activation));
+                          onednn::attributes(layer.activation));
       primitives_.emplace_back(descs_.back());
       weights_desc = descs_.back().weights_desc();
       scratch_bytes_ = std::max(scratch_bytes_, descs_.back().scratchpad_desc().get_size());
@@ -120,10 +92,12 @@ class OnednnLinear : public LinearOp {
 
 class OnednnLibrary : public LinearLibrary {
  public:
-  std::unique_ptr<LinearOp> make(const Linear& layer, int d_in, int d_out, DType input, DType output,
+  std::unique_ptr<LinearOp> make(const Linear& layer, const Operand& input, const Operand& output,
                                  const std::vector<int>& tile_rows) const override {
-    return translated(ErrorKind::kUnsupported, "prepare", [&] {
-      return std::make_unique<OnednnLinear>(layer, d_in, d_out, input, output, tile_rows);
+    return translated(ErrorKind::kUnsupported, "prepare", [&]() -> std::unique_ptr<LinearOp> {
+      if (size_of(input.multiplied) == 1)
+        return make_integer_linear(layer, input, output, tile_rows, largest_exact_weight());
+      return std::make_unique<OnednnLinear>(layer, input, output, tile_rows);
     });
   }
 };

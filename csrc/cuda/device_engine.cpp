@@ -49,6 +49,9 @@ class DeviceEngine : public Engine {
                                       const Ranges& ranges) const override {
     validate(program);
     const auto native = precisions();
+    if (precision == Precision::kInt8)
+      throw Error(ErrorKind::kUnsupported,
+                  "an NVIDIA device computes in fp32, tf32, fp16, bf16 or fp8, not in int8");
     if (std::find(native.begin(), native.end(), precision) == native.end())
       throw Error(ErrorKind::kUnsupported, std::string("precision ") + name_of(precision) +
                                                " needs compute capability 8.9 or newer, not " +

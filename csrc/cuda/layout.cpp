@@ -29,33 +29,6 @@ std::vector<bool> gathered_concats(const Program& program) {
   return gathered;
 }
 
-// All parts of a short concat share its scale, because a layer that reads it has one scale for its input.
-std::vector<float> scales_of(const Program& program, const std::vector<DType>& types, const Ranges& ranges) {
-  std::vector<float> range(program.widths.size(), 0);
-  for (ValueId value : linear_inputs(program)) {
-    const auto found = ranges.find(value);
-    if (found == ranges.end() || !(found->second >= 0) || !std::isfinite(found->second))
-      throw Error(ErrorKind::kArray, "fp8 needs the range of every value that a linear layer reads; value " +
-                                         std::to_string(value) + " has none that is finite");
-    range[at(value)] = found->second;
-  }
-  for (bool changed = true; changed;) {
-    changed = false;
-    for (const Step& step : program.steps) {
-      if (!std::holds_alternative<Concat>(step) || types[at(output_of(step))] != DType::kFloat8) continue;
-      auto related = inputs_of(step);
-      related.push_back(output_of(step));
-      float largest = 0;
-      for (ValueId value : related) largest = std::max(largest, range[at(value)]);
-      for (ValueId value : related) changed |= std::exchange(range[at(value)], largest) != largest;
-    }
-  }
-  std::vector<float> scales;
-  for (std::size_t value = 0; value < range.size(); ++value)
-    scales.push_back(types[value] == DType::kFloat8 ? float8_scale(range[value]) : 1);
-  return scales;
-}
-
 }  // namespace
 
 std::int64_t padded_width(std::int64_t width) { return (width + kPadding - 1) / kPadding * kPadding; }
@@ -78,7 +51,11 @@ Layout make_layout(const Program& program, Precision precision, const Ranges& ra
   const auto types = storage_types(program, precision);
   const auto gathered = gathered_concats(program);
   std::vector<float> scales(types.size(), 1);
-  if (precision == Precision::kFp8) scales = scales_of(program, types, ranges);
+  if (precision == Precision::kFp8) {
+    const auto range = shared_ranges(program, types, DType::kFloat8, ranges, precision);
+    for (std::size_t value = 0; value < types.size(); ++value)
+      if (types[value] == DType::kFloat8) scales[value] = float8_scale(range[value]);
+  }
 
   Layout layout;
   for (std::size_t value = 0; value < types.size(); ++value) {

@@ -37,7 +37,7 @@ Bound of_linear(const Linear& layer, const Bound& in, std::size_t d_in) {
 
 }  // namespace
 
-float largest_safe_input(const Program& program) {
+float largest_safe_input(const Program& program, bool everywhere) {
   std::vector<Bound> bounds(program.widths.size());
   auto of = [&](ValueId value) -> Bound& { return bounds[static_cast<std::size_t>(value)]; };
   double safe = kAnything;
@@ -61,6 +61,7 @@ float largest_safe_input(const Program& program) {
       const auto& norm = std::get<Normalize>(step);
       of(norm.output) = {0, 1, of(norm.input).safe};
     }
+    if (everywhere) safe = std::min(safe, of(output_of(step)).safe);
   }
   if (safe >= FLT_MAX) return FLT_MAX;
   return std::nextafter(static_cast<float>(safe), 0.0f);

@@ -27,5 +27,4 @@ LIMITS = {
     "fp8": Limits(2e-1, 0.98, 0.80),
 }
 PRECISIONS = tuple(LIMITS)
-CALIBRATED = ("int8", "fp8")  # their scales come from rows of a real gallery
-CALIBRATION_ROWS = 4096  # of them, by default
+CALIBRATION_ROWS = 4096  # of a real gallery, by default, for those of NEEDS_RANGES

@@ -14,6 +14,7 @@ from typing import Any, NoReturn, TextIO, cast
 import click
 
 from fct_infer import __version__
+from fct_infer.cli import _verbosity
 from fct_infer.errors import FctError, ResourceError, StoppedError
 
 
@@ -90,16 +91,17 @@ def run_cli(command: click.Command, *, resumes: bool = False) -> NoReturn:
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # nohup ignores it
         signal.signal(signal.SIGHUP, _raise_terminated)
     _watch_streams()
-    if all(option.name != "version" for option in command.params):  # in tests a process runs several
-        command = click.version_option(__version__, message="%(prog)s %(version)s")(command)
+    command = with_common_options(command)
+    _verbosity.begin()
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         result: Any = command.main(standalone_mode=False)
         _flush()
         sys.exit(result if isinstance(result, int) else 0)
     except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+        _fail_usage(error)
     except FctError as error:
+        _verbosity.explain(error)
         _fail(f"error: {error}", error.exit_code)
     except Terminated as stop:
         if resumes:
@@ -118,6 +120,14 @@ def run_cli(command: click.Command, *, resumes: bool = False) -> NoReturn:
         if isinstance(error.__cause__, BrokenPipeError):
             sys.exit(0)  # whoever read it has had enough
         _fail(f"error: the work is done, but its result cannot be printed: {error}", ResourceError.exit_code)
+
+
+def with_common_options(command: click.Command) -> click.Command:
+    """Give a command the options that all have: ``--version``, ``-q``, ``-v``."""
+    if all(option.name != "version" for option in command.params):  # in tests a process runs several
+        command = click.version_option(__version__, message="%(prog)s %(version)s")(command)
+    _verbosity.add_options(command)
+    return command
 
 
 def say_files_are_code(model: Path) -> None:
@@ -143,6 +153,15 @@ def show_table(table: Sequence[Sequence[str]], numbers: Sequence[int]) -> None:
         click.echo("  ".join(cells).rstrip())
 
 
+def duration_text(seconds: float) -> str:
+    """Return a duration for people: ``3 min 20 s``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
 def json_option() -> Callable[[Any], Any]:
     """Return the ``--json`` flag, the same in every command."""
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout.")
@@ -160,6 +179,16 @@ def _forget_stdout() -> None:
     """What is still to be written to it would fail once more when Python ends."""
     with suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _fail_usage(error: click.ClickException) -> NoReturn:
+    """Say a usage error in one line, as all errors; a group without a command shows its help."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+        sys.exit(error.exit_code)
+    context = getattr(error, "ctx", None)
+    says_more = f"; {context.command_path} --help says more" if context is not None else ""
+    _fail(f"error: {' '.join(error.format_message().split()).rstrip('.')}{says_more}", error.exit_code)
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:

@@ -10,12 +10,22 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from fct_infer.cli._common import duration_text
+from fct_infer.cli._verbosity import detail, is_quiet, is_verbose
+
 PLAIN_INTERVAL = 5.0  # seconds between plain lines
 
 
 @contextmanager
 def progress_on_stderr(unit: str = "rows") -> Iterator[Callable[[str, int, int], None]]:
-    """Yield a callable ``progress(stage, done, whole)``, counted in ``unit``."""
+    """Yield a callable ``progress(stage, done, whole)``, counted in ``unit``; under ``-q`` one that says nothing."""
+    if is_quiet():
+        yield _silent
+        return
+    if is_verbose():
+        with _TimedStages(_PlainLines(unit)) as stages:
+            yield stages
+        return
     if not sys.stderr.isatty():
         yield _PlainLines(unit)
         return
@@ -28,6 +38,32 @@ def progress_on_stderr(unit: str = "rows") -> Iterator[Callable[[str, int, int],
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         yield _Bars(bars, unit)
+
+
+def _silent(_stage: str, _done: int, _whole: int) -> None: ...
+
+
+class _TimedStages:
+    """Plain lines, and after each stage how long it took."""
+
+    def __init__(self, lines: _PlainLines) -> None:
+        self._lines, self._stage, self._start = lines, "", 0.0
+
+    def __enter__(self) -> _TimedStages:
+        return self
+
+    def __exit__(self, *_raised: object) -> None:
+        self._end_stage()
+
+    def __call__(self, stage: str, done: int, rows: int) -> None:
+        if stage != self._stage:
+            self._end_stage()
+            self._stage, self._start = stage, time.monotonic()
+        self._lines(stage, done, rows)
+
+    def _end_stage(self) -> None:
+        if self._stage:
+            detail(f"{self._stage} took {duration_text(time.monotonic() - self._start)}")
 
 
 class _Speed:
@@ -69,5 +105,5 @@ class _PlainLines:
         self._printed = now
         text = f"{stage}: {done:,}/{rows:,} {self._unit}"
         if speed:
-            text += f", {speed:,.0f} {self._unit}/s, {(rows - done) / speed:.0f} s left"
+            text += f", {speed:,.0f} {self._unit}/s, {duration_text((rows - done) / speed)} left"
         print(text, file=sys.stderr, flush=True)

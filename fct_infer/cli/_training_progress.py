@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bars
 
+from fct_infer.cli._common import duration_text
 from fct_infer.cli._progress import PLAIN_INTERVAL
+from fct_infer.cli._verbosity import is_quiet, is_verbose
 
 if TYPE_CHECKING:
     from fct_infer.training.loop import Progress
@@ -21,7 +23,10 @@ if TYPE_CHECKING:
 @contextmanager
 def training_progress_on_stderr() -> Iterator[TrainingProgress]:
     """Yield what is told of every step: a live line on a terminal, a plain one every few seconds elsewhere."""
-    if not sys.stderr.isatty():
+    if is_quiet():
+        yield _Silent()
+        return
+    if is_verbose() or not sys.stderr.isatty():
         yield _PlainLines()
         return
     with Bars(BarColumn(), TextColumn("{task.description}"), console=Console(stderr=True), transient=True) as bars:
@@ -46,6 +51,10 @@ class TrainingProgress:
 
     def _show(self, text: str, done: int, whole: int) -> None:
         raise NotImplementedError
+
+
+class _Silent(TrainingProgress):
+    def _show(self, text: str, done: int, whole: int) -> None: ...
 
 
 class _LiveLine(TrainingProgress):
@@ -83,4 +92,4 @@ class _Pace:
         if done == first or now == start:
             return ""
         speed = (done - first) / (now - start)
-        return f", {speed:,.1f} {self._unit}/s, {(whole - done) / speed:.0f} s left"
+        return f", {speed:,.1f} {self._unit}/s, {duration_text((whole - done) / speed)} left"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fct_infer.connectors import SourceOptions
     from fct_infer.gallery.source import Source
     from fct_infer.serving.backfill import BackfillReport
+    from fct_infer.serving.embedders import Embed
     from fct_infer.transformation import Transformation
 
 _PATH = click.Path(path_type=Path)
@@ -30,9 +31,15 @@ _PERCENT = click.FloatRange(0, 100)
 @source_options
 @click.option("-o", "--output", "folder", required=True, type=_PATH, metavar="FOLDER", help="Grows by durable parts.")
 @click.option("--embed", required=True, metavar="WHAT", help="module:function, http(s)://..., or a gallery of rows.")
+@click.option("--images", type=_PATH, metavar="FOLDER", help="Then --embed is a model of them; ids are their paths.")
+@click.option("--into", metavar="URL", help="Also into a published version in a database: ...?table=T&column=VERSION.")
 @click.option("--transformation", type=_PATH, metavar="H", help="If SOURCE holds old rows: a bundle or model file.")
 @click.option(
-    "--order", type=click.Choice(("uncertainty", "distance", "access", "random")), default="random", show_default=True
+    "--order",
+    type=click.Choice(("uncertainty", "distance", "access", "random")),
+    default="random",
+    show_default=True,
+    help="Which rows come first.",
 )
 @click.option("--uncertainty", type=_PATH, help="For --order uncertainty: .npy, a number a row, larger is less sure.")
 @click.option("--labels", type=_PATH, help="For --order distance: .npy of classes; without, one mean for all.")
@@ -48,10 +55,12 @@ _PERCENT = click.FloatRange(0, 100)
 @click.option("--restart", is_flag=True, help="Throw away what FOLDER holds and begin again.")
 @json_option()
 def command(
-    source: Path,
+    source: Path | str,
     options: SourceOptions,
     folder: Path,
     embed: str,
+    images: Path | None,
+    into: str | None,
     transformation: Path | None,
     metric: str | None,
     until: float,
@@ -69,6 +78,7 @@ def command(
     \b
     Example:
       fct-backfill DEST -o DEST.new --embed my_models:embed_items --order uncertainty --uncertainty scores.npy
+      fct-backfill DEST -o DEST.new --embed new_model.bundle --images photos
       fct-backfill DEST -o DEST.new --embed http://127.0.0.1:8000/embed --rate 50 --stop-gain 0.3
     """
     from fct_infer.connectors import open_source
@@ -77,8 +87,8 @@ def command(
     from fct_infer.serving.embedders import open_embedder
     from fct_infer.storage import check_place
 
-    check_place(folder, {"SOURCE": source})
-    manifest = own_manifest(source) if source.is_dir() else None
+    check_place(folder, {"SOURCE": source} if isinstance(source, Path) else {})
+    manifest = own_manifest(source) if isinstance(source, Path) and source.is_dir() else None
     metric = metric or (manifest.metric if manifest else "l2")
     settings = Settings(
         model=model_version,
@@ -97,13 +107,26 @@ def command(
         h = load_transformation(transformation)
     opened = open_source(source, options)
     order = _order(given, opened, h, metric)
-    backfiller = Backfiller(opened, folder, open_embedder(embed), order, h=h, settings=settings)
+    target = None
+    if into is not None:
+        from fct_infer.connectors.table_versions import open_version
+
+        target = open_version(into)
+    new_model = _image_embedder(embed, images) if images is not None else open_embedder(embed)
+    backfiller = Backfiller(opened, folder, new_model, order, h=h, gallery=target, settings=settings)
     with progress_on_stderr() as progress:
         report = backfiller.run(progress, restart=restart)
     if as_json:
         click.echo(json.dumps(report.as_dict() | {"folder": str(folder)}, indent=2, allow_nan=False))
     else:
         show_report(report, folder)
+
+
+def _image_embedder(model: str, images: Path) -> Embed:
+    from fct_infer.backends.loading import load_embedder
+    from fct_infer.serving.image_embedder import ImageEmbedder
+
+    return ImageEmbedder(load_embedder(model), images)
 
 
 def _order(given: dict[str, Any], source: Source, h: Transformation | None, metric: str) -> NDArray[np.int64]:

@@ -36,7 +36,9 @@ if TYPE_CHECKING:
     "--batch-size", default=64, show_default=True, type=click.IntRange(min=1), help="Images a model gets at once."
 )
 @click.option("--rows-per-shard", type=click.IntRange(min=1), help="Rows of one file [default: about 128 MiB].")
-@click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "float16"]))
+@click.option(
+    "--dtype", default="float32", show_default=True, type=click.Choice(["float32", "float16"]), help="Of the gallery."
+)
 @click.option(
     "--precision",
     default="fp32",
@@ -44,7 +46,13 @@ if TYPE_CHECKING:
     type=click.Choice(["auto", *PRECISIONS]),
     help="Of the bundle's file to run; auto: the most exact there is.",
 )
-@click.option("--backend", default="auto", show_default=True, type=click.Choice(BACKENDS))
+@click.option(
+    "--backend",
+    default="auto",
+    show_default=True,
+    type=click.Choice(BACKENDS),
+    help="Which of its files runs.",
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option(
     "--threads", type=click.IntRange(min=1), help="Of the model, and as many that decode [default: all CPUs]."
@@ -76,6 +84,10 @@ def command(
     float32 (n, c, h, w) as the model takes them.
 
     Work happens in GALLERY.partial, which the next run replaces if this one is killed.
+
+    \b
+    Example:
+      fct-embed photos/ --model old.bundle -o GALLERY
     """
     from fct_infer.artifacts.loading import is_code
     from fct_infer.backends.loading import load_embedder
@@ -105,9 +117,12 @@ def _say_skipped(reason: str) -> None:
 
 
 def _print(report: EmbedReport) -> None:
+    from fct_infer.machine import counted
+
     dims = f"{report.embedding_dim}" + (f" + {report.side_dim}" if report.side_dim else "")
     rows = {
-        "published": f"{report.gallery}: {report.rows:,} rows of {dims} {report.dtype} in {report.shards:,} shards",
+        "published": f"{report.gallery}: {report.rows:,} rows of {dims} {report.dtype} in "
+        + counted(report.shards, "shard"),
         "speed": f"{report.images_per_second:,.0f} images/s, {report.seconds:.1f} s",
     }
     if report.skipped:

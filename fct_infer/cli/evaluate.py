@@ -14,12 +14,13 @@ import numpy as np
 from fct_infer.cli._common import json_option, run_cli, show_rows
 from fct_infer.cli._progress import progress_on_stderr
 from fct_infer.cli._source_options import Place
+from fct_infer.cli._verbosity import note
 
 if TYPE_CHECKING:
     from fct_infer.evaluation import Figure, Metric, Study
 
 _FIGURES = ("cmc", "map", "recall", "r-precision")
-_WIDTH = 160  # of tables in a file or a pipe
+_WIDTH = 80  # of tables in a file or a pipe
 _COMPARED = ("gallery", "new_gallery", "queries", "old_queries")
 _PATH = Place()
 
@@ -68,7 +69,9 @@ def _split(_context: click.Context, _parameter: click.Parameter, value: str | No
     "--distractor-labels", callback=_split, help="Labels that are never right: Market-1501's distractors are 0."
 )
 @click.option("--exclude-self", is_flag=True, help="Query i is gallery row i: leave each query's own row out.")
-@click.option("--metric", default="l2", show_default=True, type=click.Choice(["l2", "ip", "cosine"]))
+@click.option(
+    "--metric", default="l2", show_default=True, type=click.Choice(["l2", "ip", "cosine"]), help="What near means."
+)
 @click.option(
     "--metrics",
     "figures",
@@ -108,6 +111,11 @@ def command(
 
     With --old-queries and --new-gallery, the upgrade is judged: every query model against every gallery, the share of
     the gap closed, flips, the backfilling curve, and whether it is worth it.
+
+    \b
+    Example:
+      fct-evaluate --queries q.npy --gallery DEST --query-labels ql.npy --gallery-labels gl.npy
+      fct-evaluate --queries q.npy --gallery DEST --truth right_ids.npy --report page.html
     """
     from fct_infer.evaluation import (
         ImageFile,
@@ -136,7 +144,7 @@ def command(
     if report is not None:
         check_report_path(report)
     if exclude_self:
-        click.echo("query i and gallery row i are the same item: each query's own row is left out", err=True)
+        note("query i and gallery row i are the same item: each query's own row is left out")
     inputs = read_study_inputs(paths)
     of_gallery = ImageFile(images, len(inputs.gallery)) if images else None
     of_queries = ImageFile(query_images, len(inputs.queries)) if query_images else of_gallery if exclude_self else None
@@ -149,7 +157,7 @@ def command(
     for name, labels in (("ignore", ignored), ("distractor", distractors)):
         for label in labels:
             rows_of = np.count_nonzero(inputs.gallery_labels == label)
-            click.echo(f"--{name}-labels: {rows_of:,} gallery rows have the label {label!r}", err=True)
+            note(f"--{name}-labels: {rows_of:,} gallery rows have the label {label!r}")
     settings = Settings(metric, exclude_self, ks, figures, per_class, threads, ignored, distractors)
     with progress_on_stderr() as progress:
         found = study(inputs, settings, progress)

@@ -12,13 +12,15 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from fct_infer.artifacts.loading import is_code
 from fct_infer.artifacts.manifest import INTERPOLATIONS, KINDS, Interpolation, Parity
 from fct_infer.artifacts.precisions import PRECISIONS
 from fct_infer.cli._common import json_option, run_cli, say_files_are_code
+from fct_infer.cli._verbosity import note
 
 if TYPE_CHECKING:
     from fct_infer.export.options import ExportReport
+
+_WIDTH = 80  # of tables in a file or a pipe
 
 
 def _split_names(_context: object, _parameter: object, text: str | None) -> tuple[str, ...] | None:
@@ -55,7 +57,13 @@ def _split(_context: click.Context, _parameter: click.Parameter, value: str | No
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", "bundle", type=click.Path(path_type=Path), help="Bundle to write [MODEL.bundle].")
-@click.option("--kind", type=click.Choice(["auto", *KINDS]), default="auto", show_default=True)
+@click.option(
+    "--kind",
+    type=click.Choice(["auto", *KINDS]),
+    default="auto",
+    show_default=True,
+    help="What MODEL is; auto: as its inputs tell.",
+)
 @click.option(
     "--targets",
     callback=_split,
@@ -76,7 +84,13 @@ def _split(_context: click.Context, _parameter: click.Parameter, value: str | No
     metavar="GALLERY",
     help="Real rows in any format: scales for int8 and fp8, part of every proof. For image models a .npy, prepared.",
 )
-@click.option("--calibration-rows", type=click.IntRange(min=2), default=4096, show_default=True)
+@click.option(
+    "--calibration-rows",
+    type=click.IntRange(min=2),
+    default=4096,
+    show_default=True,
+    help="Drawn at random.",
+)
 @click.option(
     "--input-shape",
     "input_shapes",
@@ -95,7 +109,7 @@ def _split(_context: click.Context, _parameter: click.Parameter, value: str | No
 @click.option(
     "--image-mean", callback=_parse_numbers, metavar="R,G,B", help="How images are prepared, on the scale 0 to 1."
 )
-@click.option("--image-std", callback=_parse_numbers, metavar="R,G,B")
+@click.option("--image-std", callback=_parse_numbers, metavar="R,G,B", help="By what the rest is divided, then.")
 @click.option("--image-resize", type=click.IntRange(min=1), help="Shorter side before the centre crop [no crop].")
 @click.option(
     "--image-crop-fraction",
@@ -150,10 +164,15 @@ def command(
     MODEL is a TorchScript or torch.export archive, an ONNX file, one of this project's checkpoints (.safetensors, or
     the folder of an fct-train run), or a bundle to convert onward. The two archives are code: it runs when it is
     loaded, so name only files you trust.
+
+    \b
+    Example:
+      fct-export h.pt -o h.bundle
+      fct-export h.onnx --targets core,onnx --precision fp32,bf16 --calibration GALLERY
     """
     from fct_infer.artifacts.bundle import refuse_existing
-    from fct_infer.cli._models import CHECKPOINT_SUFFIXES, open_named
     from fct_infer.export.calibration import read_calibration
+    from fct_infer.export.checkpoints import is_foreign_code, open_named
     from fct_infer.export.options import Options
     from fct_infer.export.user_files import default_bundle, export_opened, preprocessing_of
 
@@ -162,7 +181,7 @@ def command(
     bundle = bundle or default_bundle(model)
     inputs_of_bundle = {"model": model} | ({"calibration": calibration} if calibration else {})
     refuse_existing(bundle, inputs_of_bundle, force=force)
-    if is_code(model) and model.suffix not in CHECKPOINT_SUFFIXES:
+    if is_foreign_code(model):
         say_files_are_code(model)
     chosen = next((name for name in KINDS if name == kind), None)
     opened = open_named(model, chosen, input_shapes, old_first, trust_code=trust_code)
@@ -178,7 +197,7 @@ def command(
         device=device,
         allow_unproven=allow_unproven,
         force=force,
-        progress=lambda text: click.echo(text, err=True),
+        progress=note,
     )
     preprocessing = preprocessing_of(
         inputs,
@@ -190,8 +209,8 @@ def command(
         known=opened.preprocessing,
     )
     report = export_opened(opened, model, bundle, options, preprocessing)
-    for note in report.notes:
-        click.echo(f"note: {note}", err=True)
+    for text in report.notes:
+        click.echo(f"note: {text}", err=True)
     if as_json:
         click.echo(json.dumps(report.to_json(), indent=2, allow_nan=False))
     else:
@@ -214,18 +233,19 @@ def _print(report: ExportReport) -> None:
     manifest = report.manifest
     inputs = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in manifest.inputs.items())
     table = Table(box=None, pad_edge=False)
-    for column in ("target", "precision", "file"):
+    for column in ("target", "precision"):
         table.add_column(column, no_wrap=True)
-    for column in ("size", "max error", "min cosine", "agreement", "rows/s"):
+    for column in ("MB", "error", "cosine", "agree", "rows/s"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("run by", no_wrap=True)
+    table.add_column("run by")
     for file in manifest.files:
-        table.add_row(file.target, file.precision, file.name, f"{file.size / 1e6:,.1f} MB", *_figures(file.parity))
-    console = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 200)
-    console.print(f"{manifest.kind} {manifest.model_version}: {inputs} -> embedding {manifest.output_dim}")
+        table.add_row(file.target, file.precision, f"{file.size / 1e6:,.1f}", *_figures(file.parity))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
+    click.echo(f"{manifest.kind} {manifest.model_version}: {inputs} -> embedding {manifest.output_dim}")
     console.print(table)
-    console.print(f"written: {report.bundle}")
-    console.print(f"next: {report.next_command}")
+    click.echo("(error: the largest; cosine: the lowest; agree: share of rows with the same nearest row)")
+    click.echo(f"written: {report.bundle}: {', '.join(file.name for file in manifest.files)}")
+    click.echo(f"\nnext: {report.next_command}")
 
 
 def _figures(parity: Parity | None) -> list[str]:
@@ -233,7 +253,7 @@ def _figures(parity: Parity | None) -> list[str]:
         return ["-", "-", "-", "-", "not proven: nothing here can run it"]
     return [
         f"{parity.max_abs_error:.1e}",
-        f"{parity.min_cosine:.7f}",
+        f"{parity.min_cosine:.6f}",
         f"{parity.top1_agreement:.1%}",
         f"{parity.rows_per_second:,.0f}",
         parity.runtime,

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from fct_infer.cli._common import json_option, run_cli, show_rows
+from fct_infer.cli._common import duration_text, json_option, run_cli, show_rows
 from fct_infer.cli._progress import progress_on_stderr
 from fct_infer.cli._source_options import Place
+from fct_infer.cli._verbosity import note
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 _PATH = Place()
 _SHOWN = 8  # candidates
-_WIDTH = 100  # of tables in a file or a pipe
+_WIDTH = 80  # of tables in a file or a pipe
 
 
 def _seconds(_context: click.Context, _parameter: click.Parameter, value: str) -> float:
@@ -73,7 +74,7 @@ def _seconds(_context: click.Context, _parameter: click.Parameter, value: str) -
 @click.option(
     "--max-pairs", type=click.IntRange(min=50), default=100_000, show_default=True, help="Sample of pairs used."
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all that is drawn.")
 @click.option("--allow-cast", is_flag=True, help="Narrow float64 and wide integers to float32.")
 @click.option("--old-model", metavar="NAME", help="Whose vectors OLD holds: a name, or sha256:DIGEST [as OLD says].")
 @click.option("--new-model", metavar="NAME", help="Whose vectors NEW holds [as NEW says].")
@@ -130,13 +131,13 @@ def command(
         pairs, queries = read_inputs(inputs, max_pairs=max_pairs, seed=seed, progress=progress)
     if compress:
         settings = replace(settings, compress=read_stored(inputs, pairs, seed=seed))
-    click.echo(_pairs_line(pairs), err=True)
+    note(_pairs_line(pairs))
     with progress_on_stderr("steps") as progress:
         found = fit_pairs(pairs, settings, queries, progress)
     old_model, new_model = pairs.models if direction == "old-to-new" else pairs.models[::-1]
     options = Options(("core",), old_model=old_model, new_model=new_model, force=force)
     report = export_transformation(found.program, bundle, options)
-    next_command = report.next_command + _probe(inputs)
+    next_command = report.next_command.replace(" GALLERY ", f" {_stored(pairs, inputs)} ", 1) + _probe(inputs)
     if config is not None:
         write_config(found, pairs, inputs, config)
     if direction == "new-to-old":
@@ -149,6 +150,15 @@ def command(
     if found.forecast.verdict.action in ("keep old", "re-embed"):
         next_command = f"nothing; to see for yourself, {next_command}"
     click.echo(f"\nnext: {next_command}")
+
+
+def _stored(pairs: Pairs, inputs: dict[str, Any]) -> str:
+    """Return what is to be upgraded, with its options: OLD, unless it holds no more than the pairs."""
+    if not pairs.only_old:
+        return "GALLERY"
+    flags = {"--ids": "old_ids", "--id-column": "id_column", "--embedding-column": "old_embedding_column"}
+    given = [f" {flag} {shlex.quote(str(inputs[name]))}" for flag, name in flags.items() if inputs.get(name)]
+    return shlex.quote(str(inputs["old"])) + "".join(given) + (" --allow-cast" if inputs["allow_cast"] else "")
 
 
 def _probe(inputs: dict[str, Any]) -> str:
@@ -176,9 +186,10 @@ def show_fit(found: Fit) -> None:
     from rich.table import Table
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
-    table = Table("Candidate", title=f"Held-out rows, {found.metric}", title_justify="left", box=None)
-    table.add_column(f"{found.measure}, %", justify="right")
-    table.add_column("MFLOP a row", justify="right")
+    title = f"Held-out rows, {found.metric}: {found.measure} in %; MFLOP a row"
+    table = Table("Candidate", title=title, title_justify="left", box=None)
+    table.add_column("%", justify="right", no_wrap=True)
+    table.add_column("MFLOP", justify="right", no_wrap=True)
     shown = [*found.trials[:_SHOWN]] + [trial for trial in found.trials[_SHOWN:] if trial is found.chosen]
     for trial in shown:
         style = "bold" if trial is found.chosen else None
@@ -201,11 +212,11 @@ def show_fit(found: Fit) -> None:
         f"{point.pairs:,}: {100 * point.estimate.mean:.1f} %" for point in forecast.curve
     )
     rows["with twice as many"] = f"about {100 * forecast.twice:+.1f}, if gains go on shrinking as they do"
-    rows["time"] = f"{found.seconds:.0f} s for {found.pairs:,} pairs"
+    rows["time"] = f"{duration_text(found.seconds)} for {found.pairs:,} pairs"
     click.echo()
     show_rows(rows)
-    for note in found.notes:
-        click.echo(f"note: {note}")
+    for text in found.notes:
+        click.echo(f"note: {text}")
     click.echo(f"\nIs it worth it? {forecast.verdict.sentence}")
 
 
@@ -213,10 +224,12 @@ def _compression_table(found: Compression) -> Table:
     """Return the maps by size; neither they nor what they learnt from were fitted on the pairs that judge them here."""
     from rich.table import Table
 
-    title = f"Smaller, learnt from it on {found.stored:,} stored rows in {found.steps:,} steps each"
+    title = (
+        f"Smaller, learnt from it on {found.stored:,} stored rows in {found.steps:,} steps each: {found.measure} in %"
+    )
     table = Table("Map", title=title, title_justify="left", box=None)
-    for column in (f"{found.measure}, %", "against it", "MFLOP a row", "rows/s", "times as fast"):
-        table.add_column(column, justify="right")
+    for column in ("%", "against it", "MFLOP", "rows/s", "speed-up"):
+        table.add_column(column, justify="right", no_wrap=True)
     for each in (*found.students, found.teacher):
         figures, style = each.as_dict(found.teacher), "bold" if each is found.chosen else None
         difference = figures["difference"]

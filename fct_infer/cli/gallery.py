@@ -17,7 +17,13 @@ from fct_infer.cli.gallery_versions import rollback_command, versions_command
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def command() -> None:
-    """Look into galleries, make them of vectors in other formats; search published ones, check them, roll them back."""
+    """Look into galleries, make them of vectors in other formats; search published ones, check them, roll them back.
+
+    \b
+    Example:
+      fct-gallery inspect items.parquet
+      fct-gallery verify DEST
+    """
 
 
 command.add_command(add_column_command)

@@ -22,6 +22,10 @@ def add_column_command(gallery: Path, dataset: Path, name: str, as_json: bool) -
 
     DATASET must be what GALLERY was upgraded from, with the same rows still. The column appears by one commit; then
     some rows are read back. All else in DATASET stays as it is.
+
+    \b
+    Example:
+      fct-gallery add-column DEST items.lance embedding_v2
     """
     from fct_infer.connectors.lance_column import add_column
 

@@ -38,8 +38,13 @@ def convert_command(
     safetensors file, or a gallery folder; the format is told by content, then by suffix.
 
     Work happens in DEST.partial, which the next run replaces if this one is killed.
+
+    \b
+    Example:
+      fct-gallery convert vectors.h5 GALLERY --embedding-column train
     """
     from fct_infer.connectors.convert import convert
+    from fct_infer.machine import counted
 
     with progress_on_stderr() as progress:
         report = convert(
@@ -57,7 +62,8 @@ def convert_command(
     dims = f"{report.old_dim}" + (f" + {report.side_dim}" if report.side_dim else "")
     show_rows(
         {
-            "published": f"{report.gallery}: {report.rows:,} rows of {dims} {report.dtype} in {report.shards:,} shards",
+            "published": f"{report.gallery}: {report.rows:,} rows of {dims} {report.dtype} in "
+            + counted(report.shards, "shard"),
             "columns": columns_text(report.columns, report.left_out),
             "ids": report.ids or "none; the row number stands for the id",
             "model": report.model,

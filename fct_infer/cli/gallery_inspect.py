@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 @source_options
 @json_option()
 def inspect_command(source: Path, as_json: bool, options: SourceOptions) -> None:
-    """Read every row of SOURCE once and say what lies in it: widths, norms, zeros, duplicates, ids."""
+    """Read every row of SOURCE once and say what lies in it: widths, norms, zeros, duplicates, ids.
+
+    \b
+    Example:
+      fct-gallery inspect items.parquet
+    """
     from fct_infer.connectors.inspection import inspect
 
     with progress_on_stderr() as progress:

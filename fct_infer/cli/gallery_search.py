@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from fct_infer.cli._common import json_option, show_table
+from fct_infer.cli._source_options import Place
 
 if TYPE_CHECKING:
     from fct_infer.serving.results import SearchResults
@@ -19,8 +20,8 @@ _PATH = click.Path(path_type=Path)
 
 
 @click.command("search")
-@click.argument("dest", type=_PATH)
-@click.option("--queries", required=True, type=_PATH, help="Embeddings of the new model, in any format.")
+@click.argument("dest", type=Place())
+@click.option("--queries", required=True, type=Place(), help="Embeddings of the new model, in any format.")
 @click.option("-k", default=10, show_default=True, type=click.IntRange(min=1), help="Rows wanted of each query.")
 @click.option("-o", "--output", type=_PATH, help="File for all results: .npz, .parquet, or .npy (ids alone).")
 @click.option("--embedding-column", metavar="NAME", help="Column, data set, array or tensor of the queries.")
@@ -45,6 +46,10 @@ def search_command(
 
     With its index if it has one; else all of its rows are compared. Rows are named by their ids, or by their number if
     they have none.
+
+    \b
+    Example:
+      fct-gallery search DEST --queries queries.npy -k 10 -o found.parquet
     """
     from fct_infer.connectors import SourceOptions, open_source
     from fct_infer.serving import open_gallery

@@ -25,6 +25,10 @@ def verify_command(dest: Path, as_json: bool) -> int:
     """Read every byte of the published gallery DEST and compare it with its manifest.
 
     Ends with 0 if all is as it was published, with 4 and the name of each damaged file if not.
+
+    \b
+    Example:
+      fct-gallery verify DEST
     """
     from fct_infer.errors import ArtifactError
     from fct_infer.index.verify import verify_gallery

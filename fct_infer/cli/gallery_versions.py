@@ -11,7 +11,7 @@ import click
 
 from fct_infer.cli._common import json_option, show_rows, show_table
 from fct_infer.cli._source_options import Place
-from fct_infer.cli.gallery_tables import roll_back_table, show_table_versions
+from fct_infer.cli.gallery_tables import roll_back_column, roll_back_table, show_table_versions
 from fct_infer.errors import UsageError
 
 if TYPE_CHECKING:
@@ -30,6 +30,10 @@ def versions_command(dest: Path | str, keep: int | None, as_json: bool) -> None:
 
     Those of a folder lie in DEST.versions, each a whole gallery that can be read and searched there. Of a table,
     postgresql://user@host/db?table=items, they are columns.
+
+    \b
+    Example:
+      fct-gallery versions DEST
     """
     from fct_infer.gallery.versions import keep_versions, list_versions
 
@@ -58,12 +62,21 @@ def rollback_command(dest: Path | str, to: str | None, as_json: bool) -> None:
     """Let DEST be a kept version again, in one step; what it is now is kept in its place.
 
     Readers see the one or the other, whole. A version whose manifest was altered, or that lacks a file, is refused.
-    Of a table, postgresql://user@host/db?table=items, readers see another version's column after one transaction.
+    Of a table, postgresql://user@host/db?table=items, readers see another version's column after one transaction. Of a
+    Lance data set, DATASET.lance?column=NAME, the column that an upgrade added is taken out again by one commit.
+
+    \b
+    Example:
+      fct-gallery rollback DEST
     """
     from fct_infer.gallery.versions import rollback
+    from fct_infer.upgrade.lance_work import lance_column
 
     if isinstance(dest, str):
         roll_back_table(dest, to, as_json)
+        return
+    if column := lance_column(dest):
+        roll_back_column(*column, to, as_json)
         return
     report = rollback(dest, to)
     if as_json:

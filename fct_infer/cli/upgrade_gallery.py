@@ -11,9 +11,10 @@ import click
 
 from fct_infer.artifacts.precisions import PRECISIONS
 from fct_infer.backends.runner import BACKENDS
-from fct_infer.cli._common import byte_size, json_option, run_cli, say_files_are_code, show_rows
+from fct_infer.cli._common import byte_size, duration_text, json_option, run_cli, say_files_are_code, show_rows
 from fct_infer.cli._progress import progress_on_stderr
 from fct_infer.cli._source_options import Place, columns_text, source_options
+from fct_infer.cli._verbosity import note
 
 if TYPE_CHECKING:
     from fct_infer.connectors import SourceOptions
@@ -23,14 +24,29 @@ if TYPE_CHECKING:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @source_options
 @click.option("--transformation", required=True, type=click.Path(path_type=Path), help="Bundle, h.onnx or h.pt.")
-@click.option("-o", "--output", "dest", required=True, type=Place(), help="Folder to create, or table (see below).")
+@click.option(
+    "-o", "--output", "dest", required=True, type=Place(), help="Folder or s3://, gs:// URL to create; or table."
+)
 @click.option(
     "--format",
     type=click.Choice(["npy", "parquet"]),
     help="Of DEST; parquet carries all other columns along [default: parquet if DEST ends with .parquet, else npy].",
 )
 @click.option("--index", default="auto", show_default=True, help="FAISS factory string, auto, or none.")
-@click.option("--metric", default="l2", show_default=True, type=click.Choice(["l2", "ip", "cosine"]))
+@click.option(
+    "--old-index",
+    type=click.Path(path_type=Path),
+    metavar="INDEX",
+    help="Of the old embeddings (a FAISS IVF file, or a published folder): training begins with its lists, if that is "
+    "as good; with --index auto their number is taken.",
+)
+@click.option(
+    "--metric",
+    default="l2",
+    show_default=True,
+    type=click.Choice(["l2", "ip", "cosine"]),
+    help="Of the index, and of searches without one.",
+)
 @click.option("--normalize", is_flag=True, help="L2-normalise the new embeddings.")
 @click.option(
     "--dtype", type=click.Choice(["float32", "float16"]), help="Of the new embeddings [default: the gallery's]."
@@ -42,7 +58,9 @@ if TYPE_CHECKING:
     type=click.Choice(["auto", *PRECISIONS]),
     help="auto: the fastest that proves itself on rows of the gallery.",
 )
-@click.option("--backend", default="auto", show_default=True, type=click.Choice(BACKENDS))
+@click.option(
+    "--backend", default="auto", show_default=True, type=click.Choice(BACKENDS), help="Which of a bundle's files runs."
+)
 @click.option(
     "--device",
     default="auto",
@@ -74,7 +92,8 @@ if TYPE_CHECKING:
 @click.option(
     "--append",
     is_flag=True,
-    help="Take over from DEST the shards whose files in SOURCE, a gallery folder, are unchanged; transform the others.",
+    help="Take over from DEST the shards whose files in SOURCE are unchanged, transform the others; if rows were only "
+    "added at the end, DEST's index is extended, else built anew.",
 )
 @click.option(
     "--keep",
@@ -84,7 +103,13 @@ if TYPE_CHECKING:
     help="Versions of DEST that stay when it is replaced, for fct-gallery rollback; 0 drops them all.",
 )
 @click.option("--dry-run", is_flag=True, help="Check the inputs, show the plan and the estimates, write nothing.")
-@click.option("--verify-rows", default=1024, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--verify-rows",
+    default=1024,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Rows computed again in float64 before publishing.",
+)
 @click.option("--min-cosine", type=click.FloatRange(0, 1), help="Gate [default: by precision, 0.99999 for fp32].")
 @click.option("--min-recall", type=click.FloatRange(0, 1), help="Gate on the index's recall@10 [default: none].")
 @click.option(
@@ -98,6 +123,7 @@ if TYPE_CHECKING:
 @click.option("--probe-queries", type=click.Path(path_type=Path), help="Queries by the new model: the same by them.")
 @click.option("--probe-truth", type=click.Path(path_type=Path), help="Ids of each query's right rows.")
 @click.option("--min-probe", type=click.FloatRange(0, 1), help="Gate on the probe's recall@10 [default: none].")
+@click.option("--report", "page", type=click.Path(path_type=Path, dir_okay=False), help="Write an HTML page here.")
 @json_option()
 def command(
     source: Path | str,
@@ -114,6 +140,7 @@ def command(
     append: bool,
     dry_run: bool,
     as_json: bool,
+    page: Path | None,
     probe: Path | None,
     probe_ids: Path | None,
     probe_column: str | None,
@@ -127,19 +154,32 @@ def command(
     HDF5, FAISS or safetensors file, a Lance or saved Hugging Face data set; the format is told by content, then by
     suffix. It may be a URL: s3://, gs://, hf:// or https://. Or a table of PostgreSQL:
     postgresql://user@host/db?table=items; with -o 'postgresql://...?table=items&column=embedding_v2' it is upgraded
-    where it is, while it is written to (docs/postgres.md).
+    where it is, while it is written to (docs/postgres.md). With -o 'items.lance?column=embedding_v2' a Lance data set
+    gets one more column by one commit.
+
+    DEST may be a URL too, s3://bucket/gallery or gs://: parts are sent there as they are done, and one small object,
+    put last, makes them the gallery (docs/galleries.md).
 
     Work happens in DEST.partial; a run that was stopped or killed is resumed by the same command. What --force or
     --append replaces stays in DEST.versions, for fct-gallery rollback.
+
+    \b
+    Example:
+      fct-upgrade-gallery items.parquet --transformation h.bundle -o DEST --dry-run
+      fct-upgrade-gallery items.parquet --transformation h.bundle -o DEST
     """
     from fct_infer import load_transformation, open_source, upgrade_gallery
     from fct_infer.artifacts.loading import is_code
     from fct_infer.connectors import open_destination
+    from fct_infer.storage import DurableWriter
     from fct_infer.upgrade.estimate import estimate
+    from fct_infer.upgrade.page import write_page
     from fct_infer.upgrade.plan import make_plan
     from fct_infer.upgrade.probe import Probe
     from fct_infer.upgrade.settings import Settings
 
+    if page is not None:
+        DurableWriter(page).abort()  # says before the work if it cannot be written
     if is_code(transformation):
         say_files_are_code(transformation)
     # A file that is code was named by the user; of a bundle, code runs only if its backend was asked for.
@@ -159,7 +199,7 @@ def command(
         trust=trust,
     )
     if h.assignment:
-        click.echo(f"{transformation}: {h.assignment}", err=True)
+        note(f"{transformation}: {h.assignment}")
     if h.no_device:
         click.echo(f"{h.no_device}; the CPU computes in its place", err=True)
     gallery = open_source(source, options)
@@ -170,27 +210,30 @@ def command(
         show_estimate(estimate(plan) | appended(plan, append), as_json)
         plan.check_resources()
         return
-    click.echo(f"{gallery.path}: {columns}", err=True)
+    note(f"{gallery.path}: {columns}")
     with progress_on_stderr() as progress:
         report = upgrade_gallery(
             gallery, h, destination, settings=chosen, restart=restart, force=force, append=append, progress=progress
         )
+    if page is not None:
+        write_page(page, report)
     show_report(report.as_dict(), as_json)
 
 
 def appended(plan: Plan, append: bool) -> dict[str, Any]:
     """Return what a dry run says of --append."""
-    from fct_infer.upgrade.append import unchanged_parts
+    from fct_infer.upgrade.append import index_is_extended, unchanged_parts
 
     if not append:
         return {}
     parts = unchanged_parts(plan)
-    return {"unchanged": {"shards": len(parts), "rows": sum(part.rows for part in parts)}}
+    rows = sum(part.rows for part in parts)
+    return {"unchanged": {"shards": len(parts), "rows": rows, "index_is_extended": index_is_extended(plan)}}
 
 
 def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
     """Print the plan of a dry run."""
-    from fct_infer.machine import size_text
+    from fct_infer.machine import counted, size_text
     from fct_infer.upgrade.meaning import Expected
 
     if as_json:
@@ -198,7 +241,7 @@ def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
         return
     settings, index, dims = estimate["settings"], estimate["index"], estimate["dims"]
     rows = {
-        "gallery": f"{estimate['gallery']}: {estimate['rows']:,} rows in {estimate['shards']:,} shards",
+        "gallery": f"{estimate['gallery']}: {estimate['rows']:,} rows in {counted(estimate['shards'], 'shard')}",
         "columns": columns_text(estimate["columns"], tuple(estimate["left_out"])),
         "models": _models_text(estimate["models"]),
         "ids": (estimate["ids"] or "none; the row number stands for the id")
@@ -218,14 +261,28 @@ def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
         + (f" {estimate['readings']} times, as samples are read forward" if estimate["readings"] > 1 else "")
         + f", write about {size_text(estimate['bytes_written'])}",
         "memory": f"about {size_text(estimate['memory_bytes'])}",
-        "time": f"about {duration_text(estimate['transformation_seconds'])} for the transformation "
-        f"({estimate['transformation_rows_per_second']:,.0f} rows/s measured now), plus the index",
+        "time": _time_text(estimate),
     }
     if unchanged := estimate.get("unchanged"):
-        rows["append"] = f"{unchanged['shards']:,} shards, {unchanged['rows']:,} rows, are taken over as they are"
+        rows["append"] = f"{counted(unchanged['shards'], 'shard')}, {unchanged['rows']:,} rows, taken over unchanged"
+        if unchanged["index_is_extended"]:
+            rows["append"] += "; the index is extended, its lists and codes as they were trained"
     if estimate["probe"]:
         rows["probe"] = "; ".join(str(Expected(**found)) for found in estimate["probe"])
     show_rows(rows | estimate["promises"])
+
+
+def _time_text(estimate: dict[str, Any]) -> str:
+    text = (
+        f"about {duration_text(estimate['transformation_seconds'])} for the transformation "
+        f"({estimate['transformation_rows_per_second']:,.0f} rows/s measured now)"
+    )
+    if estimate["index"] is None:
+        return text
+    if (index := estimate["index_seconds"]) is None:
+        return f"{text}, plus the index, whose kind has no estimate"
+    training = f"{duration_text(index['training'])} for training the index, " if index["training"] else ""
+    return f"{text}, {training}{duration_text(index['adding'])} for filling it"
 
 
 def _models_text(models: dict[str, Any]) -> str:
@@ -242,7 +299,8 @@ def repeated_ids_text(count: int) -> str:
 
 def show_report(report: dict[str, Any], as_json: bool) -> None:
     """Print what an upgrade did."""
-    from fct_infer.gallery.places import scheme_of
+    from fct_infer.gallery.places import DATABASES, scheme_of
+    from fct_infer.machine import counted
     from fct_infer.upgrade.report import Meaning
 
     if as_json:
@@ -250,7 +308,7 @@ def show_report(report: dict[str, Any], as_json: bool) -> None:
         return
     checks, timings = report["verification"], report["timings"]
     rows = {
-        "published": f"{report['dest']}: {report['rows']:,} rows in {report['shards']:,} shards",
+        "published": f"{report['dest']}: {report['rows']:,} rows in {counted(report['shards'], 'shard')}",
         "speed": f"{report['rows_per_second']:,.0f} rows/s; "
         f"{report['overlap']:.0%} of the stages' work hidden behind another stage",
         "seconds": ", ".join(f"{stage.replace('_', ' ')} {seconds:.2f}" for stage, seconds in timings.items()),
@@ -277,20 +335,14 @@ def show_report(report: dict[str, Any], as_json: bool) -> None:
             rows["left out"] = (
                 f"{left_out:,} rows that are zero have no direction: the index for cosine does not hold them"
             )
+        if lists := report["index_placement"].get("lists"):
+            rows["index"] += f"; {lists}"
         if reason := report["index_placement"].get("reason"):
             rows["index"] += f"; built on {report['index_placement']['add']}: {reason}"
     show_rows(rows)
-    check = "versions" if scheme_of(report["dest"]) else "verify"
-    click.echo(f"\nnext: fct-gallery {check} {shlex.quote(report['dest'])}")
-
-
-def duration_text(seconds: float) -> str:
-    """Return a duration for people: ``3 min 20 s``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+    dest = report["dest"]
+    check = "versions" if scheme_of(dest) in DATABASES else "rollback" if "?column=" in dest else "verify"
+    click.echo(f"\n{'undo' if check == 'rollback' else 'next'}: fct-gallery {check} {shlex.quote(dest)}")
 
 
 def main() -> NoReturn:

@@ -10,10 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.connectors.options import Columns, check_shape, integer_or_text, optional, read_dtype
-from fct_infer.errors import GalleryError
+from fct_infer.errors import ArtifactError, GalleryError
 from fct_infer.gallery.source import Schema
+from fct_infer.identity import ModelId
+from fct_infer.storage.strict_json import parse_strict
 
 EXTRA = "parquet"
+MODEL_KEY = b"fct_infer.model"  # in metadata of a schema or a column: whose vectors they are, as JSON
 
 
 def pyarrow(module: str = "") -> Any:
@@ -195,3 +198,18 @@ def _storage(array: Any, file: Path) -> Any:
     except pyarrow().ArrowInvalid as error:
         raise GalleryError(f"{file}: is damaged: {error}") from error
     return array
+
+
+def model_said(metadata: Mapping[bytes, bytes] | None, where: object) -> ModelId | None:
+    """Return whose vectors a column or a file holds, as its metadata says.
+
+    Raises:
+        ArtifactError: that is malformed; names ``where``.
+    """
+    said = (metadata or {}).get(MODEL_KEY)
+    if said is None:
+        return None
+    try:
+        return ModelId.parse(parse_strict(said), MODEL_KEY.decode())
+    except ArtifactError as error:
+        raise ArtifactError(f"{where}: {error}") from error

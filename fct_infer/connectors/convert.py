@@ -6,7 +6,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from fct_infer.connectors.options import SourceOptions
 from fct_infer.connectors.parted import PART_BYTES
 from fct_infer.connectors.registry import open_source
+from fct_infer.connectors.report import Report
 from fct_infer.errors import GalleryError, UsageError
 from fct_infer.gallery import NpyShardWriter, write_npy
 from fct_infer.gallery.model_file import write_model
@@ -29,7 +30,7 @@ BLOCK_BYTES = 4 << 20  # read and written at once
 
 
 @dataclass(frozen=True)
-class ConvertReport:
+class ConvertReport(Report):
     """Result of :func:`convert`.
 
     Attributes:
@@ -61,11 +62,9 @@ class ConvertReport:
         """What to type next."""
         return f"fct-upgrade-gallery {shlex.quote(str(self.gallery))} --transformation BUNDLE -o DEST"
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the report as strict JSON."""
-        return asdict(self) | {
-            "gallery": str(self.gallery), "left_out": list(self.left_out), "next_command": self.next_command
-        }  # fmt: skip
+    def hints(self) -> dict[str, str]:
+        """See :class:`~fct_infer.connectors.report.Report`."""
+        return {"next_command": self.next_command}
 
 
 def convert(

@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from fct_infer.connectors import arrow_arrays as arrays
+from fct_infer.connectors.arrow_arrays import MODEL_KEY
 from fct_infer.connectors.convert import rows_of_block
 from fct_infer.connectors.lance_dataset import EXTRA, LanceSource, lance_errors
 from fct_infer.connectors.options import SourceOptions, optional
 from fct_infer.connectors.registry import open_source
+from fct_infer.connectors.report import Report
 from fct_infer.errors import ArtifactError, FctError, GalleryError, GateError, OutputError, ResourceError, UsageError
-from fct_infer.gallery import read_manifest, sample_rows
+from fct_infer.gallery import MANIFEST_NAME, read_manifest, sample_rows
 from fct_infer.gallery.rows import read_row_ids
 from fct_infer.gallery.source import Source, SourceReader
 from fct_infer.storage import ReadFile, location, sha256_of_file
 from fct_infer.storage.strict_json import parse_strict
 
 Progress: TypeAlias = Callable[[str, int, int], None]
+MARK_KEY = b"fct_infer.manifest"  # of a column: the SHA-256 of the manifest of the gallery it was
 _CHECKED_ROWS = 1024
 _SEED = 20211202
 _MAX_INFOS_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
-class AddedColumn:
+class AddedColumn(Report):
     """Result of :func:`add_column`.
 
     Attributes:
@@ -51,9 +55,9 @@ class AddedColumn:
         """Python that takes the column out again, and leaves what others have written since."""
         return f"lance.dataset({str(self.dataset)!r}).drop_columns([{self.column!r}])"
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return the report as strict JSON."""
-        return asdict(self) | {"dataset": str(self.dataset), "undo": self.undo}
+    def hints(self) -> dict[str, str]:
+        """See :class:`~fct_infer.connectors.report.Report`."""
+        return {"undo": self.undo}
 
 
 def add_column(gallery: str | Path, dataset: str | Path, column: str, progress: Progress | None = None) -> AddedColumn:
@@ -89,7 +93,8 @@ def add_column(gallery: str | Path, dataset: str | Path, column: str, progress: 
         handle = target.opened()
         metadata, schema = [], None
         with SourceReader(written) as reader:
-            blocks = _Blocks(written, reader, column, progress)
+            mark = sha256_of_file(folder / MANIFEST_NAME)
+            blocks = _Blocks(written, reader, new_field(written, column, mark), progress)
             for fragment in handle.get_fragments():
                 with _write_errors(place):
                     found, schema = fragment.merge_columns(blocks.of(fragment.count_rows()))
@@ -159,14 +164,58 @@ def _rows_of(dataset: Any) -> list[tuple[Any, ...]]:
     ]
 
 
+def new_field(written: Source, column: str, mark: str) -> Any:
+    """Return the new column: what it holds, which gallery it was, and whose vectors they are where that is known."""
+    arrow, schema = arrays.pyarrow(), written.schema
+    said = {MARK_KEY: mark.encode()}
+    if written.model is not None:
+        said[MODEL_KEY] = json.dumps(written.model.as_dict()).encode()
+    kind = arrow.list_(arrow.from_numpy_dtype(schema.embedding_dtype), schema.old_dim)
+    return arrow.field(column, kind, metadata=said)
+
+
+def is_added(dataset: str | Path, column: str) -> str | None:
+    """Return the SHA-256 of the manifest of the gallery that a column was added from.
+
+    Empty if there is such a column, and it was not added by :func:`add_column`; None if there is none.
+
+    Raises:
+        GalleryError: it is no Lance data set.
+    """
+    schema = _newest(location(dataset)).schema
+    if column not in schema.names:
+        return None
+    said: bytes = (schema.field(column).metadata or {}).get(MARK_KEY, b"")
+    return said.decode(errors="replace")
+
+
+def drop_column(dataset: str | Path, column: str) -> int:
+    """Take a column out again that was added; what others have written since stays. Return the new version.
+
+    Raises:
+        UsageError: there is no such column, or it was not added by an upgrade.
+        ResourceError: the commit failed.
+    """
+    place = location(dataset)
+    if not is_added(place, column):
+        raise UsageError(f"{place}: has no column {column!r} that an upgrade added")
+    handle = _newest(place)
+    with _write_errors(place):
+        handle.drop_columns([column])
+    return int(handle.version)
+
+
+def _newest(place: Path) -> Any:
+    with lance_errors(place):
+        return optional("lance", EXTRA).dataset(str(place))
+
+
 class _Blocks:
     """The new rows as Arrow, fragment after fragment."""
 
-    def __init__(self, written: Source, reader: SourceReader, column: str, progress: Progress | None) -> None:
-        arrow, self._written, self._reader, self._progress = arrays.pyarrow(), written, reader, progress
-        schema = written.schema
-        kind = arrow.list_(arrow.from_numpy_dtype(schema.embedding_dtype), schema.old_dim)
-        self._schema, self._done = arrow.schema([arrow.field(column, kind)]), 0
+    def __init__(self, written: Source, reader: SourceReader, field: Any, progress: Progress | None) -> None:
+        self._written, self._reader, self._progress = written, reader, progress
+        self._schema, self._done = arrays.pyarrow().schema([field]), 0
 
     def of(self, rows: int) -> Any:
         """Return a reader of the next rows."""

@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fct_infer.connectors.options import SourceOptions, find_columns, optional
 from fct_infer.connectors.parted import Forward, PartedSource
 from fct_infer.errors import FctError, GalleryError, ResourceError, UsageError
 from fct_infer.gallery.source import Schema
+from fct_infer.identity import ModelId
 from fct_infer.storage import RemotePath, read_error
 
 EXTRA = "lance"
@@ -58,6 +60,7 @@ class LanceSource(PartedSource):
         found = [name for name, kind in self._kinds.items() if arrays.is_vector(kind)]
         keys = [name for name, kind in self._kinds.items() if arrays.is_id(kind)]
         self.columns = find_columns(path, found, keys, options)
+        self._said = schema.field(self.columns.embedding).metadata
         self._fragments: list[_Fragment] = []
         rows = 0
         for number, count, _ in fragments:
@@ -70,6 +73,11 @@ class LanceSource(PartedSource):
         self._data_files = [path / "data" / file.path for _, _, metadata in fragments for file in metadata.files]
         schema_read = self._read_schema(rows, options)
         super().__init__(path, schema_read, [fragment.rows for fragment in self._fragments])
+
+    @cached_property
+    def model(self) -> ModelId | None:
+        """As the column's metadata says, where an upgrade added it."""
+        return arrays.model_said(self._said, f"{self.path}, column {self.columns.embedding!r}")
 
     @property
     def column_names(self) -> list[str]:

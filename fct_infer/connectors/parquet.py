@@ -16,14 +16,12 @@ from numpy.typing import NDArray
 from fct_infer.connectors import arrow_arrays as arrays
 from fct_infer.connectors.options import Columns, SourceOptions, find_columns
 from fct_infer.connectors.parted import Forward, PartedSource
-from fct_infer.errors import ArtifactError, GalleryError
+from fct_infer.errors import GalleryError
 from fct_infer.gallery.manifest import own_manifest
 from fct_infer.gallery.source import Schema
 from fct_infer.identity import ModelId
 from fct_infer.storage import SeekableFile, read_error
-from fct_infer.storage.strict_json import parse_strict
 
-MODEL_KEY = b"fct_infer.model"  # in a schema's metadata: whose vectors they are, as JSON
 _BATCH_BYTES = 4 << 20
 _ID_ROWS = 16384
 _OTHER_ROWS = 1024  # they may be whole documents
@@ -115,18 +113,17 @@ class ParquetSource(PartedSource):
         """As the manifest of a published gallery says, or the schema's metadata under ``fct_infer.model``."""
         if self._root.is_dir() and (manifest := own_manifest(self._root)) is not None:
             return manifest.model
-        said = (self.arrow_schema.metadata or {}).get(MODEL_KEY)
-        if said is None:
-            return None
-        try:
-            return ModelId.parse(parse_strict(said), MODEL_KEY.decode())
-        except ArtifactError as error:
-            raise ArtifactError(f"{self._paths[0]}: {error}") from error
+        return arrays.model_said(self.arrow_schema.metadata, self._paths[0])
 
     @property
     def files(self) -> dict[str, Path]:
         """All of them, by their names inside the folder."""
         return {_name(self._root, file): file for file in self._paths}
+
+    def rows_of_first(self, files: int) -> int:
+        """See :class:`~fct_infer.gallery.source.Source`."""
+        known = set(self._paths[:files])
+        return sum(group.rows for group in self._groups if group.file in known)
 
     def added_files(self) -> list[Path]:
         """See :class:`~fct_infer.gallery.source.Source`."""

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.connectors import arrow_arrays as arrays
+from fct_infer.connectors.arrow_arrays import MODEL_KEY
 from fct_infer.connectors.ids import WithIds
 from fct_infer.connectors.options import EMBEDDING_NAMES, ID_NAMES, SourceOptions
-from fct_infer.connectors.parquet import MODEL_KEY, ParquetSource
+from fct_infer.connectors.parquet import ParquetSource
 from fct_infer.connectors.parted import Forward
 from fct_infer.errors import ArrayError, GalleryError, UsageError
 from fct_infer.gallery.sink import PartWriter, Receipt, ids_receipt

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from fct_infer.connectors.postgres import literals
-from fct_infer.connectors.postgres_versions import Names, has_relation, is_our_view
+from fct_infer.connectors.postgres_ddl import is_our_view
+from fct_infer.connectors.postgres_names import Names, has_relation
 from fct_infer.errors import OutputError
 
 

@@ -10,9 +10,10 @@ import numpy as np
 from fct_infer.connectors.postgres import connect, parse_url, pin_search_path, server_errors
 from fct_infer.connectors.postgres_books import check_free, read_bounds, read_record
 from fct_infer.connectors.postgres_index import index_sql
+from fct_infer.connectors.postgres_live import LiveTable
+from fct_infer.connectors.postgres_names import Names
 from fct_infer.connectors.postgres_rows import MAX_DIM, VECTOR_TYPES, VectorField
-from fct_infer.connectors.postgres_source import LiveTable, PostgresSource
-from fct_infer.connectors.postgres_versions import Names
+from fct_infer.connectors.postgres_source import PostgresSource
 from fct_infer.connectors.postgres_work import PostgresWork
 from fct_infer.errors import UsageError
 from fct_infer.gallery import Source

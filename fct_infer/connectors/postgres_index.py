@@ -8,8 +8,8 @@ from threading import Event, Thread
 from typing import Any
 
 from fct_infer.connectors.postgres import TableUrl, connect, psycopg
+from fct_infer.connectors.postgres_names import Names
 from fct_infer.connectors.postgres_rows import VectorField
-from fct_infer.connectors.postgres_versions import Names
 from fct_infer.errors import FctError, UsageError
 from fct_infer.gallery.destination import Progress
 

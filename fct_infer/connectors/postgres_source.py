@@ -1,15 +1,9 @@
-"""Vectors in a table of PostgreSQL, read in the order of its key, all from one snapshot.
-
-The snapshot is exported by a connection that reads nothing, so that no lock on the table is held between parts; readers
-take it over, each for one part.
-"""
+"""Vectors in a table of PostgreSQL, read in the order of its key, all from one snapshot."""
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import replace
+from contextlib import closing
 from functools import cached_property
 from itertools import islice, pairwise
 from pathlib import Path
@@ -19,48 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.connectors.options import Columns, SourceOptions, check_shape, find_columns, read_dtype
-from fct_infer.connectors.parted import PART_BYTES, check_buffer, check_range, cut
-from fct_infer.connectors.postgres import TableUrl, connect, parse_url, pin_search_path, psycopg, server_errors
-from fct_infer.connectors.postgres_rows import KINDS, VectorField, VectorRows, messages_of
+from fct_infer.connectors.parted import PART_BYTES, cut
+from fct_infer.connectors.postgres import TableUrl, connect, parse_url, psycopg
+from fct_infer.connectors.postgres_reader import Snapshot, TableReader, copied
+from fct_infer.connectors.postgres_rows import KINDS, VectorField, VectorRows
 from fct_infer.connectors.postgres_table import Bound, Table, find_table
-from fct_infer.errors import ArrayError, GalleryError, ResourceError, UsageError
-from fct_infer.gallery.ids import IdFacts
+from fct_infer.errors import GalleryError, UsageError
 from fct_infer.gallery.source import Part, Rows, Schema, Source
 
 _AT_ONCE = 4096  # messages that are decoded together
-_TABLE = "table"  # its name among the facts of the fingerprint
-
-
-class Snapshot:
-    """What a table holds at one instant, for as many connections as take it over.
-
-    Attributes:
-        close: lets the server clean up behind it; a second call does nothing.
-    """
-
-    def __init__(self, url: TableUrl) -> None:
-        self._url, self._holder = url, connect(url)
-        self.close = weakref.finalize(self, self._holder.close)  # a source is not closed, it is forgotten
-        with server_errors(url):
-            self._holder.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            (self._name,) = self._holder.execute("SELECT pg_catalog.pg_export_snapshot()").fetchone()
-
-    @contextmanager
-    def opened(self) -> Iterator[Any]:
-        """Yield a connection that sees the snapshot."""
-        with closing(connect(self._url)) as connection:
-            with server_errors(self._url):
-                pin_search_path(connection)
-                connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                try:
-                    connection.execute(psycopg().sql.SQL("SET TRANSACTION SNAPSHOT {}").format(self._name))
-                except psycopg().ProgrammingError as error:
-                    raise ResourceError(
-                        f"{self._url.name}: the connection that kept the table's state is lost; the same command goes "
-                        "on if work was begun"
-                    ) from error
-            with server_errors(self._url):
-                yield connection
+TABLE = "table"  # its name among the facts of the fingerprint
 
 
 class PostgresSource(Source):
@@ -106,9 +68,9 @@ class PostgresSource(Source):
         """Ranges of the key."""
         return self._parts
 
-    def open_part(self, part: Part) -> _PartReader:
+    def open_part(self, part: Part) -> TableReader:
         """See :class:`~fct_infer.gallery.source.Source`."""
-        return _PartReader(self, part)
+        return TableReader(self, part)
 
     def range_of(self, part: Part) -> Any:
         """The condition that a part's rows fulfil."""
@@ -128,9 +90,9 @@ class PostgresSource(Source):
                     wrote, table.sql
                 )
             ).fetchone()
-        return {_TABLE: self._identity() | {"rows": rows, "versions": total, "parts": len(self._parts)}}
+        return {TABLE: self.identity() | {"rows": rows, "versions": total, "parts": len(self._parts)}}
 
-    def _identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """Return what makes it the same table, read in the same way."""
         names = [name for name in (self._roles.embedding, self._roles.side, *self.table.key) if name is not None]
         columns = {name: self.table.columns[name].type for name in names}
@@ -269,49 +231,6 @@ class PostgresSource(Source):
         )
 
 
-class LiveTable(PostgresSource):
-    """A table that is upgraded where it is and lives on meanwhile: its rows may change, its ranges of keys do not.
-
-    Args:
-        source: the table.
-        bounds: between which keys each part lies, as unfinished work has it; empty for those of the source.
-    """
-
-    def __init__(self, source: PostgresSource, bounds: dict[str, tuple[Bound | None, Bound | None]]) -> None:
-        vars(self).update(vars(source))
-        if bounds:
-            self.bounds = bounds
-            self._count()
-
-    def refresh(self) -> None:
-        """See the table as it is now."""
-        self.snapshot.close()
-        self.snapshot = Snapshot(self.url)
-        self._count()
-
-    def _count(self) -> None:
-        sql, parts, first = psycopg().sql, [], 0
-        with self.snapshot.opened() as connection:
-            for name, bound in self.bounds.items():
-                query = sql.SQL("SELECT count(*) FROM {} WHERE {}").format(self.table.sql, self.table.between(*bound))
-                (rows,) = connection.execute(query).fetchone()
-                if rows:
-                    parts.append(Part(name, rows, first))
-                    first += rows
-        if not parts:
-            raise GalleryError(f"{self.path}: is empty")
-        self._parts, self._schema = tuple(parts), replace(self._schema, rows=first)
-
-    def fingerprint(self) -> dict[str, dict[str, Any]]:
-        """Return what makes it the same table; what its rows are is followed, not compared."""
-        return {_TABLE: self._identity()}
-
-    @cached_property
-    def id_facts(self) -> IdFacts:
-        """What a key promises."""
-        return IdFacts("labels" if self.table.has_integer_id else "text")
-
-
 def _columns(table: Table, options: SourceOptions) -> Columns:
     vectors = [name for name, column in table.columns.items() if column.kind in KINDS]
     for name in (options.embedding_column, options.side_column):
@@ -340,91 +259,3 @@ def _ranges(
     uppers: list[Bound | None] = [tuple(row) for row in connection.execute(query).fetchall()] if ends else []
     bounds = pairwise([None, *uppers, None])
     return tuple(parts), {part.name: bound for part, bound in zip(parts, bounds, strict=True)}
-
-
-@contextmanager
-def copied(connection: Any, query: Any) -> Iterator[Iterator[bytes]]:
-    """Yield the messages of a query's rows; what is not read of them is dropped with the connection."""
-    sql = psycopg().sql
-    text = sql.SQL("COPY ({}) TO STDOUT (FORMAT BINARY)").format(sql.SQL(query) if isinstance(query, str) else query)
-    with connection.cursor().copy(text) as copy:
-        messages = messages_of(copy)
-        yield messages
-        next(messages, None)  # the end, if all rows were taken; else the connection is closed by its owner
-
-
-class _PartReader:
-    """One part, read forward; going back, or from the vectors to the ids, begins the part again."""
-
-    def __init__(self, source: PostgresSource, part: Part) -> None:
-        self._source, self._part = source, part
-        self._rows: Iterator[bytes] | None = None
-        self._stack = ExitStack()
-        self._what, self._at = "", 0
-
-    def read_into(self, start: int, stop: int, old: Rows, side: Rows | None) -> None:
-        """See :class:`~fct_infer.gallery.source.PartReader`."""
-        schema, source = self._source.schema, self._source
-        check_range(start, stop, self._part.rows)
-        check_buffer("old", old, stop - start, schema.old_dim, schema.embedding_dtype)
-        outs = [old]
-        if side is not None:
-            if schema.side_dim is None or schema.side_dtype is None:
-                raise ArrayError("side is given, but the source has no side-information")
-            check_buffer("side", side, stop - start, schema.side_dim, schema.side_dtype)
-            outs.append(side)
-        first, columns = self._part.first_row + start, source.vectors_sql(side is not None)
-        with server_errors(source.url):
-            rows = self._from(start, "old" if side is None else "both", columns)
-            source.decode(rows, outs, lambda at: first + at)
-        self._at = stop
-
-    def read_ids(self, start: int, stop: int) -> Rows:
-        """See :class:`~fct_infer.gallery.source.PartReader`."""
-        check_range(start, stop, self._part.rows)
-        with server_errors(self._source.url):
-            rows = list(islice(self._from(start, "ids", self._source.table.id_sql), stop - start))
-        self._at = stop
-        if len(rows) != stop - start:
-            raise GalleryError(f"{self._source.path}: {len(rows)} ids in place of {stop - start}")
-        if self._source.table.has_integer_id:
-            fields = np.frombuffer(b"".join(rows), np.dtype([("head", "V6"), ("id", ">i8")]))
-            return fields["id"].astype(np.int64)
-        return np.array([bytes(row[6:]).decode() for row in rows])
-
-    def read_keys(self, start: int, stop: int) -> list[bytes]:
-        """Return the keys of rows as a COPY sends them."""
-        with server_errors(self._source.url):
-            rows = list(islice(self._from(start, "keys", self._source.table.key_sql()), stop - start))
-        self._at = stop
-        return rows
-
-    def _from(self, start: int, what: str, columns: Any) -> Iterator[bytes]:
-        """Return the rows from one on."""
-        if self._rows is None or self._what != what or start < self._at:
-            self.close()
-            source, sql = self._source, psycopg().sql
-            query = sql.SQL("SELECT {} FROM {} WHERE {} ORDER BY {} OFFSET {}").format(
-                columns, source.table.sql, source.range_of(self._part), source.table.order_sql, start
-            )
-            connection = self._stack.enter_context(source.snapshot.opened())
-            self._rows, self._what, self._at = self._stack.enter_context(copied(connection, query)), what, start
-        for _ in islice(self._rows, start - self._at):
-            pass
-        return self._rows
-
-    def move_to(self, part: Part) -> bool:
-        """See :class:`~fct_infer.gallery.source.PartReader`: another part is another query."""
-        return part == self._part
-
-    def close(self) -> None:
-        """Close the connection; a second call does nothing."""
-        self._rows = None
-        with suppress(ResourceError):  # a connection that is lost is closed
-            self._stack.close()
-
-    def __enter__(self) -> _PartReader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

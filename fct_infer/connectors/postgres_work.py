@@ -11,7 +11,6 @@ import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from threading import Lock
 from typing import Any
 
@@ -26,37 +25,21 @@ from fct_infer.connectors.postgres import (
     server_errors,
 )
 from fct_infer.connectors.postgres_books import check_free, is_published, read_record
+from fct_infer.connectors.postgres_changes import Changes
+from fct_infer.connectors.postgres_ddl import create_version, drop_version, ensure_books, show_version
 from fct_infer.connectors.postgres_index import build_index, index_sql
-from fct_infer.connectors.postgres_rows import (
-    HEADER,
-    TRAILER,
-    VECTOR_TYPES,
-    VectorField,
-    VectorRows,
-    with_vectors,
-)
+from fct_infer.connectors.postgres_live import LiveTable
+from fct_infer.connectors.postgres_locks import LOCK_TRIES, locked, patience, take_lock
+from fct_infer.connectors.postgres_names import Names
+from fct_infer.connectors.postgres_reader import copied
+from fct_infer.connectors.postgres_rows import VECTOR_TYPES, VectorField, VectorRows
 from fct_infer.connectors.postgres_sink import TableSink
-from fct_infer.connectors.postgres_source import LiveTable, copied
-from fct_infer.connectors.postgres_versions import (
-    LOCK_TRIES,
-    Names,
-    create_version,
-    drop_version,
-    ensure_books,
-    locked,
-    patience,
-    show_version,
-    take_lock,
-)
-from fct_infer.errors import GalleryError, NonFiniteError, OutputError, ResourceError
+from fct_infer.errors import GalleryError, OutputError, ResourceError
 from fct_infer.gallery import GalleryManifest, Part
 from fct_infer.gallery.destination import Job, Progress, check_same_upgrade
 from fct_infer.gallery.sink import Receipt
 from fct_infer.gallery.source import Rows
 
-AT_ONCE = 4096  # changed rows that are transformed in one transaction
-FEW = 64  # changed rows that are left for the lock
-_MOST_ROUNDS = 100_000  # of catching up before the lock is taken whatever is left
 _TAKEN_OVER = "another upgrade has taken this one over"
 
 
@@ -77,6 +60,7 @@ class PostgresWork:
         self._lock = Lock()
         self._sinks: list[TableSink] = []
         self.connection = connect(self.url)
+        self.changes = Changes(self)
         try:
             with server_errors(self.url):
                 pin_search_path(self.connection)
@@ -92,9 +76,9 @@ class PostgresWork:
         ensure_books(connection, names)
         check_free(connection, names)
         record = read_record(connection, names)
-        self._was_published = bool(record and record["state"] == "published")
+        self.was_published = bool(record and record["state"] == "published")
         if record and record["identity"] != self.job.identity():
-            if self._was_published:
+            if self.was_published:
                 raise OutputError(
                     f"{self.url.name}: {names.column!r} was published from other inputs or settings; name another "
                     "column, such as embedding_v3"
@@ -102,7 +86,7 @@ class PostgresWork:
             if not restart and record["state"] != "gate failed":
                 check_same_upgrade(f"{names.table.schema}.{names.side}", record["identity"], self.job)
             restart = True
-        if record and restart and not self._was_published:
+        if record and restart and not self.was_published:
             with locked(connection, names, "SHARE ROW EXCLUSIVE"):
                 drop_version(connection, names)
             record = None
@@ -189,149 +173,15 @@ class PostgresWork:
         if found is None or found[0] != self.token:
             raise OutputError(f"{self.url.name}: {_TAKEN_OVER}")
 
-    # -- what was written meanwhile ------------------------------------------------------------------------------------
-
     def settle(self) -> None:
         """Transform what was written since the snapshot, and compare keys with keys."""
         self.source.snapshot.close()  # it holds back the server's cleaning up, and an index built concurrently
-        with server_errors(self.url):
-            self.connection.execute("BEGIN")
-            self.connection.execute(
-                self.names.format(
-                    "INSERT INTO {changes} ({key}) SELECT {key} FROM {table} AS i WHERE NOT EXISTS "
-                    "(SELECT FROM {side} AS s WHERE {same})"
-                )
-            )
-            self.connection.execute(
-                self.names.format("DELETE FROM {side} AS s WHERE NOT EXISTS (SELECT FROM {table} AS i WHERE {same})")
-            )
-            self.connection.execute("COMMIT")
-            self._catch_up()
+        self.changes.settle()
 
-    def _waiting(self) -> int:
-        return int(self.connection.execute(self.names.format("SELECT count(*) FROM {changes}")).fetchone()[0])
-
-    def _catch_up(self) -> None:
-        """Transform changed rows until few are left; more come while it does."""
-        for _ in range(_MOST_ROUNDS):
-            waiting = self._waiting()
-            if waiting <= FEW:
-                return
-            self._report("catch up with writers", waiting)
-            if self._round() == waiting:  # all of them are locked
-                time.sleep(0.05)
-
-    def _round(self) -> int:
-        """Transform one lot of changed rows in a transaction of its own; return how many are left for later."""
-        self.connection.execute("BEGIN")
-        try:
-            self.fence(self.connection)
-            left = self._transform_changes("FOR SHARE OF i SKIP LOCKED")
-            self.connection.execute("COMMIT")
-        except BaseException:
-            self._roll_back()
-            raise
-        return left
-
-    def _transform_changes(self, lock: str) -> int:
-        """Take noted keys, at most :data:`AT_ONCE`, and write the new vectors of their rows.
-
-        A row is locked until the new vector is written, so that who writes it next deletes that vector. Rows that a
-        writer has locked are left to the next time: nobody is waited for, so nobody can wait in a circle.
-
-        Returns:
-            How many were left.
-        """
-        connection, names, sql = self.connection, self.names, psycopg().sql
-        found = connection.execute(
-            names.format(
-                "WITH taken AS (DELETE FROM {changes} WHERE fct_place = ANY (ARRAY(SELECT fct_place FROM {changes} "
-                "ORDER BY fct_place LIMIT {most})) RETURNING {key}, fct_is_blind) "
-                "SELECT bool_or(fct_is_blind), {text} FROM taken GROUP BY {key}",
-                most=sql.Literal(AT_ONCE),
-                text=names.table.key_text_sql(),
-            )
-        ).fetchall()
-        if not found:
-            return 0
-        keys = [tuple(key) for _, *key in found]
-        if blind := [key for (is_blind, *_), key in zip(found, keys, strict=True) if is_blind]:
-            self._delete(blind)
-        # What was published already may have been written by someone who knows the new model: that stays.
-        missing = "NOT EXISTS (SELECT FROM {side} AS s WHERE {same})" if self._was_published else "true"
-        texts = connection.execute(self._of(keys, "{text}", f"WHERE {missing} ORDER BY {{order}} {lock}")).fetchall()
-        if texts:
-            new = self._transformed(texts)
-            with copied(connection, self._of(texts, "{order}", "ORDER BY {order}")) as rows:
-                raw_keys = list(rows)
-            self._delete(texts)
-            with connection.cursor().copy(self.copy_sql) as copy:
-                copy.write(HEADER + with_vectors(raw_keys, len(names.table.key), new, self.field) + TRAILER)
-        return self._leave(sorted(set(keys) - set(texts)), missing)
-
-    def _of(self, keys: Sequence[tuple[str, ...]], columns: str, rest: str) -> Any:
-        """Return a query of the table's rows of some keys."""
-        names, sql = self.names, psycopg().sql
-        return names.format(
-            f"SELECT {columns} FROM (VALUES {{rows}}) AS t ({{key}}) JOIN {{table}} AS i ON {{same_t}} {rest}",
-            rows=sql.SQL(", ").join(map(names.table.literal, keys)),
-            same_t=sql.SQL(" AND ").join(
-                sql.SQL("i.{} = t.{}").format(sql.Identifier(name), sql.Identifier(name)) for name in names.table.key
-            ),
-            text=names.table.key_text_sql("i"),
-            order=names.table.key_sql("i"),
-            vectors=self.source.vectors_sql(self.job.reads_side, "i"),
-        )
-
-    def _transformed(self, keys: list[tuple[str, ...]]) -> Rows:
-        """Return the new vectors of some rows, sorted by key.
-
-        Raises:
-            GalleryError: a row is no finite vector; names its key.
-        """
-        table, outs = self.names.table, self._buffers(len(keys))
-        with copied(self.connection, self._of(keys, "{vectors}", "ORDER BY {order}")) as rows:
-            self.source.decode(rows, outs, lambda place: table.where(keys[place]))
-        try:
-            return self.job.transform(outs[0], outs[1] if len(outs) > 1 else None)
-        except NonFiniteError as error:
-            what = "its transformed value does not fit" if error.array == "result" else f"{error.array} is not finite"
-            raise GalleryError(f"{table.where(keys[error.row])}: {what}") from error
-
-    def _buffers(self, rows: int) -> list[Rows]:
-        schema = self.source.schema
-        outs = [np.empty((rows, schema.old_dim), schema.embedding_dtype)]
-        if self.job.reads_side:
-            outs.append(np.empty((rows, schema.side_dim or 0), schema.side_dtype))
-        return outs
-
-    def _delete(self, keys: Sequence[tuple[str, ...]]) -> None:
-        """Delete the new vectors of some keys, but those that a writer is about to delete."""
-        rows = psycopg().sql.SQL(", ").join(map(self.names.table.literal, keys))
-        query = "DELETE FROM {side} WHERE ({key}) IN (SELECT {key} FROM {side} WHERE ({key}) IN (VALUES {rows}) {lock})"
-        lock = psycopg().sql.SQL("FOR UPDATE SKIP LOCKED")
-        self.connection.execute(self.names.format(query, rows=rows, lock=lock))
-
-    def _leave(self, keys: list[tuple[str, ...]], missing: str) -> int:
-        """Note keys again whose rows are there and were not to be had; of those that are gone no new vector stays."""
-        if not keys:
-            return 0
-        there = set(self.connection.execute(self._of(keys, "{text}", "")).fetchall())
-        if gone := [key for key in keys if key not in there]:
-            self._delete(gone)
-        again = self.connection.execute(self._of(keys, "{text}", f"WHERE {missing}")).fetchall()
-        if again:
-            rows = self._of(again, "{order}", "")
-            self.connection.execute(self.names.format("INSERT INTO {changes} ({key}) {rows}", rows=rows))
-        return len(again)
-
-    def _report(self, stage: str, done: int) -> None:
+    def report(self, stage: str, done: int) -> None:
+        """Tell how far a stage is, in rows."""
         if self._progress:
             self._progress(stage, min(done, self.source.schema.rows), self.source.schema.rows)
-
-    def _roll_back(self) -> None:
-        with suppress(psycopg().Error):
-            self.connection.rollback()
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
@@ -352,17 +202,17 @@ class PostgresWork:
                 ).fetchall()
                 if not keys:
                     raise GalleryError(f"{self.url.name}: no row is left to be checked")
-                keys = connection.execute(self._of(keys, "{text}", "ORDER BY {order}")).fetchall()
-                outs, new = self._buffers(len(keys)), np.empty((len(keys), self.job.new_dim), self.job.dtype)
-                with copied(connection, self._of(keys, "{vectors}", "ORDER BY {order}")) as found:
+                keys = connection.execute(self.changes.of(keys, "{text}", "ORDER BY {order}")).fetchall()
+                outs, new = self.changes.buffers(len(keys)), np.empty((len(keys), self.job.new_dim), self.job.dtype)
+                with copied(connection, self.changes.of(keys, "{vectors}", "ORDER BY {order}")) as found:
                     self.source.decode(found, outs, lambda place: names.table.where(keys[place]))
-                query = self._of(keys, "s.{column}", "JOIN {side} AS s ON {same} ORDER BY {order}")
+                query = self.changes.of(keys, "s.{column}", "JOIN {side} AS s ON {same} ORDER BY {order}")
                 with copied(connection, query) as found:
                     fault = VectorRows(self.field).decode(list(found), [new])
                 if fault is not None:
                     raise GalleryError(f"{names.side}: {names.table.where(keys[fault])} is not what was written")
             finally:
-                self._roll_back()
+                self.changes.roll_back()
         return [names.table.where(key) for key in keys], outs[0], outs[1] if len(outs) > 1 else None, new
 
     def finish(self, infos: dict[str, Any], manifest: GalleryManifest) -> None:
@@ -386,7 +236,7 @@ class PostgresWork:
         """Catch up with the last changes under a lock on the table, and let the view show the new vectors."""
         with server_errors(self.url, "publishing: "):
             for number in range(LOCK_TRIES):
-                self._catch_up()
+                self.changes.catch_up()
                 try:
                     return self._publish_once(patience(number))
                 except _TooManyError:
@@ -405,8 +255,8 @@ class PostgresWork:
         with locked(connection, self.names, "SHARE"):
             started = time.perf_counter()
             self.fence(connection)
-            self._transform_changes("")
-            if self._waiting():  # too many came while the lock was waited for
+            self.changes.transform("")
+            if self.changes.waiting():  # too many came while the lock was waited for
                 raise _TooManyError
             connection.execute("SELECT set_config('lock_timeout', %s, true)", (f"{seconds * 1000:.0f}ms",))
             if not connection.execute(self.names.format("SELECT is_current FROM {upgrades} WHERE {this}")).fetchone()[

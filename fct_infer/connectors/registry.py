@@ -12,12 +12,14 @@ import numpy as np
 
 from fct_infer.connectors.datasets_folder import is_dataset
 from fct_infer.connectors.options import SourceOptions
-from fct_infer.errors import GalleryError, UsageError
+from fct_infer.errors import GalleryError, ResourceError, UsageError
+from fct_infer.gallery import read_manifest
 from fct_infer.gallery.destination import Destination
 from fct_infer.gallery.places import DATABASES, place_of, scheme_of
 from fct_infer.gallery.sink import Sink
 from fct_infer.gallery.source import Source
-from fct_infer.storage import ReadFile
+from fct_infer.gallery.url_place import published_folder
+from fct_infer.storage import ReadFile, RemotePath
 
 # kind -> module and the name in it that opens a path; imported on use
 _OPENERS = {
@@ -36,7 +38,19 @@ _OPENERS = {
 }
 # scheme of a URL -> module, and the names in it that open a source and a destination; imported on use
 _POSTGRES = ("postgres_source", "PostgresSource", "postgres_destination", "PostgresDestination")
-_URLS = dict.fromkeys(DATABASES, _POSTGRES)
+# engines that are read by key: scheme -> module
+_ENGINES = {
+    "duckdb": "duckdb_table",
+    "sqlite": "sqlite_table",
+    "lancedb": "lancedb_table",
+    "qdrant": "qdrant",
+    "chroma": "chroma",
+    "milvus": "milvus",
+}
+_URLS = {
+    scheme: (_ENGINES[scheme], "open_table", _ENGINES[scheme], "open_destination") if scheme in _ENGINES else _POSTGRES
+    for scheme in DATABASES
+}
 SINKS = {
     "npy": ("fct_infer.gallery.sink", "FolderSink"),
     "parquet": ("fct_infer.connectors.parquet_sink", "ParquetSink"),
@@ -105,6 +119,18 @@ def _url_scheme(url: str) -> str:
     return scheme
 
 
+def engine_module(url: str) -> Any:
+    """Return the module of the engine that a URL names: ``parse``, ``open_table``, ``open_target``, ``books_of`` ...
+
+    Raises:
+        UsageError: the URL is of none that is read by key.
+    """
+    scheme = _url_scheme(url)
+    if scheme not in _ENGINES:
+        raise UsageError(f"{scheme}:// is no engine that is read by key; those are {', '.join(_ENGINES)}")
+    return import_module(f"fct_infer.connectors.{_ENGINES[scheme]}")
+
+
 def open_destination(place: str | Path) -> Destination | Path:
     """Return what a URL names as a destination of an upgrade; a path as it is, for a folder made there.
 
@@ -154,12 +180,22 @@ def open_source(path: str | Path, options: SourceOptions | None = None) -> Sourc
         MissingExtraError: the format's library is not installed.
     """
     path, options = place_of(path), options or SourceOptions()
-    source = _opened(path, options).say_model(options.model)
+    found = _whole(path, options) if isinstance(path, RemotePath) else _opened(path, options)
+    source = found.say_model(options.model)
     vars(source)["opened_by"] = (path, options)  # sources may be frozen
     return source
 
 
-def _opened(path: str | Path, options: SourceOptions) -> Source:
+def _whole(path: RemotePath, options: SourceOptions) -> Source:
+    """Open files behind a URL; of a version that was published there, all rows or none."""
+    folder = published_folder(path)
+    source = _opened(folder, options)
+    if folder != path and source.schema.rows != (rows := read_manifest(folder).rows):
+        raise ResourceError(f"{folder}: the store lists files of {source.schema.rows:,} of {rows:,} rows; try it again")
+    return source
+
+
+def _opened(path: Path | str, options: SourceOptions) -> Source:
     kind = kind_of(path)
     module, name = _OPENERS[kind] if isinstance(path, Path) else _URLS[kind][:2]
     opener: Callable[[Path | str, SourceOptions], Source]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,8 @@ class SourceSpec:
             except (TypeError, AttributeError, pickle.PicklingError) as error:
                 raise UnsupportedError(f"{source.path}: another process cannot read it: {error}") from error
         path = path.absolute() if isinstance(path, Path) else path
+        if options is not None and options.ids is not None:
+            options = replace(options, ids=options.ids.absolute())
         return cls(path, options, pickled, source.schema, len(source.parts()), source.id_facts)
 
     def open(self) -> Source:

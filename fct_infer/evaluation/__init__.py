@@ -30,7 +30,7 @@ from fct_infer.evaluation.orders import class_mean_order, oracle_order, random_o
 from fct_infer.evaluation.overlap import NeighbourOverlap, neighbour_overlap
 from fct_infer.evaluation.pictures import ImageFile, retrieved_html
 from fct_infer.evaluation.relevance import Exclusions
-from fct_infer.evaluation.report import check_report_path, figures, html_page, html_properties, write_report
+from fct_infer.evaluation.report import check_report_path, figures, write_report
 from fct_infer.evaluation.retrieval import (
     FIGURES,
     Figure,
@@ -74,8 +74,6 @@ __all__ = [
     "figures",
     "flips",
     "gap_closed",
-    "html_page",
-    "html_properties",
     "judge",
     "labels_like",
     "nearest",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 from rich.markup import escape as escape_markup
@@ -15,6 +14,7 @@ from rich.table import Table
 
 from fct_infer.errors import UsageError
 from fct_infer.evaluation.retrieval import Figure, RetrievalMetrics
+from fct_infer.pages import html_table
 
 
 def criterion(new_old: float, old_old: float) -> bool:
@@ -50,16 +50,6 @@ def rich_table(header: Sequence[str], body: Iterable[Sequence[str]], title: str 
     for cells in body:
         table.add_row(*map(escape_markup, cells))
     return table
-
-
-def html_table(header: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    """Return lines of text as an HTML ``<table>``; the first cell of each names its line."""
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in header)
-    lines = (
-        f'<tr><th scope="row">{escape(name)}</th>' + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
-        for name, *cells in body
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.errors import UsageError
-from fct_infer.evaluation.charts import heat_map
 from fct_infer.evaluation.checks import Embeddings, SearchOptions
 from fct_infer.evaluation.compatibility import criterion
 from fct_infer.evaluation.retrieval import QueryRanks, RetrievalMetrics, rank_queries
+from fct_infer.pages import heat_map
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from fct_infer.evaluation.orders import Direction, class_mean_order, oracle_orde
 from fct_infer.evaluation.relevance import Exclusions
 from fct_infer.evaluation.retrieval import Figure, QueryRanks, RetrievalMetrics
 from fct_infer.evaluation.verdict import Verdict, judge
+from fct_infer.pages import html_summary
 
 StageProgress = Callable[[str, int, int], None]
 TRANSFORMED = "old, transformed"
@@ -117,6 +118,14 @@ class Study:
             f"{name} {100 * share:.1f} %" for name, share in metrics.shares(self.settings.figures).items()
         )
         return f"Study({'/'.join(self.searched)}: {metrics.queries:,} queries, {shares})"
+
+    def _repr_html_(self) -> str:
+        metrics = self.ranks.metrics()
+        known = {name: f"{100 * share:.2f} %" for name, share in metrics.shares(self.settings.figures).items()}
+        known["queries"] = f"{metrics.queries:,}"
+        if self.verdict is not None:
+            known["worth it?"] = self.verdict.sentence
+        return html_summary(f"Study of {'/'.join(self.searched)}", known)
 
     @property
     def ranks(self) -> QueryRanks:

@@ -179,7 +179,8 @@ def compress(
     at_once = min(usable_cpus(), max(1, len(shapes) - 1))
     with one_thread_each():
         rounds = 1 + -(-len(shapes) // at_once)
-        pace = rounds * seconds_per_step(lessons, everything, start, *shapes[-1]) if shapes[-1][0] else 0.0
+        largest = Schedule(shapes[-1][0], layers=shapes[-1][1])
+        pace = rounds * seconds_per_step(lessons, everything, start, largest) if largest.layers else 0.0
         steps = next((steps for steps in STEPS if steps * pace <= budget), None)
         if steps is None:
             return f"nothing was compressed: it takes about {STEPS[-1] * pace:,.0f} s, {max(budget, 0):,.0f} s are left"

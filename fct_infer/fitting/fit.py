@@ -25,13 +25,14 @@ from fct_infer.fitting.crossfit import (
 )
 from fct_infer.fitting.forecast import Forecast, forecast, suspect_share
 from fct_infer.fitting.measures import ByLabels, ByTruth, Direction, Measure, Overlap, Search
-from fct_infer.fitting.network_trial import NAME, cross_fit_network, final_network
+from fct_infer.fitting.network_trial import NAMES, cross_fit_network, final_network
 from fct_infer.fitting.pairs import Pairs
 from fct_infer.fitting.queries import Queries
 from fct_infer.fitting.search import try_recipes
 from fct_infer.gallery import sample_rows
 from fct_infer.maps import Recipe
 from fct_infer.measuring import Estimate
+from fct_infer.pages import html_summary
 from fct_infer.transformation import Float32Array, Program
 
 if TYPE_CHECKING:
@@ -110,6 +111,15 @@ class Fit:
         dims = f"{self.program.dims} -> {self.program.new_dim}"
         return f"Fit({self.chosen.name}, {dims}, {self.pairs:,} pairs, by {self.measure}, {self.metric})"
 
+    def _repr_html_(self) -> str:
+        known = {
+            "map": f"{self.chosen.name}, {self.program.dims} -> {self.program.new_dim}",
+            "fitted on": f"{self.pairs:,} pairs, {self.metric}",
+            self.measure: str(self.forecast.measured),
+            "worth it?": self.forecast.verdict.sentence,
+        }
+        return html_summary("Fit", known)
+
     def as_dict(self) -> dict[str, Any]:
         """Return everything but the weights as strict JSON."""
         return {
@@ -141,7 +151,8 @@ def fit_pairs(
 
     Raises:
         GalleryError: too few pairs or different items, or one of the models gives all of them the same vector.
-        GateError: the pairs do not belong together: no map finds the new row of an item by its old one.
+        GateError: the pairs do not belong together: no map finds the new row of an item by its old one; or the queries
+            do not belong to NEW: they find nothing there.
         UsageError: queries of another width, or for a map of queries.
         ArrayError: queries or truth of another kind or shape, or that name no pair.
     """
@@ -158,6 +169,8 @@ def fit_pairs(
     search = Search(settings.metric or ("cosine" if is_unit else "l2"), settings.direction)
     split = _split(pairs, queries, settings.seed)
     cross_fit, measure = CrossFit(pairs, split, is_unit), _measure(pairs, split.judged, queries, search)
+    if queries is not None and isinstance(measure, ByTruth):
+        queries.refuse_foreign(measure, pairs.old[split.judged], pairs.new[split.judged])
     widths = pairs.old.shape[1], 0 if pairs.side is None else pairs.side.shape[1], pairs.new.shape[1]
     attempt = partial(try_recipe, cross_fit, measure)
     trials = try_recipes(attempt, *widths, progress=partial(progress, "try maps"))
@@ -166,13 +179,15 @@ def fit_pairs(
     assert recipe is not None
     transformed, network = cross_fit.transformed(cross_fit.programs(recipe)), None
     notes = [*_suspicion(pairs.new[split.judged], transformed, search), *_copies(cross_fit), *_side_notes(trials)]
-    if settings.network:
-        left, stage = settings.budget - (time.monotonic() - began), partial(progress, "try a network")
-        found = cross_fit_network(cross_fit, recipe, search, left, settings.seed, stage)
+    for model, name in NAMES.items() if settings.network else ():
+        left, stage = settings.budget - (time.monotonic() - began), partial(progress, f"try {name}")
+        if model == "paper" and settings.compress is not None:
+            left /= 2  # students are trained after it
+        found = cross_fit_network(cross_fit, recipe, search, left, settings.seed, stage, model)
         if isinstance(found, str):
-            notes.append(found)
+            notes += [found] if found not in notes else []
         else:
-            trial = Trial(NAME, measure.scores(found.transformed, split.choosing), found.flops)
+            trial = Trial(name, measure.scores(found.transformed, split.choosing), found.flops)
             trials.append(trial)
             if not is_within_noise(trial.scores - chosen.scores):
                 chosen, network, transformed = trial, found, found.transformed

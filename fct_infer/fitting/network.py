@@ -1,4 +1,4 @@
-"""How ``fct-fit`` trains a residual network that starts as the best closed form (extra ``train``)."""
+"""How ``fct-fit`` trains a residual network that starts as the best closed form, and the paper's h: extra ``train``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -19,11 +20,16 @@ from fct_infer.maps.statistics import Statistics
 from fct_infer.training.alignment import cosine_loss
 from fct_infer.training.losses import transformation_loss
 from fct_infer.training.models.residual import FittedResidual
+from fct_infer.training.models.standardized import StandardizedTransformation
+from fct_infer.training.models.transformation import LayeredTransformation, PaperTransformation
 
+Model: TypeAlias = Literal["residual", "paper"]
 STEPS = 3_000
 BATCH_ROWS = 256
 CHECKS = 10  # times that held-out rows are looked at
 RATE, DECAY = 1e-3, 1e-2  # of AdamW
+PAPER_WIDTH = 2048  # of the mixer of the paper's h
+_TIMED = 6  # steps, to know how long all will take
 _DRAWING = threading.Lock()  # PyTorch draws initial weights from one generator for all threads
 
 
@@ -32,11 +38,12 @@ class Schedule:
     """How a network is trained; the same numbers give the same network on one machine.
 
     Attributes:
-        hidden: width of its hidden layers.
+        hidden: width of its hidden layers; of the paper's h that of its mixer.
         steps: of the whole schedule, over which the learning rate rises and falls.
         stop: after how many steps it ends; ``steps`` unless held-out rows said that earlier was better.
         seed: of weights and batches.
-        layers: how many hidden ones there are.
+        layers: how many hidden ones there are, of a residual network.
+        model: what kind of network.
     """
 
     hidden: int
@@ -44,6 +51,7 @@ class Schedule:
     stop: int = STEPS
     seed: int = 0
     layers: int = 2
+    model: Model = "residual"
 
 
 def train(
@@ -51,9 +59,9 @@ def train(
     rows: Int64Array,
     start: tuple[Recipe, Statistics],
     schedule: Schedule,
-    check: Callable[[int, FittedResidual], bool] | None = None,
+    check: Callable[[int, LayeredTransformation], bool] | None = None,
     progress: Callable[[int, int], None] = lambda done, steps: None,
-) -> FittedResidual:
+) -> LayeredTransformation:
     """Train on some pairs and return the network in eval mode.
 
     Args:
@@ -66,7 +74,6 @@ def train(
     """
     network, generator = _initial(start, schedule), torch.Generator().manual_seed(schedule.seed)
     x, y = _inputs(pairs, rows, network.side_dim), torch.from_numpy(pairs.new[rows])
-    mean = network.get_buffer("mean")
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY)
     rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, schedule.steps)
     every, order = max(1, schedule.steps // CHECKS), torch.empty(0, dtype=torch.int64)
@@ -74,7 +81,7 @@ def train(
         if len(order) < 2:  # batch norm wants two
             order = torch.randperm(len(rows), generator=generator)
         batch, order = order[:BATCH_ROWS], order[BATCH_ROWS:]
-        loss = _loss(network, network.deviation(x[batch]), y[batch] - mean)
+        loss = _loss(network, x[batch], y[batch])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -99,24 +106,25 @@ def one_thread_each() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def seconds_per_step(
-    pairs: Pairs, rows: Int64Array, start: tuple[Recipe, Statistics], hidden: int, layers: int = 2
-) -> float:
+def seconds_per_step(pairs: Pairs, rows: Int64Array, start: tuple[Recipe, Statistics], schedule: Schedule) -> float:
     """Return how long a step takes here, by the clock."""
     began: list[float] = []
-    train(
-        pairs, rows, start, Schedule(hidden, 12, 12, layers=layers), progress=lambda *_: began.append(time.monotonic())
-    )
+    few = replace(schedule, steps=_TIMED, stop=_TIMED)
+    train(pairs, rows, start, few, progress=lambda *_: began.append(time.monotonic()))
     return float(np.median(np.diff(began)))
 
 
-def _initial(start: tuple[Recipe, Statistics], schedule: Schedule) -> FittedResidual:
+def _initial(start: tuple[Recipe, Statistics], schedule: Schedule) -> LayeredTransformation:
     recipe, statistics = start
     side_dim = 0 if recipe.side_alpha is None else statistics.side_dim
     with _DRAWING, torch.random.fork_rng(devices=[]):
         torch.manual_seed(schedule.seed)
         widths = statistics.old_dim, side_dim, len(statistics.yy)
-        network = FittedResidual(*widths, asdict(recipe), schedule.hidden, schedule.layers)
+        network: LayeredTransformation
+        if schedule.model == "paper":
+            network = StandardizedTransformation(PaperTransformation(*widths, schedule.hidden))
+        else:
+            network = FittedResidual(*widths, asdict(recipe), schedule.hidden, schedule.layers)
     network.begin_from(statistics)
     return network
 
@@ -126,8 +134,14 @@ def _inputs(pairs: Pairs, rows: Int64Array, side_dim: int) -> Tensor:
     return torch.from_numpy(np.concatenate(parts, axis=1))
 
 
-def _loss(network: FittedResidual, deviation: Tensor, wanted: Tensor) -> Tensor:
+def _loss(network: LayeredTransformation, x: Tensor, wanted: Tensor) -> Tensor:
     """With unit deviation only directions from the mean count; else the squared error as a share of the variance."""
-    if network.recipe.unit_deviation:
-        return cosine_loss(deviation, wanted)
-    return transformation_loss(deviation / network.spread, wanted / network.spread)
+    if isinstance(network, FittedResidual):
+        deviation, wanted = network.deviation(x), wanted - network.get_buffer("mean")
+        if network.recipe.unit_deviation:
+            return cosine_loss(deviation, wanted)
+        return transformation_loss(deviation / network.spread, wanted / network.spread)
+    parts = torch.split(x, [network.old_dim, network.side_dim], dim=1)
+    return transformation_loss(
+        network(*parts[: 2 if network.side_dim else 1]) / network.spread, wanted / network.spread
+    )

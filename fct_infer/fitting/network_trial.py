@@ -19,10 +19,12 @@ from fct_infer.measuring import Estimate
 from fct_infer.transformation import Float32Array, Program
 
 if TYPE_CHECKING:
-    from fct_infer.fitting.network import Schedule
-    from fct_infer.training.models.residual import FittedResidual
+    from fct_infer.fitting.network import Model, Schedule
+    from fct_infer.training.models.transformation import LayeredTransformation
 
-NAME = "residual network"
+NAMES: dict[Model, str] = {"residual": "residual network", "paper": "the paper's h"}
+"""Networks that are tried, in this order."""
+
 MIN_ROWS = 100  # queries that say when to stop, and whether it was worth it
 
 
@@ -50,40 +52,46 @@ def cross_fit_network(
     budget: float,
     seed: int,
     progress: Callable[[int, int], None],
+    model: Model = "residual",
 ) -> Network | str:
     """Train a network outside the first fold, and outside each if that one is better; or say why there is none.
 
     Args:
         cross_fit: pairs and split.
-        recipe: what the network starts from.
+        recipe: what the network starts from, and is compared with.
         search: how rows are searched.
         budget: seconds that all trainings together, the last on all pairs among them, may take.
         seed: of weights and batches.
         progress: told steps done, of all that may follow.
+        model: what kind of network.
     """
     if find_spec("torch") is None:
-        return f"no {NAME} was tried: it needs PyTorch (pip install 'fct-infer[train]')"
-    from fct_infer.fitting.network import STEPS, Schedule, one_thread_each, seconds_per_step, train
+        return "no network was tried: that needs PyTorch (pip install 'fct-infer[train]')"
+    from fct_infer.fitting.network import PAPER_WIDTH, STEPS, Schedule, one_thread_each, seconds_per_step, train
     from fct_infer.training.models.folding import to_program
 
     pairs, split = cross_fit.pairs, cross_fit.split
     folds = split.folds[split.judged]
-    screening = _Screening(cross_fit, recipe, search, STEPS)
+    # By half of the steps the learning rate falls, and with it what training breaks; the paper's h starts from nothing.
+    screening = _Screening(cross_fit, recipe, search, patience=STEPS if model == "paper" else STEPS // 2)
     if screening.queries < MIN_ROWS:
-        return f"no {NAME} was tried: that takes {MIN_ROWS * FOLDS:,} pairs, so that held-out rows tell when to stop"
-    schedule = Schedule(512 if max(pairs.old.shape[1], pairs.new.shape[1]) <= 512 else 1024, STEPS, STEPS, seed)
+        return f"no network was tried: that takes {MIN_ROWS * FOLDS:,} pairs, so that held-out rows tell when to stop"
+    is_narrow = max(pairs.old.shape[1], pairs.new.shape[1]) <= 512
+    schedule = Schedule(
+        PAPER_WIDTH if model == "paper" else 512 if is_narrow else 1024, STEPS, STEPS, seed, model=model
+    )
     starts = [(recipe, statistics) for statistics in cross_fit.statistics()]
     rows = [np.flatnonzero(split.folds != fold) for fold in range(FOLDS)]
     at_once = min(FOLDS, usable_cpus())
     with one_thread_each():
         # One after the other: the screening, the folds as many at once as there are cores, and all pairs.
         steps = STEPS * (2 + -(-FOLDS // at_once))
-        needed = steps * seconds_per_step(pairs, rows[0], starts[0], schedule.hidden)
+        needed = steps * seconds_per_step(pairs, rows[0], starts[0], schedule)
         if needed > budget:
-            return f"no {NAME} was tried: it takes about {needed:,.0f} s, {max(budget, 0):,.0f} s are left"
+            return f"{NAMES[model]}: not tried, it takes about {needed:,.0f} s, {max(budget, 0):,.0f} s are left"
         train(pairs, rows[0], starts[0], schedule, screening.check, lambda step, _: progress(step, (1 + FOLDS) * STEPS))
         if not screening.is_better:
-            return f"a {NAME} was tried: it is no better than the closed form it starts from"
+            return f"{NAMES[model]}: tried, and no better than the best closed form"
         schedule = replace(schedule, stop=screening.best_step)
         transformed = np.empty((len(split.judged), pairs.new.shape[1]), np.float32)
 
@@ -119,7 +127,7 @@ class _Screening:
     Queries that report are not among them.
     """
 
-    def __init__(self, cross_fit: CrossFit, recipe: Recipe, search: Search, steps: int) -> None:
+    def __init__(self, cross_fit: CrossFit, recipe: Recipe, search: Search, patience: int) -> None:
         self._cross_fit, split = cross_fit, cross_fit.split
         folds = split.folds[split.judged]
         self._rows: Int64Array = split.judged[folds == 0]
@@ -129,14 +137,14 @@ class _Screening:
             asked = asked[~np.isin(np.flatnonzero(folds == 0), split.reporting)]
         self.queries = len(asked)
         self._stopping, self._comparing = asked[::2], asked[1::2]
-        self._patience = steps // 2  # by then the learning rate falls, and with it what training breaks
+        self._patience = patience
         self.best_step = 0
         if self.queries:
             self._closed_form = cross_fit.apply(recipe.fit(cross_fit.statistics()[0]), self._rows)
             self._best = float(self._overlap.scores(self._closed_form, self._stopping).mean())
             self._transformed = self._closed_form
 
-    def check(self, step: int, network: FittedResidual) -> bool:
+    def check(self, step: int, network: LayeredTransformation) -> bool:
         """Keep what the network makes of the rows if it is the best so far; False if it is time to give up."""
         from fct_infer.training.models.folding import to_program
 

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from fct_infer.connectors.joining import Int64Array
-from fct_infer.errors import ArrayError, GalleryError, NonFiniteError, UsageError
+from fct_infer.errors import ArrayError, GalleryError, GateError, NonFiniteError, UsageError
+from fct_infer.fitting.measures import ByTruth, K
 from fct_infer.fitting.pairs import Pairs
+from fct_infer.gallery import sample_rows
 from fct_infer.transformation import Float32Array
+
+_FEWEST, _ASKED = 50, 1_000  # queries that can tell, and that are asked at most
 
 
 @dataclass(frozen=True)
@@ -63,3 +67,23 @@ class Queries:
         )
         assert new is not None
         return Queries(new, truth[known].astype(np.int64), old)
+
+    def refuse_foreign(self, measure: ByTruth, old: Float32Array, new: Float32Array) -> None:
+        """Raise a GateError if queries find their right rows no better than by chance even without a map.
+
+        Args:
+            measure: of these queries, in a gallery of the judged rows.
+            old, new: the judged rows, (m, d_old) and (m, d_new).
+        """
+        asked = sample_rows(len(self.new), _ASKED, 4)
+        found, chance = float(measure.between(self.new, new, asked).mean()), min(1.0, K / len(new))
+        if len(asked) < _FEWEST or found > chance + 2 * np.sqrt(chance * (1 - chance) / len(asked)):
+            return
+        message = (
+            f"the queries find their right rows in NEW as rarely as by chance ({100 * found:.1f} % {measure.name}): "
+            "are they by the model of NEW, and does the truth name the right items?"
+        )
+        if old.shape[1] == new.shape[1]:
+            elsewhere = float(measure.between(self.new, old, asked).mean())
+            message += f" In OLD they find {100 * elsewhere:.1f} %: are OLD and NEW swapped?" * (elsewhere > 2 * found)
+        raise GateError(message)

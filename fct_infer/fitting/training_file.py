@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fct_infer.errors import OutputError, UsageError
-from fct_infer.fitting.network_trial import NAME
+from fct_infer.fitting.network_trial import NAMES
 from fct_infer.fitting.pairs import Pairs
 from fct_infer.maps import Recipe
 from fct_infer.storage import DurableWriter, check_place, npy_header_bytes, write_bytes
@@ -64,7 +64,7 @@ def write_config(found: Fit, pairs: Pairs, inputs: Mapping[str, Any], path: Path
     names = ("old", "new") if recipe.side_alpha is None else ("old", "new", "side")
     data = _own_files(pairs, inputs, names) or _written(pairs, names, pairs_folder(path))
     if found.network:
-        settings, what = network_settings(*found.network, found.pairs), f": {NAME} that begins as `recipe`"
+        settings, what = network_settings(*found.network, found.pairs), f": {NAMES[found.network[1].model]}"
     else:
         settings, what = {"model": {"name": "recipe", "arguments": asdict(recipe)}}, ", a closed form"
     text = _HEADER.format(path=path, what=what) + to_yaml({"data": data} | settings)
@@ -76,8 +76,10 @@ def network_settings(recipe: Recipe, schedule: Schedule, pairs: int) -> dict[str
     from fct_infer.fitting.network import BATCH_ROWS, DECAY, RATE
 
     arguments = {"recipe": asdict(recipe), "hidden": schedule.hidden, "layers": schedule.layers}
+    residual = {"name": "fitted_residual", "arguments": arguments}
+    paper = {"name": "paper", "arguments": {"inner_dim": schedule.hidden}}
     return {
-        "model": {"name": "fitted_residual", "arguments": arguments},
+        "model": paper if schedule.model == "paper" else residual,
         "loss": "mse",
         "training": {
             "epochs": max(1, math.ceil(schedule.stop * BATCH_ROWS / pairs)),

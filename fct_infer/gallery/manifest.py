@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from fct_infer.errors import ArtifactError, FctError, GalleryError, OutputError
+from fct_infer.gallery.url_place import published_folder
 from fct_infer.identity import ModelId
-from fct_infer.storage import DigestedFile, ReadFile, location
+from fct_infer.storage import DigestedFile, ReadFile, RemotePath, location
+from fct_infer.storage.objects import together
 from fct_infer.storage.strict_json import Fields, check_seal, parse_strict, sealed_bytes
 
 IdUse: TypeAlias = Literal["rows", "labels", "mapped", "text", "binary"]
@@ -74,20 +76,23 @@ class GalleryManifest:
 
     def damaged_sizes(self, folder: Path) -> dict[str, str]:
         """Return what is wrong, by name, with files that are missing, no files, or of another size."""
-        found = {}
-        for name, file in self.files.items():
-            try:
-                status = (folder / name).stat()
-            except OSError as error:
-                found[name] = (
-                    "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
-                )
-                continue
-            if not stat.S_ISREG(status.st_mode):
-                found[name] = "is not a regular file"
-            elif status.st_size != file.size:
-                found[name] = f"has {status.st_size:,} bytes, manifest.json says {file.size:,}"
-        return found
+        names = list(self.files)
+        damage: list[str | None]
+        if isinstance(folder, RemotePath):
+            damage = together(lambda name: _size_damage(folder / name, self.files[name].size), names)
+        else:
+            damage = [_size_damage(folder / name, self.files[name].size) for name in names]
+        return {name: found for name, found in zip(names, damage, strict=True) if found is not None}
+
+
+def _size_damage(path: Path, size: int) -> str | None:
+    try:
+        status = path.stat()
+    except OSError as error:
+        return "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read: {error.strerror}"
+    if not stat.S_ISREG(status.st_mode):
+        return "is not a regular file"
+    return None if status.st_size == size else f"has {status.st_size:,} bytes, manifest.json says {size:,}"
 
 
 def read_manifest(folder: str | Path) -> GalleryManifest:
@@ -129,19 +134,28 @@ def own_manifest(folder: str | Path) -> GalleryManifest | None:
     return parse_manifest(folder, data) if b'"gallery"' in data[:_BEGINNING] else None
 
 
-def read_published(folder: Path, read: Callable[[bytes], T]) -> T:
+def read_published(dest: Path, read: Callable[[Path, bytes], T]) -> T:
     """Return what ``read`` makes of a published gallery and its ``manifest.json``, all of it from one gallery.
+
+    Args:
+        dest: the gallery.
+        read: given the folder in which its files lie, which behind a URL is that of a version.
 
     Raises:
         ArtifactError: there is no manifest.
         OutputError: the folder is replaced again and again.
     """
-    return _unmixed(folder, lambda: read(manifest_bytes(folder)))
+
+    def read_once() -> T:
+        folder = published_folder(dest)
+        return read(folder, manifest_bytes(folder))
+
+    return _unmixed(dest, read_once)
 
 
 def read_gallery(folder: Path, read: Callable[[GalleryManifest | None], T]) -> T:
     """Like :func:`read_published`, of any gallery: ``read`` is given its :func:`own_manifest`, if there is one."""
-    return _unmixed(folder, lambda: read(own_manifest(folder)))
+    return _unmixed(folder, lambda: read(own_manifest(published_folder(folder))))
 
 
 def _unmixed(folder: Path, read: Callable[[], T]) -> T:
@@ -159,9 +173,11 @@ def _unmixed(folder: Path, read: Callable[[], T]) -> T:
     raise OutputError(f"{folder}: was replaced {MAX_TRIES} times while it was read")
 
 
-def _identity(folder: Path) -> tuple[int, ...]:
+def _identity(folder: Path) -> tuple[object, ...]:
     """Return what differs between a folder and another that took its place."""
-    found: tuple[int, ...] = ()
+    if isinstance(folder, RemotePath):
+        return (published_folder(folder),)
+    found: tuple[object, ...] = ()
     for path in (folder, folder / MANIFEST_NAME):
         try:
             status = path.stat()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fct_infer.storage import location
 
-DATABASES = ("postgresql", "postgres")
+DATABASES = ("postgresql", "postgres", "duckdb", "sqlite", "lancedb", "qdrant", "chroma", "milvus")
 _URL = re.compile(r"([a-z][a-z0-9+.-]*)://", re.IGNORECASE)
 
 

@@ -132,6 +132,13 @@ class Source(ABC):
     def files(self) -> Mapping[str, Path]:
         """The files it is read from, by the names they have in its fingerprint."""
 
+    def rows_of_first(self, files: int) -> int:
+        """Return how many rows, from the first on, come from so many first files alone, and are so cut into parts.
+
+        A source whose files all decide about all rows has none before its last one.
+        """
+        return self.schema.rows if files == len(self.files) else 0
+
     def added_files(self) -> list[Path]:
         """Return files that have come since the source was opened, and would be read if it were opened now."""
         return []

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from fct_infer.errors import ArtifactError, InputError, OutputError, UsageError
 from fct_infer.gallery.manifest import MANIFEST_NAME, foreign_to_manifest, read_manifest
-from fct_infer.storage import ReadFile, Staging, versions_folder
+from fct_infer.gallery.url_place import UrlPlace
+from fct_infer.storage import ReadFile, RemotePath, Staging, location, versions_folder
 from fct_infer.storage.versions import drop_versions, kept_versions, restore_version, version_id
 
 INFOS_NAME = "upgrade_infos.json"
@@ -71,6 +73,55 @@ class RollbackReport:
         return {"dest": str(self.dest), "version": self.version.as_dict(), "replaced": replaced}
 
 
+class FolderPlace:
+    """The versions of a folder, which lie beside it."""
+
+    def __init__(self, dest: Path) -> None:
+        self.dest = dest
+
+    def current(self) -> tuple[str, Path] | None:
+        """Return id and folder of what the gallery is."""
+        current = version_id(self.dest)
+        return None if current is None else (current, self.dest)
+
+    def kept(self) -> dict[str, Path]:
+        """Return the folders of kept versions by their ids."""
+        return kept_versions(self.dest)
+
+    def order(self, path: Path) -> tuple[Any, ...]:
+        """Return what sorts versions that were finished within one second: when their manifests were written."""
+        try:
+            return _published(path), (path / MANIFEST_NAME).stat().st_mtime_ns
+        except OSError:
+            return _published(path), 0
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep upgrades and rollbacks of others out meanwhile."""
+        with Staging(self.dest, "gallery", keeps_versions=True):
+            yield
+
+    def refuse_foreign(self) -> None:
+        """Raise an OutputError if what lies there was not published."""
+        _refuse_foreign(self.dest)
+
+    def restore(self, path: Path) -> Path | None:
+        """Let a kept version be the gallery again; return where what that was is kept."""
+        return restore_version(self.dest, path)
+
+    def drop(self, paths: Iterable[Path], foreign: Callable[[Path], str | None]) -> list[Path]:
+        """Remove kept versions; return those that stay, as they hold what is not ours."""
+        return drop_versions(self.dest, paths, foreign) if versions_folder(self.dest).is_dir() else []
+
+
+Place: TypeAlias = FolderPlace | UrlPlace
+
+
+def _place(dest: str | Path) -> Place:
+    found = location(dest)
+    return UrlPlace(found) if isinstance(found, RemotePath) else FolderPlace(found.absolute())
+
+
 def list_versions(dest: str | Path) -> list[GalleryVersion]:
     """Return the versions of a gallery, the one published last first; sizes are looked at, contents are not.
 
@@ -79,14 +130,13 @@ def list_versions(dest: str | Path) -> list[GalleryVersion]:
     Raises:
         ArtifactError: there is neither a published gallery nor a kept version.
     """
-    dest = Path(dest).absolute()
-    found = [_describe(name, path, is_current=False) for name, path in kept_versions(dest).items()]
-    current = version_id(dest)
-    if current is not None:
-        found.append(_describe(current, dest, is_current=True))
+    place = _place(dest)
+    found = [_describe(name, path, is_current=False) for name, path in place.kept().items()]
+    if (current := place.current()) is not None:
+        found.append(_describe(*current, is_current=True))
     if not found:
-        raise ArtifactError(f"{dest}: is not a published gallery, and no version of it is kept")
-    return sorted(found, key=_order, reverse=True)
+        raise ArtifactError(f"{place.dest}: is not a published gallery, and no version of it is kept")
+    return sorted(found, key=lambda version: place.order(version.path), reverse=True)
 
 
 def rollback(dest: str | Path, to: str | None = None) -> RollbackReport:
@@ -106,18 +156,20 @@ def rollback(dest: str | Path, to: str | None = None) -> RollbackReport:
         OutputError: an upgrade or another rollback is at work, or what is at ``dest`` was not published.
         ResourceError: an I/O error.
     """
-    dest = Path(dest).absolute()
-    if not versions_folder(dest).is_dir() and version_id(dest) is None:
-        raise ArtifactError(f"{dest}: is not a published gallery, and no version of it is kept")
-    with Staging(dest, "gallery", keeps_versions=True):
-        _refuse_foreign(dest)
-        versions = list_versions(dest)
-        chosen = _chosen(dest, versions, to)
+    place = _place(dest)
+    if place.current() is None and not place.kept():
+        raise ArtifactError(f"{place.dest}: is not a published gallery, and no version of it is kept")
+    with place.held():
+        place.refuse_foreign()
+        versions = list_versions(place.dest)
+        chosen = _chosen(place, versions, to)
         if chosen.damage is not None:
             raise ArtifactError(f"{chosen.path}: is damaged: {chosen.damage}")
-        kept = None if chosen.is_current else restore_version(dest, chosen.path)
-    replaced = _describe(version_id(kept) or kept.name, kept, is_current=False) if kept else None
-    return RollbackReport(dest, _describe(chosen.version, dest, is_current=True), replaced)
+        kept = None if chosen.is_current else place.restore(chosen.path)
+        name, now = place.current() or (chosen.version, place.dest)
+    before = next((each for each in versions if each.is_current), None)
+    replaced = None if kept is None or before is None else replace(before, path=kept, is_current=False)
+    return RollbackReport(place.dest, _describe(name, now, is_current=True), replaced)
 
 
 def drop_old_versions(dest: str | Path, keep: int, predecessor: Path | None = None) -> list[GalleryVersion]:
@@ -131,13 +183,11 @@ def drop_old_versions(dest: str | Path, keep: int, predecessor: Path | None = No
     Returns:
         What was removed; versions that hold files which were not published stay.
     """
-    dest = Path(dest).absolute()
-    if not versions_folder(dest).is_dir():
-        return []
-    kept = [_describe(name, path, is_current=False) for name, path in kept_versions(dest).items()]
-    kept.sort(key=lambda version: (version.path == predecessor, _order(version)), reverse=True)
+    place = _place(dest)
+    kept = [_describe(name, path, is_current=False) for name, path in place.kept().items()]
+    kept.sort(key=lambda version: (version.path == predecessor, place.order(version.path)), reverse=True)
     old = kept[keep:]
-    stay = drop_versions(dest, [version.path for version in old], foreign_to_manifest)
+    stay = place.drop([version.path for version in old], foreign_to_manifest)
     return [version for version in old if version.path not in stay]
 
 
@@ -148,17 +198,17 @@ def keep_versions(dest: str | Path, keep: int) -> list[GalleryVersion]:
         OutputError: an upgrade or a rollback is at work.
         UsageError: ``keep`` is negative.
     """
-    dest = Path(dest).absolute()
+    place = _place(dest)
     if keep < 0:
         raise UsageError(f"keep is {keep}, wanted 0 or more")
-    list_versions(dest)
-    with Staging(dest, "gallery", keeps_versions=True):
-        return drop_old_versions(dest, keep)
+    list_versions(place.dest)
+    with place.held():
+        return drop_old_versions(place.dest, keep)
 
 
 def versions_bytes(dest: str | Path) -> int:
     """Return the bytes that kept versions take."""
-    kept = kept_versions(Path(dest).absolute())
+    kept = _place(dest).kept()
     return sum(_describe(name, path, is_current=False).bytes for name, path in kept.items())
 
 
@@ -169,8 +219,8 @@ def _refuse_foreign(dest: Path) -> None:
         raise OutputError(f"{dest}: is not a gallery that fct-upgrade-gallery published, so it is not replaced")
 
 
-def _chosen(dest: Path, versions: Sequence[GalleryVersion], to: str | None) -> GalleryVersion:
-    kept = [version for version in versions if not version.is_current]
+def _chosen(place: Place, versions: Sequence[GalleryVersion], to: str | None) -> GalleryVersion:
+    dest, kept = place.dest, [version for version in versions if not version.is_current]
     names = f"kept are {', '.join(version.version for version in kept)}" if kept else "none is kept"
     if to is not None:
         found = [version for version in versions if len(to) >= _LEAST_DIGITS and version.version.startswith(to)]
@@ -181,21 +231,12 @@ def _chosen(dest: Path, versions: Sequence[GalleryVersion], to: str | None) -> G
         return found[0]
     current = next((version for version in versions if version.is_current), None)
     if current is not None and current.damage is None:
-        kept = [version for version in kept if _order(version) < _order(current)]
+        kept = [version for version in kept if place.order(version.path) < place.order(current.path)]
     if not kept:
         says = f"none older than {current.version} is kept; " if current is not None and versions[1:] else ""
         hint = "; name one with --to (to=)" if says else ""
         raise UsageError(f"{dest}: there is no version to go back to: {says}{names}{hint}")
     return kept[0]
-
-
-def _order(version: GalleryVersion) -> tuple[str, int]:
-    """Return a key that sorts by when versions were finished; within a second, by when their manifest was written."""
-    try:
-        written = (version.path / MANIFEST_NAME).stat().st_mtime_ns
-    except OSError:
-        written = 0
-    return version.published, written
 
 
 def _describe(name: str, path: Path, *, is_current: bool) -> GalleryVersion:

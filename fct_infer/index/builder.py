@@ -23,6 +23,7 @@ from fct_infer.index.faiss_module import (
 )
 from fct_infer.index.filling import Fill, filler_of
 from fct_infer.index.training import train_index
+from fct_infer.index.warm_start import WarmStart
 from fct_infer.storage import DigestedFile, DurableWriter, ReadFile, sha256_of_file
 from fct_infer.transformation import Float32Array
 
@@ -43,8 +44,10 @@ class IndexBuilder:
         threads: for all work, whichever thread calls.
         index: the FAISS index.
         left_out: zero rows that :meth:`add` was given for the cosine metric.
+        loaded_rows: rows that the index which :meth:`load_trained` took over held already, those left out included.
         placement: on which device it is trained (``train``) and rows are added (``add``), ``cpu`` or ``cuda:0``, and
-            why not on a device (``reason``), where one was thought of; on which device rows lay (``rows``), if any did.
+            why not on a device (``reason``), where one was thought of; on which device rows lay (``rows``), if any did;
+            what came of a warm start (``lists``).
 
     Raises:
         UsageError: FAISS refuses the factory string.
@@ -54,7 +57,7 @@ class IndexBuilder:
         self.factory, self.dim, self.metric, self.threads = factory, dim, metric, threads
         self.index = _with_ids(make_index(factory, dim, metric))
         self.placement = {"train": "cpu", "add": "cpu"}
-        self.left_out = 0
+        self.left_out = self.loaded_rows = 0
         self._fill: Fill | None = None  # of the trained index, once a row was added
 
     @property
@@ -67,22 +70,24 @@ class IndexBuilder:
         """Rows given so far, those left out included."""
         return int(self.index.ntotal) + self.left_out
 
-    def train(self, sample: Float32Array) -> None:
-        """Train on rows (n, dim) float32, repeatably for one thread count.
+    def train(self, sample: Float32Array, warm: WarmStart | None = None) -> None:
+        """Train on rows (n, dim) float32, repeatably for one thread count; lists may begin as those of an old index.
 
         Raises:
             UsageError: the sample is too small for the index.
         """
         with faiss_threads(self.threads), _accepting_small_samples(self.index):
             try:
-                self._train(sample)
+                self._train(sample, warm)
             except RuntimeError as error:
                 raise UsageError(
                     f"index {self.factory!r} cannot be trained on {len(sample)} rows: {condensed(error)}"
                 ) from error
+        if warm is not None:
+            self.placement["lists"] = warm.outcome or "lists were trained from scratch, by FAISS"
 
-    def _train(self, sample: Float32Array) -> None:
-        train_index(self.index, sample, self.threads)
+    def _train(self, sample: Float32Array, warm: WarmStart | None) -> None:
+        train_index(self.index, sample, self.threads, warm)
 
     def add(self, rows: Float32Array, ids: Ids) -> None:
         """Add rows (n, dim) float32 under their ids (n,) int64; the GIL is released.
@@ -166,13 +171,15 @@ class IndexBuilder:
         """
         return save_index_file(self.index, path)
 
-    def load_trained(self, path: Path, sha256: str) -> None:
-        """Take over an index of the same factory that :meth:`save` wrote.
+    def load_trained(self, path: Path, sha256: str, left_out: int = 0) -> None:
+        """Take over an index of the same factory that :meth:`save` wrote, with the rows it has; see ``left_out``.
 
         Raises:
             ArtifactError: the file is missing or damaged.
         """
         self.index, self._fill = load_index_file(path, sha256), None
+        self.left_out = left_out
+        self.loaded_rows = int(self.index.ntotal) + left_out
         self.placement["train"] = "an earlier run"
 
     def close(self) -> None:

@@ -43,17 +43,17 @@ class IndexPlan:
     training_rows: int
 
 
-def default_factory(rows: int, dim: int) -> str:
+def default_factory(rows: int, dim: int, lists: int | None = None) -> str:
     """Return the factory string ``auto`` stands for.
 
     Below 50,000 rows exact search is fast enough: ``Flat``. Below 2,000,000: ``IVF<n>,Flat`` with n the power of two
     nearest 4 sqrt(rows), which keeps the vectors whole. From there on: ``IVF<n>,PQ<m>`` with the most bytes a row, up
     to 64, that divide the dim (``SQ8`` where none from 8 on does), and an HNSW graph over the lists from 65,536 lists
-    on.
+    on. ``lists`` may be given instead: those of an index there is already.
     """
-    if rows < FLAT_BELOW:
+    if rows < FLAT_BELOW and lists is None:
         return "Flat"
-    lists = _nearest_power_of_two(4 * sqrt(rows))
+    lists = lists or _nearest_power_of_two(4 * sqrt(rows))
     if rows < IVF_FLAT_BELOW:
         return f"IVF{lists},Flat"
     coarse = f"IVF{lists}_HNSW32" if lists >= HNSW_COARSE_FROM else f"IVF{lists}"
@@ -93,7 +93,7 @@ def describe_index(factory: str, dim: int, rows: int, metric: str) -> IndexPlan:
         UsageError: FAISS refuses the factory string, or the gallery has too few rows to train it.
     """
     check_factory(factory)
-    for lists in _inverted_lists(factory):
+    for lists in inverted_lists(factory):
         if not 1 <= lists <= rows:
             raise UsageError(f"index {factory!r} has {lists} inverted lists, wanted 1 to {rows}, the gallery's rows")
     index = make_index(factory, dim, metric)
@@ -143,7 +143,7 @@ def _nearest_power_of_two(value: float) -> int:
     return below if value / below < 2 * below / value else 2 * below
 
 
-def _inverted_lists(factory: str) -> list[int]:
+def inverted_lists(factory: str) -> list[int]:
     """Return the list counts a checked factory string names; FAISS allocates them at once: they are judged before."""
     plain = [int(digits) * _UNITS[unit] for digits, unit in re.findall(r"IVF([0-9]+)([kM]?)", factory)]
     multi = [1 << int(parts) * int(bits) for parts, bits in re.findall(r"IMI([0-9]{1,2})x([0-9]{1,2})", factory)]

@@ -20,7 +20,8 @@ from fct_infer.index.parts import open_on_disk
 from fct_infer.index.sharded import SHARDED_NAME, load_sharded
 from fct_infer.index.stored_ids import StoredIds, load_ids
 from fct_infer.machine import usable_memory
-from fct_infer.storage import sha256_of_file
+from fct_infer.pages import html_summary
+from fct_infer.storage import location, sha256_of_file
 from fct_infer.transformation import Float32Array
 
 Queries: TypeAlias = NDArray[np.floating[Any]] | Sequence[float] | Sequence[Sequence[float]]
@@ -54,6 +55,16 @@ class GalleryIndex:
         ids = "row numbers or integers" if self._ids is None else str(self._ids.dtype)
         return f"GalleryIndex({type(self.index).__name__}, {self.rows:,} rows of {self.dim}, {self.metric}, ids {ids})"
 
+    def _repr_html_(self) -> str:
+        ids = "row numbers or integers" if self._ids is None else str(self._ids.dtype)
+        known = {
+            "index": type(self.index).__name__,
+            "rows": f"{self.rows:,} of {self.dim}",
+            "metric": self.metric,
+            "ids": ids,
+        }
+        return html_summary("GalleryIndex", known)
+
     def search(
         self, queries: Queries, k: int = 10, *, model: NamedModel | None = None
     ) -> tuple[Float32Array, NDArray[Any]]:
@@ -86,8 +97,7 @@ class GalleryIndex:
 
     def check_model(self, model: NamedModel | None) -> None:
         """Raise a ModelMismatchError if ``model`` is known to be another one than whose vectors the index holds."""
-        way_out = "embed queries with the index's model, or search an index of theirs"
-        check_same_model(("queries", model_id(model)), ("the index", self.model), way_out)
+        check_query_model(model, self.model)
 
     @property
     def stored_ids(self) -> StoredIds | None:
@@ -194,6 +204,12 @@ def _directions(queries: Float32Array) -> Float32Array:
     return directions
 
 
+def check_query_model(model: NamedModel | None, rows: ModelId | None) -> None:
+    """Raise a ModelMismatchError if queries are known to be of another model than what they search."""
+    way_out = "embed queries with the gallery's model, or search a gallery of theirs"
+    check_same_model(("queries", model_id(model)), ("the gallery", rows), way_out)
+
+
 def load_index(dest: str | Path, *, model: NamedModel | None = None) -> GalleryIndex:
     """Open the index of a gallery that :func:`fct_infer.upgrade_gallery` published.
 
@@ -210,8 +226,8 @@ def load_index(dest: str | Path, *, model: NamedModel | None = None) -> GalleryI
         ModelMismatchError: it holds another model's vectors.
         MissingExtraError: FAISS is not installed.
     """
-    dest = Path(dest)
-    index = read_published(dest, lambda data: _open_once(dest, data))
+    dest = location(dest)
+    index = read_published(dest, _open_once)
     index.check_model(model)
     return index
 

@@ -20,6 +20,7 @@ from fct_infer.index.gpu_faiss import (
     is_out_of_memory,
     why_no_gpu,
 )
+from fct_infer.index.warm_start import WarmStart
 from fct_infer.storage import DigestedFile
 from fct_infer.transformation import Float32Array
 
@@ -112,15 +113,15 @@ class GpuIndexBuilder(IndexBuilder):
         self._collect()
         return super().save(path)
 
-    def load_trained(self, path: Path, sha256: str) -> None:  # noqa: D102
+    def load_trained(self, path: Path, sha256: str, left_out: int = 0) -> None:  # noqa: D102
         self._lists = None
-        super().load_trained(path, sha256)
+        super().load_trained(path, sha256, left_out)
 
     def close(self) -> None:
         """Drop all that is on the device; rows there that were not saved or searched are lost."""
         self._lists = self._gpu = None
 
-    def _train(self, sample: Float32Array) -> None:
+    def _train(self, sample: Float32Array, warm: WarmStart | None) -> None:  # a device needs none
         assert self._gpu is not None
         try:
             with _clustering_on(self._gpu, self.index):

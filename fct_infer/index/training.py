@@ -8,19 +8,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer import _core
+from fct_infer.index.clustering import Clustering, cluster_codebooks, iterations_for
 from fct_infer.index.faiss_module import faiss, inner_indexes, transforms_of
 from fct_infer.index.filling import CODE_BITS, metric_names
+from fct_infer.index.warm_start import WarmStart
 from fct_infer.transformation import Float32Array
 
 _SEED = 1234  # FAISS's
 _QUANTIZER_TRAINS_ITSELF = 1
 
 
-def train_index(index: Any, sample: Float32Array, threads: int) -> None:
+def train_index(index: Any, sample: Float32Array, threads: int, warm: WarmStart | None = None) -> None:
     """Train a FAISS index on rows (n, dim) float32; to be run with FAISS's own thread count set.
 
-    By the core: the centroids of inverted lists, and codebooks of product quantizers with 8 bits a code; as many
-    iterations as FAISS does, from rows chosen as it does, on as many rows. All else, transforms (OPQ, PCA) and other
+    By the core: the centroids of inverted lists, and codebooks of product quantizers with 8 bits a code; as tight as
+    FAISS's iterations make them (see :mod:`fct_infer.index.clustering`), from rows chosen as it does, on as many rows;
+    lists from an old index's, if ``warm`` names them and they prove as good. All else, transforms (OPQ, PCA) and other
     codes, is left to FAISS, and so is a sample with fewer rows than centroids, which it refuses. The core's part
     depends on the rows alone, not on the threads.
 
@@ -38,7 +41,7 @@ def train_index(index: Any, sample: Float32Array, threads: int) -> None:
             if not transform.is_trained:
                 transform.train(rows)
             rows = transform.apply(rows)
-    centroids = _train_lists(inner, rows, threads) if isinstance(inner, module.IndexIVF) else None
+    centroids = _train_lists(inner, rows, threads, warm) if isinstance(inner, module.IndexIVF) else None
     if _has_known_codes(inner) and not any(isinstance(part, module.IndexRefine) for part in outer):
         residuals = _residuals(inner, rows, centroids, threads)
         if residuals is not None and len(residuals) >= inner.pq.ksub:
@@ -49,7 +52,7 @@ def train_index(index: Any, sample: Float32Array, threads: int) -> None:
     index.train(sample)  # finds the lists trained, if they are
 
 
-def _train_lists(ivf: Any, rows: Float32Array, threads: int) -> Float32Array | None:
+def _train_lists(ivf: Any, rows: Float32Array, threads: int, warm: WarmStart | None) -> Float32Array | None:
     """Give an inverted file its centroids and return them; None if that is left to FAISS."""
     module = faiss()
     coarse = module.downcast_index(ivf.quantizer)
@@ -57,17 +60,21 @@ def _train_lists(ivf: Any, rows: Float32Array, threads: int) -> Float32Array | N
     is_graph = isinstance(coarse, module.IndexHNSWFlat)
     if ord(ivf.quantizer_trains_alone) == _QUANTIZER_TRAINS_ITSELF or not (is_flat or is_graph):
         return None
-    rows, order = _at_most(rows, ivf.cp.max_points_per_centroid * ivf.nlist)
+    limit = ivf.cp.max_points_per_centroid * ivf.nlist
+    lists = None if warm is None else _at_most(warm.lists, limit)[0]
+    rows, order = _at_most(rows, limit)
     if len(rows) < ivf.nlist:
         return None
-    centroids: Float32Array = _core.refine_centroids(
+    cluster = Clustering(
         rows,
-        rows[order[: ivf.nlist]],
         metric=metric_names()[coarse.metric_type] if is_flat else "l2",  # FAISS's choice for a graph
         spherical=bool(ivf.cp.spherical),
-        iterations=ivf.cp.niter,
+        iterations=iterations_for(ivf.cp.niter),
         threads=threads,
     )
+    centroids = None if warm is None or lists is None else warm.centroids(cluster, lists, ivf.nlist)
+    if centroids is None:
+        centroids = cluster.refined(rows[order[: ivf.nlist]])
     coarse.reset()
     coarse.add(centroids)
     return centroids
@@ -100,14 +107,14 @@ def _train_codebooks(index: Any, rows: Float32Array, threads: int) -> None:
     # Other rows than the lists began with: those lie near their centroids.
     start = rows[_order(len(rows), _SEED + 1)[: quantizer.ksub]].reshape(quantizer.ksub, quantizer.M, quantizer.dsub)
     start = np.ascontiguousarray(start.transpose(1, 0, 2))
-    codebooks = _core.refine_codebooks(rows, start, iterations=quantizer.cp.niter, threads=threads)
+    codebooks = cluster_codebooks(rows, start, iterations=iterations_for(quantizer.cp.niter), threads=threads)
     module.copy_array_to_vector(codebooks.ravel(), quantizer.centroids)
     index.is_trained = True
     if isinstance(index, module.IndexIVF) and index.by_residual:
         index.precompute_table()
 
 
-def _at_most(rows: Float32Array, limit: int) -> tuple[Float32Array, NDArray[np.int64]]:
+def _at_most(rows: NDArray[Any], limit: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Return so many of the rows at most, and a random order of these."""
     if len(rows) > limit:
         rows = rows[np.sort(_order(len(rows), _SEED)[:limit])]

@@ -57,7 +57,7 @@ def verify_gallery(dest: str | Path, progress: Callable[[str, int, int], None] |
         OutputError: it is replaced again and again while it is read.
     """
     dest = location(dest)
-    return read_published(dest, lambda data: _verify_once(dest, data, progress))
+    return read_published(dest, lambda folder, data: _verify_once(folder, data, progress))
 
 
 def _verify_once(dest: Path, data: bytes, progress: Callable[[str, int, int], None] | None) -> GalleryCheck:

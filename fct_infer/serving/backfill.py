@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from fct_infer.connectors.table_versions import TakesRows
 from fct_infer.errors import ArrayError, UsageError
 from fct_infer.gallery.sampling import sample_rows
 from fct_infer.gallery.source import Source
@@ -116,7 +117,8 @@ class Backfiller:
         embed: ids (n,) -> rows (n, dim) by the new model; called by one thread.
         order: (n,) every row number once, in the order in which they are re-embedded.
         h: what brings ``source`` to the new space; None if it is there.
-        gallery: what serves meanwhile: every part goes there as well, unless the row was changed or deleted since.
+        gallery: what serves meanwhile, or a published version in a database: every part goes there as well, unless the
+            row was changed or deleted since.
         settings: see :class:`Settings`.
 
     Raises:
@@ -132,7 +134,7 @@ class Backfiller:
         order: NDArray[np.int64],
         *,
         h: Transformation | None = None,
-        gallery: MixedGallery | None = None,
+        gallery: MixedGallery | TakesRows | None = None,
         settings: Settings | None = None,
     ) -> None:
         self.settings = settings or Settings()

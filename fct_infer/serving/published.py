@@ -12,10 +12,13 @@ from fct_infer.connectors import open_source
 from fct_infer.gallery import GalleryManifest, Source
 from fct_infer.gallery.manifest import parse_manifest, read_published
 from fct_infer.gallery.versions import GalleryVersion, RollbackReport, list_versions, rollback
+from fct_infer.identity import NamedModel, model_text
 from fct_infer.index import GalleryIndex, load_index
 from fct_infer.index.gallery_index import Queries, index_name
 from fct_infer.index.verify import GalleryCheck, verify_gallery
+from fct_infer.pages import html_summary
 from fct_infer.serving.search import ExactSearch
+from fct_infer.storage import location
 from fct_infer.transformation import Float32Array
 
 
@@ -36,6 +39,17 @@ class PublishedGallery:
         index = "index" if self.has_index else "no index"
         return f"PublishedGallery({self.path}, {manifest.rows:,} rows of {manifest.dim} {manifest.dtype}, {index})"
 
+    def _repr_html_(self) -> str:
+        manifest = self.manifest
+        known = {
+            "where": str(self.path),
+            "rows": f"{manifest.rows:,} of {manifest.dim} {manifest.dtype}",
+            "metric": manifest.metric,
+            "searched by": "its index" if self.has_index else "all rows",
+            "model": model_text(manifest.model),
+        }
+        return html_summary("PublishedGallery", known)
+
     @property
     def has_index(self) -> bool:
         """Whether it is searched by an index; else all rows are read."""
@@ -53,9 +67,11 @@ class PublishedGallery:
             self._search = load_index(self.path) if self.has_index else _exact(self.path)
         return self._search
 
-    def search(self, queries: Queries, k: int = 10) -> tuple[Float32Array, NDArray[Any]]:
+    def search(
+        self, queries: Queries, k: int = 10, *, model: NamedModel | None = None
+    ) -> tuple[Float32Array, NDArray[Any]]:
         """Return distances and ids of the k nearest rows of each query, as :meth:`GalleryIndex.search`."""
-        return self.index.search(queries, k)
+        return self.index.search(queries, k, model=model)
 
     def source(self) -> Source:
         """Return its rows as a source: of an upgrade, of an evaluation."""
@@ -82,8 +98,8 @@ def open_gallery(path: str | Path) -> PublishedGallery:
     Raises:
         ArtifactError: it is none, or its manifest is malformed or was altered.
     """
-    folder = Path(path)
-    return PublishedGallery(folder, read_published(folder, lambda data: parse_manifest(folder, data)))
+    folder = location(path)
+    return PublishedGallery(folder, read_published(folder, parse_manifest))
 
 
 def open_index(path: str | Path) -> GalleryIndex | ExactSearch:
@@ -97,4 +113,4 @@ def open_index(path: str | Path) -> GalleryIndex | ExactSearch:
 
 
 def _exact(path: Path) -> ExactSearch:
-    return read_published(path, lambda data: ExactSearch(path, parse_manifest(path, data)))
+    return read_published(path, lambda folder, data: ExactSearch(folder, parse_manifest(folder, data)))

@@ -84,7 +84,7 @@ def _write(state: State, work: Path) -> dict[str, DigestedFile]:
 
 def load_state(path: Path, space: Space | None) -> tuple[list[Segment], tuple[Ids, Float32Array, Bools]]:
     """Return the segments, and ids, rows and is_new of the delta; see :meth:`~.mixed_gallery.MixedGallery.load`."""
-    return read_published(path, lambda data: _load(path, data, space))
+    return read_published(path, lambda folder, data: _load(folder, data, space))
 
 
 def _load(path: Path, data: bytes, space: Space | None) -> tuple[list[Segment], tuple[Ids, Float32Array, Bools]]:

@@ -13,7 +13,8 @@ from fct_infer.connectors import open_source
 from fct_infer.errors import ArrayError, ArtifactError
 from fct_infer.evaluation import Metric, nearest
 from fct_infer.gallery import GalleryManifest, Part, Source, SourceReader
-from fct_infer.index.gallery_index import Queries, as_queries, results_of, whole_number
+from fct_infer.identity import ModelId, NamedModel
+from fct_infer.index.gallery_index import Queries, as_queries, check_query_model, results_of, whole_number
 from fct_infer.index.stored_ids import load_all_ids
 from fct_infer.transformation import Float32Array
 
@@ -25,27 +26,33 @@ class ExactSearch:
 
     Attributes:
         rows, dim, metric: of the gallery.
+        model: whose vectors it holds; None where that is not known.
     """
 
     def __init__(self, folder: Path, manifest: GalleryManifest) -> None:
         self._source = open_source(folder)
         self._ids = load_all_ids(folder, manifest)
         self.rows, self.dim, self.metric = manifest.rows, manifest.dim, manifest.metric
+        self.model: ModelId | None = manifest.model
         if (self._source.schema.rows, self._source.schema.old_dim) != (self.rows, self.dim):
             raise ArtifactError(f"{folder}: does not hold the rows that manifest.json says")
 
     def __repr__(self) -> str:
         return f"ExactSearch({self._source.path}, {self.rows:,} rows of {self.dim}, {self.metric})"
 
-    def search(self, queries: Queries, k: int = 10) -> tuple[Float32Array, NDArray[Any]]:
+    def search(
+        self, queries: Queries, k: int = 10, *, model: NamedModel | None = None
+    ) -> tuple[Float32Array, NDArray[Any]]:
         """Return the k nearest rows of each query, in the form of :meth:`fct_infer.index.GalleryIndex.search`.
 
         Rows that are zero have no direction: for cosine they are left out.
 
         Raises:
             ArrayError: queries or ``k`` make no sense.
+            ModelMismatchError: queries are of another model than the rows.
             GalleryError, ArtifactError: a row cannot be read, or holds NaN or infinity; names file and row.
         """
+        check_query_model(model, self.model)
         wanted, k = as_queries(queries, self.dim, self.metric), whole_number("k", k)
         if k < 1:
             raise ArrayError(f"k is {k}, wanted at least 1")

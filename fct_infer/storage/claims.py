@@ -27,7 +27,7 @@ class Claim:
     """
 
     def __init__(self, path: Path, what: str) -> None:
-        self._path = path.with_name(f"{path.name}.{_own_name()}.{id(self):x}")
+        self._path = path.with_name(f"{path.name}.{own_name()}.{id(self):x}")
         for _ in range(_TRIES):
             self._make()
             claims = (path.parent / name for name in os.listdir(path.parent) if name.startswith(path.name + "."))
@@ -50,7 +50,8 @@ class Claim:
             self._path.unlink()
 
 
-def _own_name() -> str:
+def own_name() -> str:
+    """Return a name that no other process has, here or on another machine."""
     return f"{_host()}.{_boot()}.{os.getpid()}.{_start_of(os.getpid())}"
 
 
@@ -65,18 +66,22 @@ def _host() -> str:
 
 def _is_held(claim: Path, lock: str) -> bool:
     """Whether a claim's process may be alive; if it cannot be, its claim is removed."""
-    own = _own_name().rsplit(".", 3)
-    try:
-        host, boot, pid, start, _ = claim.name.removeprefix(lock + ".").rsplit(".", 4)
-    except ValueError:
+    name, dot, _ = claim.name.removeprefix(lock + ".").rpartition(".")
+    if not dot or name.count(".") < 3:
         return False  # not a claim
-    if host != own[0]:
-        return True
-    if boot == own[1] and pid.isdigit() and start != "" and _start_of(int(pid)) == start:
+    if is_alive(name) is not False:
         return True
     with suppress(FileNotFoundError):
         claim.unlink()
     return False
+
+
+def is_alive(name: str) -> bool | None:
+    """Whether the process of an :func:`own_name` is alive; None if it is another machine's, which cannot be told."""
+    host, boot, pid, start = name.rsplit(".", 3)
+    if host != _host():
+        return None
+    return boot == _boot() and pid.isdigit() and start != "" and _start_of(int(pid)) == start
 
 
 def _boot() -> str:

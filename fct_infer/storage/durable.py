@@ -17,6 +17,8 @@ from typing import Any
 from fct_infer.errors import OutputError, ResourceError
 from fct_infer.storage.claims import Claim
 from fct_infer.storage.filesystem import FileSystem, ReadFile, bytes_view, current_filesystem
+from fct_infer.storage.objects import ObjectWriter, remove_below, remove_objects
+from fct_infer.storage.urls import RemotePath, location
 
 _CHUNK = 1 << 22
 
@@ -60,43 +62,70 @@ def write_under(name: str | None) -> None:
     _temporary_suffix = ".tmp" if name is None else f".{name}.tmp"
 
 
+class _LocalOutput:
+    """A file under a temporary name."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._temporary = path.with_name(path.name + _temporary_suffix)
+        self._fs = current_filesystem()
+        with machine_errors(path):
+            self._fs.mkdir(path.parent)
+            self._fd = self._fs.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+
+    def write(self, view: memoryview) -> None:
+        with machine_errors(self._path):
+            _write_all(self._fs, self._fd, view)
+
+    def commit(self) -> None:
+        with machine_errors(self._path):
+            self._fs.fsync(self._fd)
+            self._close()
+            self._fs.rename(self._temporary, self._path)
+            self._fs.fsync_directory(self._path.parent)
+
+    def abort(self) -> None:
+        with suppress(OSError):
+            self._close()
+        with suppress(OSError):
+            self._fs.unlink(self._temporary)
+
+    def _close(self) -> None:
+        fd, self._fd = self._fd, -1  # first: a close that fails must not be repeated on a reused number
+        if fd >= 0:
+            self._fs.close(fd)
+
+
 class DurableWriter:
     """Write a file under ``<path>.tmp`` and give it its name only when it is whole and on the disk.
 
-    Use as a context manager: an exception inside the block removes the temporary file.
+    An object behind a URL is sent in pieces and appears when it is whole. Use as a context manager: an exception inside
+    the block removes the temporary file.
 
     Raises:
-        ResourceError: disk full or any other I/O error, naming the file.
+        ResourceError: disk full, a server that is gone, or any other I/O error, naming the file.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._temporary = self.path.with_name(self.path.name + _temporary_suffix)
-        self._fs = current_filesystem()
+        self.path = location(path)
         self._hash = hashlib.sha256()
         self._size = 0
         self.result: DigestedFile | None = None
-        with machine_errors(self.path):
-            self._fs.mkdir(self.path.parent)
-            self._fd = self._fs.open(self._temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        self._output: _LocalOutput | ObjectWriter
+        self._output = ObjectWriter(self.path) if isinstance(self.path, RemotePath) else _LocalOutput(self.path)
         self._unfinished = True
 
     def write(self, data: Any) -> int:
         """Append a C-contiguous buffer whole; the GIL is released while hashing and writing."""
         view = bytes_view(data)
         self._hash.update(view)
-        with machine_errors(self.path):
-            _write_all(self._fs, self._fd, view)
+        self._output.write(view)
         self._size += len(view)
         return len(view)
 
     def commit(self) -> DigestedFile:
         """Make the file durable under its name and return its digest."""
-        with machine_errors(self.path):
-            self._fs.fsync(self._fd)
-            self._close()
-            self._fs.rename(self._temporary, self.path)
-            self._fs.fsync_directory(self.path.parent)
+        self._output.commit()
         self._unfinished = False
         self.result = DigestedFile(self._size, self._hash.hexdigest())
         return self.result
@@ -108,15 +137,7 @@ class DurableWriter:
         """
         if self._unfinished:
             self._unfinished = False
-            with suppress(OSError):
-                self._close()
-            with suppress(OSError):
-                self._fs.unlink(self._temporary)
-
-    def _close(self) -> None:
-        fd, self._fd = self._fd, -1  # first: a close that fails must not be repeated on a reused number
-        if fd >= 0:
-            self._fs.close(fd)
+            self._output.abort()
 
     def __enter__(self) -> DurableWriter:
         return self
@@ -202,7 +223,11 @@ def copy_file(source: str | Path, target: str | Path) -> DigestedFile:
 
 def remove_tree(path: str | Path) -> None:
     """Remove a file, or a directory and all in it; a missing one is fine."""
-    target = Path(path)
+    target = location(path)
+    if isinstance(target, RemotePath):
+        remove_objects([target])
+        remove_below(target)
+        return
     with machine_errors(target):
         if target.is_dir() and not target.is_symlink():
             shutil.rmtree(target, onerror=_ignore_missing)

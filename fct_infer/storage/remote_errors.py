@@ -53,22 +53,24 @@ def words_of(error: BaseException) -> str:
     return text[:_LONGEST]
 
 
-def retried(call: Callable[[], T], where: str) -> T:
+def retried(call: Callable[[], T], where: str, doing: str = "read") -> T:
     """Return what a call to a server returns.
 
     Args:
         call: may be repeated.
         where: the URL as it may be shown.
+        doing: ``read`` or ``written``, what failed if it does.
 
     Raises:
         FileNotFoundError: nothing is there.
+        FileExistsError: something is, where nothing was to be.
         ResourceError: access is refused, or the network or the server failed each time.
         GalleryError: it cannot be asked for this at all.
     """
     for wait in (*WAITS, None):
         try:
             return call()
-        except FctError:
+        except (FctError, FileExistsError):
             raise
         except Exception as raised:  # whatever the client of one of many services raises
             error = _first(raised)
@@ -76,7 +78,7 @@ def retried(call: Callable[[], T], where: str) -> T:
             if fault == "missing":
                 raise FileNotFoundError(2, "there is no such object", where) from None
             if fault != "passing" or wait is None:
-                raise _told(error, fault, where) from _bare(error)
+                raise told(error, fault, where, doing) from bare(error)
             time.sleep(wait)
     raise AssertionError
 
@@ -88,14 +90,27 @@ def _first(error: Exception) -> Exception:
     return cause if isinstance(error, FileNotFoundError) and isinstance(cause, Exception) and is_other else error
 
 
-def _told(error: Exception, fault: Fault, where: str) -> FctError:
+def told(error: Exception, fault: Fault, where: str, doing: str) -> FctError:
+    """Return the error to raise in place of a client's."""
     if fault == "refused":
-        return ResourceError(f"{where}: access is refused; are credentials set that may read it? ({words_of(error)})")
+        may = "read" if doing == "read" else "write"
+        return ResourceError(f"{where}: access is refused; are credentials set that may {may} it? ({words_of(error)})")
     if fault == "final":
-        return GalleryError(f"{where}: cannot be read: {words_of(error)}")
-    return ResourceError(f"{where}: cannot be read now, tried {len(WAITS) + 1} times: {words_of(error)}")
+        kind = GalleryError if doing == "read" else ResourceError
+        return kind(f"{where}: cannot be {doing}: {words_of(error)}")
+    return ResourceError(f"{where}: cannot be {doing} now, tried {len(WAITS) + 1} times: {words_of(error)}")
 
 
-def _bare(error: Any) -> Exception:
+def bare(error: Any) -> Exception:
     """Return the cause for a traceback, in which nothing secret is."""
-    return RuntimeError(f"{type(error).__name__}: {words_of(error)}")
+    kind = _RefusalError if fault_of(error) == "refused" else RuntimeError
+    return kind(f"{type(error).__name__}: {words_of(error)}")
+
+
+class _RefusalError(RuntimeError):
+    """The cause of an error, where access is refused."""
+
+
+def is_refusal(error: ResourceError) -> bool:
+    """Whether access is refused; so it is, to who may not list a bucket, to what does not exist."""
+    return isinstance(error.__cause__, _RefusalError)

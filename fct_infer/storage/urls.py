@@ -106,9 +106,9 @@ class RemotePath(PosixPath):
             package = {"s3": "s3fs", "gcs": "gcsfs", "hf": "huggingface_hub"}.get(extra, "fsspec with aiohttp")
             raise import_error(package, extra, ModuleNotFoundError(str(error))) from error
 
-    def ask(self, question: Callable[[Any], T]) -> T:
+    def ask(self, question: Callable[[Any], T], doing: str = "read") -> T:
         """Return the answer of the file system; tried again if the network failed."""
-        return retried(lambda: question(self.filesystem), str(self))
+        return retried(lambda: question(self.filesystem), str(self), doing)
 
     def info(self) -> dict[str, Any]:
         """Return ``size``, ``etag`` and ``modified`` of an object, as far as the server tells them; ``is_dir``."""

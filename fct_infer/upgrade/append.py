@@ -1,42 +1,44 @@
 """Growing a published gallery: parts whose source has not changed are taken over from DEST, the others transformed.
 
 What is taken over is written into the unfinished work as if an earlier run had finished it, digests compared; from
-there on all is as in an upgrade that is resumed, so the result is, byte for byte, that of an upgrade of all rows.
+there on all is as in an upgrade that is resumed, so rows and ids are, byte for byte, those of an upgrade of all rows.
+
+Where rows were only added behind those there are, the published index is taken over as well and extended: its lists and
+codes stay as they were trained. Otherwise an index is built of all rows, byte for byte that of a whole upgrade.
 """
 
 from __future__ import annotations
 
 import json
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from fct_infer.cuda import device_numbers
 from fct_infer.errors import ArtifactError, UsageError
 from fct_infer.gallery import Gallery, GalleryManifest, Part, read_manifest
 from fct_infer.gallery.destination import Progress
 from fct_infer.gallery.versions import INFOS_NAME
-from fct_infer.storage import ReadFile, copy_file, remove_tree, work_folder
+from fct_infer.storage import ReadFile, RemotePath, copy_file, remove_tree, work_folder
 from fct_infer.upgrade.plan import Plan
 from fct_infer.upgrade.report import UpgradeReport
 from fct_infer.upgrade.work import FolderWork
 
 _MAX_INFOS_BYTES = 1 << 28
-_OF_THE_INDEX = ("index", "metric")  # it is built anew
+_READ_AS = "read as"  # in a fingerprint: not a file, but how rows come from all of them
+_OF_THE_INDEX = ("index", "metric", "old_index")  # it is built anew
 
 
 def unchanged_parts(plan: Plan) -> list[Part]:
     """Return the parts of the source whose rows in DEST are still right; none if there is no DEST.
 
-    A part is unchanged if the fingerprints of its files are: their sizes, times of change, and 18 pieces of each.
+    A part is unchanged if the fingerprints of its files are: their sizes, times of change, and 18 pieces of each. Of a
+    source without a file for each part, all files before it have to be unchanged as well.
 
     Raises:
-        UsageError: the source is no gallery folder, or DEST was made by another transformation or other settings.
+        UsageError: DEST was made by another transformation or other settings, or of other files.
         ArtifactError: DEST is no published gallery, or is damaged.
     """
-    if not isinstance(plan.gallery, Gallery):
-        raise UsageError(
-            f"{plan.gallery.path}: --append (append=True) tells by a gallery folder's files which rows are new; "
-            "fct-gallery convert makes one"
-        )
     if not _has_dest(plan):
         return []
     before, now = _inputs(plan), plan.identity()
@@ -48,10 +50,18 @@ def unchanged_parts(plan: Plan) -> list[Part]:
             f"{plan.dest}: rows were made otherwise: {'; '.join(different)}; --append keeps them as they are, "
             "--force alone makes all of them anew"
         )
-    known, fingerprint = before["gallery"], plan.fingerprint
-    names = {
-        shard: [file.relative_to(plan.gallery.path).as_posix() for file in shard.files] for shard in plan.gallery.shards
-    }
+    if isinstance(plan.gallery, Gallery):
+        return _unchanged_shards(plan.gallery, before["gallery"], plan.fingerprint)
+    if not set(before["gallery"]) & set(plan.gallery.files):
+        raise UsageError(
+            f"{plan.gallery.path}: --append (append=True) wants the source that {plan.dest} was made of, grown: "
+            "it has none of those files"
+        )
+    return _parts_of_first_files(plan, before["gallery"])
+
+
+def _unchanged_shards(gallery: Gallery, known: dict[str, Any], fingerprint: dict[str, Any]) -> list[Part]:
+    names = {shard: [file.relative_to(gallery.path).as_posix() for file in shard.files] for shard in gallery.shards}
     return [
         shard
         for shard, files in names.items()
@@ -59,6 +69,57 @@ def unchanged_parts(plan: Plan) -> list[Part]:
         and (shard.side_information is not None or f"side_information/{shard.name}.npy" not in known)
         and (shard.ids is not None or f"ids/{shard.name}.npy" not in known)
     ]
+
+
+def _parts_of_first_files(plan: Plan, known: dict[str, Any]) -> list[Part]:
+    """Return the parts that are cut out of first files which have not changed.
+
+    Where a part ends is decided by what comes next: of the last one only if nothing else followed.
+    """
+    rows, is_all = _rows_of_first_files(plan, known)
+    return [
+        part
+        for part in plan.gallery.parts()
+        if part.first_row + part.rows < rows or (is_all and part.first_row + part.rows == rows)
+    ]
+
+
+def _rows_of_first_files(plan: Plan, known: dict[str, Any]) -> tuple[int, bool]:
+    """Return how many rows come from first files that have not changed, and whether DEST was made of these alone."""
+    now = plan.fingerprint
+    read_as = [{**each.get(_READ_AS, {}), "parts": None} for each in (known, now)]
+    if read_as[0] != read_as[1]:
+        return 0, False
+    before = sorted((name for name in known if name != _READ_AS), key=PurePosixPath)
+    files = sorted(plan.gallery.files, key=PurePosixPath)
+    pairs = zip(before, files, strict=False)
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1] and known[pair[0]] == now[pair[1]], pairs))
+    return plan.gallery.rows_of_first(same), same == len(before)
+
+
+def index_is_extended(plan: Plan) -> bool:
+    """Whether DEST's index is one of the first rows, all of them unchanged, and of the kind that is wanted.
+
+    The others are built anew: an index on a device, or one that is to begin with another index's lists.
+    """
+    if plan.index is None or plan.old_lists is not None or device_numbers(plan.index_device) or not _has_dest(plan):
+        return False
+    before, manifest = _inputs(plan), read_manifest(_folder(plan))
+    wanted = {"index": plan.index.factory, "metric": plan.settings.metric}
+    return (
+        "index.faiss" in manifest.files
+        and {name: before["settings"].get(name) for name in wanted} == wanted
+        and manifest.ids == plan.gallery.id_facts.use
+        and _first_rows(plan, before["gallery"]) == manifest.rows
+    )
+
+
+def _first_rows(plan: Plan, known: dict[str, Any]) -> int:
+    """Return how many rows, from the first on, are as they were when DEST was made."""
+    if not isinstance(plan.gallery, Gallery):
+        return _rows_of_first_files(plan, known)[0]
+    unchanged = set(_unchanged_shards(plan.gallery, known, plan.fingerprint))
+    return sum(part.rows for part in takewhile(unchanged.__contains__, plan.gallery.shards))
 
 
 def is_up_to_date(plan: Plan) -> bool:
@@ -83,6 +144,18 @@ def take_over(plan: Plan, work: FolderWork, progress: Progress | None) -> None:
         rows += part.rows
         if progress:
             progress("take over unchanged shards", rows, plan.gallery.schema.rows)
+    if not work.journal.all("trained") and index_is_extended(plan):
+        _take_over_index(plan, work, manifest or read_manifest(_folder(plan)))
+
+
+def _take_over_index(plan: Plan, work: FolderWork, manifest: GalleryManifest) -> None:
+    """Let the published index be what was trained; a damaged one is not: an index is built anew."""
+    copied = copy_file(_folder(plan) / "index.faiss", work.trained_index)
+    if copied != manifest.files["index.faiss"]:
+        return
+    held = manifest.rows if manifest.indexed_rows is None else manifest.indexed_rows
+    said = f"the published index of {manifest.rows:,} rows was extended: its lists and codes are as they were trained"
+    work.journal.append("trained", **vars(copied), left_out=manifest.rows - held, lists=said)
 
 
 def _copied(plan: Plan, work: FolderWork, manifest: GalleryManifest, part: Part) -> dict[str, dict[str, Any]]:
@@ -99,6 +172,10 @@ def _copied(plan: Plan, work: FolderWork, manifest: GalleryManifest, part: Part)
 
 
 def _folder(plan: Plan) -> Path:
+    if isinstance(plan.dest, RemotePath):
+        raise UsageError(
+            f"{plan.dest}: --append (append=True) grows a folder; behind a URL --force makes all rows anew"
+        )
     if not isinstance(plan.dest, Path):
         raise UsageError(f"{plan.dest}: --append (append=True) grows a folder; a table follows its source anyway")
     return plan.dest

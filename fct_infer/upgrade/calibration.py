@@ -43,9 +43,11 @@ def calibrate(
     begun = begun_with if is_same else {}
     if h.precision == "auto":
         precision = begun.get("settings", {}).get("precision")
-        if precision in h.native_precisions:
-            return h.in_precision(precision, "chosen by auto when the upgrade began")
-        return choose_precision(h, *_sample(h, gallery, rows), min_cosine=min_cosine)
+        if precision not in h.native_precisions:
+            return choose_precision(h, *_sample(h, gallery, rows), min_cosine=min_cosine)
+        h = h.in_precision(precision, "chosen by auto when the upgrade began")
+        if h.is_calibrated:
+            return h
     assert h.program is not None
     return h.calibrated(begun.get("ranges") or largest_values(h.program, *_sample(h, gallery, rows)))
 

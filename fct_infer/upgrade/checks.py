@@ -59,18 +59,22 @@ class Checks:
         own_ids = labels_of_rows(plan, rows)
         with own_work():
             self.queries = index_rows(written.read_rows(rows, with_side=False)[0], plan.metric)
-            recall = self._recall(builder, written, own_ids)
-        return replace(verification, queries=len(rows), recall_at_10=recall)
+            recall, tried = self._recall(builder, written, own_ids)
+        return replace(verification, queries=len(rows), recall_at_10=recall, recall_by_nprobe=tried)
 
-    def _recall(self, builder: IndexBuilder, written: Source, own_ids: NDArray[np.int64]) -> float:
+    def _recall(
+        self, builder: IndexBuilder, written: Source, own_ids: NDArray[np.int64]
+    ) -> tuple[float, tuple[tuple[int, float], ...]]:
         """Measure recall@10 against exact search over all published rows, choosing nprobe on the way."""
         limit, metric = self._plan.settings.min_recall, self._plan.metric
         blocks = corpus_blocks(self._plan, written, self._report)
         exact = exact_neighbours(self.queries, blocks, RECALL_K + 1, metric, builder.threads)
-        recall = tune_nprobe(builder, self.queries, own_ids, exact, limit)
+        tried: dict[int, float] = {}
+        recall = tune_nprobe(builder, self.queries, own_ids, exact, limit, tried)
         if limit is not None and not recall >= limit:
-            raise GateError(f"recall@{RECALL_K} of the index is {recall:.3f}, below {limit}; choose another --index")
-        return recall
+            way_out = "--force --restart trains one on all rows" if builder.loaded_rows else "choose another --index"
+            raise GateError(f"recall@{RECALL_K} of the index is {recall:.3f}, below {limit}; {way_out}")
+        return recall, tuple(tried.items())
 
     def probe(self, work: Work, builder: IndexBuilder | None) -> tuple[Meaning, ...]:
         """Measure what was written by what is known of the new model.

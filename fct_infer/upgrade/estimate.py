@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
+from fct_infer.index import index_seconds
+from fct_infer.machine import usable_cpus
 from fct_infer.transformation import Transformation
 from fct_infer.upgrade.meaning import check_before_work
 from fct_infer.upgrade.plan import SEED, Plan
@@ -47,7 +50,16 @@ def estimate(plan: Plan) -> dict[str, Any]:
         "memory_bytes": plan.memory_bytes,
         "transformation_rows_per_second": speed,
         "transformation_seconds": schema.rows / speed,
+        "index_seconds": _index_seconds(plan),
     }
+
+
+def _index_seconds(plan: Plan) -> dict[str, float] | None:
+    """Return the seconds of training and of adding; None without an index, or where they cannot be told."""
+    if plan.index is None or plan.index_device != "cpu":
+        return None
+    found = index_seconds(plan.index, plan.gallery.schema.rows, min(plan.transformation.threads, usable_cpus()))
+    return None if found is None else asdict(found)
 
 
 def _readings(plan: Plan) -> int:

@@ -15,14 +15,24 @@ from fct_infer.errors import GalleryError, ResourceError, UsageError
 from fct_infer.gallery import Source, sample_rows
 from fct_infer.gallery.destination import Destination
 from fct_infer.identity import ModelId, check_same_model
-from fct_infer.index import IndexPlan, default_factory, describe_index, require_gpu
+from fct_infer.index import (
+    IndexPlan,
+    OldLists,
+    default_factory,
+    describe_index,
+    inverted_lists,
+    read_old_lists,
+    require_gpu,
+)
 from fct_infer.machine import size_text, usable_memory
-from fct_infer.storage import check_text
+from fct_infer.storage import RemotePath, check_text
 from fct_infer.transformation import Transformation
 from fct_infer.upgrade.calibration import calibrate
 from fct_infer.upgrade.computation import Computation
+from fct_infer.upgrade.lance_work import LanceDestination, lance_column
 from fct_infer.upgrade.probe import Known, Probe, read_probe
 from fct_infer.upgrade.settings import Settings
+from fct_infer.upgrade.url_work import UrlDestination
 from fct_infer.upgrade.work import FolderDestination
 
 BLOCK_BYTES = {"cpu": 16 << 20, "cuda": 128 << 20}  # a device is done with less before the next block is read
@@ -44,6 +54,7 @@ class Plan(Computation):
     shards_at_once: int
     fingerprint: dict[str, dict[str, Any]]  # of the gallery's files, when the upgrade was planned
     known: tuple[Known, ...] = ()  # of the new model, to probe the result
+    old_lists: OldLists | None = None  # to begin training with
 
     @property
     def dest(self) -> Path | str:
@@ -162,6 +173,7 @@ class Plan(Computation):
 
     def result_settings(self) -> dict[str, Any]:
         """Return the choices that decide the bytes of the result."""
+        bits = self.transformation.int8_weight_bits  # other CPUs' rows differ by more than their last bits
         return {
             "backend": self.transformation.backend,
             "device": self.device_kind,
@@ -171,7 +183,9 @@ class Plan(Computation):
             "index": self.index.factory if self.index else None,
             "metric": self.settings.metric,
             "side_information": "old" if self.side_is_old else "given" if self.transformation.side_dim else None,
+            **({"old_index": self.old_lists.sha256} if self.old_lists else {}),
             **({"format": self.settings.format} if self.settings.format != "npy" else {}),
+            **({"int8_weight_bits": bits} if bits else {}),
         }
 
     def identity(self) -> dict[str, Any]:
@@ -256,10 +270,10 @@ def make_plan(
     if not h.is_calibrated:
         rows = sample_rows(schema.rows, CALIBRATION_ROWS, SEED + 3)
         h = calibrate(h, gallery, fingerprint, destination.begun_with(), rows, settings.min_cosine)
+    old_lists = _old_lists(settings, destination, schema.rows)
     index = None
     if is_indexed:
-        factory = default_factory(schema.rows, h.new_dim) if settings.index == "auto" else settings.index
-        index = describe_index(factory, h.new_dim, schema.rows, settings.metric)
+        index = _index_plan(settings, h.new_dim, schema.rows, old_lists)
         require_gpu(settings.index_device)
     shards_at_once = settings.shards_at_once or default_shards_at_once(h, index)
     shards_at_once = min(shards_at_once, len(gallery.parts()))
@@ -279,7 +293,28 @@ def make_plan(
         metric=settings.metric,
         fingerprint=fingerprint,
         known=known,
+        old_lists=old_lists,
     )
+
+
+def _old_lists(settings: Settings, destination: Destination, rows: int) -> OldLists | None:
+    if settings.old_index is None:
+        return None
+    if not destination.holds_index:
+        raise UsageError(f"{destination.name}: its index is none of FAISS's, so old_index has no use")
+    return read_old_lists(settings.old_index, rows)
+
+
+def _index_plan(settings: Settings, dim: int, rows: int, old: OldLists | None) -> IndexPlan:
+    factory = settings.index
+    if factory == "auto":
+        factory = default_factory(rows, dim, old.count if old else None)
+    plan = describe_index(factory, dim, rows, settings.metric)
+    if old is not None and max(inverted_lists(factory), default=0) != old.count:
+        raise UsageError(
+            f"{old.path}: has {old.count} lists, wanted as many as index {factory!r}; --index says how many"
+        )
+    return plan
 
 
 def _open_destination(
@@ -291,6 +326,8 @@ def _open_destination(
     if not isinstance(dest, Path):
         return dest
     inputs: dict[str, str | Path] = {"transformation": h.source} if h.source else {}
+    if settings.old_index is not None:
+        inputs["old index"] = settings.old_index
     for name, file in gallery.files.items():
         check_text(name)
         if not file.is_relative_to(gallery.path):
@@ -298,6 +335,10 @@ def _open_destination(
     if isinstance(gallery.path, Path):
         check_text(gallery.path.absolute())
         inputs["gallery"] = gallery.path
+    if column := lance_column(dest):
+        return LanceDestination(*column, {name: file for name, file in inputs.items() if name == "transformation"})
+    if isinstance(dest, RemotePath):
+        return UrlDestination(dest, settings.format, inputs, settings.keep)
     return FolderDestination(dest, settings.format, inputs, settings.keep)
 
 

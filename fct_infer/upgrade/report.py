@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from fct_infer.gallery.places import place_of
+from fct_infer.machine import counted
 from fct_infer.measuring import Estimate
+from fct_infer.pages import html_summary
 
+NORM_QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 _SUSPECT = 0.05  # share of pairs that look mismatched from which on it is said
 
 
@@ -25,6 +28,9 @@ class Verification:
         worst_row: row number over all shards (in a database the table and the key) where the lowest occurred.
         queries: rows used as queries of the index; 0 without an index.
         recall_at_10: share of the 10 nearest rows by exact search that the index finds; None without an index.
+        recall_by_nprobe: what it was with each number of lists visited that was tried; empty without lists.
+        norms_before, norms_after: lengths of the rows recomputed, as stored and as published: the quantiles
+            :data:`NORM_QUANTILES`; empty of upgrades that did not measure them.
     """
 
     rows: int
@@ -34,6 +40,16 @@ class Verification:
     worst_row: int | str
     queries: int = 0
     recall_at_10: float | None = None
+    recall_by_nprobe: tuple[tuple[int, float], ...] = ()
+    norms_before: tuple[float, ...] = ()
+    norms_after: tuple[float, ...] = ()
+
+    @classmethod
+    def from_dict(cls, found: dict[str, Any]) -> Verification:
+        """Return what ``dataclasses.asdict`` and JSON made a dictionary of."""
+        tuples = {name: tuple(found.get(name, ())) for name in ("norms_before", "norms_after")}
+        by_nprobe = tuple((int(nprobe), float(recall)) for nprobe, recall in found.get("recall_by_nprobe", ()))
+        return cls(**{**found, **tuples, "recall_by_nprobe": by_nprobe})
 
 
 @dataclass(frozen=True)
@@ -114,7 +130,8 @@ class UpgradeReport:
         index: what ``index_infos.json`` says; None without an index.
         device: where the transformation ran: ``cpu``, ``cuda:0 (NVIDIA H200)``, ``cpu (cuda:0 has too little ...)``.
         index_placement: where the index was trained (``train``) and filled (``add``), the device whose memory its rows
-            came from (``rows``), and why not on a device (``reason``), as far as they apply; None without an index.
+            came from (``rows``), why not on a device (``reason``), and what came of a warm start (``lists``), as far as
+            they apply; None without an index.
         precision_choice: why it has the precision it has, where ``auto`` was asked for.
         duplicate_ids: rows whose id an earlier row has; see :class:`fct_infer.gallery.ids.IdFacts`.
         meaning: what the probe found, of pairs and of queries; empty where none was given, and the checks above cannot
@@ -141,7 +158,19 @@ class UpgradeReport:
         checks = self.verification
         index = f", index {self.settings.get('index')}, recall@10 {checks.recall_at_10:.3f}" if self.index else ""
         computed = f"{self.settings.get('precision')} on {self.device}, cosine >= {checks.min_cosine:.6f}"
-        return f"UpgradeReport({self.dest}: {self.rows:,} rows in {self.shards:,} shards, {computed}{index})"
+        return f"UpgradeReport({self.dest}: {self.rows:,} rows in {counted(self.shards, 'shard')}, {computed}{index})"
+
+    def _repr_html_(self) -> str:
+        checks = self.verification
+        known = {
+            "published": f"{self.dest}: {self.rows:,} rows in {counted(self.shards, 'shard')}",
+            "computed": f"in {self.settings.get('precision')} on {self.device}, {self.rows_per_second:,.0f} rows/s",
+            "checked": f"{checks.rows:,} rows: cosine >= {checks.min_cosine:.6f}",
+        }
+        if checks.recall_at_10 is not None:
+            known["index"] = f"{self.settings.get('index')}, recall@10 {checks.recall_at_10:.3f}"
+        known |= {f"probe of {found.name}": str(found) for found in self.meaning}
+        return html_summary("UpgradeReport", known)
 
     @classmethod
     def load(cls, path: Path) -> UpgradeReport:
@@ -152,7 +181,7 @@ class UpgradeReport:
     def of(cls, infos: dict[str, Any]) -> UpgradeReport:
         """Take the report out of what ``upgrade_infos.json`` says."""
         values = {each.name: infos[each.name] for each in fields(cls) if each.name in infos}
-        values |= {"dest": place_of(infos["dest"]), "verification": Verification(**infos["verification"])}
+        values |= {"dest": place_of(infos["dest"]), "verification": Verification.from_dict(infos["verification"])}
         values["meaning"] = tuple(map(Meaning.from_dict, infos.get("meaning", ())))
         return cls(**values)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from fct_infer.errors import GalleryError, GateError
 from fct_infer.gallery import Part, Source, SourceReader, sample_rows
 from fct_infer.gallery.destination import Destination, Progress, Work
-from fct_infer.index import IndexBuilder, make_builder
+from fct_infer.index import IndexBuilder, WarmStart, make_builder
 from fct_infer.machine import usable_cpus
 from fct_infer.storage import DigestedFile
 from fct_infer.transformation import Transformation, check_transformation
@@ -24,7 +24,7 @@ from fct_infer.upgrade.meaning import check_before_work
 from fct_infer.upgrade.plan import SEED, Plan, make_plan
 from fct_infer.upgrade.report import Meaning, UpgradeReport
 from fct_infer.upgrade.settings import Settings
-from fct_infer.upgrade.stream import IndexFeeder, blocks_of, index_rows
+from fct_infer.upgrade.stream import IndexFeeder, blocks_of, index_rows, labels_of_rows
 from fct_infer.upgrade.verify import read_block
 from fct_infer.upgrade.work import FolderWork, own_work
 
@@ -56,7 +56,8 @@ def upgrade_gallery(
         restart: drop unfinished work instead of resuming it.
         force: replace a finished ``dest`` once the new one is complete.
         append: take over from a finished ``dest`` the shards whose files in the gallery have not changed since, and
-            transform the others; if none has changed, return its report. See :mod:`fct_infer.upgrade.append`.
+            transform the others; where rows were only added behind them, its index is extended. If nothing has changed,
+            return its report. See :mod:`fct_infer.upgrade.append`.
         executor: who runs the parts; by default threads of this process, see :mod:`fct_infer.upgrade.executor`.
         progress: called as ``progress(stage, rows_done, rows)``.
 
@@ -152,6 +153,7 @@ class _Run:
         todo = tuple(part for part in self.plan.gallery.parts() if part.name not in done)
         if not self.plan.index:
             self._stream(work, todo)
+            self._drop_unrecorded(work)
             return None
         assert isinstance(work, FolderWork)  # what else holds no FAISS index
         with self._timed("train_index"):
@@ -160,10 +162,16 @@ class _Run:
             self._in_order(work, builder, done)
             return builder
         self._stream(work, todo, trained=trained)
+        self._drop_unrecorded(work)
         with self._timed("index"), own_work():
             parts = self.plan.gallery.parts()
             self._replay(work, builder, parts, parts)
         return builder
+
+    def _drop_unrecorded(self, work: Work) -> None:
+        """Of threads nothing is left; a worker elsewhere may have been given up with a file half written."""
+        if not self.executor.feeds_index and isinstance(work, FolderWork):
+            work.drop_unrecorded()
 
     def _trained_builder(self, work: FolderWork) -> tuple[IndexBuilder, TrainedIndex]:
         """Return the empty index, trained on a random sample of transformed rows; trained once per upgrade."""
@@ -175,17 +183,24 @@ class _Run:
         )  # more would only cost FAISS's OpenMP, which ends the process if refused
         builder = make_builder(index, threads, plan.index_device, plan.index_memory, required=asked != "auto")
         self.at_the_end.callback(builder.close)
+        if trained := work.journal.all("trained"):
+            record = trained[-1]
+            file = DigestedFile(record["size"], record["sha256"])
+            builder.load_trained(work.trained_index, file.sha256, record.get("left_out", 0))
+            if "lists" in record:
+                builder.placement["lists"] = record["lists"]
+            return builder, TrainedIndex(work.trained_index, file)
         if not builder.needs_training:
             return builder, TrainedIndex(work.trained_index, None)
-        if trained := work.journal.all("trained"):
-            file = DigestedFile(trained[-1]["size"], trained[-1]["sha256"])
-            builder.load_trained(work.trained_index, file.sha256)
-            return builder, TrainedIndex(work.trained_index, file)
         self._report("train index", 0)
         rows = sample_rows(plan.gallery.schema.rows, index.training_rows, SEED)
-        builder.train(index_rows(plan.transform_rows(rows), plan.metric))
+        warm = None
+        if plan.old_lists is not None:
+            warm = WarmStart(plan.old_lists.of(rows, labels_of_rows(plan, rows)), plan.old_lists.count)
+        builder.train(index_rows(plan.transform_rows(rows), plan.metric), warm)
+        outcome = {} if warm is None else {"lists": builder.placement["lists"]}
         file = builder.save(work.trained_index)
-        work.journal.append("trained", **vars(file))
+        work.journal.append("trained", **vars(file), **outcome)
         return builder, TrainedIndex(work.trained_index, file)
 
     def _in_order(self, work: FolderWork, builder: IndexBuilder, done: set[str]) -> None:
@@ -198,8 +213,9 @@ class _Run:
         for is_done, group in groupby(self.plan.gallery.parts(), key=lambda part: part.name in done):
             parts = tuple(group)
             if is_done:
+                missing = tuple(part for part in parts if part.first_row + part.rows > builder.loaded_rows)
                 with self._timed("replay"), own_work():
-                    self._replay(work, builder, parts, written)
+                    self._replay(work, builder, missing, written)
             else:
                 self._stream(work, parts, builder)
                 written = sorted([*written, *parts], key=lambda part: part.first_row)

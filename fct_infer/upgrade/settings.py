@@ -34,6 +34,9 @@ class Settings:
         shards_at_once: shards upgraded at the same time, each read, hashed and written by threads of its own; None
             takes one, or, where a device would outrun those, as many as there are threads for. With an index, which
             takes rows in order, one.
+        old_index: the index of the old embeddings, an inverted file with as many lists: training begins with its lists,
+            and keeps what comes of it if that is as good as training from scratch (the report says). A FAISS file that
+            is trusted, or a folder with ``index.faiss``. With ``index`` ``auto`` its number of lists is taken.
         keep: versions of what is replaced that are kept for :func:`fct_infer.gallery.versions.rollback`; 0 drops all.
         format: of what is published: ``npy``, or ``parquet`` with all other columns of a Parquet source.
         index_device: where the index is built: ``cpu``, ``cuda:N``, or ``auto``: on the transformation's device if
@@ -56,6 +59,7 @@ class Settings:
     format: str = "npy"
     probe: Probe | str | Path | None = None
     min_probe: float | None = None
+    old_index: str | Path | None = None
     keep: int = 1
 
     def __post_init__(self) -> None:
@@ -81,6 +85,8 @@ class Settings:
             raise UsageError(
                 f"shards_at_once is {self.shards_at_once}, but an index takes rows in order: wanted 1, or index none"
             )
+        if self.old_index is not None and self.index == "none":
+            raise UsageError("old_index is where training of an index begins, and index is none")
         if self.min_probe is not None and self.probe is None:
             raise UsageError("min_probe is a limit on what a probe finds, and none is given")
         for name in ("min_cosine", "min_recall", "min_probe"):

@@ -80,7 +80,10 @@ class PartsWriter:
 
 
 class IndexFeeder:
-    """Adds blocks of published values to the index under the labels of :func:`index_labels`."""
+    """Adds blocks of published values to the index under the labels of :func:`index_labels`.
+
+    Rows that an index which is extended holds already are passed over.
+    """
 
     def __init__(self, plan: Computation, parts: Sequence[Part], builder: IndexBuilder) -> None:
         self._plan, self._builder = plan, builder
@@ -89,7 +92,13 @@ class IndexFeeder:
 
     def __call__(self, new: Rows, on_device: int = 0) -> None:
         """Add the next block; ``on_device`` is where on the device its :func:`index_rows` lie too, 0 if they do not."""
-        ids, added = index_labels(self._plan, self._ids, *next(self._blocks)), 0
+        part, start, stop = next(self._blocks)
+        held = min(max(0, self._builder.loaded_rows - part.first_row - start), stop - start)
+        if held:
+            new, start, on_device = new[held:], start + held, 0
+        if start == stop:
+            return
+        ids, added = index_labels(self._plan, self._ids, part, start, stop), 0
         if on_device and (self._plan.metric != "cosine" or _are_normalized_on_device(new)):
             added = self._builder.add_device_rows(FinishedRows(on_device, *new.shape), ids)
         if added < len(ids):

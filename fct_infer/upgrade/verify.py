@@ -13,7 +13,7 @@ from fct_infer.reference import apply_float64, row_cosines
 from fct_infer.transformation import Float32Array, Transformation
 from fct_infer.upgrade.computation import Rows
 from fct_infer.upgrade.plan import Plan
-from fct_infer.upgrade.report import Verification
+from fct_infer.upgrade.report import NORM_QUANTILES, Verification
 from fct_infer.upgrade.stream import blocks_of, index_labels, index_rows
 
 SEARCHED_AT_ONCE = 4096  # rows at least
@@ -56,7 +56,14 @@ def verify_cosine(plan: Plan, names: Sequence[int | str], old: Rows, side: Rows 
         min_cosine=float(cosines[worst]),
         mean_cosine=float(cosines.mean()),
         worst_row=names[worst],
+        norms_before=_norms(old),
+        norms_after=_norms(stored),
     )
+
+
+def _norms(rows: Rows) -> tuple[float, ...]:
+    lengths = np.linalg.norm(rows.astype(np.float64), axis=1)
+    return tuple(np.quantile(lengths, NORM_QUANTILES).tolist())
 
 
 def _recomputed(h: Transformation, old: Rows, side: Rows | None) -> Float32Array:

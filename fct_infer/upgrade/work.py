@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from fct_infer.gallery.source import Rows
 from fct_infer.gallery.versions import drop_old_versions, versions_bytes
 from fct_infer.machine import size_text
 from fct_infer.storage import (
+    ReadFile,
     Staging,
     can_exchange,
     check_place,
@@ -45,6 +46,20 @@ INFOS_NAME = "upgrade_infos.json"
 
 _OTHERS = ("journal.jsonl", "journal.jsonl.tmp", "trained.faiss", "trained.faiss.tmp")
 _FOREIGN = "exists and is not unfinished work of fct-upgrade-gallery"
+
+
+class FilesDestination(Protocol):
+    """What :class:`FolderWork` has to know of where its files go."""
+
+    format: str
+    keep: int
+
+    @property
+    def name(self) -> Path:
+        """The folder, or the URL of one."""
+
+    def check_replaceable(self, *, force: bool) -> None:
+        """See :class:`~fct_infer.gallery.destination.Destination`."""
 
 
 class FolderDestination:
@@ -119,7 +134,7 @@ class FolderDestination:
     def sink_spec(self, job: Job) -> FolderSinkSpec:
         """See :class:`~fct_infer.gallery.destination.SharedDestination`."""
         folder = work_folder(self.name) / "gallery"
-        return FolderSinkSpec(self.format, folder.absolute(), job.new_dim, job.dtype, job.new_model)
+        return _sink_spec(self.format, folder.absolute(), job)
 
     def open_work(self, job: Job, *, restart: bool, force: bool, progress: Progress | None) -> FolderWork:
         """See :class:`~fct_infer.gallery.destination.Destination`."""
@@ -146,20 +161,15 @@ class FolderWork:
     """
 
     def __init__(
-        self, plan: Job, destination: FolderDestination, *, restart: bool, force: bool, progress: Progress | None
+        self, plan: Job, destination: FilesDestination, *, restart: bool, force: bool, progress: Progress | None
     ) -> None:
-        self.plan, self.dest, self.force, self._progress = plan, destination.name, force, progress
-        self._sink_spec, self._keep = destination.sink_spec(plan), destination.keep
-        self.root = work_folder(self.dest)
-        self.gallery = self.root / "gallery"
-        self.trained_index = self.root / "trained.faiss"
+        self.plan, self.destination, self.force, self._progress = plan, destination, force, progress
+        self.dest: Path = destination.name
+        self._keep = destination.keep
         self.is_published = False
         self.repeated: list[str] = []
-        if not self.root.exists():
-            self._refuse_existing_dest()
-        self._staging = Staging(self.dest, "gallery", others=_OTHERS, foreign=_FOREIGN, keeps_versions=True)
+        self._take()
         try:
-            self.journal = Journal(journal_file(self.dest))
             self.is_published = not restart and self._was_published()
             if self.is_published:
                 return
@@ -169,6 +179,20 @@ class FolderWork:
             self._begin_or_resume()
         except BaseException:
             self.close()
+            raise
+
+    def _take(self) -> None:
+        """Keep others out, and open the journal of what an earlier run has achieved."""
+        self.root = work_folder(self.dest)
+        self.gallery = self.root / "gallery"
+        self.trained_index = self.root / "trained.faiss"
+        if not self.root.exists():
+            self._refuse_existing_dest()
+        self._staging = Staging(self.dest, "gallery", others=_OTHERS, foreign=_FOREIGN, keeps_versions=True)
+        try:
+            self.journal = Journal(journal_file(self.dest))
+        except BaseException:
+            self._staging.close()
             raise
 
     @property
@@ -184,7 +208,7 @@ class FolderWork:
 
     def open_sink(self) -> Sink:
         """Return what writes the new rows into the folder that will be DEST, and reads them from there."""
-        return self._sink_spec.open(self.plan.gallery)
+        return _sink_spec(self.destination.format, self.gallery, self.plan).open(self.plan.gallery)
 
     def record(self, part: Part, receipt: Receipt) -> None:
         """Journal a part, all of whose files are durable."""
@@ -205,6 +229,10 @@ class FolderWork:
             raise GalleryError(f"{self.gallery}: ids were not carried over")
         return written
 
+    def drop_unrecorded(self) -> None:
+        """Drop what a writer that was given up has left, so that nothing is published but what is recorded."""
+        self._drop_unjournalled_files()
+
     def settle(self) -> None:
         """Files that change while they are read are refused at the end, see :meth:`Plan.check_unchanged`."""
 
@@ -219,8 +247,9 @@ class FolderWork:
 
     def infos(self) -> dict[str, Any]:
         """What upgrade_infos.json says, before the rename or after it."""
-        folder = self.dest if self.is_published else self.gallery
-        infos: dict[str, Any] = json.loads((folder / INFOS_NAME).read_text())
+        folder = self.gallery if (self.gallery / INFOS_NAME).exists() else self.dest
+        with ReadFile(folder / INFOS_NAME) as file:
+            infos: dict[str, Any] = json.loads(file.read(file.size))
         return infos
 
     def finish(self, infos: dict[str, Any], manifest: GalleryManifest) -> None:
@@ -262,7 +291,7 @@ class FolderWork:
         self._staging.close()
 
     def _refuse_existing_dest(self) -> None:
-        check_replaceable(self.dest, foreign_to_manifest, force=self.force)
+        self.destination.check_replaceable(force=self.force)
 
     def _was_published(self) -> bool:
         """Whether DEST is what this work was for: killed after the rename, before all of the work was dropped."""
@@ -299,18 +328,23 @@ class FolderWork:
             self._refuse_damaged_result()
             return
         finished = self.finished
-        rows, checked, damaged = {part.name: part.rows for part in self.plan.gallery.parts()}, 0, []
-        for name, record in finished.items():
-            self._report(checked)
-            if not self._are_intact(record["files"]):
-                damaged.append(name)
-            checked += rows[name]
+        damaged = self._damaged(finished)
         if not damaged:
             return
         names = list(finished)
         self.repeated = names[names.index(damaged[0]) :] if self.plan.is_in_order else damaged
         for name in self.repeated:
             self.journal.append("damaged", name=name)
+
+    def _damaged(self, finished: dict[str, dict[str, Any]]) -> list[str]:
+        """Return which finished parts are no longer what was written."""
+        rows, checked, damaged = {part.name: part.rows for part in self.plan.gallery.parts()}, 0, []
+        for name, record in finished.items():
+            self._report(checked)
+            if not self._are_intact(record["files"]):
+                damaged.append(name)
+            checked += rows[name]
+        return damaged
 
     def _refuse_damaged_result(self) -> None:
         """All that is left is the rename, so all that its manifest lists has to be what was written, the index too."""
@@ -340,7 +374,7 @@ class FolderWork:
             return
         kept = {name for record in self.finished.values() for name in record["files"]}
         for path in self.gallery.rglob("*"):
-            if path.is_file() and path.relative_to(self.gallery).as_posix() not in kept:
+            if path.relative_to(self.gallery).as_posix() not in kept and path.is_file():
                 remove_tree(path)
 
 
@@ -356,3 +390,7 @@ def own_work() -> Iterator[None]:
         yield
     except GalleryError as error:
         raise OutputError(f"unfinished work is damaged: {error}; begin again with --restart") from error
+
+
+def _sink_spec(format: str, folder: Path, job: Job) -> FolderSinkSpec:
+    return FolderSinkSpec(format, folder, job.new_dim, job.dtype, job.new_model)

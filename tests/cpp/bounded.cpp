@@ -9,10 +9,12 @@ namespace fct::testing {
 namespace {
 
 constexpr double kFloatUlp = 0x1p-24, kTf32Ulp = 0x1p-11, kHalfUlp = 0x1p-11, kBfloatUlp = 0x1p-8,
-                 kFloat8Ulp = 0x1p-4;          // relative error of one rounding
-constexpr double kHalfStep = 0x1p-25;          // absolute error of rounding a subnormal half
-constexpr double kFloat8Step = 0x1p-10 / 112;  // likewise of a float8, by the range that sets its scale
-constexpr double kGeluError = 2e-6;            // matrix libraries approximate erf
+                 kFloat8Ulp = 0x1p-4;             // relative error of one rounding
+constexpr double kHalfStep = 0x1p-25;             // absolute error of rounding a subnormal half
+constexpr double kFloat8Step = 0x1p-10 / 112;     // likewise of a float8, by the range that sets its scale
+constexpr double kInt8Step = 1.25 * 0.505 / 127;  // likewise of a signed integer
+constexpr double kLeastWeight = 64;               // steps of a row's weights, where CPUs have no more
+constexpr double kGeluError = 2e-6;               // matrix libraries approximate erf
 
 // How storing a number can change it.
 struct Rounding {
@@ -33,6 +35,8 @@ double ulp_of(Precision precision) {
       return kHalfUlp;
     case Precision::kBf16:
       return kBfloatUlp;
+    case Precision::kInt8:
+      return kFloatUlp;
     default:
       return kFloat8Ulp;
   }
@@ -41,9 +45,10 @@ double ulp_of(Precision precision) {
 // Any value may be kept in the short format, also on its way into a sum or a norm.
 Rounding storing(Precision precision, const Ranges& ranges) {
   Rounding rounding{std::max(ulp_of(precision), kFloatUlp), precision == Precision::kFp16 ? kHalfStep : 0};
-  if (precision == Precision::kFp8)
+  if (needs_ranges(precision))
     for (const auto& [value, range] : ranges)  // parts of a concat take the largest range among them
-      rounding.step = std::max(rounding.step, kFloat8Step * static_cast<double>(range));
+      rounding.step = std::max(rounding.step, (precision == Precision::kFp8 ? kFloat8Step : kInt8Step) *
+                                                  static_cast<double>(range));
   return rounding;
 }
 
@@ -52,12 +57,16 @@ BoundedRow linear(const Linear& layer, const BoundedRow& input, Precision precis
   const double summing = (4 + std::sqrt(static_cast<double>(input.size()))) * kFloatUlp;
   BoundedRow output;
   for (std::size_t o = 0; o < layer.bias.size(); ++o) {
-    double sum = layer.bias[o], size = std::abs(sum), error = 0;
+    double sum = layer.bias[o], size = std::abs(sum), error = 0, largest = 0;
+    for (std::size_t i = 0; i < input.size(); ++i)
+      largest = std::max(largest, std::abs(static_cast<double>(layer.weight[o * input.size() + i])));
+    const double step = precision == Precision::kInt8 ? 0.505 * largest / kLeastWeight : 0;
     for (std::size_t i = 0; i < input.size(); ++i) {
       const double weight = layer.weight[o * input.size() + i];
       sum += weight * input[i].value;
       size += std::abs(weight * input[i].value);
       error += std::abs(weight) * weights.of(input[i]).error;  // the weight is rounded as well
+      error += step * (std::abs(input[i].value) + input[i].error);
     }
     error += summing * (size + error);
     if (layer.activation == Activation::kRelu) sum = std::max(sum, 0.0);
@@ -134,6 +143,16 @@ Ranges measured_ranges(const Program& program, const Rows& old, const Rows& side
         range = std::max(range, static_cast<float>(std::abs(element.value)));
       }
   }
+  return ranges;
+}
+
+Ranges roomy_ranges(Random& random, const Program& program) {
+  constexpr int kRows = 50;
+  const Rows old = Rows::normal(random, DType::kFloat32, kRows, program.width(program.old));
+  const Rows side =
+      Rows::normal(random, DType::kFloat32, kRows, program.has_side() ? program.width(program.side) : 0);
+  Ranges ranges = measured_ranges(program, old, side, kRows);
+  for (auto& [value, range] : ranges) range = 2.5f * range + 1;
   return ranges;
 }
 

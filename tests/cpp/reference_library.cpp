@@ -10,32 +10,44 @@
 namespace fct::testing {
 namespace {
 
-float load(const void* from, DType dtype, std::size_t index) {
-  if (dtype == DType::kFloat32) return static_cast<const float*>(from)[index];
-  return value_of_bfloat(static_cast<const std::uint16_t*>(from)[index]);
+float load(const void* from, const cpu::Operand& operand, std::size_t index) {
+  if (operand.stored == DType::kInt8) return operand.scale * static_cast<const std::int8_t*>(from)[index];
+  if (operand.stored == DType::kUint8) return operand.scale * static_cast<const std::uint8_t*>(from)[index];
+  if (operand.stored == DType::kBFloat16)
+    return value_of_bfloat(static_cast<const std::uint16_t*>(from)[index]);
+  const float value = static_cast<const float*>(from)[index];
+  if (size_of(operand.multiplied) > 1) return value;
+  const float most = operand.multiplied == DType::kInt8 ? 127 : 255, least = most == 127 ? -127 : 0;
+  return operand.scale * std::clamp(std::nearbyint(value / operand.scale), least, most);
 }
 
-void store(void* to, DType dtype, std::size_t index, float value) {
-  if (dtype == DType::kFloat32)
+void store(void* to, const cpu::Operand& operand, std::size_t index, float value) {
+  if (operand.stored == DType::kFloat32)
     static_cast<float*>(to)[index] = value;
-  else
+  else if (operand.stored == DType::kBFloat16)
     static_cast<std::uint16_t*>(to)[index] = bfloat_of(rounded_to_bfloat(value));
+  else if (operand.stored == DType::kInt8)
+    static_cast<std::int8_t*>(to)[index] =
+        static_cast<std::int8_t>(std::clamp(std::nearbyint(value / operand.scale), -127.f, 127.f));
+  else
+    static_cast<std::uint8_t*>(to)[index] =
+        static_cast<std::uint8_t>(std::clamp(std::nearbyint(value / operand.scale), 0.f, 255.f));
 }
 
 class ReferenceLinear : public cpu::LinearOp {
  public:
-  ReferenceLinear(const Linear& layer, int d_in, int d_out, DType input, DType output,
+  ReferenceLinear(const Linear& layer, const cpu::Operand& input, const cpu::Operand& output,
                   std::vector<int> tile_rows, ReferenceOptions options)
       : layer_(layer),
-        d_in_(static_cast<std::size_t>(d_in)),
-        d_out_(static_cast<std::size_t>(d_out)),
+        d_in_(static_cast<std::size_t>(input.width)),
+        d_out_(static_cast<std::size_t>(output.width)),
         input_(input),
         output_(output),
         tile_rows_(std::move(tile_rows)),
         options_(options) {
     CHECK(std::is_sorted(tile_rows_.rbegin(), tile_rows_.rend()));
-    CHECK(input != DType::kFloat16 && output != DType::kFloat16);
-    if (input == DType::kBFloat16)
+    CHECK(input.stored != DType::kFloat16 && output.stored != DType::kFloat16);
+    if (input.stored == DType::kBFloat16)
       for (float& weight : layer_.weight) weight = static_cast<float>(rounded_to_bfloat(weight));
   }
 
@@ -73,16 +85,17 @@ class ReferenceLinear : public cpu::LinearOp {
 
   Linear layer_;
   std::size_t d_in_, d_out_;
-  DType input_, output_;
+  cpu::Operand input_, output_;
   std::vector<int> tile_rows_;
   ReferenceOptions options_;
 };
 
 }  // namespace
 
-std::unique_ptr<cpu::LinearOp> ReferenceLibrary::make(const Linear& layer, int d_in, int d_out, DType input,
-                                                      DType output, const std::vector<int>& tile_rows) const {
-  return std::make_unique<ReferenceLinear>(layer, d_in, d_out, input, output, tile_rows, options_);
+std::unique_ptr<cpu::LinearOp> ReferenceLibrary::make(const Linear& layer, const cpu::Operand& input,
+                                                      const cpu::Operand& output,
+                                                      const std::vector<int>& tile_rows) const {
+  return std::make_unique<ReferenceLinear>(layer, input, output, tile_rows, options_);
 }
 
 }  // namespace fct::testing

@@ -16,7 +16,8 @@ struct ReferenceOptions {
 class ReferenceLibrary : public cpu::LinearLibrary {
  public:
   explicit ReferenceLibrary(ReferenceOptions options = {}) : options_(options) {}
-  std::unique_ptr<cpu::LinearOp> make(const Linear& layer, int d_in, int d_out, DType input, DType output,
+  std::unique_ptr<cpu::LinearOp> make(const Linear& layer, const cpu::Operand& input,
+                                      const cpu::Operand& output,
                                       const std::vector<int>& tile_rows) const override;
 
  private:

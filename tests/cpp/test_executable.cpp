@@ -11,20 +11,20 @@
 namespace fct::testing {
 namespace {
 
-constexpr Precision kPrecisions[] = {Precision::kFp32, Precision::kBf16};
+constexpr Precision kPrecisions[] = {Precision::kFp32, Precision::kBf16, Precision::kInt8};
 
 DType any_border_type(Random& random) {
   return uniform(random, 0, 1) == 0 ? DType::kFloat32 : DType::kFloat16;
 }
 
 std::unique_ptr<Executable> with_loops(const Program& program, Precision precision,
-                                       ReferenceOptions options = {}) {
-  return std::make_unique<cpu::CpuExecutable>(program, precision, ReferenceLibrary(options));
+                                       ReferenceOptions options = {}, const Ranges& ranges = {}) {
+  return std::make_unique<cpu::CpuExecutable>(program, precision, ReferenceLibrary(options), ranges);
 }
 
 // Runs `rows` random rows and compares a sample of the results, the first and the last row among them.
 void check_against_definition(Random& random, const Program& program, const Executable& executable,
-                              std::int64_t rows, int threads) {
+                              std::int64_t rows, int threads, const Ranges& ranges = {}) {
   const Rows old = Rows::normal(random, any_border_type(random), rows, executable.old_dim());
   const Rows side = Rows::normal(random, any_border_type(random), rows, executable.side_dim());
   Rows out(any_border_type(random), rows + 1, executable.new_dim());
@@ -34,7 +34,7 @@ void check_against_definition(Random& random, const Program& program, const Exec
     const std::int64_t row = sample == 0   ? 0
                              : sample == 1 ? rows - 1
                                            : uniform(random, 0, static_cast<int>(rows) - 1);
-    check_row(evaluate(program, executable.precision(), old, side, row), out, row, program);
+    check_row(evaluate(program, executable.precision(), old, side, row, ranges), out, row, program);
   }
   CHECK(std::count(out.row(rows), out.row(rows) + out.row_bytes(), 'x') ==
             static_cast<std::ptrdiff_t>(out.row_bytes()),
@@ -45,10 +45,12 @@ TEST(random_programs_match_the_definition) {
   Random random(21);
   for (int i = 0; i < 150; ++i) {
     const Program program = random_program(random);
+    const Ranges ranges = roomy_ranges(random, program);
     for (Precision precision : kPrecisions) {
-      const auto executable = with_loops(program, precision);
+      const auto executable = with_loops(program, precision, {}, ranges);
       CHECK(executable->precision() == precision && executable->new_dim() == program.width(program.output));
-      check_against_definition(random, program, *executable, uniform(random, 0, 700), uniform(random, 1, 5));
+      check_against_definition(random, program, *executable, uniform(random, 0, 700), uniform(random, 1, 5),
+                               ranges);
     }
   }
 }
@@ -59,13 +61,16 @@ TEST(matrix_library_matches_the_definition) {
   for (Precision precision : engine->precisions()) {
     for (int i = 0; i < 80; ++i) {
       const Program program = random_program(random);
-      check_against_definition(random, program, *engine->compile(program, precision),
-                               uniform(random, 0, 1500), uniform(random, 1, 5));
+      const Ranges ranges = roomy_ranges(random, program);
+      check_against_definition(random, program, *engine->compile(program, precision, ranges),
+                               uniform(random, 0, 1500), uniform(random, 1, 5), ranges);
     }
     for (int inner : {1025, 2048, 5000}) {
       const Program program = mlp_program(random, 33, 64, 70, inner);
-      const auto executable = engine->compile(program, precision);
-      for (int rows : {1, 8, 65, 300}) check_against_definition(random, program, *executable, rows, 2);
+      const Ranges ranges = roomy_ranges(random, program);
+      const auto executable = engine->compile(program, precision, ranges);
+      for (int rows : {1, 8, 65, 300})
+        check_against_definition(random, program, *executable, rows, 2, ranges);
     }
   }
 }

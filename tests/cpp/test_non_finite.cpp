@@ -110,7 +110,7 @@ TEST(an_overflow_that_an_activation_would_hide_is_a_bad_result) {
        Linear{2, 3, {1}, {0}, Activation::kNone}}};
   const auto engine = make_cpu_engine();
   for (Precision precision : engine->precisions()) {
-    const auto executable = engine->compile(program, precision);
+    const auto executable = engine->compile(program, precision, {{0, 8.0f}, {1, 8e20f}, {2, 1.0f}});
     Rows rows(DType::kFloat32, 9, 1), out(DType::kFloat32, 9, 1);
     for (int row = 0; row < 9; ++row) rows.set(row, 0, row);
     CHECK((run(*executable, rows, Rows(DType::kFloat32, 0, 0), out, 9, 1) == Reported{"none", -1}));

@@ -1,6 +1,7 @@
 // Note [Same bytes] in csrc/cpu/cpu_executable.cpp: a row's result depends on nothing but the row.
 #include <algorithm>
 
+#include "bounded.h"
 #include "check.h"
 #include "cpu/cpu_executable.h"
 #include "random_programs.h"
@@ -42,9 +43,11 @@ void check_same_bytes(Random& random, const Program& program, const Executable& 
 TEST(same_bytes_from_plain_loops) {
   Random random(31);
   for (int i = 0; i < 12; ++i)
-    for (Precision precision : {Precision::kFp32, Precision::kBf16}) {
+    for (Precision precision : {Precision::kFp32, Precision::kBf16, Precision::kInt8}) {
       const Program program = random_program(random, 30);
-      check_same_bytes(random, program, cpu::CpuExecutable(program, precision, ReferenceLibrary()), 600, 6);
+      const Ranges ranges = roomy_ranges(random, program);
+      check_same_bytes(random, program, cpu::CpuExecutable(program, precision, ReferenceLibrary(), ranges),
+                       600, 6);
     }
 }
 
@@ -54,11 +57,13 @@ TEST(same_bytes_from_the_matrix_library) {
   for (Precision precision : engine->precisions()) {
     for (int i = 0; i < 30; ++i) {
       const Program program = random_program(random);
-      check_same_bytes(random, program, *engine->compile(program, precision), 1200, 12);
+      check_same_bytes(random, program, *engine->compile(program, precision, roomy_ranges(random, program)),
+                       1200, 12);
     }
     for (int inner : {1030, 2048, 4500, 20000}) {
       const Program program = mlp_program(random, 32, 40, 24, inner);
-      check_same_bytes(random, program, *engine->compile(program, precision), 600, 6);
+      check_same_bytes(random, program, *engine->compile(program, precision, roomy_ranges(random, program)),
+                       600, 6);
     }
   }
 }
@@ -68,8 +73,8 @@ TEST(tiles_that_round_differently_are_dropped) {
   Random random(33);
   const Program program = paper_program(random, 24, 24, 16, 64);
   for (Precision precision : {Precision::kFp32, Precision::kBf16}) {
-    for (const auto& [backwards_below, kept] : {std::pair{8, "tiles 512 128 32 8;"},
-                                                {9, "tiles 512 128 32;"},
+    for (const auto& [backwards_below, kept] : {std::pair{8, "tiles 512 128 64 32 8;"},
+                                                {9, "tiles 512 128 64 32;"},
                                                 {100, "tiles 512 128;"},
                                                 {200, "tiles 512;"}}) {
       const cpu::CpuExecutable executable(program, precision,

@@ -29,7 +29,7 @@ from fct_infer.transformation import Transformation
 
 # Of the paper's transformation: largest error by the largest number, lowest cosine.
 PROMISED = {"fp32": (1e-5, 0.999999), "tf32": (1e-3, 0.9999), "fp16": (5e-3, 0.999), "bf16": (5e-2, 0.999)}
-PROMISED["fp8"] = (0.2, 0.99)
+PROMISED["fp8"] = PROMISED["int8"] = (0.2, 0.99)
 REPEATS = 1 if IS_SIMULATED else 3
 SIZES = ("paper_h", "gelu_mlp", "residual_mlp")
 

@@ -82,13 +82,15 @@ def test_a_torchscript_transformation_becomes_a_bundle_that_computes_the_same(fo
     assert done.returncode == 0, done.stderr
     assert "which is code and runs with your rights" in done.stderr
     table = re.search(
-        r"target +precision +file +size +max error +min cosine +agreement +rows/s +run by *\n"
-        r"core +fp32 +transformation\.safetensors .*\d+ +core .*\n"
-        r"onnx +fp32 +model\.onnx .*onnxruntime .* cpu *\n"
-        r"torchscript +fp32 +model\.pt .*torch .* cpu *\n",
+        r"target +precision +MB +error +cosine +agree +rows/s +run by *\n"
+        r"core +fp32 .*\d+ +core .*\n"
+        r"onnx +fp32 .*onnxruntime .*\n(?: +cpu *\n)?"
+        r"torchscript +fp32 .*torch .*\n",
         done.stdout,
     )
     assert table, done.stdout
+    assert f"written: {tmp_path}/h: transformation.safetensors, model.onnx, model.pt\n" in done.stdout
+    assert max(map(len, table[0].splitlines())) <= 80
     assert done.stdout.endswith(f"next: fct-upgrade-gallery GALLERY --transformation {tmp_path}/h -o DEST\n")
     assert {file.parity.rows for file in open_bundle(tmp_path / "h").manifest.files} == {1 + 2 + 7 + 4096}
 

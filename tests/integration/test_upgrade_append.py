@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 
+import faiss
 import numpy as np
 import pyarrow.parquet
 import pytest
@@ -17,7 +18,10 @@ from support.vector_files import lists
 
 from fct_infer import Transformation, list_versions, load_index, upgrade_gallery
 from fct_infer.cli.upgrade_gallery import command
-from fct_infer.errors import ResourceError, UsageError
+from fct_infer.connectors import parted
+from fct_infer.errors import GateError, ResourceError, UsageError
+from fct_infer.index import IndexBuilder
+from fct_infer.index.verify import verify_gallery
 from fct_infer.storage import use_filesystem
 from fct_infer.upgrade.executor import ThreadsExecutor
 from fct_infer.upgrade.settings import Settings
@@ -83,6 +87,9 @@ def test_the_same_bytes_as_a_whole_upgrade(tmp_path, gallery, transformed, index
     assert [name for parts in transformed for name in parts] == new
     assert report.resumed_rows == {"grew": 120, "changed": 90, "both": 90, "shrank": 80}[change]
     upgrade(gallery, tmp_path / "whole", index)
+    if (index, change) == ("IVF4,Flat", "grew"):  # the index is extended, see below
+        for dest in ("d", "whole"):
+            (tmp_path / dest / "index.faiss").unlink()
     assert result_of(tmp_path / "d") == result_of(tmp_path / "whole") != before
     assert result_of(list_versions(tmp_path / "d")[1].path) == before
 
@@ -152,7 +159,7 @@ def test_rows_that_were_made_otherwise_are_not_kept(tmp_path, gallery):
         upgrade_gallery(gallery, H, tmp_path / "d", settings=settings, append=True)
     rows = np.random.default_rng(0).standard_normal((20, 6), np.float32)
     pyarrow.parquet.write_table(pyarrow.table({"vector": lists(rows)}), tmp_path / "a.parquet")
-    with pytest.raises(UsageError, match=r"a\.parquet: --append .* fct-gallery convert makes one"):
+    with pytest.raises(UsageError, match=r"a\.parquet: --append .* none of those files"):
         upgrade_gallery(tmp_path / "a.parquet", H, tmp_path / "d", append=True)
 
 
@@ -168,3 +175,142 @@ def test_from_the_command_line(tmp_path, gallery):
     done = CliRunner().invoke(command, [*arguments, "--append", "--json"], catch_exceptions=False)
     report = json.loads(done.stdout)
     assert (report["rows"], report["resumed_rows"]) == (140, 120)
+
+
+def lists_of(dest):
+    """The ids in each inverted list, and the centroids."""
+    index = load_index(dest).index
+    ids = [
+        faiss.rev_swig_ptr(index.invlists.get_ids(n), index.invlists.list_size(n)).copy() for n in range(index.nlist)
+    ]
+    return ids, faiss.downcast_index(index.quantizer).reconstruct_n(0, index.nlist)
+
+
+@pytest.mark.parametrize("index", ["IVF4,Flat", "IVF4,SQ8", "PCA2,IVF4,Flat", "HNSW8,Flat"])
+def test_the_index_is_extended_where_rows_were_only_added(tmp_path, gallery, monkeypatch, index):
+    upgrade(gallery, tmp_path / "d", index)
+    before = load_index(tmp_path / "d")
+    add_shard(gallery, 3, 20, seed=8)
+    monkeypatch.setattr(IndexBuilder, "train", None)  # would fail
+    report = upgrade(gallery, tmp_path / "d", index, append=True)
+    assert "index of 120 rows was extended" in report.index_placement["lists"]
+    after, rows = (
+        load_index(tmp_path / "d"),
+        np.concatenate([np.load(each) for each in (tmp_path / "d").glob("embeddings/*3.npy")]),
+    )
+    assert (before.rows, after.rows) == (120, 140)
+    found = after.search(rows, 1)[1][:, 0]
+    assert (found == np.load(gallery / "ids" / "000003.npy")).mean() > 0.7
+    assert verify_gallery(tmp_path / "d").damaged == {}
+
+
+def test_an_extended_index_keeps_its_lists(tmp_path, gallery):
+    upgrade(gallery, tmp_path / "d", "IVF4,Flat")
+    ids, centroids = lists_of(tmp_path / "d")
+    for shard in (3, 4):
+        add_shard(gallery, shard, 20, seed=shard)
+        upgrade(gallery, tmp_path / "d", "IVF4,Flat", append=True)
+    more, kept = lists_of(tmp_path / "d")
+    assert np.array_equal(centroids, kept)
+    assert all(np.array_equal(new[: len(old)], old) for old, new in zip(ids, more, strict=True))
+    assert np.array_equal(np.sort(np.concatenate(more)), np.arange(160))
+
+
+def test_zero_rows_left_out_stay_counted(tmp_path, gallery):
+    np.save(gallery / "embeddings" / "000000.npy", np.zeros((40, 6), np.float32))
+    settings = Settings(index="IVF4,Flat", metric="cosine", block_rows=16, min_cosine=0)
+    h = Transformation(linear_map(6, 4), precision="fp32")
+    try:
+        upgrade_gallery(gallery, h, tmp_path / "d", settings=settings)
+    except GateError:
+        pytest.skip("this transformation makes no zero rows of zero rows")
+    add_shard(gallery, 3, 20, seed=8)
+    report = upgrade_gallery(gallery, h, tmp_path / "d", settings=settings, append=True)
+    held = load_index(tmp_path / "d").rows
+    assert held + report.index["rows left out"] == 140
+
+
+@pytest.mark.parametrize("change", ["in front", "index", "damaged"])
+def test_else_the_index_is_built_anew(tmp_path, gallery, change):
+    upgrade(gallery, tmp_path / "d", "IVF4,Flat")
+    index = "IVF4,Flat"
+    add_shard(gallery, 3, 20, seed=8)
+    if change == "in front":
+        add_shard(gallery, 1, 30, seed=9)
+    elif change == "index":
+        index = "IVF5,Flat"
+    elif change == "damaged":
+        with (tmp_path / "d" / "index.faiss").open("r+b") as file:
+            file.seek(-3, os.SEEK_END)
+            file.write(b"xxx")
+    settings = Settings(index=index, block_rows=16)
+    report = upgrade_gallery(gallery, H, tmp_path / "d", settings=settings, append=True)
+    assert "lists" not in report.index_placement
+    upgrade(gallery, tmp_path / "whole", index)
+    assert result_of(tmp_path / "d") == result_of(tmp_path / "whole")
+
+
+def test_stopped_while_the_index_is_extended(tmp_path, gallery):
+    upgrade(gallery, tmp_path / "calm", "IVF4,Flat")
+    upgrade(gallery, tmp_path / "d", "IVF4,Flat")
+    add_shard(gallery, 3, 50, seed=8)
+    upgrade(gallery, tmp_path / "calm", "IVF4,Flat", append=True)
+    failures = 0
+    for number in range(0, 80, 3):
+        try:
+            with use_filesystem(FailNth("write", number)):
+                upgrade(gallery, tmp_path / "d", "IVF4,Flat", append=True)
+            break
+        except ResourceError:
+            failures += 1
+    assert result_of(tmp_path / "d") == result_of(tmp_path / "calm") and failures > 4
+
+
+def write_parquet(folder, name, rows, first):
+    folder.mkdir(exist_ok=True)
+    vectors = np.random.default_rng(first).standard_normal((rows, 6), np.float32)
+    table = pyarrow.table({"vector": lists(vectors), "id": [f"item-{first + row}" for row in range(rows)]})
+    pyarrow.parquet.write_table(table, folder / name, row_group_size=30)
+
+
+@pytest.mark.parametrize("form", ["npy", "parquet"])
+def test_a_parquet_folder_that_grew(tmp_path, monkeypatch, transformed, form):
+    """Parts are cut across files: the last one of before is cut anew, and its rows are in the index already."""
+    monkeypatch.setattr(parted, "PART_BYTES", 70 * 6 * 4)
+    source = tmp_path / "p"
+    write_parquet(source, "a.parquet", 130, 0)
+    write_parquet(source, "b.parquet", 40, 130)
+    settings = Settings(index="IVF4,Flat", block_rows=16, format=form)
+    upgrade_gallery(source, H, tmp_path / "d", settings=settings)
+    write_parquet(source, "c.parquet", 90, 170)
+    transformed.clear()
+    report = upgrade_gallery(source, H, tmp_path / "d", settings=settings, append=True)
+    assert "index of 170 rows was extended" in report.index_placement["lists"]
+    assert report.resumed_rows == 130 and next(name for parts in transformed for name in parts) == "000002"
+    upgrade_gallery(source, H, tmp_path / "whole", settings=settings)
+    ids, _ = lists_of(tmp_path / "d")
+    assert np.array_equal(np.sort(np.concatenate(ids)), np.arange(260))
+    results = [result_of(tmp_path / name) for name in ("d", "whole")]
+    for result in results:
+        del result["index.faiss"]
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("change", ["first", "last", "removed", "between"])
+def test_a_parquet_folder_that_changed(tmp_path, monkeypatch, transformed, change):
+    monkeypatch.setattr(parted, "PART_BYTES", 40 * 6 * 4)
+    source = tmp_path / "p"
+    for number in range(4):
+        write_parquet(source, f"{number}.parquet", 40, 40 * number)
+    settings = Settings(index="Flat", block_rows=16)
+    upgrade_gallery(source, H, tmp_path / "d", settings=settings)
+    transformed.clear()
+    if change == "removed":
+        (source / "1.parquet").unlink()
+    else:
+        write_parquet(source, {"first": "0", "last": "3", "between": "1b"}[change] + ".parquet", 40, 1000)
+    report = upgrade_gallery(source, H, tmp_path / "d", settings=settings, append=True)
+    kept = {"first": 0, "last": 80, "removed": 0, "between": 40}[change]
+    assert report.resumed_rows >= kept and report.rows == 160 + 40 * {"removed": -1, "between": 1}.get(change, 0)
+    upgrade_gallery(source, H, tmp_path / "whole", settings=settings)
+    assert result_of(tmp_path / "d") == result_of(tmp_path / "whole")

@@ -287,8 +287,8 @@ def test_what_a_user_sees(tmp_path, s3, bundle, monkeypatch):
         done = run(source, bundle, tmp_path / "other")
         assert done.returncode == code and words in done.stderr and "secret" not in done.stderr, done.stderr
         assert len(done.stderr.splitlines()) == 1
-    done = run(url, bundle, "s3://bucket/new")
-    assert done.returncode == 2 and "is a URL; what is published is a folder" in done.stderr
+    done = run(url, bundle, "hf://datasets/somebody/new")
+    assert done.returncode == 2 and "hf:// is only read here; choose a folder, or s3://" in done.stderr
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
     done = run(url, bundle, tmp_path / "other")

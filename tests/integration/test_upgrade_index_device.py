@@ -44,7 +44,7 @@ def upgrade(gallery, name, device="cuda:0", **arguments):
 
 def test_the_same_gallery_index_and_text_ids(devices, gallery, monkeypatch):
     # A device runs FAISS's k-means, which the CPU does by kernels of its own.
-    monkeypatch.setattr("fct_infer.index.builder.train_index", lambda index, sample, threads: index.train(sample))
+    monkeypatch.setattr("fct_infer.index.builder.train_index", lambda index, sample, threads, warm: index.train(sample))
     devices.memory = 4 * 8 * DIM + 300 * 12  # after training, so that the lists go to the CPU in parts
     upgrade(gallery, "device")
     upgrade(gallery, "cpu", "cpu")

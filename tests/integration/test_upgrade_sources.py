@@ -202,7 +202,7 @@ def test_dry_run_says_what_was_found(tmp_path, bundle):
     source = parquet(tmp_path / "a.parquet", title=["t"] * 230, doc_id=[f"d{row}" for row in range(230)])
     done = run(source, bundle, "--dry-run")
     assert done.returncode == 0, done.stderr
-    assert "a.parquet: 230 rows in 1 shards" in done.stdout
+    assert "a.parquet: 230 rows in 1 shard" in done.stdout
     assert "embedding 'v', id 'doc_id'; not read: 'title'" in done.stdout and "text" in done.stdout
     found = json.loads(run(source, bundle, "--dry-run", "--json", "--id-column", "title").stdout)
     assert found["columns"] == {"embedding": "v", "id": "title"} and found["left_out"] == ["doc_id"]

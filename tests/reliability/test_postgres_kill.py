@@ -16,7 +16,7 @@ from support.postgres import Server, fill, read, text
 from support.programs import paper_h
 
 from fct_infer import Transformation, upgrade_gallery
-from fct_infer.connectors import open_destination, open_source, postgres_sink, postgres_versions, postgres_work
+from fct_infer.connectors import open_destination, open_source, postgres_locks, postgres_sink, postgres_work
 from fct_infer.connectors import postgres_source as module
 from fct_infer.connectors.postgres import connect, parse_url
 from fct_infer.errors import ResourceError
@@ -108,25 +108,25 @@ def change(connection, number):
 
 
 def test_killed_again_and_again_no_row_is_lost_or_wrong(postgres, database, rows):
-    """Each run gets some statements further than the one before; FCT_KILLS asks for more of them."""
+    """Each run gets some statements further than the one before; FCT_KILLS asks for more of them, table after table."""
     kills = int(os.environ.get("FCT_KILLS", "4"))
+    killed, step, changes = 0, max(1, 100 // kills), count()
     with postgres.connect(database) as connection:
-        fill(connection, range(ROWS), *rows)
-        url, killed, point, step = postgres.url(database), 0, 20, max(1, 100 // kills)
-        runs = count()
-        code = -signal.SIGKILL
-        while code == -signal.SIGKILL:
-            code, _, error = run(url, point)
-            killed += code == -signal.SIGKILL
-            point += step
-            change(connection, next(runs))
-            view = connection.execute("SELECT to_regclass('items_current')").fetchone()[0]
-            assert view is None or code == 0 or not wrong_rows_of_the_view(connection)
-        assert code == 0, error
-        assert killed >= min(kills, 3)
-        print(f"killed {killed} times")  # shown by pytest -s
-        assert run(url)[0] == 0
-        assert wrong_rows(connection) == []
+        while killed < min(kills, 3) or (kills > 4 and killed < kills):
+            fill(connection, range(ROWS), *rows)
+            url, point, code = postgres.url(database), 20 + killed % step, -signal.SIGKILL
+            while code == -signal.SIGKILL:
+                code, _, error = run(url, point)
+                killed += code == -signal.SIGKILL
+                point += step
+                change(connection, next(changes))
+                view = connection.execute("SELECT to_regclass('items_current')").fetchone()[0]
+                assert view is None or code == 0 or not wrong_rows_of_the_view(connection)
+            assert code == 0, error
+            assert run(url)[0] == 0
+            assert wrong_rows(connection) == []
+            connection.execute("DROP SCHEMA public CASCADE; CREATE SCHEMA public; CREATE EXTENSION vector")
+    print(f"client killed {killed} times")  # shown by pytest -s
 
 
 def wrong_rows_of_the_view(connection):
@@ -136,35 +136,39 @@ def wrong_rows_of_the_view(connection):
     return [key for key in wrong_rows(connection) if key in present]
 
 
-def upgrade(url, **more):
+def upgrade(url, column="embedding_v2", **more):
     source = open_source(url)
-    destination = open_destination(url + "&column=embedding_v2")
+    destination = open_destination(f"{url}&column={column}")
     return upgrade_gallery(source, H, destination, settings=Settings(index="none", block_rows=20), **more)
 
 
 def test_a_server_that_dies_is_gone_on_with(rows, monkeypatch):
-    """Killed with all its processes, as by a power cut, at each stage; it recovers from its log."""
+    """Killed with all its processes, as by a power cut, at each stage; it recovers. FCT_SERVER_KILLS asks for more."""
     monkeypatch.setattr(module, "PART_BYTES", 50 * 4 * (OLD + SIDE))
-    server = Server()
+    kills, killed, changes, server = int(os.environ.get("FCT_SERVER_KILLS", "2")), 0, count(), Server()
     try:
         server.create("killed")
         with server.connect("killed") as connection:
             fill(connection, range(ROWS), *rows)
-        for stage in ("transform", "verify"):
+        while killed < kills:
+            column = f"embedding_v{2 + killed}"
+            for stage, share in (("transform", 60 + 20 * (killed % 7)), ("verify", 0)):
 
-            def kill(now, done, _, stage=stage):
-                if now == stage and (stage == "verify" or done >= 60):
-                    server.kill()
+                def kill(now, done, _, stage=stage, share=share):
+                    if now == stage and done >= share:
+                        server.kill()
 
-            with pytest.raises(ResourceError, match="the same command goes on"):
-                upgrade(server.url("killed"), progress=kill)
-            server.restart()
+                with pytest.raises(ResourceError, match="the same command goes on"):
+                    upgrade(server.url("killed"), column, progress=kill)
+                killed += 1
+                server.restart()
+                with server.connect("killed") as connection:
+                    change(connection, next(changes))
+            report = upgrade(server.url("killed"), column)
+            assert report.resumed_rows >= 100
             with server.connect("killed") as connection:
-                change(connection, len(stage))
-        report = upgrade(server.url("killed"))
-        assert report.resumed_rows >= 100
-        with server.connect("killed") as connection:
-            assert wrong_rows(connection) == []
+                assert wrong_rows(connection) == []
+        print(f"server killed {killed} times")  # shown by pytest -s
     finally:
         server.stop()
 
@@ -190,8 +194,8 @@ def test_a_connection_that_is_cut_is_gone_on_with(postgres, database, rows, monk
 
 @pytest.mark.parametrize("when", ["begin", "publish"])
 def test_a_lock_that_is_not_to_be_had_costs_no_work(postgres, database, rows, monkeypatch, when):
-    monkeypatch.setattr(postgres_versions, "LOCK_SECONDS", 0.05)
-    monkeypatch.setattr(postgres_versions, "LOCK_TRIES", 2)
+    monkeypatch.setattr(postgres_locks, "LOCK_SECONDS", 0.05)
+    monkeypatch.setattr(postgres_locks, "LOCK_TRIES", 2)
     monkeypatch.setattr(postgres_work, "LOCK_TRIES", 2)
     with postgres.connect(database) as connection, postgres.connect(database) as writer:
         fill(connection, range(ROWS), *rows)
@@ -241,3 +245,58 @@ def test_a_full_disk_of_the_server_costs_no_work(postgres, database, rows, monke
                 upgrade(postgres.url(database))
         assert upgrade(postgres.url(database)).resumed_rows == 100
         assert wrong_rows(connection) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 200 MiB in memory; only root may mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    disk.chmod(0o755)
+    tmp_path.chmod(0o755)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", str(disk)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted: {mounted.stderr.decode().strip()}")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=False)
+
+
+def test_a_disk_that_really_is_full_costs_no_work(small_disk, monkeypatch):
+    """The server runs out of room for the new rows or its log, and may die; FCT_SPARE_KIB says how much it has left."""
+    spare = int(os.environ.get("FCT_SPARE_KIB", "2048")) << 10
+    monkeypatch.setattr(module, "PART_BYTES", 2000 * 4 * (OLD + SIDE))
+    many = 40_000
+    rng = np.random.default_rng(0)
+    server = Server(small_disk)
+    try:
+        server.create("full")
+        with server.connect("full") as connection:
+            fill(
+                connection, range(many), rng.standard_normal((many, OLD), "f4"), rng.standard_normal((many, SIDE), "f4")
+            )
+            connection.execute("CHECKPOINT")
+        free = os.statvfs(small_disk)
+        ballast = small_disk / "ballast"
+        ballast.write_bytes(bytes(free.f_bavail * free.f_frsize - spare))
+        with pytest.raises(ResourceError, match="the same command goes on"):
+            upgrade(server.url("full"))
+        ballast.unlink()
+        if not is_alive(server):
+            server.kill()
+            server.restart()
+        report = upgrade(server.url("full"))
+        print(f"{report.resumed_rows} of {many} rows were kept")
+        with server.connect("full") as connection:
+            assert wrong_rows(connection) == []
+    finally:
+        server.stop()
+
+
+def is_alive(server):
+    try:
+        with server.connect("full") as connection:
+            return connection.execute("SELECT 1").fetchone() == (1,)
+    except psycopg.OperationalError:
+        return False

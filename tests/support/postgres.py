@@ -19,8 +19,8 @@ from psycopg import sql
 class Server:
     """Started on a free socket in a folder of its own; can be killed and started again."""
 
-    def __init__(self) -> None:
-        self._root = Path(tempfile.mkdtemp(prefix="fct_pg_"))
+    def __init__(self, root: Path | None = None) -> None:
+        self._root = root or Path(tempfile.mkdtemp(prefix="fct_pg_"))
         self._root.chmod(0o755)  # as root, the server runs as another user
         self.data = self._root / "data"
         self.start()

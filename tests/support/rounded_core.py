@@ -12,7 +12,10 @@ from fct_infer.transformation import Linear, Program
 class RoundedCore(_core.Executable):
     """A CPU with native bf16, as far as precision goes: weights and inputs are rounded, the rest is fp32."""
 
-    def __init__(self, program, precision, **_):
+    def __init__(self, program, precision, ranges=None, **_):
+        if precision == "int8":
+            super().__init__(program, precision, ranges=ranges)
+            return
         rounded = program
         if precision == "bf16":
             steps = [

@@ -1,4 +1,4 @@
-"""Local servers that galleries are read from: HTTP with byte ranges, and S3 (moto)."""
+"""Local servers that galleries are read from: HTTP with byte ranges, S3 (moto), Google's (an emulator)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import socket
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread
+
+import pytest
 
 
 class HttpFiles:
@@ -123,3 +126,44 @@ def s3_server() -> Iterator[dict[str, str]]:
         }
     finally:
         server.stop()
+
+
+@contextmanager
+def gcs_server(*, keeps_conditions: bool = True) -> Iterator[dict[str, str]]:
+    """Yield the environment in which ``gs://bucket`` is a server on this machine.
+
+    Args:
+        keeps_conditions: whether an object that is only to be created replaces none; Google's server keeps to that, the
+            emulator by itself does not.
+    """
+    from gcp_storage_emulator.exceptions import NotFound
+    from gcp_storage_emulator.handlers import objects
+    from gcp_storage_emulator.server import create_server
+
+    def conditional(upload):
+        def handle(request, response, storage):
+            name = request.query["name"][0] if "name" in request.query else request.data["meta"]["name"]
+            if request.query.get("ifGenerationMatch") == ["0"]:
+                with suppress(NotFound):
+                    storage.get_file_obj(request.params["bucket_name"], name)
+                    response.status = HTTPStatus.PRECONDITION_FAILED
+                    return
+            upload(request, response, storage)
+
+        return handle
+
+    server = create_server("127.0.0.1", 0, in_memory=True, default_bucket="bucket")
+    with pytest.MonkeyPatch.context() as patch:
+        if keeps_conditions:
+            for name in ("_media_upload", "_multipart_upload"):
+                patch.setattr(objects, name, conditional(getattr(objects, name)))
+        server.start()
+        try:
+            port = server._api._httpd.server_address[1]
+            yield {
+                "STORAGE_EMULATOR_HOST": f"http://127.0.0.1:{port}",
+                "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",  # which asks another server, by another protocol
+                "GOOGLE_CLOUD_PROJECT": "project",
+            }
+        finally:
+            server.stop()

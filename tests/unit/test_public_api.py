@@ -82,6 +82,18 @@ def test_a_gallery_from_the_upgrade_to_the_search(tmp_path) -> None:
     assert before.has_index and np.array_equal(before.search([0.5, 1, 2, 3], 3)[1], ids)
 
 
+@pytest.mark.parametrize("index", ["Flat", "none"])
+def test_queries_of_another_model_are_refused_with_and_without_an_index(tmp_path, index: str) -> None:
+    write_gallery(tmp_path / "g", (20,), old_dim=6, side_dim=None, ids=None)
+    h = fct_infer.Transformation(linear_map(6, 4), precision="fp32")
+    h.new_model = fct_infer.ModelId(name="new")
+    fct_infer.upgrade_gallery(tmp_path / "g", h, tmp_path / "d", settings=fct_infer.Settings(index=index))
+    gallery = fct_infer.open_gallery(tmp_path / "d")
+    assert gallery.search([0.5, 1, 2, 3], 3, model="new")[1].shape == (3,)
+    with pytest.raises(fct_infer.ModelMismatchError, match=r"other.*new"):
+        gallery.search([0.5, 1, 2, 3], 3, model="other")
+
+
 def test_evaluate_takes_arrays_and_files(tmp_path) -> None:
     queries, gallery, new_gallery, query_labels, labels = upgrade(3, queries=10, rows=60)
     given = {"queries": queries, "gallery": gallery, "query_labels": query_labels, "gallery_labels": labels}

@@ -25,7 +25,7 @@ from support.programs import linear_map, paper_h, plain_mlp, random_rows, residu
 from fct_infer import _core
 from fct_infer.artifacts.precisions import LIMITS
 from fct_infer.errors import ArrayError, ArtifactError, NonFiniteError, UnsupportedError, UsageError
-from fct_infer.reference import apply_float64
+from fct_infer.reference import apply_float64, largest_values, row_cosines
 from fct_infer.transformation import Linear, Normalize, Program, Transformation
 
 TESTS = Path(__file__).parents[1]
@@ -46,7 +46,14 @@ PROGRAMS: dict[str, Callable[[], Program]] = {
 
 @functools.cache
 def compiled(name: str, precision: str = "fp32") -> Transformation:
-    return Transformation(PROGRAMS[name](), precision, threads=2)
+    return calibrated(Transformation(PROGRAMS[name](), precision, threads=2))
+
+
+def calibrated(h: Transformation) -> Transformation:
+    """With ranges of rows that no test looks at, if its precision needs any."""
+    if h.is_calibrated or h.program is None or h.precision == "auto":
+        return h
+    return h.calibrated(largest_values(h.program, *inputs_for(h, 500, seed=900)))
 
 
 def inputs_for(h: Transformation, rows: int, dtype: Any = np.float32, seed: int = 0) -> tuple[Any, Any]:
@@ -155,6 +162,37 @@ def test_bf16_is_close_or_refused(name: str) -> None:
         cosine = np.sum(new * wanted, axis=1) / np.linalg.norm(new, axis=1) / np.linalg.norm(wanted, axis=1)
         assert np.min(cosine) >= 0.999
     assert relative_error(new, wanted) <= LIMITS["bf16"].max_relative_error
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_int8_is_close_or_refused(name: str) -> None:
+    if "int8" not in _core.precisions():
+        with pytest.raises(UnsupportedError, match="precision int8: cpu has fp32"):
+            compiled(name, "int8")
+        return
+    h = compiled(name, "int8")
+    assert h.program is not None
+    old, side = inputs_for(h, 700, seed=100)  # rows that equal weights would be like no others
+    new, wanted = h(old, side), apply_float64(h.program, old, side)
+    assert new.dtype == np.float32
+    if h.new_dim > 1:  # of a single value a row beyond the ranges shows all that is cut
+        assert row_cosines(wanted, new.astype(np.float64)).min() >= LIMITS["int8"].min_cosine
+        assert relative_error(new, wanted) <= LIMITS["int8"].max_relative_error
+    half = np.empty(new.shape, np.float16)
+    h.apply_into(old, side, half)
+    np.testing.assert_array_equal(half, new.astype(np.float16))
+
+
+def test_int8_sums_are_those_of_integers_whatever_the_cpu() -> None:
+    """Rows and weights that are integers already: all is exact, though pairs of products do not fit in 16 bits."""
+    if "int8" not in _core.precisions():
+        pytest.skip("this CPU has no exact 8-bit products")
+    weight = np.where(np.arange(40 * 512).reshape(40, 512) % 11 == 0, -1, 1).astype(np.float32)
+    program = Program({"old": 512}, (Linear("old", "y", weight, np.ones(40, np.float32)),), "y")
+    h = Transformation(program, "int8", ranges={"old": 127 / 1.25})
+    rows = np.full((33, 512), 127, np.float32)
+    rows[::3], rows[::5, ::2] = -127, 126
+    np.testing.assert_array_equal(h(rows), rows @ weight.T + 1)
 
 
 # -- one row, one result -----------------------------------------------------------------------------------------------
@@ -329,7 +367,7 @@ def test_threads_must_be_positive() -> None:
         compiled("linear_map").executable.run(random_rows(1, 65), None, random_rows(1, 33), 0)
 
 
-@pytest.mark.parametrize("precision", ["fp64", "int8", "", "FP32"])
+@pytest.mark.parametrize("precision", ["fp64", "int4", "", "FP32"])
 def test_unknown_precision_is_unsupported(precision: str) -> None:
     with pytest.raises(UnsupportedError, match="unknown precision"):
         Transformation(linear_map(3, 2), precision)
@@ -360,7 +398,7 @@ def test_bf16_is_native_exactly_where_its_products_are_instructions() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "auto", _core.precisions()[-1]])
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda h: pickle.loads(pickle.dumps(h))], ids=["deepcopy", "pickle"])
 def test_it_travels_as_program_and_settings(copied: Callable[[Transformation], Transformation], precision: str) -> None:
-    h = Transformation(linear_map(3, 2), precision, threads=3).normalized()
+    h = calibrated(Transformation(linear_map(3, 2), precision, threads=3)).normalized()
     other = copied(h)
     assert (other.digest, other.precision, other.threads) == (h.digest, h.precision, 3)
     assert copied(Transformation(linear_map(3, 2))).asked_threads is None

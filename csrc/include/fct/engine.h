@@ -95,13 +95,14 @@ class Engine {
  public:
   virtual ~Engine() = default;
   virtual std::vector<Precision> precisions() const = 0;  // native ones, slowest first
-  // Only fp8 looks at `ranges`: they set the scale of each value.
+  // Precisions that need ranges scale each value by its own; others do not look at them.
   virtual std::unique_ptr<Executable> compile(const Program& program, Precision precision,
                                               const Ranges& ranges = {}) const = 0;
 };
 
 std::unique_ptr<Engine> make_cpu_engine();
 std::string cpu_instruction_set();  // what that engine's products are computed with, AVX2 for instance
+int cpu_int8_weight_bits();  // of int8's weights there: 8; 7 where sums of larger ones saturate; 0: no int8
 
 // Another runtime behind the same seam: computes float32 rows; `side` is null if there is one input. Must be
 // safe to call from many threads at once.

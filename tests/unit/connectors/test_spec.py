@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 from threading import Lock
 
 import numpy as np
@@ -35,12 +36,16 @@ def test_a_folder(tmp_path, opener, monkeypatch):
     assert_same(opener("g"), again(opener("g")))
 
 
-def test_what_the_user_said_goes_along(tmp_path):
+def test_what_the_user_said_goes_along(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     np.savez(tmp_path / "x.npz", first=np.ones((5, 3)), second=np.zeros((5, 4)))
     (tmp_path / "ids.txt").write_text("\n".join("abcde"))
-    options = SourceOptions(embedding_column="second", ids=tmp_path / "ids.txt", allow_cast=True, model="clip")
-    source = open_source(tmp_path / "x.npz", options)
-    other = again(source)
+    options = SourceOptions(embedding_column="second", ids=Path("ids.txt"), allow_cast=True, model="clip")
+    source = open_source("x.npz", options)
+    spec = SourceSpec.of(source)
+    monkeypatch.chdir("/")
+    other = spec.open()
+    monkeypatch.chdir(tmp_path)
     assert_same(source, other)
     assert other.schema.old_dim == 4
     assert other.open_part(other.parts()[0]).read_ids(0, 5).tolist() == list("abcde")

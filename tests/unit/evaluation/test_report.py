@@ -10,7 +10,7 @@ from support.embeddings import upgrade
 from fct_infer import storage
 from fct_infer.errors import ResourceError
 from fct_infer.evaluation import Settings, StudyInputs, check_report_path, study, write_report
-from fct_infer.evaluation.charts import curves_chart, heat_map, histogram, line_chart
+from fct_infer.pages.charts import curves_chart, heat_map, histogram, line_chart
 
 QUERIES, GALLERY, NEW_GALLERY, QUERY_LABELS, LABELS = upgrade(1)
 SMALL = StudyInputs(QUERIES, GALLERY, QUERY_LABELS, LABELS)
@@ -73,14 +73,16 @@ def test_page_is_the_same_every_time(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_page_of_a_whole_study_ends_with_the_verdict(tmp_path):
+def test_page_of_a_whole_study_begins_with_the_verdict(tmp_path):
     found = study(WHOLE, Settings(figures=("cmc", "map", "recall", "r-precision"), per_class=True))
     write_report(tmp_path / "report.html", found, {}, retrieved="<p>pictures</p>")
     checker = Checker()
     checker.feed((tmp_path / "report.html").read_text())
     assert checker.open == []
     text = [part for part in checker.text if part.strip()]
-    assert text[-2:] == ["Is it worth it?", found.verdict.sentence]
+    shown = [part.replace("\xa0", " ") for part in text]
+    heading = len(shown) - 1 - shown[::-1].index("Retrieval evaluation")  # after the title
+    assert shown[heading + 1] == f"Is it worth it? {found.verdict.sentence}"
     for part in ("Flips", "Backfilling", "By label, the worst first", "Queries and what they find", "pictures"):
         assert part in text
     for name, curve in found.curves.items():

@@ -14,9 +14,9 @@ from support.torch_models import outputs, randomized
 
 from fct_infer import load_embedder, load_transformation
 from fct_infer.artifacts.bundle import open_bundle
-from fct_infer.cli._models import open_named
 from fct_infer.cli.export import command
 from fct_infer.errors import ArtifactError, FctError, UsageError
+from fct_infer.export.checkpoints import open_named
 from fct_infer.training.checkpoints import save_checkpoint
 from fct_infer.training.models.base import Backbone, TransformationModule
 from fct_infer.training.models.registry import ModelSpec

@@ -8,7 +8,8 @@ from support.programs import random_rows
 
 from fct_infer.artifacts.precisions import LIMITS
 from fct_infer.errors import GateError
-from fct_infer.export.parity import AS_NEAR, check, compare, proof
+from fct_infer.export.parity import check, compare, proof
+from fct_infer.reference import AS_NEAR
 
 EXPECTED = random_rows(40, 16).astype(np.float64)
 FOUND = EXPECTED.astype(np.float32)

@@ -112,7 +112,7 @@ def test_a_fit_is_compressed_and_says_how_small_it_became(short, monkeypatch):
 
     monkeypatch.setattr(fit_module, "cross_fit_network", no_cross_fit)
     found = fit_pairs(pairs, Settings(compress=Stored(stored.old, stored.side)))
-    assert found.chosen.name == network_trial.NAME
+    assert found.chosen.name == network_trial.NAMES["residual"]
     assert found.program.flops_per_row == found.compression.chosen.flops < 0.25 * found.chosen.flops
     error = np.mean((Transformation(found.program, "fp32")(fresh.old, fresh.side) - fresh.new) ** 2)
     assert error < 0.3 * np.var(fresh.new)

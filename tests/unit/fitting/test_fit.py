@@ -246,6 +246,20 @@ def test_labels_that_nobody_shares_are_refused_and_rare_ones_are_no_error():
     fct_infer.fit(old, new, labels=labels, settings=CLOSED)
 
 
+def test_swapped_sides_are_told_by_queries_whatever_the_widths():
+    old, new, _ = clustered(600, 16, 16)
+    rng = np.random.default_rng(5)
+    truth = rng.integers(0, 600, 100)
+    queries = Queries(new[truth] + 0.1 * rng.standard_normal((100, 16)).astype(np.float32), truth)
+    assert fct_infer.fit(old, new, queries=queries, settings=CLOSED).forecast.new_new.mean > 0.9
+    with pytest.raises(
+        GateError, match=r"in NEW as rarely as by chance .* In OLD they find 100.0 %: are OLD and NEW sw"
+    ):
+        fct_infer.fit(new, old, queries=queries, settings=CLOSED)
+    with pytest.raises(GateError, match="does the truth name the right items"):
+        fct_infer.fit(old, new, queries=Queries(queries.new, rng.permutation(truth)), settings=CLOSED)
+
+
 @pytest.mark.parametrize("wrong", [{"budget": 0}, {"budget": float("nan")}, {"seed": 1 << 63}, {"metric": "L2"}])
 def test_settings_that_cannot_be_are_refused(wrong):
     with pytest.raises(UsageError):

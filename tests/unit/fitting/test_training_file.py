@@ -95,3 +95,11 @@ def test_what_is_there_is_not_replaced_unasked(tmp_path):
         refuse_existing_config(tmp_path / "h", tmp_path / "h", {}, force=True)
     with pytest.raises(UsageError):
         refuse_existing_config(there, tmp_path / "h", {"--old": there}, force=True)
+
+
+def test_the_papers_h_is_configured_by_its_width():
+    from fct_infer.fitting.training_file import network_settings
+
+    found = network_settings(Recipe(side_alpha=1.0), Schedule(64, 300, 200, model="paper"), 1000)
+    assert found["model"] == {"name": "paper", "arguments": {"inner_dim": 64}}
+    assert found["training"]["epochs"] == 52

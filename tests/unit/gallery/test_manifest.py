@@ -171,7 +171,7 @@ def replace_folder(folder, manifest):
 def test_what_was_read_of_two_galleries_counts_for_nothing(tmp_path):
     folder, seen = write(tmp_path / "g", MANIFEST.to_bytes()), []
 
-    def read(data):
+    def read(_folder, data):
         seen.append(data)
         if len(seen) <= 2:
             replace_folder(folder, replace(MANIFEST, rows=100 + len(seen)))

@@ -30,7 +30,7 @@ LIST_BYTES = 4 * LISTS * DIM  # of an index without rows on the fake device
 class TrainedByFaiss(IndexBuilder):
     """On the CPU, with the k-means that a device does, too."""
 
-    def _train(self, sample):
+    def _train(self, sample, warm):
         self.index.train(sample)
 
 

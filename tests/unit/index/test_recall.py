@@ -158,3 +158,30 @@ def test_an_index_without_lists_is_left_as_it_is():
     rows, ids = rows_of(500), np.arange(500)
     exact = exact_neighbours(rows[:20], blocks_of(rows, ids, 100), 11, "l2", threads=1)
     assert tune_nprobe(built("Flat", rows, ids), rows[:20], ids[:20], exact, 1.0) == 1
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+@pytest.mark.parametrize("size", [1e-20, 1e17, 1e25])  # squares that are no normal numbers, that fit, that overflow
+def test_sizes_at_the_edges_of_float32_are_searched(metric, size):
+    rows = rows_of(300, 9)
+    rows[17] *= np.float32(size)
+    ids = np.arange(300)
+    exact = exact_neighbours(rows[:5], blocks_of(rows, ids, 90), 11, metric, threads=1)
+    expected = np.argsort(brute_force(rows[:5], rows, metric), axis=1)[:, :11]
+    for found, wanted in zip(exact.ids, expected, strict=True):
+        assert set(wanted.tolist()) <= set(found.tolist()) and len(found) <= 12
+
+
+def test_a_query_too_large_for_float32_is_searched_too():
+    rows = rows_of(50, 9)
+    queries = np.concatenate([rows[:2], np.full((1, DIM), 3e38, np.float32)])
+    with np.errstate(all="ignore"):
+        exact = exact_neighbours(queries, blocks_of(rows, np.arange(50), 20), 11, "l2", threads=1)
+    assert 0 in exact.ids[0] and 1 in exact.ids[1]
+
+
+def test_a_block_of_rows_without_direction_is_left_out():
+    rows = np.zeros((40, DIM), np.float32)
+    rows[:15] = rows_of(15, 3) / np.linalg.norm(rows_of(15, 3), axis=1, keepdims=True)
+    exact = exact_neighbours(rows[:3], blocks_of(rows, np.arange(40), 20), 30, "cosine", threads=1)
+    assert all(set(found.tolist()) == set(range(15)) for found in exact.ids)

@@ -41,6 +41,23 @@ def test_the_loss_is_the_papers_formula_row_by_row():
     assert fastfill_loss(transformed, s, new, logits, labels).item() == pytest.approx(expected, rel=1e-5)
 
 
+def waves(rows: int, columns: int, frequency: float, phase: float) -> torch.Tensor:
+    """Fixed numbers that everybody can compute."""
+    return torch.sin(frequency * torch.arange(rows * columns, dtype=torch.float64) + phase).reshape(rows, columns)
+
+
+def test_the_loss_is_that_of_the_public_lines_on_the_same_tensors():
+    """Mean over rows of 0.5 exp(-s) (MSE + CE with smoothing 0.1) + 0.5 s by PyTorch's own criteria, in float64."""
+    transformed, new, s = 2 * waves(6, 4, 1.3, 0.2), waves(6, 4, 0.9, 0.1), waves(6, 1, 1.7, 0.3)[:, 0]
+    logits, labels = transformed @ waves(5, 4, 0.7, 1.0).T, torch.tensor([0, 3, 1, 4, 2, 2])
+    assert fastfill_loss(transformed, s, new, logits, labels).item() == pytest.approx(2.781975399, rel=1e-6)
+    rows = [1.9061560, 8.6367312, 7.3937800, 3.3700879, 6.0815470, 8.0376791]
+    arguments = transformed, s, new, logits, labels
+    alone = [fastfill_loss(*(argument[row : row + 1] for argument in arguments)) for row in range(6)]
+    weighed = [0.5 * math.exp(-s[row]) * rows[row] + 0.5 * s[row].item() for row in range(6)]
+    assert [loss.item() for loss in alone] == pytest.approx(weighed, rel=1e-6)
+
+
 def classifier_of(weight: np.ndarray) -> LinearClassifier:
     classifier = LinearClassifier(weight.shape[1], len(weight))
     classifier.weight.data = torch.from_numpy(weight.astype(np.float32))

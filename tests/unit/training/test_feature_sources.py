@@ -10,9 +10,9 @@ from support.features import make_columns, write_columns
 from support.vector_files import fixed_size
 
 from fct_infer import SourceOptions
-from fct_infer.cli._models import open_named
 from fct_infer.connectors.convert import convert
 from fct_infer.errors import GalleryError, OutputError, UsageError
+from fct_infer.export.checkpoints import open_named
 from fct_infer.identity import ModelId
 from fct_infer.training.features import Features, concatenate
 from fct_infer.training.run import RunFolder

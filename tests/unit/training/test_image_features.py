@@ -260,7 +260,7 @@ def test_fastfills_labels_are_the_classifiers(tmp_path, models):
 
 
 def test_a_bundle_embeds_as_the_checkpoint_it_was_made_of(tmp_path, models):
-    from fct_infer.cli._models import open_named
+    from fct_infer.export.checkpoints import open_named
     from fct_infer.export.options import Options
     from fct_infer.export.user_files import export_opened
 

@@ -12,8 +12,8 @@ import torch
 from support.features import make_columns, write_columns
 from support.galleries import write_gallery
 
-from fct_infer.cli._models import open_named
 from fct_infer.errors import ArtifactError, FctError, GalleryError, UsageError
+from fct_infer.export.checkpoints import open_named
 from fct_infer.reference import apply_float64
 from fct_infer.training.checkpoints import load_checkpoint, save_checkpoint
 from fct_infer.training.models.base import TransformationModule

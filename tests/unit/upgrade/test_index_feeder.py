@@ -107,6 +107,8 @@ def test_nothing_is_kept_that_the_index_would_not_take(devices, gallery, tmp_pat
 class Taking(IndexBuilder):
     """Takes the first rows of each block from the device, and remembers all it is given."""
 
+    loaded_rows = 0
+
     def __init__(self, most: int) -> None:
         self.most, self.given = most, []
 

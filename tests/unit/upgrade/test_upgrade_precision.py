@@ -17,6 +17,7 @@ from fct_infer import Transformation, _core, upgrade_gallery
 from fct_infer.cli.upgrade_gallery import main
 from fct_infer.errors import GateError, OutputError
 from fct_infer.gallery import Gallery
+from fct_infer.reference import largest_values
 from fct_infer.upgrade.settings import Settings
 
 SETTINGS = Settings(index="Flat")
@@ -107,3 +108,60 @@ def test_after_a_failed_gate_another_limit_goes_on(native_bf16, tmp_path):
         upgrade_gallery(gallery, h, tmp_path / "new", settings=SETTINGS)
     report = upgrade_gallery(gallery, h, tmp_path / "new", settings=Settings(index="Flat", min_cosine=0))
     assert report.resumed_rows == 300
+
+
+@pytest.fixture
+def native_int8(monkeypatch):
+    if "int8" not in _core.precisions():
+        pytest.skip("this CPU has no exact 8-bit products")
+    rounded_core.install(monkeypatch)
+    monkeypatch.setattr(_core, "precisions", lambda device="cpu": ["fp32", "bf16", "int8"])
+
+
+def published(folder):
+    return np.concatenate([np.load(shard) for shard in sorted((folder / "embeddings").glob("*.npy"))])
+
+
+@pytest.mark.parametrize("precision", ["int8", "auto"])
+def test_int8_is_scaled_by_rows_of_the_gallery(native_int8, tmp_path, precision):
+    arrays = write_gallery(tmp_path / "g", (500, 200), old_dim=8)
+    report = upgrade_gallery(
+        tmp_path / "g", Transformation(linear_map(8, 6), precision), tmp_path / "new", settings=SETTINGS
+    )
+    assert report.settings["precision"] == "int8" and report.verification.min_cosine >= 0.98
+    ranges = json.loads((tmp_path / "new" / "upgrade_infos.json").read_text())["inputs"]["ranges"]
+    assert 0 < ranges["old"] <= np.abs(arrays["old"]).max()
+    h = Transformation(linear_map(8, 6), "int8", ranges=ranges)
+    np.testing.assert_array_equal(published(tmp_path / "new"), h(arrays["old"].astype(np.float32)))
+
+
+@pytest.mark.parametrize("precision", ["int8", "auto"])
+def test_int8_goes_on_with_the_ranges_it_began_with(native_int8, tmp_path, monkeypatch, precision):
+    write_gallery(tmp_path / "g", (50, 50), old_dim=8)
+    h = Transformation(linear_map(8, 6), precision)
+    upgrade_gallery(tmp_path / "g", h, tmp_path / "whole", settings=SETTINGS)
+    stopped(tmp_path, h)
+    for room in ("fct_infer.upgrade.calibration", "fct_infer.backends.precision"):
+        monkeypatch.setattr(f"{room}.largest_values", lambda *rows: {"old": 9 * largest_values(*rows)["old"]})
+    report = upgrade_gallery(tmp_path / "g", h, tmp_path / "new", settings=SETTINGS)
+    assert report.settings["precision"] == "int8"
+    assert published(tmp_path / "new").tobytes() == published(tmp_path / "whole").tobytes()
+
+
+def test_int8_does_not_go_on_where_weights_have_other_bits(native_int8, tmp_path, monkeypatch):
+    write_gallery(tmp_path / "g", (50, 50), old_dim=8)
+    h = Transformation(linear_map(8, 6), "int8")
+    monkeypatch.setattr(_core, "cpu_int8_weight_bits", lambda: 7)
+    stopped(tmp_path, h)
+    monkeypatch.setattr(_core, "cpu_int8_weight_bits", lambda: 8)
+    with pytest.raises(OutputError, match=r"settings int8_weight_bits \(was 7, is 8\)"):
+        upgrade_gallery(tmp_path / "g", h, tmp_path / "new", settings=SETTINGS)
+
+
+def test_int8_of_a_row_far_beyond_the_ranges_fails_the_gate(native_int8, tmp_path):
+    rows = np.random.default_rng(0).standard_normal((3000, 8)).astype(np.float32)
+    (tmp_path / "g" / "embeddings").mkdir(parents=True)
+    np.save(tmp_path / "g" / "embeddings" / "000000.npy", rows)
+    h = Transformation(linear_map(8, 6), "int8", ranges={"old": 0.2})
+    with pytest.raises(GateError, match=r"is below 0\.98; computed in int8\. --precision fp32 .* begins again"):
+        upgrade_gallery(tmp_path / "g", h, tmp_path / "new", settings=SETTINGS)

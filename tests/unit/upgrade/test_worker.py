@@ -101,6 +101,19 @@ def test_begun_by_processes_ended_by_threads(tmp_path, gallery, pool):
     assert written(tmp_path / "new") == written(tmp_path / "threads")
 
 
+def test_what_a_writer_that_was_given_up_left_is_not_published(tmp_path, gallery, pool):
+    class Leaving(Processes):
+        def run(self, task: Task) -> dict[str, float]:
+            times = super().run(task)
+            (tmp_path / "new.partial" / "gallery" / "embeddings" / "000001.npy.host-1-ab.tmp").write_bytes(b"half")
+            return times
+
+    settings = Settings(index="Flat", block_rows=40)
+    upgrade_gallery(gallery, H, tmp_path / "threads", settings=settings)
+    upgrade_gallery(gallery, H, tmp_path / "new", settings=settings, executor=Leaving(pool))
+    assert written(tmp_path / "new") == written(tmp_path / "threads")
+
+
 def test_parquet_with_what_is_carried_along(tmp_path, pool):
     rng = np.random.default_rng(0)
     table = pa.table({

@@ -5,15 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from fct_infer.artifacts.loading import is_code
+from fct_infer.artifacts.manifest import Kind, Preprocessing, Source
+from fct_infer.artifacts.torch_files import TorchModel
 from fct_infer.errors import ArtifactError, UsageError
+from fct_infer.identity import ModelId
+from fct_infer.images import shorter_side
 
-if TYPE_CHECKING:
-    from fct_infer.artifacts.manifest import Kind, Preprocessing
-    from fct_infer.export.user_files import OpenedModel
+from .models import ModuleModel, ProgramModel
+from .user_files import OpenedModel, open_model
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".json")
+
+
+def is_foreign_code(path: Path) -> bool:
+    """Whether opening a file runs code of another maker: an archive that is code, and no checkpoint."""
+    return is_code(path) and path.suffix not in CHECKPOINT_SUFFIXES
 
 
 def open_named(
@@ -32,8 +41,6 @@ def open_named(
     Raises:
         FctError: as :func:`fct_infer.export.user_files.open_model`.
     """
-    from fct_infer.export.user_files import open_model
-
     is_run = (path / "checkpoint.json").is_file()
     if is_run or (path.suffix in CHECKPOINT_SUFFIXES and not path.is_dir()):
         if old_first is not None:
@@ -45,11 +52,6 @@ def open_named(
 def _open_checkpoint(
     path: Path, kind: Kind | None, input_shapes: Sequence[tuple[int, ...]], trust_code: bool
 ) -> OpenedModel:
-    from fct_infer.artifacts.manifest import Preprocessing, Source
-    from fct_infer.artifacts.torch_files import TorchModel
-    from fct_infer.export.models import ModuleModel, ProgramModel
-    from fct_infer.export.user_files import OpenedModel
-    from fct_infer.identity import ModelId
     from fct_infer.training.checkpoints import load_checkpoint
     from fct_infer.training.models.base import Backbone, TransformationModule
     from fct_infer.training.models.folding import to_program
@@ -79,7 +81,6 @@ def _open_checkpoint(
 
 def _as_judged(preprocessing: Preprocessing, data: dict[str, Any]) -> Preprocessing:
     """Return how images of a folder were prepared when the model was evaluated: by ``FolderLoader``."""
-    from fct_infer.images import shorter_side
     from fct_infer.training.config import from_plain
     from fct_infer.training.data.sources import DataConfig
 

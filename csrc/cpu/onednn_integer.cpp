@@ -1,0 +1,208 @@
+// Note [Exact sums of 8-bit products]
+// CPUs with VNNI add four products into 32 bits at once. Older ones add two into 16 bits first, which
+// saturates: 255 * 127 * 2 does not fit. oneDNN uses them all the same, and says nothing. With weights of at
+// most 64 nothing saturates (255 * 64 * 2 does fit; rows of signed integers are shifted into unsigned ones),
+// for one bit of the weights. Which CPU sums how is not looked up but tried out, once, with the worst rows
+// and weights there are: a kernel that nobody thought of is found out as well. Sums being exact integers,
+// their order does not matter.
+#include "onednn_integer.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <string>
+
+#include "convert.h"
+#include "fct/error.h"
+#include "one_thread.h"
+#include "onednn.h"
+
+namespace fct::cpu {
+namespace {
+
+using dnnl::memory;
+using onednn::cpu;
+using onednn::Tag;
+
+constexpr std::size_t kAlignment = 64;
+
+memory::data_type type_of(DType dtype) {
+  if (dtype == DType::kInt8) return memory::data_type::s8;
+  return dtype == DType::kUint8 ? memory::data_type::u8 : memory::data_type::f32;
+}
+
+bool is_integer(DType dtype) { return size_of(dtype) == 1; }
+
+memory floats(std::size_t count) {
+  return memory({{static_cast<memory::dim>(count)}, memory::data_type::f32, Tag::a}, cpu());
+}
+
+float* data_of(const memory& values) { return static_cast<float*>(values.get_data_handle()); }
+
+// Weights as integers; in `units` what one of each row is worth.
+std::vector<std::int8_t> rounded(const std::vector<float>& weight, std::size_t d_in, int largest,
+                                 float* units) {
+  std::vector<std::int8_t> integers(weight.size());
+  for (std::size_t row = 0; row * d_in < weight.size(); ++row) {
+    const float* values = weight.data() + row * d_in;
+    float range = 0;
+    for (std::size_t i = 0; i < d_in; ++i) range = std::max(range, std::abs(values[i]));
+    units[row] = range > 0 ? range / static_cast<float>(largest) : 1;
+    for (std::size_t i = 0; i < d_in; ++i)
+      integers[row * d_in + i] = static_cast<std::int8_t>(std::lround(values[i] / units[row]));
+  }
+  return integers;
+}
+
+class IntegerLinear : public LinearOp {
+ public:
+  IntegerLinear(const Linear& layer, const Operand& input, const Operand& output,
+                const std::vector<int>& tile_rows, int largest_weight)
+      : input_(input), largest_weight_(largest_weight), tile_rows_(tile_rows) {
+    const int d_in = input.width, d_out = output.width;
+    const memory::desc bias_desc({d_out}, memory::data_type::f32, Tag::a);
+    memory::desc weights_desc({d_out, d_in}, memory::data_type::s8, Tag::any);  // fixed by the first tile
+    auto attributes = onednn::attributes(layer.activation);
+    attributes.set_scales_mask(DNNL_ARG_WEIGHTS, 1);
+    if (is_integer(output.stored)) attributes.set_scales_mask(DNNL_ARG_DST, 0);
+    for (int rows : tile_rows) {
+      const memory::desc source({rows, d_in}, type_of(input.multiplied), Tag::ab),
+          target({rows, d_out}, type_of(output.stored), Tag::ab);
+      descs_.emplace_back(cpu(), dnnl::prop_kind::forward_inference, source, weights_desc, bias_desc, target,
+                          attributes);
+      primitives_.emplace_back(descs_.back());
+      weights_desc = descs_.back().weights_desc();
+      scratch_bytes_ = std::max(scratch_bytes_, descs_.back().scratchpad_desc().get_size());
+    }
+    if (!is_integer(input.stored))
+      rounded_bytes_ = aligned(static_cast<std::size_t>(tile_rows.front()) * static_cast<std::size_t>(d_in));
+    pack(layer, weights_desc);
+    bias_ = memory(bias_desc, cpu());
+    std::copy(layer.bias.begin(), layer.bias.end(), data_of(bias_));
+    if (is_integer(output.stored)) *data_of(target_unit_ = floats(1)) = output.scale;
+  }
+
+  void run(std::size_t tile, const void* input, void* output, void* scratch) const override {
+    if (rounded_bytes_ > 0) {
+      const auto count = static_cast<std::size_t>(tile_rows_[tile]) * static_cast<std::size_t>(input_.width);
+      convert(input, input_.stored, scratch, input_.multiplied, count, input_.scale);
+      input = scratch;
+    }
+    void* own = static_cast<char*>(scratch) + rounded_bytes_;
+    onednn::translated(ErrorKind::kResource, "run", [&] { execute(tile, input, output, own); });
+  }
+
+  std::size_t scratch_bytes() const override { return rounded_bytes_ + scratch_bytes_; }
+  std::string kernel() const override {
+    return descs_.front().impl_info_str() + std::string(largest_weight_ < 127 ? " (weights of 7 bits)" : "");
+  }
+
+ private:
+  static std::size_t aligned(std::size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+  void pack(const Linear& layer, const memory::desc& packed) {
+    units_ = floats(layer.bias.size());
+    auto integers =
+        rounded(layer.weight, static_cast<std::size_t>(input_.width), largest_weight_, data_of(units_));
+    for (std::size_t row = 0; row < layer.bias.size(); ++row) data_of(units_)[row] *= input_.scale;
+    dnnl::stream stream(cpu());
+    memory plain(
+        {{static_cast<memory::dim>(layer.bias.size()), input_.width}, memory::data_type::s8, Tag::ab}, cpu(),
+        integers.data());
+    weights_ = memory(packed, cpu());
+    dnnl::reorder(plain, weights_).execute(stream, plain, weights_);
+    stream.wait();
+  }
+
+  void execute(std::size_t tile, const void* input, void* output, void* scratch) const {
+    const auto& desc = descs_[tile];
+    dnnl::stream stream(cpu());
+    std::unordered_map<int, memory> arguments{
+        {DNNL_ARG_SRC, memory(desc.src_desc(), cpu(), const_cast<void*>(input))},
+        {DNNL_ARG_WEIGHTS, weights_},
+        {DNNL_ARG_BIAS, bias_},
+        {DNNL_ARG_DST, memory(desc.dst_desc(), cpu(), output)},
+        {DNNL_ARG_SCRATCHPAD, memory(desc.scratchpad_desc(), cpu(), scratch)},
+        {DNNL_ARG_ATTR_SCALES | DNNL_ARG_WEIGHTS, units_}};
+    if (target_unit_) arguments.emplace(DNNL_ARG_ATTR_SCALES | DNNL_ARG_DST, target_unit_);
+    primitives_[tile].execute(stream, arguments);
+    stream.wait();
+  }
+
+  Operand input_;
+  int largest_weight_;
+  std::vector<int> tile_rows_;
+  std::vector<dnnl::inner_product_forward::primitive_desc> descs_;
+  std::vector<dnnl::inner_product_forward> primitives_;
+  memory weights_, bias_;
+  memory units_;        // value of the sum 1 in each column
+  memory target_unit_;  // value of 1 in the output, if that is integers
+  std::size_t scratch_bytes_ = 0, rounded_bytes_ = 0;
+};
+
+// Rows and weights whose products are all as large as can be, of one sign over long stretches, so that
+// whatever saturates on the way does.
+bool sums_are_exact(DType rows_type, int largest_weight, int rows, int d_in, int d_out) {
+  const auto width = static_cast<std::size_t>(d_in);
+  Linear layer{0, 1, {}, std::vector<float>(static_cast<std::size_t>(d_out), 0), Activation::kNone};
+  std::vector<std::int16_t> input;
+  const bool is_signed = rows_type == DType::kInt8;
+  for (int row = 0; row < rows; ++row)
+    for (int i = 0; i < d_in; ++i) input.push_back(!is_signed ? 255 : (row + i / 8) % 2 == 0 ? 127 : -127);
+  for (int unit = 0; unit < d_out; ++unit)
+    for (int i = 0; i < d_in; ++i)
+      layer.weight.push_back(static_cast<float>((unit + i / 8) % 3 == 0 ? -largest_weight : largest_weight));
+  const IntegerLinear linear(layer, {d_in, rows_type, rows_type, 1}, {d_out, DType::kFloat32}, {rows},
+                             largest_weight);
+  std::vector<char> bytes(input.begin(), input.end());
+  std::vector<char> scratch(linear.scratch_bytes() + kAlignment);
+  void* start = scratch.data();
+  std::size_t space = scratch.size();
+  std::vector<float> found(static_cast<std::size_t>(rows) * static_cast<std::size_t>(d_out));
+  linear.run(0, bytes.data(), found.data(), std::align(kAlignment, linear.scratch_bytes(), start, space));
+  for (std::size_t row = 0; row < static_cast<std::size_t>(rows); ++row)
+    for (std::size_t unit = 0; unit < static_cast<std::size_t>(d_out); ++unit) {
+      std::int64_t sum = 0;  // at most 2^24: a float holds it
+      for (std::size_t i = 0; i < width; ++i)
+        sum += input[row * width + i] * static_cast<std::int64_t>(layer.weight[unit * width + i]);
+      if (found[row * static_cast<std::size_t>(d_out) + unit] != static_cast<float>(sum)) return false;
+    }
+  return true;
+}
+
+bool all_are_exact(int largest_weight) {
+  for (DType rows_type : {DType::kUint8, DType::kInt8})
+    for (int rows : {8, 128})
+      for (const auto& [d_in, d_out] : {std::pair{256, 96}, {100, 33}, {7, 5}})
+        if (!sums_are_exact(rows_type, largest_weight, rows, d_in, d_out)) return false;
+  return true;
+}
+
+}  // namespace
+
+int largest_exact_weight() {
+  static const int largest = [] {
+    const OneThreadPerCaller guard;
+    try {
+      for (int weight : {127, 64})
+        if (all_are_exact(weight)) return weight;
+    } catch (const dnnl::error&) {  // it has no such product
+    }
+    return 0;
+  }();
+  return largest;
+}
+
+std::unique_ptr<LinearOp> make_integer_linear(const Linear& layer, const Operand& input,
+                                              const Operand& output, const std::vector<int>& tile_rows,
+                                              int largest_weight) {
+  if (largest_weight == 0) throw Error(ErrorKind::kUnsupported, "this CPU has no exact 8-bit products");
+  constexpr int kWidest = std::numeric_limits<std::int32_t>::max() / (255 * 127);
+  if (input.width > kWidest)
+    throw Error(ErrorKind::kUnsupported, "int8: a layer is " + std::to_string(input.width) +
+                                             " wide, 32 bits hold sums of " + std::to_string(kWidest));
+  return std::make_unique<IntegerLinear>(layer, input, output, tile_rows, largest_weight);
+}
+
+}  // namespace fct::cpu

@@ -1,0 +1,182 @@
+"""A table of SQLite as it is read, and a connection to its database."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from threading import RLock
+from typing import Any
+
+import numpy as np
+
+from fct_infer.connectors.arrow_arrays import text_ids
+from fct_infer.connectors.engine_url import EngineUrl
+from fct_infer.connectors.keyed_store import Field, Keys, Page, Store, find_keyed_columns, make_field, page_of
+from fct_infer.connectors.options import SourceOptions, optional
+from fct_infer.connectors.sql_tables import quoted
+from fct_infer.errors import GalleryError, ResourceError, UsageError
+from fct_infer.gallery.source import Rows
+
+_WAIT_SECONDS = 60.0  # for another writer's transaction
+FLOAT = np.dtype("<f4")
+
+
+class Connection:
+    """A connection that threads share."""
+
+    def __init__(self, url: EngineUrl, *, is_read: bool) -> None:
+        assert url.path is not None
+        if not url.path.is_file():
+            raise GalleryError(f"{url.name}: there is no file {url.path}")
+        self.url, self._lock = url, RLock()
+        with self.errors():
+            mode = "ro" if is_read else "rw"
+            self._connection = sqlite3.connect(
+                f"{url.path.absolute().as_uri()}?mode={mode}",
+                uri=True,
+                timeout=_WAIT_SECONDS,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Turn what SQLite raises into an error that says what to do."""
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+                raise ResourceError(
+                    f"{self.url.name}: {error}; what is committed stays, the same command goes on"
+                ) from error
+            raise GalleryError(f"{self.url.name}: {error}") from error
+        except sqlite3.Error as error:
+            raise GalleryError(f"{self.url.name}: {error}") from error
+
+    def run(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Run a statement and return its rows, all of them: an open one would hold up writers."""
+        with self._lock, self.errors():
+            return self._connection.execute(query, values).fetchall()
+
+    def run_many(self, query: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Run a statement for each of some rows."""
+        with self._lock, self.errors():
+            self._connection.executemany(query, rows)
+
+    def load_vec(self) -> None:
+        """Load sqlite-vec, without which its tables cannot be read.
+
+        Raises:
+            UsageError: this Python's sqlite3 loads no extensions.
+        """
+        module = optional("sqlite_vec", "sqlite")
+        if not hasattr(self._connection, "enable_load_extension"):
+            raise UsageError(f"{self.url.name}: is a table of sqlite-vec; this Python's sqlite3 loads no extensions")
+        with self.errors():
+            self._connection.enable_load_extension(True)
+            module.load(self._connection)
+            self._connection.enable_load_extension(False)
+
+    def close(self) -> None:
+        """Close it; a second call does nothing."""
+        with self._lock:
+            self._connection.close()
+
+
+class SqliteStore(Store):
+    """A table or view of SQLite.
+
+    Raises:
+        GalleryError: there is none, or it has no vectors, or keys of several kinds.
+    """
+
+    page_rows = 8192
+
+    def __init__(self, url: EngineUrl, options: SourceOptions) -> None:
+        self.url, self._connection = url, Connection(url, is_read=True)
+        found = self._connection.run("SELECT type, sql FROM sqlite_master WHERE name = ?", (url.table,))
+        if not found or found[0][0] not in ("table", "view"):
+            raise GalleryError(f"{url.name}: there is no table {url.table!r}")
+        self.is_virtual = str(found[0][1]).upper().startswith("CREATE VIRTUAL")
+        self.is_table = found[0][0] == "table" and not self.is_virtual
+        if self.is_virtual:
+            self._connection.load_vec()
+        self._sql = quoted(url.table)
+        info = self._connection.run(f"PRAGMA table_xinfo({self._sql})")
+        self.names = [row[1] for row in info if row[6] in (0, 2, 3)]
+        self.types = {row[1]: row[2] for row in info}
+        row = self._connection.run(f"SELECT {', '.join(map(quoted, self.names))} FROM {self._sql} LIMIT 1")
+        if not row:
+            raise GalleryError(f"{url.name}: is empty, it holds no rows")
+        vectors = [
+            name for name, value in zip(self.names, row[0], strict=True) if isinstance(value, bytes) and len(value) >= 4
+        ]
+        primary = [entry[1] for entry in info if entry[5]]
+        scalars = [name for name in self.names if name not in vectors]
+        key = options.id_column or (primary[0] if len(primary) == 1 and primary[0] in scalars else None)
+        self.columns = find_keyed_columns(url, vectors, scalars, replace(options, id_column=key))
+        assert self.columns.id is not None
+        self._key = quoted(self.columns.id)
+        first = dict(zip(self.names, row[0], strict=True))
+        self.fields = {
+            role: make_field(name, len(first[name]) // 4, np.dtype(np.float32), url.name, options.allow_cast)
+            for role, name in (("embedding", self.columns.embedding), ("side", self.columns.side))
+            if name is not None
+        }
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The database, and its log if there is one."""
+        assert self.url.path is not None
+        log = Path(f"{self.url.path}-wal")
+        return {"database": self.url.path} | ({"log": log} if log.exists() and log.stat().st_size else {})
+
+    def keys(self) -> Keys:
+        """See :class:`Store`."""
+        kinds = self._connection.run(f"SELECT DISTINCT typeof({self._key}) FROM {self._sql}")
+        kind = kinds[0][0] if len(kinds) == 1 else None
+        if kinds and kind not in ("integer", "text"):
+            raise GalleryError(
+                f"{self.url.name}: {self.columns.id!r} holds {', '.join(each for (each,) in kinds)}; wanted integers "
+                "throughout, or text"
+            )
+        found = [key for (key,) in self._connection.run(f"SELECT {self._key} FROM {self._sql}")]
+        return np.sort(text_ids(found, "U", self.url.name, 0)) if kind == "text" else np.sort(np.array(found, np.int64))
+
+    def page(self, keys: Keys, *, with_side: bool, with_payload: bool = False) -> Page:
+        """See :class:`Store`."""
+        fields = [self.fields["embedding"], *([self.fields["side"]] if with_side and "side" in self.fields else [])]
+        rows = self.rows_of(keys, self._connection, self._sql, [field.name for field in fields])
+        outs = [self.decoded([row[place] for row in rows], rows, field) for place, field in enumerate(fields, 1)]
+        return page_of(keys, [row[0] for row in rows], outs[0], outs[1] if len(outs) > 1 else None)
+
+    def rows_of(self, keys: Keys, connection: Any, table: str, names: Sequence[str]) -> list[tuple[Any, ...]]:
+        """Return the key and some columns of some rows."""
+        columns = ", ".join(map(quoted, (str(self.columns.id), *names)))
+        query = f"SELECT {columns} FROM {table} WHERE {self._key} IN (SELECT value FROM json_each(?))"
+        found: list[tuple[Any, ...]] = connection.run(query, (json.dumps(keys.tolist()),))
+        return found
+
+    def decoded(self, values: list[Any], rows: list[tuple[Any, ...]], field: Field) -> Rows:
+        """Return blobs as an array.
+
+        Raises:
+            GalleryError: one is NULL or of another width; names its key.
+        """
+        for row, value in enumerate(values):
+            if not isinstance(value, bytes) or len(value) != 4 * field.dim:
+                what = "is NULL" if value is None else f"is {type(value).__name__}"
+                if isinstance(value, bytes):
+                    what = f"is {len(value) / 4:g} wide, wanted {field.dim}"
+                raise GalleryError(f"{self.where(rows[row][0])}, column {field.name!r}: {what}")
+        found = np.frombuffer(b"".join(values), FLOAT).reshape(len(values), field.dim)
+        return np.ascontiguousarray(found, np.float32)
+
+    def close(self) -> None:
+        """See :class:`Store`."""
+        self._connection.close()

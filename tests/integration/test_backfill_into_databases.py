@@ -1,0 +1,90 @@
+"""A published version in a database whose vectors are replaced by those of the new model, while rows are written."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.bundles import core_bundle
+from support.engines import ENGINES
+from support.postgres import fill, read, text
+from support.programs import paper_h
+
+from fct_infer import Transformation, upgrade_gallery
+from fct_infer.connectors import open_destination, open_source
+from fct_infer.connectors.table_versions import open_version
+from fct_infer.errors import OutputError
+from fct_infer.upgrade.settings import Settings
+
+ROWS, OLD, SIDE, NEW = 60, 12, 6, 10
+PROGRAM = paper_h(old_dim=OLD, side_dim=SIDE, new_dim=NEW, inner=16, seed=1)
+H = Transformation(PROGRAM, threads=1)
+RNG = np.random.default_rng(0)
+ROWS_OLD, ROWS_SIDE = RNG.standard_normal((ROWS, OLD), np.float32), RNG.standard_normal((ROWS, SIDE), np.float32)
+
+
+def upgrade(url):
+    settings = Settings(index="none")
+    return upgrade_gallery(open_source(url), H, open_destination(url + "&column=embedding_v2"), settings=settings)
+
+
+@pytest.mark.parametrize("scheme", list(ENGINES))
+def test_vectors_of_an_engine_are_replaced(scheme, tmp_path):
+    items = ENGINES[scheme](tmp_path)
+    items.create(OLD, SIDE)
+    items.insert(range(ROWS), ROWS_OLD, ROWS_SIDE)
+    with pytest.raises(OutputError, match="no upgrade was begun"):
+        open_version(items.url(column="embedding_v2"))
+    upgrade(items.url())
+    better = RNG.standard_normal((3, NEW)).astype(np.float32)
+    if items.follows_writers:
+        items.change(9, np.zeros(SIDE, np.float32))
+    done = open_version(items.url(column="embedding_v2")).upsert(np.array([9, 5, 1000]), better)
+    assert done == (1 if items.follows_writers else 2)
+    new, _ = items.current()
+    np.testing.assert_array_equal(new[5], better[1])
+    assert 1000 not in new and (9 in new) != items.follows_writers
+    upgrade(items.url())  # catches up, and leaves what is better
+    np.testing.assert_array_equal(items.current()[0][5], better[1])
+    with pytest.raises(OutputError, match="no published version 'v3'"):
+        open_version(items.url(column="v3"))
+
+
+def test_fct_backfill_writes_through_a_table_of_postgresql(postgres, tmp_path):
+    postgres.create("backfilled")
+    try:
+        with postgres.connect("backfilled") as connection:
+            fill(connection, range(ROWS), ROWS_OLD, ROWS_SIDE)
+            url = postgres.url("backfilled")
+            upgrade(url)
+            connection.execute("UPDATE items SET side = %s WHERE id = 3", (text(np.zeros(SIDE)),))
+            core_bundle(PROGRAM, tmp_path / "h.bundle")
+            better = RNG.standard_normal((ROWS, NEW)).astype(np.float32)
+            np.save(tmp_path / "better.npy", better)
+            (tmp_path / "items.py").write_text(
+                "import numpy as np\nrows = np.load('better.npy')\ndef embed(ids): return rows[ids]\n"
+            )
+            arguments = ("-o", "new", "--transformation", "h.bundle", "--embed", "items:embed", "--probe-rows", "0")
+            into = ("--into", url + "&column=embedding_v2", "--until", "50", "--part-rows", "7", "--json")
+            found = subprocess.run(
+                [sys.executable, "-m", "fct_infer.cli.backfill", url, *arguments, *into],
+                cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60,
+                env=os.environ | {"PYTHONPATH": str(Path.cwd())},
+            )  # fmt: skip
+            assert found.returncode == 0, found.stderr
+            assert json.loads(found.stdout)["new"] == ROWS // 2
+            new = read(connection, "SELECT id, embedding::text FROM items_current", NEW)
+            assert 3 not in new  # written since it was transformed
+            expected = H(ROWS_OLD, ROWS_SIDE)
+            is_better = [bool(np.array_equal(new[key], better[key])) for key in new]
+            assert ROWS // 2 - 1 <= sum(is_better) <= ROWS // 2
+            assert all(
+                each or np.array_equal(new[key], expected[key]) for key, each in zip(new, is_better, strict=True)
+            )
+    finally:
+        postgres.drop("backfilled")

@@ -1,0 +1,97 @@
+"""The page of one upgrade: the verdict first, every figure as measured, nothing loaded, no text taken for HTML."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from html import unescape
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from support.bundles import core_bundle
+from support.pairs import clustered
+from support.probes import least_squares
+
+from fct_infer import upgrade_gallery
+from fct_infer.cli.upgrade_gallery import command
+from fct_infer.upgrade.page import write_page
+from fct_infer.upgrade.report import NORM_QUANTILES, UpgradeReport
+from fct_infer.upgrade.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def upgraded(tmp_path_factory):
+    """A report of an upgrade with a probe and an index with lists, as it is read back from its file."""
+    folder = tmp_path_factory.mktemp("page")
+    old, new, _ = clustered(2000)
+    np.save(folder / "old.npy", 3 * old)
+    np.save(folder / "new.npy", new)
+    h = least_squares(3 * old, new)
+    chosen = Settings(index="IVF64,Flat", min_recall=0.9, probe=folder / "new.npy")
+    report = upgrade_gallery(folder / "old.npy", h, folder / "<b>out", settings=chosen)
+    loaded = UpgradeReport.load(folder / "<b>out" / "upgrade_infos.json")
+    assert loaded.verification == report.verification
+    return folder, loaded, old, h
+
+
+def text_of(page: str) -> str:
+    return unescape(re.sub(r"<[^>]*>", " ", page.partition("</style>")[2])).replace("\xa0", " ")
+
+
+def test_lengths_and_recall_by_nprobe_are_those_measured(upgraded):
+    folder, report, old, _ = upgraded
+    checks = report.verification
+    published = np.concatenate([np.load(shard) for shard in (folder / "<b>out" / "embeddings").iterdir()])
+    for norms, rows in ((checks.norms_before, 3 * old), (checks.norms_after, published)):
+        lengths = np.linalg.norm(rows, axis=1)
+        assert list(norms) == sorted(norms) and len(norms) == len(NORM_QUANTILES)
+        assert lengths.min() * 0.999 <= norms[0] and norms[-1] <= lengths.max() * 1.001
+        assert norms[2] == pytest.approx(np.median(lengths), rel=0.05)
+    tried = dict(checks.recall_by_nprobe)
+    assert list(tried) == [2**power for power in range(len(tried))]
+    assert tried[max(tried)] == checks.recall_at_10 >= 0.9
+    assert f"nprobe={max(tried)}" == report.index["index_param"]
+
+
+def test_the_page_begins_with_the_verdict_and_shows_every_figure(upgraded, tmp_path):
+    _, report, *_ = upgraded
+    write_page(tmp_path / "page.html", report)
+    page = (tmp_path / "page.html").read_text()
+    text = text_of(page)
+    assert text.split()[:6] == ["A", "gallery", "upgraded", "2,000", "rows", "published;"]
+    assert "<b>out" not in page and "<b>out" in text
+    assert not re.search(r"<script|https?://|url\(|@import", page)
+    checks, (meaning,) = report.verification, report.meaning
+    for figure in (*checks.norms_before, *checks.norms_after):
+        assert f"{figure:.4g}" in text
+    for shown in (str(meaning.recall_at_1), str(meaning.order), f"{checks.min_cosine:.6f}"):
+        assert shown in text
+    for stage in report.timings:
+        assert stage.replace("_", " ") in text
+    for nprobe, recall in checks.recall_by_nprobe:
+        assert f"{nprobe}: {100 * recall:.2f} %" in text
+
+
+def test_what_an_earlier_version_wrote_is_shown_as_far_as_it_goes(upgraded, tmp_path):
+    _, report, *_ = upgraded
+    infos = json.loads(json.dumps(report.as_dict()))
+    for name in ("norms_before", "norms_after", "recall_by_nprobe"):
+        del infos["verification"][name]
+    write_page(tmp_path / "page.html", replace(UpgradeReport.of(infos), meaning=(), index=None))
+    text = text_of((tmp_path / "page.html").read_text())
+    assert "Not measured" in text and "was not asked" in text
+
+
+def test_the_command_writes_it_or_says_before_the_work_that_it_cannot(upgraded, tmp_path):
+    folder, _, _, h = upgraded
+    core_bundle(h.program, tmp_path / "h")
+    line = [str(folder / "old.npy"), "--transformation", str(tmp_path / "h"), "--index", "Flat"]
+    blocked = CliRunner().invoke(
+        command, [*line, "-o", str(tmp_path / "a"), "--report", str(folder / "old.npy" / "p.html")]
+    )
+    assert blocked.exit_code and not (tmp_path / "a").exists() and not (tmp_path / "a.partial").exists()
+    done = CliRunner().invoke(command, [*line, "-o", str(tmp_path / "b"), "--report", str(tmp_path / "p.html")])
+    assert done.exit_code == 0, done.output
+    assert "A gallery upgraded" in (tmp_path / "p.html").read_text()
