@@ -12,12 +12,14 @@ import click
 from fct_infer.artifacts.precisions import PRECISIONS
 from fct_infer.backends.runner import BACKENDS
 from fct_infer.cli._common import byte_size, duration_text, json_option, run_cli, say_files_are_code, show_rows
+from fct_infer.cli._executor_options import executor_options
 from fct_infer.cli._progress import progress_on_stderr
 from fct_infer.cli._source_options import Place, columns_text, source_options
 from fct_infer.cli._verbosity import note
 
 if TYPE_CHECKING:
     from fct_infer.connectors import SourceOptions
+    from fct_infer.upgrade.executor import Executor
     from fct_infer.upgrade.plan import Plan
 
 
@@ -124,6 +126,7 @@ if TYPE_CHECKING:
 @click.option("--probe-truth", type=click.Path(path_type=Path), help="Ids of each query's right rows.")
 @click.option("--min-probe", type=click.FloatRange(0, 1), help="Gate on the probe's recall@10 [default: none].")
 @click.option("--report", "page", type=click.Path(path_type=Path, dir_okay=False), help="Write an HTML page here.")
+@executor_options
 @json_option()
 def command(
     source: Path | str,
@@ -146,6 +149,7 @@ def command(
     probe_column: str | None,
     probe_queries: Path | None,
     probe_truth: Path | None,
+    executor: Executor | None,
     **settings: Any,
 ) -> None:
     """Transform every row of SOURCE, build a FAISS index, verify both, publish them as one folder.
@@ -207,13 +211,23 @@ def command(
     if dry_run:
         plan = make_plan(gallery, h, destination, chosen)
         plan.destination.check_replaceable(force=force or append)
+        if executor is not None:
+            executor.check(plan)
         show_estimate(estimate(plan) | appended(plan, append), as_json)
         plan.check_resources()
         return
     note(f"{gallery.path}: {columns}")
     with progress_on_stderr() as progress:
         report = upgrade_gallery(
-            gallery, h, destination, settings=chosen, restart=restart, force=force, append=append, progress=progress
+            gallery,
+            h,
+            destination,
+            settings=chosen,
+            restart=restart,
+            force=force,
+            append=append,
+            executor=executor,
+            progress=progress,
         )
     if page is not None:
         write_page(page, report)

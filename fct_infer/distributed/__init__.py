@@ -1,0 +1,1 @@
+"""Upgrades on many machines."""
