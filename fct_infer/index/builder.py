@@ -27,6 +27,8 @@ from fct_infer.index.warm_start import WarmStart
 from fct_infer.storage import DigestedFile, DurableWriter, ReadFile, sha256_of_file
 from fct_infer.transformation import Float32Array
 
+INDEX_NAME = "index.faiss"
+
 Ids: TypeAlias = NDArray[np.int64]
 
 
@@ -170,6 +172,14 @@ class IndexBuilder:
             ResourceError: disk full, I/O error, or the disk returns other bytes than were written.
         """
         return save_index_file(self.index, path)
+
+    def publish(self, folder: Path) -> dict[str, DigestedFile]:
+        """Write what a published folder has of the index; return its files by name, the one it is opened by first.
+
+        Raises:
+            ResourceError: as of :meth:`save`.
+        """
+        return {INDEX_NAME: self.save(folder / INDEX_NAME)}
 
     def load_trained(self, path: Path, sha256: str, left_out: int = 0) -> None:
         """Take over an index of the same factory that :meth:`save` wrote, with the rows it has; see ``left_out``.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeAlias
@@ -14,19 +14,18 @@ from numpy.typing import NDArray
 from fct_infer.errors import ArrayError, ArtifactError, UnsupportedError
 from fct_infer.gallery.manifest import GalleryManifest, parse_manifest, read_published
 from fct_infer.identity import ModelId, NamedModel, check_same_model, model_id
-from fct_infer.index.builder import IndexBuilder, load_index_file
+from fct_infer.index.builder import INDEX_NAME, IndexBuilder, load_index_file
 from fct_infer.index.faiss_module import faiss, faiss_errors, inner_indexes, ivf_of
 from fct_infer.index.parts import open_on_disk
 from fct_infer.index.sharded import SHARDED_NAME, load_sharded
 from fct_infer.index.stored_ids import StoredIds, load_ids
 from fct_infer.machine import usable_memory
 from fct_infer.pages import html_summary
-from fct_infer.storage import location, sha256_of_file
+from fct_infer.storage import DigestedFile, RemotePath, location, sha256_of_file
 from fct_infer.transformation import Float32Array
 
 Queries: TypeAlias = NDArray[np.floating[Any]] | Sequence[float] | Sequence[Sequence[float]]
 
-INDEX_NAME = "index.faiss"
 INFOS_NAME = "index_infos.json"
 MEMORY_SHARE = 0.8  # of what is usable, that an index may take; a larger one is read where it lies
 SPEED_QUERIES = 100
@@ -232,12 +231,14 @@ def load_index(dest: str | Path, *, model: NamedModel | None = None) -> GalleryI
     return index
 
 
-def index_infos(builder: IndexBuilder, path: Path, queries: Float32Array, recall: float) -> dict[str, Any]:
+def index_infos(
+    builder: IndexBuilder, files: Mapping[str, DigestedFile], queries: Float32Array, recall: float
+) -> dict[str, Any]:
     """Return what autofaiss would say of an index, under its keys.
 
     Args:
         builder: the index; searched for 10 neighbours of one query at a time.
-        path: where it was saved.
+        files: it was saved to, the one by which it is opened first.
         queries: (m, dim) rows of the gallery, as the index takes them.
         recall: its recall@10.
 
@@ -249,11 +250,11 @@ def index_infos(builder: IndexBuilder, path: Path, queries: Float32Array, recall
         start = perf_counter()
         builder.search(queries[number : number + 1], SPEED_K)
         milliseconds.append(1000 * (perf_counter() - start))
-    size = path.stat().st_size
+    size = sum(file.size for file in files.values())
     return {
         "index_key": builder.factory,
         "index_param": f"nprobe={builder.nprobe}" if ivf_of(builder.index) is not None else "",
-        "index_path": path.name,
+        "index_path": next(iter(files)),
         "size in bytes": size,
         "avg_search_speed_ms": float(np.mean(milliseconds)),
         "99p_search_speed_ms": float(np.percentile(milliseconds, 99)),
@@ -310,7 +311,7 @@ def open_faiss(dest: Path, manifest: GalleryManifest, *, was_digested: bool = Fa
     path, file = dest / name, manifest.files[name]
     if name == SHARDED_NAME:
         index = load_sharded(dest, manifest)
-    elif file.size > MEMORY_SHARE * usable_memory():
+    elif file.size > MEMORY_SHARE * usable_memory() and not isinstance(path, RemotePath):
         index = open_on_disk(path, file.sha256)
     else:
         index = load_index_file(path, None if was_digested else file.sha256)

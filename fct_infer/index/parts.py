@@ -8,7 +8,7 @@ byte for byte the one that one process would have written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from fct_infer.errors import ArtifactError, ResourceError, UsageError
 from fct_infer.index.builder import Ids, IndexBuilder, check_index_file, load_index_file, save_index_file
+from fct_infer.index.factory import IndexPlan, make_index
 from fct_infer.index.faiss_module import condensed, faiss, faiss_errors, inner_indexes
-from fct_infer.storage import DigestedFile, DurableWriter, sha256_of_file
+from fct_infer.storage import DigestedFile, DurableWriter, RemotePath, sha256_of_file
 from fct_infer.transformation import Float32Array
 
 _ID_SUM = (1 << 64) - 1
@@ -41,6 +42,16 @@ class IndexPart:
     left_out: int
     ids: int
     file: DigestedFile
+
+    def as_record(self) -> dict[str, Any]:
+        """Return it as strict JSON."""
+        return {"rows": self.rows, "left_out": self.left_out, "ids": str(self.ids), **vars(self.file)}
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> IndexPart:
+        """Return what :meth:`as_record` said."""
+        file = DigestedFile(record["size"], record["sha256"])
+        return cls(record["rows"], record["left_out"], int(record["ids"]), file)
 
 
 def id_sum(ids: Ids) -> int:
@@ -70,6 +81,11 @@ def can_be_parted(index: Any) -> bool:
     )
     *outer, innermost = inner_indexes(index)
     return type(innermost) in plain and all(type(each) in wrappers for each in outer)
+
+
+def stays_on_disk(plan: IndexPlan) -> bool:
+    """Whether the rows of such an index, once gathered, are read where they lie: those of an inverted file are."""
+    return _last_inverted_file(make_index(plan.factory, plan.dim, plan.metric)) is not None
 
 
 class PartBuilder(IndexBuilder):
@@ -106,6 +122,39 @@ class PartBuilder(IndexBuilder):
         return IndexPart(int(self.index.ntotal), self.left_out, self._ids, self.save(path))
 
 
+@dataclass(frozen=True)
+class IndexOrder:
+    """What parts of an index are built by, wherever that is; picklable.
+
+    Attributes:
+        factory, dim, metric: as described by :func:`fct_infer.index.describe_index`.
+        trained, sha256: the file with the trained, empty index, and its digest; None if it takes no training.
+        folder: that parts are written to.
+    """
+
+    factory: str
+    dim: int
+    metric: str
+    trained: Path
+    sha256: str | None
+    folder: Path
+
+    def open(self, threads: int) -> PartBuilder:
+        """Return what builds parts.
+
+        Raises:
+            ArtifactError: the trained index is not there or not the same.
+        """
+        builder = PartBuilder(self.factory, self.dim, self.metric, threads)
+        if self.sha256 is not None:
+            builder.load_trained(self.trained, self.sha256)
+        return builder
+
+    def path(self, name: str) -> Path:
+        """Return where the part of a part of the gallery lies."""
+        return self.folder / f"{name}.faiss"
+
+
 class GatheredBuilder(IndexBuilder):
     """Parts as one index, to be measured, tuned and saved like one that was built in one go.
 
@@ -122,7 +171,7 @@ class GatheredBuilder(IndexBuilder):
         self.index = gather(trained.index, parts)
         self.left_out = sum(part.left_out for _, part in parts)
         self.parts = parts
-        self.placement = {**trained.placement, "add": "workers"}
+        self.placement = {**trained.placement, "add": "cpu, in parts"}
 
     def save(self, path: Path) -> DigestedFile:
         """See :func:`save_gathered`; for which :func:`id_sum` is compared with that of the parts."""
@@ -135,19 +184,18 @@ def gather(trained: Any, parts: Sequence[tuple[Path, IndexPart]]) -> Any:
         check_index_file(path, part.file.sha256)
     ivf = _last_inverted_file(trained)
     if ivf is None:
+        # FAISS merges an IndexFlat with none but its like, and reads back another kind of it than its factory makes.
+        trained = faiss().deserialize_index(faiss().serialize_index(trained))
         for path, part in parts:
             index = load_index_file(path)
-            _check_part(path, index, part)
+            _check_rows(path, index, part)
             with faiss_errors(f"{path}: is no part of this index", ArtifactError):
                 _merge(trained, index)
         return trained
-    opened = [_on_disk(path) for path, _ in parts]
+    opened, pointers = [_on_disk(path) for path, _ in parts], faiss().InvertedListsPtrVector()
     for index, (path, part) in zip(opened, parts, strict=True):
-        _check_part(path, index, part, lists=(ivf.nlist, ivf.code_size))
-    lists = [_last_inverted_file(index).invlists for index in opened]
-    pointers = faiss().InvertedListsPtrVector()
-    for each in lists:
-        pointers.push_back(each)
+        _check_rows(path, index, part)
+        pointers.push_back(_lists_like(ivf, path, index))
     stacked = faiss().HStackInvertedLists(pointers.size(), pointers.data())
     ivf.replace_invlists(stacked, False)
     for index in inner_indexes(trained):
@@ -198,6 +246,8 @@ def open_on_disk(path: Path, sha256: str) -> Any:
 
 def _on_disk(path: Path) -> Any:
     module = faiss()
+    if isinstance(path, RemotePath):
+        return load_index_file(path)  # there is nothing to map into memory
     try:
         return module.read_index(str(path), module.IO_FLAG_MMAP | module.IO_FLAG_READ_ONLY)
     except RuntimeError as error:
@@ -213,12 +263,17 @@ def _last_inverted_file(index: Any) -> Any | None:
     return innermost if is_last else None
 
 
-def _check_part(path: Path, index: Any, part: IndexPart, lists: tuple[int, int] | None = None) -> None:
+def _check_rows(path: Path, index: Any, part: IndexPart) -> None:
     if index.ntotal != part.rows:
         raise ArtifactError(f"{path}: holds {index.ntotal} rows, wanted {part.rows}")
+
+
+def _lists_like(wanted: Any, path: Path, index: Any) -> Any:
+    """Return the inverted lists of a part, if they can be those of the inverted file ``wanted``."""
     ivf = _last_inverted_file(index)
-    if lists is not None and (ivf is None or (ivf.nlist, ivf.code_size) != lists):
+    if ivf is None or (ivf.nlist, ivf.code_size) != (wanted.nlist, wanted.code_size):
         raise ArtifactError(f"{path}: is no part of this index: it was trained otherwise")
+    return ivf.invlists
 
 
 def _merge(index: Any, part: Any, first: int = 0) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from fct_infer.errors import ArtifactError
 from fct_infer.gallery.manifest import MAX_MANIFEST_BYTES, MAX_ROWS, GalleryManifest
-from fct_infer.index.builder import load_index_file
+from fct_infer.index.builder import IndexBuilder, load_index_file
 from fct_infer.index.faiss_module import ivf_of
 from fct_infer.index.parts import GatheredBuilder, IndexPart, gather
 from fct_infer.storage import DigestedFile, ReadFile, write_json
@@ -29,10 +29,32 @@ _SCHEMA = 1
 _MAX_ID_SUM = 1 << 64
 
 
+class ShardedBuilder(GatheredBuilder):
+    """Parts that lie in the folder to be published already, as one index that stays in parts.
+
+    Args:
+        trained, parts: as for the base.
+        folder: in whose :data:`SHARDS_FOLDER` the parts lie; what was trained is written beside.
+    """
+
+    def __init__(self, trained: IndexBuilder, parts: Sequence[tuple[Path, IndexPart]], folder: Path) -> None:
+        self._trained = trained.save(folder / TRAINED_NAME)  # before it is used up
+        super().__init__(trained, parts)
+
+    def publish(self, folder: Path) -> dict[str, DigestedFile]:  # noqa: D102
+        shards = {path.relative_to(folder).as_posix(): part.file for path, part in self.parts}
+        return {SHARDED_NAME: write_sharded(folder, self), TRAINED_NAME: self._trained, **shards}
+
+
 def write_sharded(folder: Path, builder: GatheredBuilder) -> DigestedFile:
     """Write ``index.json`` of an index whose shards and trained index lie in ``folder`` already."""
     shards = [
-        {"file": path.relative_to(folder).as_posix(), "rows": part.rows, "left_out": part.left_out, "ids": str(part.ids)}
+        {
+            "file": path.relative_to(folder).as_posix(),
+            "rows": part.rows,
+            "left_out": part.left_out,
+            "ids": str(part.ids),
+        }
         for path, part in builder.parts
     ]
     document = {"schema": _SCHEMA, "kind": "index", "factory": builder.factory, "nprobe": builder.nprobe}

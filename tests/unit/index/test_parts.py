@@ -1,9 +1,10 @@
-"""An index built in parts has the bytes of one built in one go, however it is cut, and what is wrong with it is seen."""
+"""An index built in parts has the bytes of one built in one go, however it is cut, and what is wrong is seen."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 
 import faiss
 import numpy as np
@@ -53,7 +54,7 @@ def empty(factory, tmp_path, kind=IndexBuilder, metric="l2"):
 
 def add_blocks(builder, data, cuts):
     """A block never spans two parts; what FAISS's transforms make of a row may depend on its block in the last bit."""
-    for start, stop in zip(cuts, cuts[1:], strict=False):
+    for start, stop in pairwise(cuts):
         middle = (start + stop) // 2
         builder.add(data[start:middle], IDS[start:middle])
         builder.add(data[middle:stop], IDS[middle:stop])
@@ -62,7 +63,7 @@ def add_blocks(builder, data, cuts):
 def build_parts(factory, tmp_path, cuts, metric="l2", data=DATA):
     """Build parts in the wrong order, by one builder, and return them in the right one."""
     builder, parts = empty(factory, tmp_path, PartBuilder, metric), {}
-    spans = list(zip(cuts, cuts[1:], strict=False))
+    spans = list(pairwise(cuts))
     for number in reversed(range(len(spans))):
         start, stop = spans[number]
         builder.begin()
