@@ -9,9 +9,10 @@ byte for byte the one that one process would have written.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,9 +21,11 @@ from fct_infer.errors import ArtifactError, ResourceError, UsageError
 from fct_infer.index.builder import Ids, IndexBuilder, check_index_file, load_index_file, save_index_file
 from fct_infer.index.factory import IndexPlan, make_index
 from fct_infer.index.faiss_module import condensed, faiss, faiss_errors, inner_indexes
-from fct_infer.storage import DigestedFile, DurableWriter, RemotePath, sha256_of_file
+from fct_infer.storage import DigestedFile, DurableWriter, RemotePath, remove_tree, sha256_of_file
 from fct_infer.transformation import Float32Array
 
+MOST_LISTS = 1 << 24  # of all parts that are open at once: FAISS keeps 24 bytes of each list of each part in memory
+MERGED = "merged-"  # how files of several parts are called
 _ID_SUM = (1 << 64) - 1
 _NO_LISTS = b"il00"  # what FAISS writes in place of inverted lists that are not there
 
@@ -52,6 +55,9 @@ class IndexPart:
         """Return what :meth:`as_record` said."""
         file = DigestedFile(record["size"], record["sha256"])
         return cls(record["rows"], record["left_out"], int(record["ids"]), file)
+
+
+Parts: TypeAlias = Sequence[tuple[Path, IndexPart]]
 
 
 def id_sum(ids: Ids) -> int:
@@ -119,7 +125,9 @@ class PartBuilder(IndexBuilder):
         """
         if _ids_of(self.index) != self._ids:
             raise ResourceError(f"{path}: the index does not hold the ids it was given; is the memory sound?")
-        return IndexPart(int(self.index.ntotal), self.left_out, self._ids, self.save(path))
+        with _without_centroids(self.index):
+            file = self.save(path)
+        return IndexPart(int(self.index.ntotal), self.left_out, self._ids, file)
 
 
 @dataclass(frozen=True)
@@ -166,7 +174,7 @@ class GatheredBuilder(IndexBuilder):
         ArtifactError: a file is missing, damaged, no index, or holds other rows or ids than its part says.
     """
 
-    def __init__(self, trained: IndexBuilder, parts: Sequence[tuple[Path, IndexPart]]) -> None:
+    def __init__(self, trained: IndexBuilder, parts: Parts) -> None:
         super().__init__(trained.factory, trained.dim, trained.metric, trained.threads)
         self.index = gather(trained.index, parts)
         self.left_out = sum(part.left_out for _, part in parts)
@@ -178,7 +186,33 @@ class GatheredBuilder(IndexBuilder):
         return save_gathered(self.index, path, sum(part.ids for _, part in self.parts) & _ID_SUM)
 
 
-def gather(trained: Any, parts: Sequence[tuple[Path, IndexPart]]) -> Any:
+def fewer_parts(order: IndexOrder, parts: Parts) -> Parts:
+    """Return the parts of an inverted file merged, neighbours into one, until a table of all lists fits into memory.
+
+    The files of what is merged stay as they are; each byte is written once for every time that there are too many.
+    """
+    ivf = _last_inverted_file(order.open(1).index)
+    together = len(parts) if ivf is None else max(2, MOST_LISTS // int(ivf.nlist))
+    level = 0
+    while len(parts) > together:
+        groups = [parts[first : first + together] for first in range(0, len(parts), together)]
+        merged = [_merged(order, group, f"{MERGED}{level}-{number:06d}") for number, group in enumerate(groups)]
+        for path, _ in parts if level else ():
+            remove_tree(path)
+        parts, level = merged, level + 1
+    return parts
+
+
+def _merged(order: IndexOrder, parts: Parts, name: str) -> tuple[Path, IndexPart]:
+    path, each = order.path(name), [part for _, part in parts]
+    builder = GatheredBuilder(order.open(1), parts)
+    with _without_centroids(builder.index):
+        file = builder.save(path)
+    ids = sum(part.ids for part in each) & _ID_SUM
+    return path, IndexPart(sum(part.rows for part in each), sum(part.left_out for part in each), ids, file)
+
+
+def gather(trained: Any, parts: Parts) -> Any:
     """Return a trained, empty FAISS index with all rows of its parts; see :class:`GatheredBuilder`."""
     for path, part in parts:
         check_index_file(path, part.file.sha256)
@@ -336,6 +370,22 @@ def _without_lists(index: Any, ivf: Any) -> bytes:
         ivf.replace_invlists(lists, False)
     assert data.endswith(_NO_LISTS), "an index whose file does not end with its lists"
     return data.removesuffix(_NO_LISTS)
+
+
+@contextmanager
+def _without_centroids(index: Any) -> Iterator[None]:
+    """Have an inverted file forget where its lists lie: all parts would say it, at more bytes than their rows take."""
+    ivf = _last_inverted_file(index)
+    if ivf is None:
+        yield
+        return
+    quantizer, none = ivf.quantizer, faiss().IndexFlat(ivf.d, ivf.metric_type)
+    ivf.quantizer = none
+    try:
+        yield
+    finally:
+        ivf.quantizer = quantizer
+        none.this.acquire()  # FAISS's setters make Python forget that it owns what they are given
 
 
 def _list_sizes(ivf: Any) -> bytes:

@@ -18,8 +18,8 @@ from fct_infer.errors import ArtifactError
 from fct_infer.gallery.manifest import MAX_MANIFEST_BYTES, MAX_ROWS, GalleryManifest
 from fct_infer.index.builder import IndexBuilder, load_index_file
 from fct_infer.index.faiss_module import ivf_of
-from fct_infer.index.parts import GatheredBuilder, IndexPart, gather
-from fct_infer.storage import DigestedFile, ReadFile, write_json
+from fct_infer.index.parts import GatheredBuilder, IndexPart, Parts, gather
+from fct_infer.storage import DigestedFile, ReadFile, remove_tree, write_json
 from fct_infer.storage.strict_json import Fields, parse_strict, typed
 
 SHARDED_NAME = "index.json"
@@ -37,12 +37,16 @@ class ShardedBuilder(GatheredBuilder):
         folder: in whose :data:`SHARDS_FOLDER` the parts lie; what was trained is written beside.
     """
 
-    def __init__(self, trained: IndexBuilder, parts: Sequence[tuple[Path, IndexPart]], folder: Path) -> None:
+    def __init__(self, trained: IndexBuilder, parts: Parts, folder: Path) -> None:
         self._trained = trained.save(folder / TRAINED_NAME)  # before it is used up
         super().__init__(trained, parts)
 
-    def publish(self, folder: Path) -> dict[str, DigestedFile]:  # noqa: D102
+    def publish(self, folder: Path) -> dict[str, DigestedFile]:
+        """See the base; parts that were merged into shards are dropped."""
         shards = {path.relative_to(folder).as_posix(): part.file for path, part in self.parts}
+        for path in (folder / SHARDS_FOLDER).iterdir():
+            if path.relative_to(folder).as_posix() not in shards:
+                remove_tree(path)
         return {SHARDED_NAME: write_sharded(folder, self), TRAINED_NAME: self._trained, **shards}
 
 

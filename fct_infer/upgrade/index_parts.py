@@ -16,7 +16,7 @@ from fct_infer.errors import GalleryError
 from fct_infer.gallery import Part, SourceReader
 from fct_infer.index import IndexBuilder
 from fct_infer.index.filling import filler_of
-from fct_infer.index.parts import GatheredBuilder, IndexOrder, IndexPart, can_be_parted
+from fct_infer.index.parts import GatheredBuilder, IndexOrder, IndexPart, can_be_parted, fewer_parts
 from fct_infer.index.sharded import SHARDS_FOLDER, ShardedBuilder
 from fct_infer.storage import DigestedFile, sha256_of_file
 from fct_infer.upgrade.executor import PartDone
@@ -82,7 +82,7 @@ class IndexParts:
             return None
         parts = self._plan.gallery.parts()
         self._build([part for part in parts if part.name not in found], found, report)
-        files = [(order.path(part.name), found[part.name]) for part in parts]
+        files = fewer_parts(order, [(order.path(part.name), found[part.name]) for part in parts])
         if self.is_sharded:
             return ShardedBuilder(self._builder, files, self._work.gallery)
         return GatheredBuilder(self._builder, files)

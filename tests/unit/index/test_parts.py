@@ -13,7 +13,15 @@ from support.faults import FailNth, FullDisk
 
 from fct_infer.errors import ArtifactError, ResourceError, UsageError
 from fct_infer.index import IndexBuilder, load_index_file
-from fct_infer.index.parts import GatheredBuilder, PartBuilder, can_be_parted, id_sum, open_on_disk
+from fct_infer.index.parts import (
+    GatheredBuilder,
+    IndexOrder,
+    PartBuilder,
+    can_be_parted,
+    fewer_parts,
+    id_sum,
+    open_on_disk,
+)
 from fct_infer.storage import use_filesystem, write_bytes
 
 ROWS, DIM = 600, 16
@@ -178,3 +186,31 @@ def test_an_inverted_file_is_gathered_without_being_loaded(tmp_path, monkeypatch
     gathered = GatheredBuilder(builder, parts)
     gathered.save(tmp_path / "a.faiss")
     assert not loaded and load_index_file(tmp_path / "a.faiss").ntotal == ROWS
+
+
+def test_parts_are_merged_level_by_level(tmp_path, monkeypatch):
+    cuts = (0, 2, 100, 101, 250, 400, 500, 599, 600)
+    whole = empty("IVF16,SQ8", tmp_path)
+    add_blocks(whole, DATA, cuts)
+    parts = build_parts("IVF16,SQ8", tmp_path, cuts)
+    written = (tmp_path / "trained.faiss").read_bytes()
+    sha256 = write_bytes(tmp_path / "trained.faiss", written).sha256
+    order = IndexOrder("IVF16,SQ8", DIM, "l2", tmp_path / "trained.faiss", sha256, tmp_path / "merged")
+    assert fewer_parts(order, parts) == parts
+    monkeypatch.setattr("fct_infer.index.parts.MOST_LISTS", 48)
+    fewer = fewer_parts(order, parts)
+    assert [path.name for path, _ in fewer] == [f"merged-0-00000{number}.faiss" for number in range(3)]
+    monkeypatch.setattr("fct_infer.index.parts.MOST_LISTS", 1)
+    fewer = fewer_parts(order, parts)
+    assert [part.rows for _, part in fewer] == [250, 350]
+    assert {path.name for path in (tmp_path / "merged").iterdir()} == {path.name for path, _ in fewer}
+    gathered = GatheredBuilder(empty("IVF16,SQ8", tmp_path), fewer)
+    assert gathered.save(tmp_path / "gathered.faiss") == whole.save(tmp_path / "whole.faiss")
+
+
+def test_a_part_does_not_say_where_all_lists_lie(tmp_path):
+    builder = empty("IVF300,SQ8", tmp_path, PartBuilder)
+    builder.add(DATA[:4], IDS[:4])
+    size = builder.end(tmp_path / "0.faiss").file.size
+    assert size < 300 * DIM * 4 < (tmp_path / "trained.faiss").stat().st_size
+    np.testing.assert_array_equal(np.sort(builder.search(DATA[:4], 1)[1][:, 0]), np.sort(IDS[:4]))  # it knows it still

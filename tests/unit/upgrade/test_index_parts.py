@@ -248,3 +248,20 @@ def test_the_infos_say_how_it_was_built(tmp_path, gallery):
     upgrade_gallery(gallery, H, tmp_path / "new", settings=settings(), executor=Elsewhere())
     infos = json.loads((tmp_path / "new" / "upgrade_infos.json").read_text())
     assert infos["index_placement"] == {"train": "cpu", "add": "cpu, in parts"}
+
+
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_more_parts_than_may_be_open_at_once_are_merged_first(tmp_path, gallery, monkeypatch, is_sharded):
+    """Four parts of four lists each, two by two."""
+    asked = settings(sharded_index=is_sharded)
+    upgrade_gallery(gallery, H, tmp_path / "whole", settings=settings())
+    monkeypatch.setattr("fct_infer.index.parts.MOST_LISTS", 8)
+    upgrade_gallery(gallery, H, tmp_path / "new", settings=asked, executor=Elsewhere())
+    shards = {f"index/merged-0-{number:06d}.faiss" for number in range(2)} if is_sharded else set()
+    assert {name for name in published(tmp_path / "new") if name.startswith("index/")} == shards
+    assert not verify_gallery(tmp_path / "new").surplus
+    if not is_sharded:
+        assert published(tmp_path / "new") == published(tmp_path / "whole")
+    found = [load_index(tmp_path / name).search(QUERIES, 5) for name in ("new", "whole")]
+    for mine, wanted in zip(*found, strict=True):
+        np.testing.assert_array_equal(mine, wanted)
