@@ -43,6 +43,11 @@ if TYPE_CHECKING:
     "as good; with --index auto their number is taken.",
 )
 @click.option(
+    "--sharded-index",
+    is_flag=True,
+    help="Publish the index in shards, read where they lie and searched as one: it may be larger than memory.",
+)
+@click.option(
     "--metric",
     default="l2",
     show_default=True,

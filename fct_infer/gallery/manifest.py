@@ -29,7 +29,7 @@ MAX_ROWS, MAX_DIM, MAX_FILE_BYTES = 1 << 48, 1 << 24, 1 << 60
 T = TypeVar("T")
 _METRICS = ("l2", "ip", "cosine")
 _DTYPES = ("float32", "float16")
-_FOLDERS = ("embeddings", "ids", "side_information")
+_FOLDERS = ("embeddings", "ids", "side_information", "index")
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 

@@ -27,6 +27,8 @@ from fct_infer.index.warm_start import WarmStart
 from fct_infer.storage import DigestedFile, DurableWriter, ReadFile, sha256_of_file
 from fct_infer.transformation import Float32Array
 
+INDEX_NAME = "index.faiss"
+
 Ids: TypeAlias = NDArray[np.int64]
 
 
@@ -171,6 +173,14 @@ class IndexBuilder:
         """
         return save_index_file(self.index, path)
 
+    def publish(self, folder: Path) -> dict[str, DigestedFile]:
+        """Write what a published folder has of the index; return its files by name, the one it is opened by first.
+
+        Raises:
+            ResourceError: as of :meth:`save`.
+        """
+        return {INDEX_NAME: self.save(folder / INDEX_NAME)}
+
     def load_trained(self, path: Path, sha256: str, left_out: int = 0) -> None:
         """Take over an index of the same factory that :meth:`save` wrote, with the rows it has; see ``left_out``.
 
@@ -211,16 +221,25 @@ def load_index_file(path: str | Path, sha256: str | None = None) -> Any:
         ArtifactError: the file is missing, damaged or no index.
     """
     module = faiss()
+    if sha256 is not None:
+        check_index_file(path, sha256)
     try:
-        found = sha256_of_file(path) if sha256 is not None else None
-        if found != sha256:
-            raise ArtifactError(f"{path}: is damaged: its SHA-256 is {found}, wanted {sha256}")
         with ReadFile(path) as file:
             return module.read_index(module.PyCallbackIOReader(_Sequential(file).read))
     except GalleryError as error:
         raise ArtifactError(str(error)) from error
     except RuntimeError as error:
         raise ArtifactError(f"{path}: cannot be read by this FAISS: {condensed(error)}") from error
+
+
+def check_index_file(path: str | Path, sha256: str) -> None:
+    """Raise an ArtifactError if a file is missing, or not the one of this digest."""
+    try:
+        found = sha256_of_file(path)
+    except GalleryError as error:
+        raise ArtifactError(str(error)) from error
+    if found != sha256:
+        raise ArtifactError(f"{path}: is damaged: its SHA-256 is {found}, wanted {sha256}")
 
 
 class _Sequential:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeAlias
@@ -14,16 +14,20 @@ from numpy.typing import NDArray
 from fct_infer.errors import ArrayError, ArtifactError, UnsupportedError
 from fct_infer.gallery.manifest import GalleryManifest, parse_manifest, read_published
 from fct_infer.identity import ModelId, NamedModel, check_same_model, model_id
-from fct_infer.index.builder import IndexBuilder, load_index_file
+from fct_infer.index.builder import INDEX_NAME, IndexBuilder, load_index_file
 from fct_infer.index.faiss_module import faiss, faiss_errors, inner_indexes, ivf_of
+from fct_infer.index.parts import open_on_disk
+from fct_infer.index.sharded import SHARDED_NAME, load_sharded
 from fct_infer.index.stored_ids import StoredIds, load_ids
+from fct_infer.machine import usable_memory
 from fct_infer.pages import html_summary
-from fct_infer.storage import location, sha256_of_file
+from fct_infer.storage import DigestedFile, RemotePath, location, sha256_of_file
 from fct_infer.transformation import Float32Array
 
 Queries: TypeAlias = NDArray[np.floating[Any]] | Sequence[float] | Sequence[Sequence[float]]
 
 INFOS_NAME = "index_infos.json"
+MEMORY_SHARE = 0.8  # of what is usable, that an index may take; a larger one is read where it lies
 SPEED_QUERIES = 100
 SPEED_K = 10
 
@@ -227,12 +231,14 @@ def load_index(dest: str | Path, *, model: NamedModel | None = None) -> GalleryI
     return index
 
 
-def index_infos(builder: IndexBuilder, path: Path, queries: Float32Array, recall: float) -> dict[str, Any]:
+def index_infos(
+    builder: IndexBuilder, files: Mapping[str, DigestedFile], queries: Float32Array, recall: float
+) -> dict[str, Any]:
     """Return what autofaiss would say of an index, under its keys.
 
     Args:
         builder: the index; searched for 10 neighbours of one query at a time.
-        path: where it was saved.
+        files: it was saved to, the one by which it is opened first.
         queries: (m, dim) rows of the gallery, as the index takes them.
         recall: its recall@10.
 
@@ -244,11 +250,11 @@ def index_infos(builder: IndexBuilder, path: Path, queries: Float32Array, recall
         start = perf_counter()
         builder.search(queries[number : number + 1], SPEED_K)
         milliseconds.append(1000 * (perf_counter() - start))
-    size = path.stat().st_size
+    size = sum(file.size for file in files.values())
     return {
         "index_key": builder.factory,
         "index_param": f"nprobe={builder.nprobe}" if ivf_of(builder.index) is not None else "",
-        "index_path": path.name,
+        "index_path": next(iter(files)),
         "size in bytes": size,
         "avg_search_speed_ms": float(np.mean(milliseconds)),
         "99p_search_speed_ms": float(np.percentile(milliseconds, 99)),
@@ -275,15 +281,42 @@ def _reconstruction_error(builder: IndexBuilder, rows: Float32Array) -> float | 
 
 def _open_once(dest: Path, data: bytes) -> GalleryIndex:
     manifest = parse_manifest(dest, data)
-    if "index.faiss" not in manifest.files:
+    if index_name(manifest) is None:
         raise ArtifactError(f"{dest}: has no index.faiss; it was upgraded with --index none")
     for name, damage in manifest.damaged_sizes(dest).items():
         raise ArtifactError(f"{dest / name}: is damaged: {damage}")
     if INFOS_NAME in manifest.files and sha256_of_file(dest / INFOS_NAME) != manifest.files[INFOS_NAME].sha256:
         raise ArtifactError(f"{dest / INFOS_NAME}: is damaged: its SHA-256 is not the one in manifest.json")
-    index = load_index_file(dest / "index.faiss", manifest.files["index.faiss"].sha256)
-    check_index(dest / "index.faiss", index, manifest)
-    return GalleryIndex(index, manifest.metric, load_ids(dest, manifest), manifest.model)
+    return GalleryIndex(open_faiss(dest, manifest), manifest.metric, load_ids(dest, manifest), manifest.model)
+
+
+def index_name(manifest: GalleryManifest) -> str | None:
+    """Return the file by which a published index is opened; None if the gallery has none."""
+    return next((name for name in (INDEX_NAME, SHARDED_NAME) if name in manifest.files), None)
+
+
+def open_faiss(dest: Path, manifest: GalleryManifest, *, was_digested: bool = False) -> Any:
+    """Open the index of a published gallery, checked; the lists of one that memory cannot hold stay on the disk.
+
+    Args:
+        dest: the folder.
+        manifest: its manifest.
+        was_digested: whether its files have just been compared with their digests.
+
+    Raises:
+        ArtifactError: a file is damaged, or the index is not the one the manifest speaks of.
+    """
+    name = index_name(manifest)
+    assert name is not None, "a gallery without an index"
+    path, file = dest / name, manifest.files[name]
+    if name == SHARDED_NAME:
+        index = load_sharded(dest, manifest)
+    elif file.size > MEMORY_SHARE * usable_memory() and not isinstance(path, RemotePath):
+        index = open_on_disk(path, file.sha256)
+    else:
+        index = load_index_file(path, None if was_digested else file.sha256)
+    check_index(path, index, manifest)
+    return index
 
 
 def check_index(path: Path, index: Any, manifest: GalleryManifest) -> None:

@@ -10,11 +10,8 @@ from typing import Any
 from fct_infer.errors import ArtifactError, InputError, MissingExtraError
 from fct_infer.gallery import Gallery, GalleryManifest
 from fct_infer.gallery.manifest import MANIFEST_NAME, parse_manifest, read_published
-from fct_infer.index.builder import load_index_file
-from fct_infer.index.gallery_index import check_index
+from fct_infer.index.gallery_index import index_name, open_faiss
 from fct_infer.storage import location, sha256_of_file
-
-INDEX_NAME = "index.faiss"
 
 
 @dataclass(frozen=True)
@@ -128,14 +125,14 @@ def _shard_damage(dest: Path, manifest: GalleryManifest) -> dict[str, str]:
 
 def _opened_index(dest: Path, manifest: GalleryManifest, damaged: dict[str, str]) -> bool:
     """Open the index, if there is one and FAISS is installed; what is wrong with it goes into ``damaged``."""
-    if INDEX_NAME not in manifest.files:
+    name = index_name(manifest)
+    if name is None:
         return False
-    path = dest / INDEX_NAME
     try:
-        check_index(path, load_index_file(path), manifest)
+        open_faiss(dest, manifest, was_digested=True)
     except MissingExtraError:
         return False
     except ArtifactError as error:
-        damaged[INDEX_NAME] = str(error).removeprefix(f"{path}: ")
+        damaged[name] = str(error).removeprefix(f"{dest / name}: ")
         return False
     return True

@@ -14,7 +14,7 @@ from fct_infer.gallery.manifest import parse_manifest, read_published
 from fct_infer.gallery.versions import GalleryVersion, RollbackReport, list_versions, rollback
 from fct_infer.identity import NamedModel, model_text
 from fct_infer.index import GalleryIndex, load_index
-from fct_infer.index.gallery_index import Queries
+from fct_infer.index.gallery_index import Queries, index_name
 from fct_infer.index.verify import GalleryCheck, verify_gallery
 from fct_infer.pages import html_summary
 from fct_infer.serving.search import ExactSearch
@@ -53,7 +53,7 @@ class PublishedGallery:
     @property
     def has_index(self) -> bool:
         """Whether it is searched by an index; else all rows are read."""
-        return "index.faiss" in self.manifest.files
+        return index_name(self.manifest) is not None
 
     @property
     def index(self) -> GalleryIndex | ExactSearch:

@@ -19,6 +19,7 @@ from fct_infer.errors import ArtifactError, UsageError
 from fct_infer.gallery import Gallery, GalleryManifest, Part, read_manifest
 from fct_infer.gallery.destination import Progress
 from fct_infer.gallery.versions import INFOS_NAME
+from fct_infer.index.sharded import SHARDS_FOLDER
 from fct_infer.storage import ReadFile, RemotePath, copy_file, remove_tree, work_folder
 from fct_infer.upgrade.plan import Plan
 from fct_infer.upgrade.report import UpgradeReport
@@ -26,7 +27,7 @@ from fct_infer.upgrade.work import FolderWork
 
 _MAX_INFOS_BYTES = 1 << 28
 _READ_AS = "read as"  # in a fingerprint: not a file, but how rows come from all of them
-_OF_THE_INDEX = ("index", "metric", "old_index")  # it is built anew
+_OF_THE_INDEX = ("index", "metric", "old_index", "sharded_index")  # it is built anew
 
 
 def unchanged_parts(plan: Plan) -> list[Part]:
@@ -100,9 +101,10 @@ def _rows_of_first_files(plan: Plan, known: dict[str, Any]) -> tuple[int, bool]:
 def index_is_extended(plan: Plan) -> bool:
     """Whether DEST's index is one of the first rows, all of them unchanged, and of the kind that is wanted.
 
-    The others are built anew: an index on a device, or one that is to begin with another index's lists.
+    The others are built anew: an index on a device or in shards, or one that is to begin with another index's lists.
     """
-    if plan.index is None or plan.old_lists is not None or device_numbers(plan.index_device) or not _has_dest(plan):
+    is_other = plan.old_lists is not None or device_numbers(plan.index_device) or plan.settings.sharded_index
+    if plan.index is None or is_other or not _has_dest(plan):
         return False
     before, manifest = _inputs(plan), read_manifest(_folder(plan))
     wanted = {"index": plan.index.factory, "metric": plan.settings.metric}
@@ -160,6 +162,7 @@ def _take_over_index(plan: Plan, work: FolderWork, manifest: GalleryManifest) ->
 
 def _copied(plan: Plan, work: FolderWork, manifest: GalleryManifest, part: Part) -> dict[str, dict[str, Any]]:
     names = [name for name in manifest.files if "/" in name and PurePosixPath(name).stem == part.name]
+    names = [name for name in names if not name.startswith(f"{SHARDS_FOLDER}/")]
     files: dict[str, dict[str, Any]] = {}
     for name in names:
         copied = copy_file(_folder(plan) / name, work.gallery / name)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from threading import Event, Lock
 from typing import Any, Protocol
 
@@ -20,7 +19,7 @@ from fct_infer.gallery import Part, Sink
 from fct_infer.gallery.destination import Progress
 from fct_infer.gallery.sink import Receipt
 from fct_infer.index import IndexBuilder
-from fct_infer.storage import DigestedFile
+from fct_infer.index.parts import IndexOrder
 from fct_infer.upgrade.plan import Plan
 from fct_infer.upgrade.stream import Outlet, kept_on_device, run_stream
 
@@ -32,7 +31,7 @@ class PartDone:
     Attributes:
         part: which.
         files: what it was written to.
-        index: what is to be recorded of its part of the index, strict JSON; None without one.
+        index: :meth:`~fct_infer.index.parts.IndexPart.as_record` of its part of the index; None without one.
         seconds: at work, by stage.
         worker: who did it, for messages.
     """
@@ -45,14 +44,6 @@ class PartDone:
 
 
 @dataclass(frozen=True)
-class TrainedIndex:
-    """The trained, empty index in a file that all workers see; where it takes no training, there is no file."""
-
-    path: Path
-    file: DigestedFile | None
-
-
-@dataclass(frozen=True)
 class Task:
     """Parts of a plan that are to be done.
 
@@ -62,7 +53,7 @@ class Task:
         open_sink: returns what a thread of this process writes to.
         record: to be told of every part once it is durable, from any thread of this process; durable when it returns.
         builder: of the index, to be fed in order, for an executor that feeds it; else None.
-        trained: the index that parts of it are made from, for an executor that does not; None without an index.
+        index: what a worker elsewhere builds the part of the index by that belongs to a part; None: it builds none.
         progress: told of rows, which are counted over the whole gallery.
     """
 
@@ -71,7 +62,7 @@ class Task:
     open_sink: Callable[[], Sink]
     record: Callable[[PartDone], None]
     builder: IndexBuilder | None = None
-    trained: TrainedIndex | None = None
+    index: IndexOrder | None = None
     progress: Progress | None = None
 
 
@@ -80,7 +71,8 @@ class Executor(Protocol):
 
     Attributes:
         name: for people.
-        feeds_index: whether it feeds the index in order as rows are made; else the driver makes it of what is written.
+        feeds_index: whether it feeds the index in order as rows are made; else its workers build parts of it, or the
+            driver makes it of what is written.
     """
 
     name: str

@@ -65,9 +65,9 @@ def finish(plan: Plan, work: Work, outcome: Outcome) -> UpgradeReport:
     index = None
     if builder is not None:
         assert isinstance(work, FolderWork)
-        path = work.gallery / "index.faiss"
-        files["index.faiss"] = builder.save(path)
-        index = index_infos(builder, path, outcome.queries, outcome.verification.recall_at_10 or 0.0)
+        written = builder.publish(work.gallery)
+        index = index_infos(builder, written, outcome.queries, outcome.verification.recall_at_10 or 0.0)
+        files |= written
         files["index_infos.json"] = write_json(work.gallery / "index_infos.json", index)
     report = UpgradeReport(
         dest=plan.dest,

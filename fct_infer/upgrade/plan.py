@@ -24,6 +24,7 @@ from fct_infer.index import (
     read_old_lists,
     require_gpu,
 )
+from fct_infer.index.parts import PartBuilder, stays_on_disk
 from fct_infer.machine import size_text, usable_memory
 from fct_infer.storage import RemotePath, check_text
 from fct_infer.transformation import Transformation
@@ -151,7 +152,10 @@ class Plan(Computation):
         row = (self.transformation.old_dim + self.transformation.side_dim + 2 * self.new_dim) * 4
         sample = self.index.training_rows * (row + 4 * self.new_dim) if self.index else 0
         blocks = self.shards_at_once * BLOCKS_IN_FLIGHT[self.device_kind] * self.block_rows * row
-        return max(blocks, sample) + 2 * (self.index.estimated_bytes if self.index else 0) + (200 << 20)
+        index = self.index.estimated_bytes if self.index else 0
+        if self.settings.sharded_index and self.index and stays_on_disk(self.index):
+            index = index * max(part.rows for part in self.gallery.parts()) // self.gallery.schema.rows
+        return max(blocks, sample) + 2 * index + (200 << 20)
 
     @property
     def old_model(self) -> ModelId | None:
@@ -184,6 +188,7 @@ class Plan(Computation):
             "metric": self.settings.metric,
             "side_information": "old" if self.side_is_old else "given" if self.transformation.side_dim else None,
             **({"old_index": self.old_lists.sha256} if self.old_lists else {}),
+            **({"sharded_index": True} if self.settings.sharded_index else {}),
             **({"format": self.settings.format} if self.settings.format != "npy" else {}),
             **({"int8_weight_bits": bits} if bits else {}),
         }
@@ -221,7 +226,7 @@ class Plan(Computation):
         if available < self.memory_bytes:
             raise ResourceError(
                 f"about {size_text(self.memory_bytes)} of memory needed, {size_text(available)} available; "
-                "choose a smaller --index (for example IVF4096,PQ32) or --block-rows"
+                "choose a smaller --index (for example IVF4096,PQ32) or --block-rows, or publish it by --sharded-index"
             )
 
 
@@ -274,6 +279,8 @@ def make_plan(
     index = None
     if is_indexed:
         index = _index_plan(settings, h.new_dim, schema.rows, old_lists)
+        if settings.sharded_index:
+            _check_shards(index, destination)
         require_gpu(settings.index_device)
     shards_at_once = settings.shards_at_once or default_shards_at_once(h, index)
     shards_at_once = min(shards_at_once, len(gallery.parts()))
@@ -303,6 +310,12 @@ def _old_lists(settings: Settings, destination: Destination, rows: int) -> OldLi
     if not destination.holds_index:
         raise UsageError(f"{destination.name}: its index is none of FAISS's, so old_index has no use")
     return read_old_lists(settings.old_index, rows)
+
+
+def _check_shards(index: IndexPlan, destination: Destination) -> None:
+    if not isinstance(destination, FolderDestination):
+        raise UsageError(f"{destination.name}: an index in shards is searched where it lies, in a folder")
+    PartBuilder(index.factory, index.dim, index.metric, threads=1)  # refuses what cannot be parted
 
 
 def _index_plan(settings: Settings, dim: int, rows: int, old: OldLists | None) -> IndexPlan:

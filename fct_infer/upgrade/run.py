@@ -18,8 +18,9 @@ from fct_infer.storage import DigestedFile
 from fct_infer.transformation import Transformation, check_transformation
 from fct_infer.upgrade.append import is_up_to_date, published_report, take_over, unchanged_parts
 from fct_infer.upgrade.checks import Checks
-from fct_infer.upgrade.executor import Executor, PartDone, Task, ThreadsExecutor, TrainedIndex
+from fct_infer.upgrade.executor import Executor, PartDone, Task, ThreadsExecutor
 from fct_infer.upgrade.finish import Outcome, finish
+from fct_infer.upgrade.index_parts import IndexParts
 from fct_infer.upgrade.meaning import check_before_work
 from fct_infer.upgrade.plan import SEED, Plan, make_plan
 from fct_infer.upgrade.report import Meaning, UpgradeReport
@@ -158,12 +159,15 @@ class _Run:
         assert isinstance(work, FolderWork)  # what else holds no FAISS index
         with self._timed("train_index"):
             builder, trained = self._trained_builder(work)
-        if self.executor.feeds_index:
+        index = IndexParts(self.plan, work, builder, trained)
+        if self.executor.feeds_index and not index.is_sharded:
             self._in_order(work, builder, done)
             return builder
-        self._stream(work, todo, trained=trained)
+        self._stream(work, todo, index=index)
         self._drop_unrecorded(work)
         with self._timed("index"), own_work():
+            if (gathered := index.gathered(self._report)) is not None:
+                return gathered
             parts = self.plan.gallery.parts()
             self._replay(work, builder, parts, parts)
         return builder
@@ -173,8 +177,8 @@ class _Run:
         if not self.executor.feeds_index and isinstance(work, FolderWork):
             work.drop_unrecorded()
 
-    def _trained_builder(self, work: FolderWork) -> tuple[IndexBuilder, TrainedIndex]:
-        """Return the empty index, trained on a random sample of transformed rows; trained once per upgrade."""
+    def _trained_builder(self, work: FolderWork) -> tuple[IndexBuilder, DigestedFile | None]:
+        """Return the empty index, trained on a random sample of transformed rows, once per upgrade; and its file."""
         plan, index = self.plan, self.plan.index
         assert index is not None
         h, asked = plan.transformation, plan.settings.index_device
@@ -189,9 +193,9 @@ class _Run:
             builder.load_trained(work.trained_index, file.sha256, record.get("left_out", 0))
             if "lists" in record:
                 builder.placement["lists"] = record["lists"]
-            return builder, TrainedIndex(work.trained_index, file)
+            return builder, file
         if not builder.needs_training:
-            return builder, TrainedIndex(work.trained_index, None)
+            return builder, None
         self._report("train index", 0)
         rows = sample_rows(plan.gallery.schema.rows, index.training_rows, SEED)
         warm = None
@@ -201,7 +205,7 @@ class _Run:
         outcome = {} if warm is None else {"lists": builder.placement["lists"]}
         file = builder.save(work.trained_index)
         work.journal.append("trained", **vars(file), **outcome)
-        return builder, TrainedIndex(work.trained_index, file)
+        return builder, file
 
     def _in_order(self, work: FolderWork, builder: IndexBuilder, done: set[str]) -> None:
         """Feed the index all parts in their order, those that are finished from the disk, the others as they are made.
@@ -238,15 +242,18 @@ class _Run:
         work: Work,
         parts: tuple[Part, ...],
         builder: IndexBuilder | None = None,
-        trained: TrainedIndex | None = None,
+        index: IndexParts | None = None,
     ) -> None:
         """Have parts done; the seconds of several calls add up."""
 
         def record(done: PartDone) -> None:
+            if index is not None:
+                index.record(done)
             work.record(done.part, done.files)
 
         stages = dict.fromkeys(("read", "transform", "write", "index"), 0.0)
-        task = Task(self.plan, parts, work.open_sink, record, builder, trained, self.progress)
+        order = None if index is None or self.executor.feeds_index else index.order_of_workers
+        task = Task(self.plan, parts, work.open_sink, record, builder, order, self.progress)
         with self._timed("stream"):
             if parts:
                 stages |= self.executor.run(task)

@@ -37,6 +37,8 @@ class Settings:
         old_index: the index of the old embeddings, an inverted file with as many lists: training begins with its lists,
             and keeps what comes of it if that is as good as training from scratch (the report says). A FAISS file that
             is trusted, or a folder with ``index.faiss``. With ``index`` ``auto`` its number of lists is taken.
+        sharded_index: publish the index as one shard for each part of the gallery, which searches open where they lie
+            (an inverted file's lists stay on the disk) and search as one: for an index that no memory holds.
         keep: versions of what is replaced that are kept for :func:`fct_infer.gallery.versions.rollback`; 0 drops all.
         format: of what is published: ``npy``, or ``parquet`` with all other columns of a Parquet source.
         index_device: where the index is built: ``cpu``, ``cuda:N``, or ``auto``: on the transformation's device if
@@ -61,6 +63,7 @@ class Settings:
     min_probe: float | None = None
     old_index: str | Path | None = None
     keep: int = 1
+    sharded_index: bool = False
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
@@ -85,6 +88,8 @@ class Settings:
             raise UsageError(
                 f"shards_at_once is {self.shards_at_once}, but an index takes rows in order: wanted 1, or index none"
             )
+        if self.sharded_index and self.index == "none":
+            raise UsageError("sharded_index is how an index is published, and index is none")
         if self.old_index is not None and self.index == "none":
             raise UsageError("old_index is where training of an index begins, and index is none")
         if self.min_probe is not None and self.probe is None:

@@ -3,6 +3,7 @@
 DEST.partial/lock            held while an upgrade runs
 DEST.partial/journal.jsonl   what is durable so far
 DEST.partial/trained.faiss   the trained, empty index
+DEST.partial/index_parts/    parts of the index, until they are gathered
 DEST.partial/gallery/        becomes DEST by one rename
 """
 
@@ -44,7 +45,7 @@ from fct_infer.upgrade.journal import Journal, first_record, journal_file
 
 INFOS_NAME = "upgrade_infos.json"
 
-_OTHERS = ("journal.jsonl", "journal.jsonl.tmp", "trained.faiss", "trained.faiss.tmp")
+_OTHERS = ("journal.jsonl", "journal.jsonl.tmp", "trained.faiss", "trained.faiss.tmp", "index_parts")
 _FOREIGN = "exists and is not unfinished work of fct-upgrade-gallery"
 
 
@@ -196,6 +197,11 @@ class FolderWork:
             raise
 
     @property
+    def index_parts(self) -> Path:
+        """Where parts of the index wait that are gathered into one file."""
+        return self.trained_index.parent / "index_parts"
+
+    @property
     def finished(self) -> dict[str, dict[str, Any]]:
         """Journal records of the shards that are done, by shard; where there is an index, they are the first ones."""
         done: dict[str, dict[str, Any]] = {}
@@ -272,7 +278,7 @@ class FolderWork:
 
     def clear(self) -> None:
         """Drop all unfinished work, keeping the lock."""
-        for path in (self.gallery, self.trained_index, journal_file(self.dest)):
+        for path in (self.gallery, self.trained_index, self.index_parts, journal_file(self.dest)):
             remove_tree(path)
         self.journal = Journal(journal_file(self.dest))
 
@@ -373,6 +379,7 @@ class FolderWork:
         if self.is_ready:
             return
         kept = {name for record in self.finished.values() for name in record["files"]}
+        kept |= {f"index/{record['name']}.faiss" for record in self.journal.all("index part")}
         for path in self.gallery.rglob("*"):
             if path.relative_to(self.gallery).as_posix() not in kept and path.is_file():
                 remove_tree(path)

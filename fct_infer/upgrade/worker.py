@@ -17,7 +17,7 @@ from fct_infer.errors import UnsupportedError, UsageError
 from fct_infer.gallery import Part
 from fct_infer.gallery.destination import SharedDestination, SinkSpec
 from fct_infer.gallery.sink import Receipt
-from fct_infer.index import IndexBuilder
+from fct_infer.index.parts import IndexOrder
 from fct_infer.storage import write_under
 from fct_infer.upgrade.computation import Computation
 from fct_infer.upgrade.executor import PartDone
@@ -33,6 +33,7 @@ class WorkOrder:
         source, transformation, sink: how each is opened.
         dtype, block_rows, side_is_old, metric: see :class:`~fct_infer.upgrade.computation.Computation`.
         kernels: what computes on the driver; another kernel's last bits may differ.
+        index: what the part of the index is built by that belongs to a part; None: none is built.
     """
 
     source: SourceSpec
@@ -43,14 +44,16 @@ class WorkOrder:
     side_is_old: bool
     metric: str
     kernels: str
+    index: IndexOrder | None = None
 
     @classmethod
-    def of(cls, plan: Plan, threads: int | None = None) -> WorkOrder:
+    def of(cls, plan: Plan, threads: int | None = None, index: IndexOrder | None = None) -> WorkOrder:
         """Describe a plan.
 
         Args:
             plan: whose work has been begun before a worker opens its sink.
             threads: of a worker's transformation; None: all CPUs that the worker may use.
+            index: as the task says.
 
         Raises:
             UsageError: other processes cannot write to the destination.
@@ -67,6 +70,7 @@ class WorkOrder:
             side_is_old=plan.side_is_old,
             metric=plan.metric,
             kernels=plan.transformation.executable.description,
+            index=index,
         )
 
 
@@ -83,7 +87,7 @@ class Worker:
 
     Raises:
         GalleryError: the source is not there or not the same.
-        ArtifactError: the transformation is not there or not the same.
+        ArtifactError: the transformation, or the trained index, is not there or not the same.
         UnsupportedError: the machine lacks something, or computes by other kernels.
     """
 
@@ -108,14 +112,11 @@ class Worker:
             metric=order.metric,
         )
         self._order = order
+        self._builder = order.index.open(h.threads) if order.index else None
         self._parts = {part.name: part for part in source.parts()}
 
-    def run(self, part: Part, builder: IndexBuilder | None = None) -> PartDone:
-        """Upgrade one part; it is durable when this returns.
-
-        Args:
-            part: of the source.
-            builder: of an index, fed with the part's rows.
+    def run(self, part: Part) -> PartDone:
+        """Upgrade one part of the source; it, and its part of the index, are durable when this returns.
 
         Raises:
             GalleryError: the input cannot be read, or a row of it (or its result) is not finite.
@@ -127,9 +128,14 @@ class Worker:
         receipts: list[Receipt] = []
         sink = self._order.sink.open(self.computation.gallery)  # closed by the stream
         outlet = Outlet(sink, lambda _, files: receipts.append(files), lambda _: None, Event())
-        h = self.computation.transformation
+        h, builder, index = self.computation.transformation, self._builder, None
+        if builder is not None:
+            builder.begin()
         seconds = run_stream(self.computation, [own], outlet, threads=h.threads, builder=builder)
-        return PartDone(part, receipts[0], seconds=seconds, worker=self.name)
+        if builder is not None:
+            assert self._order.index is not None
+            index = builder.end(self._order.index.path(part.name)).as_record()
+        return PartDone(part, receipts[0], index, seconds, self.name)
 
     def close(self) -> None:
         """Let the process write as before; a second call does nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ import textwrap
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +68,7 @@ def test_the_same_bytes_as_one_machine(tmp_path, gallery, cluster):
     assert published(tmp_path / "ray") == published(tmp_path / "threads")
     assert ("transform", 471, 471) in seen
     assert report.timings["transform"] > 0
+    assert report.index_placement["add"] == "cpu, in parts"  # of the workers: the driver makes no part of it here
 
 
 def test_workers_killed_at_work_are_replaced(tmp_path, gallery, cluster):
@@ -128,7 +131,18 @@ def test_a_driver_that_is_killed_resumes(tmp_path, gallery, cluster):
     command = [sys.executable, "-c", DYING_DRIVER, tests, gallery, tmp_path / "ray", cluster.address]
     ended = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, timeout=60)
     assert ended.returncode == -signal.SIGKILL, ended.stderr
-    report = upgrade_gallery(gallery, H, tmp_path / "ray", settings=SETTINGS, executor=EXECUTOR)
+    parts = tmp_path / "ray.partial" / "index_parts"
+    records = [line.split(" ", 1)[1] for line in (parts.parent / "journal.jsonl").read_text().splitlines()]
+    finished = [each["name"] for each in map(json.loads, records) if each["kind"] == "index part"]
+    assert len(finished) >= 3
+    before, after = {name: (parts / f"{name}.faiss").stat().st_ino for name in finished}, {}
+
+    def look(stage, _done, _rows):
+        if stage == "verify":
+            after.update({name: (parts / f"{name}.faiss").stat().st_ino for name in finished})
+
+    report = upgrade_gallery(gallery, H, tmp_path / "ray", settings=SETTINGS, executor=EXECUTOR, progress=look)
+    assert after == before  # nobody has built them again
     assert report.resumed_rows > 200
     assert published(tmp_path / "ray") == published(tmp_path / "threads")
 
@@ -142,8 +156,9 @@ def test_a_bad_row_ends_it_at_once_by_file_and_row(tmp_path, gallery, cluster):
     assert not (tmp_path / "ray").exists()
 
 
-def test_a_node_that_is_removed(tmp_path, gallery, cluster):
-    upgrade_gallery(gallery, H, tmp_path / "threads", settings=SETTINGS)
+def test_a_node_that_is_removed_while_an_index_is_made_in_shards(tmp_path, gallery, cluster):
+    settings = replace(SETTINGS, sharded_index=True)
+    upgrade_gallery(gallery, H, tmp_path / "threads", settings=settings)
     extra = cluster.add_node(num_cpus=1, object_store_memory=80 << 20)
     removed = []
 
@@ -154,7 +169,7 @@ def test_a_node_that_is_removed(tmp_path, gallery, cluster):
 
     three = RayExecutor(workers=3, policy=Policy(first_wait=0.1, patience=60))
     start = time.monotonic()
-    upgrade_gallery(gallery, H, tmp_path / "ray", settings=SETTINGS, executor=three, progress=remove)
+    upgrade_gallery(gallery, H, tmp_path / "ray", settings=settings, executor=three, progress=remove)
     removed[0].join()
     assert published(tmp_path / "ray") == published(tmp_path / "threads")
     assert time.monotonic() - start < 60

@@ -16,7 +16,7 @@ from fct_infer.errors import ArrayError, ArtifactError, ResourceError
 from fct_infer.gallery import GalleryWriter, write_npy
 from fct_infer.index import IndexBuilder, gallery_index, index_infos, load_index
 from fct_infer.index.stored_ids import StoredIds
-from fct_infer.storage import sha256_of_file, write_json
+from fct_infer.storage import DigestedFile, sha256_of_file, write_json
 from fct_infer.storage.strict_json import sealed_bytes
 from fct_infer.upgrade.stream import index_rows
 
@@ -196,9 +196,9 @@ def test_any_rows_in_any_order(text_ids, rows, columns):
 @pytest.mark.parametrize("factory", ["Flat", "IVF8,SQ8", "HNSW8", "LSH"])
 def test_index_infos_speak_autofaiss(tmp_path, factory):
     builder = publish(tmp_path / "g", factory=factory)
-    infos = index_infos(builder, tmp_path / "g" / "index.faiss", DATA[:50], 0.75)
-    json.dumps(infos, allow_nan=False)
     size = (tmp_path / "g" / "index.faiss").stat().st_size
+    infos = index_infos(builder, {"index.faiss": DigestedFile(size, "0" * 64)}, DATA[:50], 0.75)
+    json.dumps(infos, allow_nan=False)
     assert infos["index_key"] == factory
     assert infos["index_param"] == ("nprobe=1" if factory.startswith("IVF") else "")
     assert (infos["nb vectors"], infos["vectors dimension"], infos["size in bytes"]) == (ROWS, DIM, size)

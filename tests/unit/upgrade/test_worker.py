@@ -46,7 +46,7 @@ class Processes:
         WorkOrder.of(plan)
 
     def run(self, task: Task) -> dict[str, float]:
-        order = WorkOrder.of(task.plan, threads=1)
+        order = WorkOrder.of(task.plan, 1, task.index)
         parts = [*reversed(task.parts), task.parts[0]]
         for number, data in enumerate(self.pool.map(run_part, [pickle.dumps((order, part)) for part in parts])):
             if number == self.fail_after:
