@@ -100,7 +100,8 @@ class RayExecutor:
 
         crew = None
         try:
-            crew = _Actors(ray, self, WorkOrder.of(task.plan, self.cpus), min(self._size(ray), len(task.parts)))
+            order = WorkOrder.of(task.plan, self.cpus, sink=task.sink)
+            crew = _Actors(ray, self, order, min(self._size(ray), len(task.parts)))
             run_parts(task.parts, crew, record, self.policy)
         finally:
             if crew is not None:

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from fct_infer.errors import ResourceError
 from fct_infer.gallery import Part, Sink
-from fct_infer.gallery.destination import Progress
+from fct_infer.gallery.destination import Progress, SinkSpec
 from fct_infer.gallery.sink import Receipt
 from fct_infer.index import IndexBuilder
 from fct_infer.storage import DigestedFile
@@ -64,6 +64,7 @@ class Task:
         builder: of the index, to be fed in order, for an executor that feeds it; else None.
         trained: the index that parts of it are made from, for an executor that does not; None without an index.
         progress: told of rows, which are counted over the whole gallery.
+        sink: opens what a worker elsewhere writes to; None where only this process can.
     """
 
     plan: Plan
@@ -73,6 +74,7 @@ class Task:
     builder: IndexBuilder | None = None
     trained: TrainedIndex | None = None
     progress: Progress | None = None
+    sink: SinkSpec | None = None
 
 
 class Executor(Protocol):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fct_infer.errors import GalleryError, GateError
 from fct_infer.gallery import Part, Source, SourceReader, sample_rows
-from fct_infer.gallery.destination import Destination, Progress, Work
+from fct_infer.gallery.destination import Destination, Progress, SharedWork, Work
 from fct_infer.index import IndexBuilder, WarmStart, make_builder
 from fct_infer.machine import usable_cpus
 from fct_infer.storage import DigestedFile
@@ -245,8 +245,9 @@ class _Run:
         def record(done: PartDone) -> None:
             work.record(done.part, done.files)
 
+        sink = work.sink_spec() if isinstance(work, SharedWork) else None
         stages = dict.fromkeys(("read", "transform", "write", "index"), 0.0)
-        task = Task(self.plan, parts, work.open_sink, record, builder, trained, self.progress)
+        task = Task(self.plan, parts, work.open_sink, record, builder, trained, self.progress, sink)
         with self._timed("stream"):
             if parts:
                 stages |= self.executor.run(task)
