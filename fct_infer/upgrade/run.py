@@ -138,13 +138,12 @@ class _Run:
         if plan.known:
             with self._timed("probe"):
                 meaning = self.checks.probe(work, builder)
-        with self._timed("finish"):
-            if builder is not None:
-                self._report("save index", 0)
-            outcome = Outcome(
-                verification, meaning, builder, self.checks.queries, resumed_rows, self.timings, self.executor.name
-            )
-            report = finish(plan, work, outcome)
+        if builder is not None:
+            self._report("save index", 0)
+        outcome = Outcome(
+            verification, meaning, builder, self.checks.queries, resumed_rows, self.timings, self.executor.name
+        )
+        report = finish(plan, work, outcome)
         work.publish()
         return report
 
