@@ -100,7 +100,7 @@ class RayExecutor:
 
         crew = None
         try:
-            order = WorkOrder.of(task.plan, self.cpus, task.index)
+            order = WorkOrder.of(task.plan, self.cpus, sink=task.sink, index=task.index)
             crew = _Actors(ray, self, order, min(self._size(ray), len(task.parts)))
             run_parts(task.parts, crew, record, self.policy)
         finally:

@@ -187,10 +187,18 @@ class SinkSpec(Protocol):
 
 @runtime_checkable
 class SharedDestination(Protocol):
-    """A destination that several processes, maybe of several machines, write parts to."""
+    """A destination whose :class:`Work` is a :class:`SharedWork`."""
 
-    def sink_spec(self, job: Job) -> SinkSpec:
-        """Return how they open its unfinished work, which this process has begun."""
+    def check_shared(self) -> None:
+        """Raise a UsageError if other processes do not see what it is, before any work."""
+
+
+@runtime_checkable
+class SharedWork(Protocol):
+    """Unfinished work that several processes, maybe of several machines, write parts of."""
+
+    def sink_spec(self) -> SinkSpec:
+        """Return how they write into what this process has begun."""
 
 
 def check_same_upgrade(place: str, begun: dict[str, Any], job: Job) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from fct_infer.errors import ResourceError
 from fct_infer.gallery import Part, Sink
-from fct_infer.gallery.destination import Progress
+from fct_infer.gallery.destination import Progress, SinkSpec
 from fct_infer.gallery.sink import Receipt
 from fct_infer.index import IndexBuilder
 from fct_infer.index.parts import IndexOrder
@@ -55,6 +55,7 @@ class Task:
         builder: of the index, to be fed in order, for an executor that feeds it; else None.
         index: what a worker elsewhere builds the part of the index by that belongs to a part; None: it builds none.
         progress: told of rows, which are counted over the whole gallery.
+        sink: opens what a worker elsewhere writes to; None where only this process can.
     """
 
     plan: Plan
@@ -64,6 +65,7 @@ class Task:
     builder: IndexBuilder | None = None
     index: IndexOrder | None = None
     progress: Progress | None = None
+    sink: SinkSpec | None = None
 
 
 class Executor(Protocol):

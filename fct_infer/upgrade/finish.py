@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -53,10 +54,13 @@ class Outcome:
 def finish(plan: Plan, work: Work, outcome: Outcome) -> UpgradeReport:
     """Write index, infos and manifest; after this only the last step is missing.
 
+    What the report gives as seconds of ``finish`` ends where it is written itself.
+
     Raises:
         GalleryError: a file of the gallery is no longer what it was when the upgrade was planned.
         ResourceError: the disk is full or fails.
     """
+    started = time.perf_counter()
     plan.check_unchanged()
     done, builder = work.finished, outcome.builder
     files = {
@@ -75,7 +79,7 @@ def finish(plan: Plan, work: Work, outcome: Outcome) -> UpgradeReport:
         shards=len(plan.gallery.parts()),
         resumed_rows=outcome.resumed_rows,
         settings=plan.result_settings(),
-        timings=dict(outcome.timings),
+        timings={**outcome.timings, "finish": time.perf_counter() - started},
         verification=outcome.verification,
         meaning=outcome.meaning,
         models=plan.models,

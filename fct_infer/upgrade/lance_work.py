@@ -101,6 +101,9 @@ class LanceDestination:
             "rollback": f"fct-gallery rollback '{self.name}'",
         }
 
+    def check_shared(self) -> None:
+        """New rows are files in a folder until the commit, which this process makes alone."""
+
     def open_work(self, job: Job, *, restart: bool, force: bool, progress: Progress | None) -> LanceWork:
         """See :class:`~fct_infer.gallery.destination.Destination`."""
         if job.index_wanted[0] not in ("auto", "none"):

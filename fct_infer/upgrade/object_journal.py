@@ -55,9 +55,9 @@ class ObjectJournal(Journal):
             remove_objects([self._part(fields["name"])])
         elif kind == "begin":
             record |= {"token": self.token}
-            put_object(self._folder / "begin.json", sealed_bytes(record))
+            put_object(self._folder / "begin.json", _sealed(record))
         else:
-            put_object(self._part(fields["name"]) if kind == "shard" else self._key(kind), sealed_bytes(record))
+            put_object(self._part(fields["name"]) if kind == "shard" else self._key(kind), _sealed(record))
         with self._lock:
             self.records.append(record)
 
@@ -92,10 +92,15 @@ def _read(path: RemotePath) -> Record | None:
     return None if data is None else _parse(data)
 
 
+def _sealed(record: Record) -> bytes:
+    return sealed_bytes({"record": record})  # within, for a record has a sha256 of its own
+
+
 def _parse(data: bytes) -> Record | None:
     try:
-        record = parse_strict(data)
-        check_seal(data, str(record.pop("sha256")))
+        document = parse_strict(data)
+        check_seal(data, str(document["sha256"]))
+        record = document["record"]
     except (ArtifactError, KeyError, AttributeError, TypeError):
         return None
     return record if isinstance(record, dict) and "kind" in record else None

@@ -125,7 +125,7 @@ class UpgradeReport:
         resumed_rows: rows that an earlier, unfinished run had done already.
         settings: everything that decides the result (precision, kind of device, dtype, index, metric ...).
         timings: seconds by stage; ``read``, ``transform``, ``write`` and ``index`` ran at the same time
-            within ``stream``; of several shards at once, their mean.
+            within ``stream``; of several shards at once, their mean. ``finish`` saves the index, up to this report.
         verification: what was checked before publishing.
         index: what ``index_infos.json`` says; None without an index.
         device: where the transformation ran: ``cpu``, ``cuda:0 (NVIDIA H200)``, ``cpu (cuda:0 has too little ...)``.

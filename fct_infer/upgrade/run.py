@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fct_infer.errors import GalleryError, GateError
 from fct_infer.gallery import Part, Source, SourceReader, sample_rows
-from fct_infer.gallery.destination import Destination, Progress, Work
+from fct_infer.gallery.destination import Destination, Progress, SharedWork, Work
 from fct_infer.index import IndexBuilder, WarmStart, make_builder
 from fct_infer.machine import usable_cpus
 from fct_infer.storage import DigestedFile
@@ -139,13 +139,12 @@ class _Run:
         if plan.known:
             with self._timed("probe"):
                 meaning = self.checks.probe(work, builder)
-        with self._timed("finish"):
-            if builder is not None:
-                self._report("save index", 0)
-            outcome = Outcome(
-                verification, meaning, builder, self.checks.queries, resumed_rows, self.timings, self.executor.name
-            )
-            report = finish(plan, work, outcome)
+        if builder is not None:
+            self._report("save index", 0)
+        outcome = Outcome(
+            verification, meaning, builder, self.checks.queries, resumed_rows, self.timings, self.executor.name
+        )
+        report = finish(plan, work, outcome)
         work.publish()
         return report
 
@@ -251,9 +250,10 @@ class _Run:
                 index.record(done)
             work.record(done.part, done.files)
 
+        sink = work.sink_spec() if isinstance(work, SharedWork) else None
         stages = dict.fromkeys(("read", "transform", "write", "index"), 0.0)
         order = None if index is None or self.executor.feeds_index else index.order_of_workers
-        task = Task(self.plan, parts, work.open_sink, record, builder, order, self.progress)
+        task = Task(self.plan, parts, work.open_sink, record, builder, order, self.progress, sink)
         with self._timed("stream"):
             if parts:
                 stages |= self.executor.run(task)

@@ -99,6 +99,11 @@ class UrlDestination:
             said["kept"] = f"what DEST is now {what}; {len(kept)} older versions are there"
         return said
 
+    def check_shared(self) -> None:
+        """Refuse what is a store of this process only."""
+        if self.name.scheme == "memory":
+            raise UsageError(f"{self.name}: other processes do not see it; --executor threads writes there")
+
     def open_work(self, job: Job, *, restart: bool, force: bool, progress: Progress | None) -> UrlWork:
         """See :class:`~fct_infer.gallery.destination.Destination`."""
         return UrlWork(job, self, restart=restart, force=force, progress=progress)
@@ -211,6 +216,10 @@ class UrlWork(FolderWork):
         return [name for name, is_intact in zip(names, intact, strict=True) if not is_intact]
 
     def _is_as_stored(self, record: dict[str, Any]) -> bool:
+        """Whether a part is what was written.
+
+        A worker that was given up may have put it once more: the same bytes, by another etag or at another time.
+        """
         try:
             now = {name: self._stored(name) for name in record["files"]}
         except ResourceError as error:
@@ -218,7 +227,7 @@ class UrlWork(FolderWork):
                 return False
             raise
         says_so = all(each["etag"] or each["modified"] for each in now.values())
-        return now == record.get("stored") if says_so else self._are_intact(record["files"])
+        return (says_so and now == record.get("stored")) or self._are_intact(record["files"])
 
     def _stored(self, name: str) -> dict[str, Any]:
         """Return what the store says of an object."""

@@ -132,10 +132,8 @@ class FolderDestination:
             return f"nothing (--keep 0): what DEST is now, {size_text(predecessor)}, is dropped then{also}"
         return f"what DEST is now, {size_text(predecessor)}, stays beside it for rollback until --keep 0{also}"
 
-    def sink_spec(self, job: Job) -> FolderSinkSpec:
-        """See :class:`~fct_infer.gallery.destination.SharedDestination`."""
-        folder = work_folder(self.name) / "gallery"
-        return _sink_spec(self.format, folder.absolute(), job)
+    def check_shared(self) -> None:
+        """Whoever sees the folder can write into it."""
 
     def open_work(self, job: Job, *, restart: bool, force: bool, progress: Progress | None) -> FolderWork:
         """See :class:`~fct_infer.gallery.destination.Destination`."""
@@ -214,7 +212,12 @@ class FolderWork:
 
     def open_sink(self) -> Sink:
         """Return what writes the new rows into the folder that will be DEST, and reads them from there."""
-        return _sink_spec(self.destination.format, self.gallery, self.plan).open(self.plan.gallery)
+        return self.sink_spec().open(self.plan.gallery)
+
+    def sink_spec(self) -> FolderSinkSpec:
+        """See :class:`~fct_infer.gallery.destination.SharedWork`."""
+        job = self.plan
+        return FolderSinkSpec(self.destination.format, self.gallery.absolute(), job.new_dim, job.dtype, job.new_model)
 
     def record(self, part: Part, receipt: Receipt) -> None:
         """Journal a part, all of whose files are durable."""
@@ -397,7 +400,3 @@ def own_work() -> Iterator[None]:
         yield
     except GalleryError as error:
         raise OutputError(f"unfinished work is damaged: {error}; begin again with --restart") from error
-
-
-def _sink_spec(format: str, folder: Path, job: Job) -> FolderSinkSpec:
-    return FolderSinkSpec(format, folder, job.new_dim, job.dtype, job.new_model)

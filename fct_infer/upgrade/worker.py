@@ -38,7 +38,7 @@ class WorkOrder:
 
     source: SourceSpec
     transformation: TransformationSpec
-    sink: SinkSpec
+    sink: SinkSpec | None
     dtype: np.dtype[Any]
     block_rows: int
     side_is_old: bool
@@ -47,13 +47,16 @@ class WorkOrder:
     index: IndexOrder | None = None
 
     @classmethod
-    def of(cls, plan: Plan, threads: int | None = None, index: IndexOrder | None = None) -> WorkOrder:
+    def of(
+        cls, plan: Plan, threads: int | None = None, *, sink: SinkSpec | None = None, index: IndexOrder | None = None
+    ) -> WorkOrder:
         """Describe a plan.
 
         Args:
-            plan: whose work has been begun before a worker opens its sink.
+            plan: of the upgrade.
             threads: of a worker's transformation; None: all CPUs that the worker may use.
-            index: as the task says.
+            sink: of the task, whose work has been begun; without it an order only shows that there can be one.
+            index: of the task.
 
         Raises:
             UsageError: other processes cannot write to the destination.
@@ -61,10 +64,11 @@ class WorkOrder:
         """
         if not isinstance(plan.destination, SharedDestination):
             raise UsageError(f"{plan.dest}: only one process can write there; --executor threads does")
+        plan.destination.check_shared()
         return cls(
             source=SourceSpec.of(plan.gallery),
             transformation=TransformationSpec.of(plan.transformation).with_threads(threads),
-            sink=plan.destination.sink_spec(plan),
+            sink=sink,
             dtype=plan.dtype,
             block_rows=plan.block_rows,
             side_is_old=plan.side_is_old,
@@ -125,6 +129,8 @@ class Worker:
         own = self._parts.get(part.name)
         if own is None or (own.rows, own.first_row) != (part.rows, part.first_row):
             raise UsageError(f"part {part.name} of {self.computation.gallery.path} is another one on this machine")
+        if self._order.sink is None:
+            raise UsageError("the order does not say where parts are written to: it lacks the task's sink")
         receipts: list[Receipt] = []
         sink = self._order.sink.open(self.computation.gallery)  # closed by the stream
         outlet = Outlet(sink, lambda _, files: receipts.append(files), lambda _: None, Event())

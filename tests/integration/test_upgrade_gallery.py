@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from support.programs import linear_map, paper_h
 from fct_infer import Transformation, load_index, upgrade_gallery
 from fct_infer.errors import GalleryError, GateError, OutputError, UsageError
 from fct_infer.export import Options, export_transformation
+from fct_infer.index import IndexBuilder
 from fct_infer.reference import apply_float64
+from fct_infer.upgrade.report import UpgradeReport
 from fct_infer.upgrade.settings import Settings
 
 ROWS = (1000, 37, 512)
@@ -97,6 +100,23 @@ def test_block_rows_and_threads_change_no_byte(tmp_path, program, block_rows):
         upgrade_gallery(tmp_path / "g", Transformation(program, threads=threads), tmp_path / name, settings=settings)
     for path in [*(tmp_path / "a" / "embeddings").iterdir(), tmp_path / "a" / "index.faiss"]:
         assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes()
+
+
+def test_the_seconds_of_saving_the_index_are_told(tmp_path, monkeypatch):
+    write_gallery(tmp_path / "g", rows_per_shard=(50,), old_dim=12, side_dim=None)
+    save, took = IndexBuilder.save, []
+
+    def timed(self, path):
+        start = time.perf_counter()
+        file = save(self, path)
+        took.append(time.perf_counter() - start)
+        return file
+
+    monkeypatch.setattr(IndexBuilder, "save", timed)
+    settings = Settings(index="Flat")
+    report = upgrade_gallery(tmp_path / "g", Transformation(linear_map(12, 10)), tmp_path / "new", settings=settings)
+    assert report.timings["finish"] >= took[-1] > 0
+    assert UpgradeReport.load(tmp_path / "new" / "upgrade_infos.json").timings == report.timings
 
 
 @pytest.mark.parametrize("at_once", [2, 3, 8])

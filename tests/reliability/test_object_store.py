@@ -25,6 +25,7 @@ from fct_infer.gallery.versions import keep_versions, list_versions, rollback
 from fct_infer.index.verify import verify_gallery
 from fct_infer.storage import lease, location, objects, remote_errors
 from fct_infer.storage.lease import Lease
+from fct_infer.storage.objects import read_object
 from fct_infer.upgrade import url_work
 from fct_infer.upgrade.settings import Settings
 
@@ -189,6 +190,18 @@ def test_resumed_work_repeats_only_what_was_in_work(gallery, h, expected, monkey
         assert published() == expected["h"]
         objects.remove_below(location(URL))
     assert resumed == {0, 60, 101, 191}
+
+
+def test_a_trained_index_is_resumed(tmp_path, gallery, h, monkeypatch):
+    settings = Settings(index="IVF4,SQ8", block_rows=30)
+    upgrade_gallery(gallery, h, tmp_path / "calm", settings=settings)
+    with monkeypatch.context() as patch, pytest.raises(Died):
+        Faults(patch, "pipe_file", 9, Died, once=True)
+        upgrade_gallery(gallery, h, URL, settings=settings)
+    forget_the_dead()
+    assert read_object(next(location(URL).joinpath(".partial").rglob("trained.json")))
+    upgrade_gallery(gallery, h, URL, settings=settings)
+    assert published() == result_of(tmp_path / "calm")
 
 
 def test_a_store_that_lists_late_gives_all_rows_or_an_error(gallery, h, expected, monkeypatch):

@@ -43,7 +43,7 @@ class Elsewhere:
 
     def run(self, task):
         self.orders.append(task.index)
-        with Worker(pickle.loads(pickle.dumps(WorkOrder.of(task.plan, 1, task.index)))) as worker:
+        with Worker(pickle.loads(pickle.dumps(WorkOrder.of(task.plan, 1, sink=task.sink, index=task.index)))) as worker:
             for number, part in enumerate(reversed(task.parts)):
                 if number == self.fail_after:
                     raise KeyboardInterrupt

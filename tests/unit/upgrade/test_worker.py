@@ -13,10 +13,15 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from support.galleries import write_gallery
-from support.programs import paper_h
+from support.programs import linear_map, paper_h
+from support.servers import s3_server
 
-from fct_infer import Transformation, upgrade_gallery
-from fct_infer.errors import GalleryError, UnsupportedError, UsageError
+from fct_infer import Transformation, open_source, upgrade_gallery
+from fct_infer.connectors import SourceOptions
+from fct_infer.errors import GalleryError, ResourceError, UnsupportedError, UsageError
+from fct_infer.gallery.url_place import UrlPlace
+from fct_infer.storage import location, objects
+from fct_infer.storage.objects import read_object
 from fct_infer.upgrade.executor import PartDone, Task
 from fct_infer.upgrade.plan import Plan, make_plan
 from fct_infer.upgrade.settings import Settings
@@ -46,7 +51,7 @@ class Processes:
         WorkOrder.of(plan)
 
     def run(self, task: Task) -> dict[str, float]:
-        order = WorkOrder.of(task.plan, 1, task.index)
+        order = WorkOrder.of(task.plan, threads=1, sink=task.sink, index=task.index)
         parts = [*reversed(task.parts), task.parts[0]]
         for number, data in enumerate(self.pool.map(run_part, [pickle.dumps((order, part)) for part in parts])):
             if number == self.fail_after:
@@ -128,9 +133,128 @@ def test_parquet_with_what_is_carried_along(tmp_path, pool):
     assert written(tmp_path / "processes") == written(tmp_path / "threads")
 
 
+@pytest.fixture(scope="module")
+def store():
+    """A server, and a pool whose processes know its address."""
+    with s3_server() as environment, pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        s3 = location("s3://bucket").filesystem
+        s3.mkdir("bucket")
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            yield s3, pool
+
+
+def stored(url):
+    """All that an upgrade in a store promises to be repeatable."""
+    folder = UrlPlace(location(url)).current()[1]
+    told = ("upgrade_infos.json", "index_infos.json", "manifest.json")
+    found = {path.relative_to(folder).as_posix(): read_object(path) for path in folder.rglob("*")}
+    return {name: data for name, data in found.items() if name not in told}
+
+
+def test_into_an_object_store_also_when_resumed(tmp_path, gallery, store):
+    settings, url = Settings(index="IVF4,PQ2", block_rows=40), "s3://bucket/new"
+    upgrade_gallery(gallery, H, tmp_path / "threads", settings=settings)
+    with pytest.raises(KeyboardInterrupt):
+        upgrade_gallery(gallery, H, url, settings=settings, executor=Processes(store[1], fail_after=1))
+    others = Processes(store[1])
+    assert upgrade_gallery(gallery, H, url, settings=settings, executor=others).resumed_rows == 90
+    assert others.ran == ["000001", "000000", "000000"]
+    assert stored(url) == written(tmp_path / "threads")
+    assert not store[0].find("bucket/new/.partial")
+
+
+def test_two_writers_of_one_object_send_pieces_of_their_own(tmp_path, store, monkeypatch):
+    """Of one that was given up some pieces are there; another puts the object; then it comes to its end, or never."""
+    monkeypatch.setattr(objects, "PIECE_BYTES", 5 << 20)
+    write_gallery(tmp_path / "g", (5000, 50), old_dim=12, seed=1)
+    h = Transformation(linear_map(12, 400, seed=1), "fp32", threads=1)
+    settings = Settings(index="none", block_rows=2000)
+    upgrade_gallery(tmp_path / "g", h, tmp_path / "threads", settings=settings)
+    given_up = []
+
+    class Twice(Processes):
+        def run(self, task: Task) -> dict[str, float]:
+            part = task.parts[0]
+            rows = np.load(tmp_path / "threads" / "embeddings" / f"{part.name}.npy")
+            for _ in range(2):
+                given_up.append(task.sink.open(task.plan.gallery).open_part(part))
+                given_up[-1].write(rows[:3000])
+            times = super().run(task)
+            given_up[0].write(rows[3000:])
+            given_up[0].commit()
+            return times
+
+    upgrade_gallery(tmp_path / "g", h, "s3://bucket/twice", settings=settings, executor=Twice(store[1]))
+    given_up[1].abort()
+    assert stored("s3://bucket/twice") == written(tmp_path / "threads")
+    assert not store[0].call_s3("list_multipart_uploads", Bucket="bucket", Prefix="twice/").get("Uploads")
+
+
+def put_in_pieces(s3, name: str, data: bytes) -> None:
+    """Put an object as a multipart upload of one part, whose etag is another one."""
+    place = {"Bucket": "bucket", "Key": name}
+    upload = {**place, "UploadId": s3.call_s3("create_multipart_upload", **place)["UploadId"]}
+    etag = s3.call_s3("upload_part", **upload, PartNumber=1, Body=data)["ETag"]
+    s3.call_s3("complete_multipart_upload", **upload, MultipartUpload={"Parts": [{"PartNumber": 1, "ETag": etag}]})
+
+
+def test_an_object_put_once_more_is_checked_by_its_bytes(tmp_path, gallery, store):
+    settings, url = Settings(index="none", block_rows=40), "s3://bucket/more"
+    upgrade_gallery(gallery, H, tmp_path / "threads", settings=settings)
+
+    class PutAgain(Processes):
+        def __init__(self, pool, change):
+            super().__init__(pool)
+            self.change = change
+
+        def run(self, task: Task) -> dict[str, float]:
+            times = super().run(task)
+            path = task.sink.folder / "embeddings" / "000001.npy"
+            before, data = path.info()["etag"], read_object(path)
+            put_in_pieces(store[0], path.relative_to("s3:/bucket").as_posix(), self.change(data))
+            assert path.info()["etag"] != before
+            return times
+
+    def last_bit(data: bytes) -> bytes:  # of a value's mantissa: what no comparison of directions sees
+        return data[:-4] + bytes([data[-4] ^ 1]) + data[-3:]
+
+    with pytest.raises(ResourceError, match="is not what was put there"):
+        upgrade_gallery(gallery, H, url, settings=settings, executor=PutAgain(store[1], last_bit))
+    upgrade_gallery(gallery, H, url, settings=settings, executor=PutAgain(store[1], bytes))
+    assert stored(url) == written(tmp_path / "threads")
+
+
+def test_a_store_of_this_process_only_is_refused_before_any_work(gallery, pool):
+    settings = Settings(index="none", block_rows=40)
+    with pytest.raises(UsageError, match="other processes do not see it"):
+        upgrade_gallery(gallery, H, "memory://store/new", settings=settings, executor=Processes(pool))
+    assert not list(location("memory://store").rglob("*"))
+
+
+def test_into_a_column_of_a_lance_data_set(tmp_path, pool):
+    lance = pytest.importorskip("lance")
+    rng = np.random.default_rng(0)
+    table = pa.table({
+        "vector": pa.FixedSizeListArray.from_arrays(pa.array(rng.standard_normal(300 * 12, np.float32)), 12),
+        "side": pa.FixedSizeListArray.from_arrays(pa.array(rng.standard_normal(300 * 6, np.float32)), 6),
+    })  # fmt: skip
+    lance.write_dataset(table, str(tmp_path / "items.lance"), max_rows_per_file=100)
+    settings = Settings(index="none", block_rows=40)
+    for column, executor in (("threads", None), ("processes", Processes(pool))):
+        dest = f"{tmp_path / 'items.lance'}?column={column}"
+        source = open_source(tmp_path / "items.lance", SourceOptions("vector", side_column="side"))
+        upgrade_gallery(source, H, dest, settings=settings, executor=executor)
+    made = lance.dataset(str(tmp_path / "items.lance")).to_table()
+    assert made["processes"].equals(made["threads"])
+
+
 def order_of(gallery, dest) -> tuple[Plan, WorkOrder]:
     plan = make_plan(gallery, H, dest, Settings(index="none", block_rows=40))
-    return plan, WorkOrder.of(plan, threads=1)
+    work = plan.destination.open_work(plan, restart=False, force=False, progress=None)
+    work.close()
+    return plan, WorkOrder.of(plan, threads=1, sink=work.sink_spec())
 
 
 def test_two_writers_of_one_part_do_not_see_each_other(tmp_path, gallery):
