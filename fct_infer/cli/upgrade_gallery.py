@@ -209,7 +209,7 @@ def command(
     gallery = open_source(source, options)
     columns = columns_text(gallery.schema.columns, gallery.schema.other_columns)
     if dry_run:
-        plan = make_plan(gallery, h, destination, chosen)
+        plan = make_plan(gallery, h, destination, chosen, append=append)
         plan.destination.check_replaceable(force=force or append)
         if executor is not None:
             executor.check(plan)
