@@ -29,12 +29,12 @@ from fct_infer.storage import RemotePath, check_text
 from fct_infer.transformation import Transformation
 from fct_infer.upgrade.calibration import calibrate
 from fct_infer.upgrade.computation import Computation
+from fct_infer.upgrade.folder import FolderDestination
 from fct_infer.upgrade.lance_work import LanceDestination, lance_column
 from fct_infer.upgrade.predecessor import published_inputs
 from fct_infer.upgrade.probe import Known, Probe, read_probe
 from fct_infer.upgrade.settings import Settings
 from fct_infer.upgrade.url_work import UrlDestination
-from fct_infer.upgrade.work import FolderDestination
 
 BLOCK_BYTES = {"cpu": 16 << 20, "cuda": 128 << 20}  # a device is done with less before the next block is read
 MOST_BLOCK_PARTS = 4  # with several shards at once blocks are smaller, but no smaller than that
