@@ -131,6 +131,7 @@ class Pool {
   }
 
   void serve() {
+    pthread_setname_np(pthread_self(), "fct-kept");  // for who looks at a process's threads
     cpu_set_t own;
     bool has_own = sched_getaffinity(0, sizeof own, &own) == 0;
     std::unique_lock lock(mutex_);

@@ -177,8 +177,10 @@ def command(
       fct-upgrade-gallery items.parquet --transformation h.bundle -o DEST --dry-run
       fct-upgrade-gallery items.parquet --transformation h.bundle -o DEST
     """
-    from fct_infer import load_transformation, open_source, upgrade_gallery
+    from fct_infer import open_source, upgrade_gallery
     from fct_infer.artifacts.loading import is_code
+    from fct_infer.backends.loading import open_transformation
+    from fct_infer.backends.options import RuntimeOptions
     from fct_infer.connectors import open_destination
     from fct_infer.storage import DurableWriter
     from fct_infer.upgrade.estimate import estimate
@@ -197,16 +199,8 @@ def command(
     known = (probe, probe_ids, probe_column, probe_queries, probe_truth)
     chosen = Settings(**settings, probe=Probe(*known) if any(known) else None)
     destination = open_destination(dest)
-    h = load_transformation(
-        transformation,
-        precision,
-        threads,
-        backend,
-        device=device,
-        device_memory=device_memory,
-        normalize=chosen.normalize,
-        trust=trust,
-    )
+    runtime = RuntimeOptions(precision, threads, backend, device, device_memory, chosen.normalize, trust)
+    h = open_transformation(transformation, runtime)
     if h.assignment:
         note(f"{transformation}: {h.assignment}")
     if h.no_device:
@@ -214,7 +208,7 @@ def command(
     gallery = open_source(source, options)
     columns = columns_text(gallery.schema.columns, gallery.schema.other_columns)
     if dry_run:
-        plan = make_plan(gallery, h, destination, chosen)
+        plan = make_plan(gallery, h, destination, chosen, append=append)
         plan.destination.check_replaceable(force=force or append)
         if executor is not None:
             executor.check(plan)

@@ -1,7 +1,8 @@
 """Growing a published gallery: parts whose source has not changed are taken over from DEST, the others transformed.
 
-What is taken over is written into the unfinished work as if an earlier run had finished it, digests compared; from
-there on all is as in an upgrade that is resumed, so rows and ids are, byte for byte, those of an upgrade of all rows.
+What is taken over is written into the unfinished work as if an earlier run had finished it, digests compared (from URL
+to URL by way of this machine). From there on all is as in an upgrade that is resumed: rows and ids are, byte for byte,
+those of an upgrade of all rows. Precisions that need ranges keep those that DEST was made with.
 
 Where rows were only added behind those there are, the published index is taken over as well and extended: its lists and
 codes stay as they were trained. Otherwise an index is built of all rows, byte for byte that of a whole upgrade.
@@ -9,23 +10,22 @@ codes stay as they were trained. Otherwise an index is built of all rows, byte f
 
 from __future__ import annotations
 
-import json
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fct_infer.cuda import device_numbers
-from fct_infer.errors import ArtifactError, UsageError
+from fct_infer.errors import UsageError
 from fct_infer.gallery import Gallery, GalleryManifest, Part, read_manifest
 from fct_infer.gallery.destination import Progress
-from fct_infer.gallery.versions import INFOS_NAME
+from fct_infer.gallery.sink import Receipt
 from fct_infer.index.sharded import SHARDS_FOLDER
-from fct_infer.storage import ReadFile, RemotePath, copy_file, remove_tree, work_folder
+from fct_infer.storage import DigestedFile, copy_file, remove_tree
 from fct_infer.upgrade.plan import Plan
+from fct_infer.upgrade.predecessor import published_at, published_infos, published_inputs
 from fct_infer.upgrade.report import UpgradeReport
 from fct_infer.upgrade.work import FolderWork
 
-_MAX_INFOS_BYTES = 1 << 28
 _READ_AS = "read as"  # in a fingerprint: not a file, but how rows come from all of them
 _OF_THE_INDEX = ("index", "metric", "old_index", "sharded_index")  # it is built anew
 
@@ -40,7 +40,7 @@ def unchanged_parts(plan: Plan) -> list[Part]:
         UsageError: DEST was made by another transformation or other settings, or of other files.
         ArtifactError: DEST is no published gallery, or is damaged.
     """
-    if not _has_dest(plan):
+    if published_at(plan.dest) is None:
         return []
     before, now = _inputs(plan), plan.identity()
     different = [
@@ -104,7 +104,7 @@ def index_is_extended(plan: Plan) -> bool:
     The others are built anew: an index on a device or in shards, or one that is to begin with another index's lists.
     """
     is_other = plan.old_lists is not None or device_numbers(plan.index_device) or plan.settings.sharded_index
-    if plan.index is None or is_other or not _has_dest(plan):
+    if plan.index is None or is_other or not _inputs(plan):
         return False
     before, manifest = _inputs(plan), read_manifest(_folder(plan))
     wanted = {"index": plan.index.factory, "metric": plan.settings.metric}
@@ -126,12 +126,12 @@ def _first_rows(plan: Plan, known: dict[str, Any]) -> int:
 
 def is_up_to_date(plan: Plan) -> bool:
     """Whether DEST is what the upgrade would make, of these files, by this transformation, and no work is left over."""
-    return _has_dest(plan) and not work_folder(_folder(plan)).exists() and _inputs(plan) == plan.identity()
+    return _inputs(plan) == plan.identity() and not plan.destination.begun_with()
 
 
 def published_report(plan: Plan) -> UpgradeReport:
     """Return the report of what DEST is."""
-    return UpgradeReport.load(_folder(plan) / INFOS_NAME)
+    return UpgradeReport.of(published_infos(_folder(plan)))
 
 
 def take_over(plan: Plan, work: FolderWork, progress: Progress | None) -> None:
@@ -142,7 +142,7 @@ def take_over(plan: Plan, work: FolderWork, progress: Progress | None) -> None:
     for part in unchanged_parts(plan):
         manifest = manifest or read_manifest(_folder(plan))
         if part.name not in done and (files := _copied(plan, work, manifest, part)):
-            work.journal.append("shard", name=part.name, rows=part.rows, files=files)
+            work.record(part, files)
         rows += part.rows
         if progress:
             progress("take over unchanged shards", rows, plan.gallery.schema.rows)
@@ -160,49 +160,30 @@ def _take_over_index(plan: Plan, work: FolderWork, manifest: GalleryManifest) ->
     work.journal.append("trained", **vars(copied), left_out=manifest.rows - held, lists=said)
 
 
-def _copied(plan: Plan, work: FolderWork, manifest: GalleryManifest, part: Part) -> dict[str, dict[str, Any]]:
+def _copied(plan: Plan, work: FolderWork, manifest: GalleryManifest, part: Part) -> Receipt:
     names = [name for name in manifest.files if "/" in name and PurePosixPath(name).stem == part.name]
     names = [name for name in names if not name.startswith(f"{SHARDS_FOLDER}/")]
-    files: dict[str, dict[str, Any]] = {}
+    files: dict[str, DigestedFile] = {}
     for name in names:
         copied = copy_file(_folder(plan) / name, work.gallery / name)
         if copied != manifest.files[name]:
             for each in (*files, name):
                 remove_tree(work.gallery / each)
             return {}
-        files[name] = vars(copied)
+        files[name] = copied
     return files
 
 
 def _folder(plan: Plan) -> Path:
-    if isinstance(plan.dest, RemotePath):
-        raise UsageError(
-            f"{plan.dest}: --append (append=True) grows a folder; behind a URL --force makes all rows anew"
-        )
-    if not isinstance(plan.dest, Path):
-        raise UsageError(f"{plan.dest}: --append (append=True) grows a folder; a table follows its source anyway")
-    return plan.dest
-
-
-def _has_dest(plan: Plan) -> bool:
-    folder = _folder(plan)
-    return folder.is_dir() and any(folder.iterdir())
+    """Return where the files of DEST lie, which is there."""
+    folder = published_at(plan.dest)
+    assert folder is not None
+    return folder
 
 
 def _inputs(plan: Plan) -> dict[str, Any]:
     """Return what DEST was made of."""
-    path = _folder(plan) / INFOS_NAME
-    manifest = read_manifest(path.parent)
-    with ReadFile(path) as file:
-        data = file.read(min(file.size, _MAX_INFOS_BYTES))
-    try:
-        inputs = json.loads(data)["inputs"]
-        if INFOS_NAME not in manifest.files or not isinstance(inputs["gallery"], dict):
-            raise ValueError
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ArtifactError(f"{path}: is damaged, or does not say what the gallery was made of") from error
-    found: dict[str, Any] = inputs
-    return found
+    return published_inputs(plan.dest)
 
 
 def _of_rows(before: dict[str, Any], now: dict[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -19,7 +19,8 @@ from fct_infer.errors import OutputError, UsageError
 from fct_infer.gallery import MANIFEST_NAME, Source
 from fct_infer.gallery.destination import Atomicity, Job, Progress
 from fct_infer.storage import RemotePath, location, sha256_of_file
-from fct_infer.upgrade.work import FolderDestination, FolderWork
+from fct_infer.upgrade.folder import FolderDestination
+from fct_infer.upgrade.work import FolderWork
 
 _PLACE = re.compile(r"(.+)\?column=([^?&/]+)", re.DOTALL)
 

@@ -30,11 +30,12 @@ from fct_infer.storage import RemotePath, check_text
 from fct_infer.transformation import Transformation
 from fct_infer.upgrade.calibration import calibrate
 from fct_infer.upgrade.computation import Computation
+from fct_infer.upgrade.folder import FolderDestination
 from fct_infer.upgrade.lance_work import LanceDestination, lance_column
+from fct_infer.upgrade.predecessor import published_inputs
 from fct_infer.upgrade.probe import Known, Probe, read_probe
 from fct_infer.upgrade.settings import Settings
 from fct_infer.upgrade.url_work import UrlDestination
-from fct_infer.upgrade.work import FolderDestination
 
 BLOCK_BYTES = {"cpu": 16 << 20, "cuda": 128 << 20}  # a device is done with less before the next block is read
 MOST_BLOCK_PARTS = 4  # with several shards at once blocks are smaller, but no smaller than that
@@ -231,9 +232,18 @@ class Plan(Computation):
 
 
 def make_plan(
-    source: str | Path | Source, h: Transformation, dest: str | Path | Destination, settings: Settings
+    source: str | Path | Source,
+    h: Transformation,
+    dest: str | Path | Destination,
+    settings: Settings,
+    *,
+    append: bool = False,
 ) -> Plan:
     """Open and check everything the upgrade will need.
+
+    Args:
+        source, h, dest, settings: as :func:`fct_infer.upgrade_gallery` takes them.
+        append: DEST is to grow: what depends on rows is as it was when DEST was made.
 
     Raises:
         GalleryError: the gallery is malformed, or its dims do not fit the transformation.
@@ -274,7 +284,7 @@ def make_plan(
         h = h.normalized()
     if not h.is_calibrated:
         rows = sample_rows(schema.rows, CALIBRATION_ROWS, SEED + 3)
-        h = calibrate(h, gallery, fingerprint, destination.begun_with(), rows, settings.min_cosine)
+        h = calibrate(h, gallery, fingerprint, _decided(destination, fingerprint, append), rows, settings.min_cosine)
     old_lists = _old_lists(settings, destination, schema.rows)
     index = None
     if is_indexed:
@@ -302,6 +312,13 @@ def make_plan(
         known=known,
         old_lists=old_lists,
     )
+
+
+def _decided(destination: Destination, fingerprint: dict[str, Any], append: bool) -> dict[str, Any]:
+    """Return the identity whose precision and ranges go on: that of DEST if it is to grow, or of unfinished work."""
+    if append and (inputs := published_inputs(destination.name)):
+        return {**inputs, "gallery": fingerprint}
+    return destination.begun_with()
 
 
 def _old_lists(settings: Settings, destination: Destination, rows: int) -> OldLists | None:

@@ -71,7 +71,7 @@ def upgrade_gallery(
     """
     check_transformation(h)
     started = time.perf_counter()
-    plan = make_plan(gallery, h, dest, settings or Settings())
+    plan = make_plan(gallery, h, dest, settings or Settings(), append=append)
     executor = executor or ThreadsExecutor()
     executor.check(plan)
     if append:

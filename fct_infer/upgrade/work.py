@@ -1,4 +1,4 @@
-"""A folder as destination, and the unfinished upgrade of it on disk, ``DEST.partial``.
+"""The unfinished upgrade of a folder on disk, ``DEST.partial``.
 
 DEST.partial/lock            held while an upgrade runs
 DEST.partial/journal.jsonl   what is durable so far
@@ -10,40 +10,29 @@ DEST.partial/gallery/        becomes DEST by one rename
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
-from fct_infer.connectors import open_sink
 from fct_infer.connectors.spec import FolderSinkSpec
-from fct_infer.errors import GalleryError, OutputError, ResourceError
+from fct_infer.errors import GalleryError, OutputError
 from fct_infer.gallery import MANIFEST_NAME, GalleryManifest, Part, Sink, Source, read_manifest, sample_rows
-from fct_infer.gallery.destination import Atomicity, Job, Progress, check_same_upgrade
-from fct_infer.gallery.manifest import foreign_to_manifest
+from fct_infer.gallery.destination import Job, Progress, check_same_upgrade
 from fct_infer.gallery.sink import Receipt
 from fct_infer.gallery.source import Rows
-from fct_infer.gallery.versions import drop_old_versions, versions_bytes
-from fct_infer.machine import size_text
+from fct_infer.gallery.versions import INFOS_NAME, drop_old_versions
 from fct_infer.storage import (
     ReadFile,
     Staging,
-    can_exchange,
-    check_place,
-    check_replaceable,
     remove_tree,
     sha256_of_file,
     work_folder,
     write_bytes,
     write_json,
 )
-from fct_infer.upgrade.journal import Journal, first_record, journal_file
-
-INFOS_NAME = "upgrade_infos.json"
+from fct_infer.upgrade.journal import Journal, journal_file
 
 _OTHERS = ("journal.jsonl", "journal.jsonl.tmp", "trained.faiss", "trained.faiss.tmp", "index_parts")
 _FOREIGN = "exists and is not unfinished work of fct-upgrade-gallery"
@@ -61,83 +50,6 @@ class FilesDestination(Protocol):
 
     def check_replaceable(self, *, force: bool) -> None:
         """See :class:`~fct_infer.gallery.destination.Destination`."""
-
-
-class FolderDestination:
-    """See :class:`~fct_infer.gallery.destination.Destination`.
-
-    Args:
-        dest: folder to create.
-        format: of what is written, see :data:`fct_infer.connectors.SINKS`.
-        inputs: what the upgrade is made from, by what each is called in a message.
-        keep: versions of what is replaced that are kept for a rollback.
-
-    Raises:
-        UsageError: no folder can have this name, or an input would be lost or written into.
-    """
-
-    atomicity: Atomicity = "rename"
-    holds_index = True
-
-    def __init__(self, dest: str | Path, format: str, inputs: dict[str, str | Path], keep: int = 1) -> None:
-        self.name = check_place(dest, inputs)
-        self.format, self.keep = format, keep
-
-    @property
-    def is_replaced_in_one_step(self) -> bool:
-        """Whether what is there now never is missing; some file systems cannot."""
-        return not self.name.is_dir() or can_exchange(self.name.parent)
-
-    def adopt(self, source: Source) -> Source:
-        """A folder is no place to upgrade in."""
-        return source
-
-    def check(self, source: Source, dim: int, dtype: np.dtype[Any]) -> None:
-        """Refuse what the format cannot carry."""
-        open_sink(self.format, self.name, source, dim, dtype).close()
-
-    def check_replaceable(self, *, force: bool) -> None:
-        """See :class:`~fct_infer.gallery.destination.Destination`."""
-        check_replaceable(self.name, foreign_to_manifest, force=force)
-
-    def check_room(self, wanted: int) -> None:
-        """Raise a ResourceError if the disk is too full; what is written already is counted as free."""
-        parent, partial = next(folder for folder in self.name.parents if folder.exists()), work_folder(self.name)
-        free = shutil.disk_usage(parent).free + _bytes_in(partial)
-        if free < wanted:
-            kept = versions_bytes(self.name)
-            way_out = f"; fct-gallery versions --keep 0 drops kept versions of {size_text(kept)}" if kept else ""
-            raise ResourceError(f"{parent}: {size_text(free)} free, about {size_text(wanted)} needed{way_out}")
-
-    def begun_with(self) -> dict[str, Any]:
-        """What the journal begins with."""
-        identity: dict[str, Any] = (first_record(journal_file(self.name)) or {}).get("identity", {})
-        return identity
-
-    def promises(self, job: Job) -> dict[str, str]:
-        """See :class:`~fct_infer.gallery.destination.Destination`."""
-        said = {}
-        if predecessor := _bytes_in(self.name):
-            said["kept"] = self._kept_text(predecessor)
-        if not self.is_replaced_in_one_step:
-            said["note"] = (
-                "this file system cannot exchange two folders: while it is replaced, DEST is missing for an instant"
-            )
-        return said
-
-    def _kept_text(self, predecessor: int) -> str:
-        others = versions_bytes(self.name)
-        also = f"; older versions take {size_text(others)}" if others else ""
-        if not self.keep:
-            return f"nothing (--keep 0): what DEST is now, {size_text(predecessor)}, is dropped then{also}"
-        return f"what DEST is now, {size_text(predecessor)}, stays beside it for rollback until --keep 0{also}"
-
-    def check_shared(self) -> None:
-        """Whoever sees the folder can write into it."""
-
-    def open_work(self, job: Job, *, restart: bool, force: bool, progress: Progress | None) -> FolderWork:
-        """See :class:`~fct_infer.gallery.destination.Destination`."""
-        return FolderWork(job, self, restart=restart, force=force, progress=progress)
 
 
 class FolderWork:
@@ -386,11 +298,6 @@ class FolderWork:
         for path in self.gallery.rglob("*"):
             if path.relative_to(self.gallery).as_posix() not in kept and path.is_file():
                 remove_tree(path)
-
-
-def _bytes_in(folder: Path) -> int:
-    """Return the bytes of all files in a folder; 0 if there is none."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0
 
 
 @contextmanager

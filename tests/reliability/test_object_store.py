@@ -19,7 +19,7 @@ from support.programs import linear_map
 from support.servers import s3_server
 
 from fct_infer import Transformation, open_gallery, open_source, upgrade_gallery
-from fct_infer.errors import ArtifactError, FctError, OutputError, ResourceError
+from fct_infer.errors import ArtifactError, FctError, OutputError, ResourceError, UsageError
 from fct_infer.gallery.url_place import UrlPlace, read_pointer
 from fct_infer.gallery.versions import keep_versions, list_versions, rollback
 from fct_infer.index.verify import verify_gallery
@@ -190,6 +190,69 @@ def test_resumed_work_repeats_only_what_was_in_work(gallery, h, expected, monkey
         assert published() == expected["h"]
         objects.remove_below(location(URL))
     assert resumed == {0, 60, 101, 191}
+
+
+def grown(tmp_path: Path) -> Path:
+    write_gallery(tmp_path / "g", rows_per_shard=(60, 41, 90, 30), old_dim=12, ids="str", seed=1)
+    for folder in (tmp_path / "g").iterdir():
+        (folder / "000003.npy").rename(tmp_path / f"{folder.name}-later.npy")
+    return tmp_path / "g"
+
+
+def grow(gallery: Path) -> None:
+    for folder in gallery.iterdir():
+        gallery.with_name(f"{folder.name}-later.npy").rename(folder / "000003.npy")
+
+
+@pytest.mark.parametrize("index", ["none", "Flat", "IVF4,SQ8"])
+def test_a_gallery_that_grew(tmp_path, h, index):
+    gallery, settings = grown(tmp_path), Settings(index=index, block_rows=30)
+    for dest in (URL, tmp_path / "folder"):
+        assert upgrade_gallery(gallery, h, dest, settings=settings, append=True).resumed_rows == 0
+    before = list_versions(URL)
+    assert upgrade_gallery(gallery, h, URL, settings=settings, append=True).rows == 191
+    assert list_versions(URL) == before
+    grow(gallery)
+    for dest in (URL, tmp_path / "folder"):
+        report = upgrade_gallery(gallery, h, dest, settings=settings, append=True)
+        assert (report.rows, report.resumed_rows) == (221, 191)
+        assert index == "none" or "index of 191 rows was extended" in report.index_placement.get("lists", "")
+    assert published() == result_of(tmp_path / "folder")
+    assert rollback(URL).version.version == before[0].version and open_source(URL).schema.rows == 191
+    assert not list(location(URL).joinpath(".partial").rglob("*"))
+
+
+def test_a_gallery_that_grew_is_stopped_and_resumed(tmp_path, h, monkeypatch):
+    gallery, dest, stopped = grown(tmp_path), tmp_path / "folder", 0
+    for place in (URL, dest):
+        upgrade_gallery(gallery, h, place, settings=FLAT)
+    grow(gallery)
+    upgrade_gallery(gallery, h, dest, settings=FLAT, append=True)
+    for nth in range(1, 40, 3):
+        with monkeypatch.context() as patch:
+            Faults(patch, "pipe_file", nth, Died, once=True)
+            try:
+                upgrade_gallery(gallery, h, URL, settings=FLAT, append=True)
+            except Died:
+                stopped += 1
+        forget_the_dead()
+    upgrade_gallery(gallery, h, URL, settings=FLAT, append=True)
+    assert stopped > 3 and published() == result_of(dest)
+
+
+def test_what_is_damaged_in_the_store_is_made_again(tmp_path, h):
+    gallery, dest = grown(tmp_path), tmp_path / "folder"
+    upgrade_gallery(gallery, h, URL, settings=NO_INDEX)
+    path = UrlPlace(location(URL)).current()[1] / "embeddings" / "000001.npy"
+    data = read_object(path)
+    objects.put_object(path, data[:-1] + bytes([data[-1] ^ 1]))
+    grow(gallery)
+    assert upgrade_gallery(gallery, h, URL, settings=NO_INDEX, append=True).resumed_rows == 150
+    upgrade_gallery(gallery, h, dest, settings=NO_INDEX)
+    assert published() == result_of(dest)
+    other = Transformation(linear_map(12, 10, seed=5))
+    with pytest.raises(UsageError, match="rows were made otherwise: transformation"):
+        upgrade_gallery(gallery, other, URL, settings=NO_INDEX, append=True)
 
 
 def test_a_trained_index_is_resumed(tmp_path, gallery, h, monkeypatch):

@@ -20,10 +20,10 @@ from fct_infer.errors import GalleryError, OutputError
 from fct_infer.gallery import Gallery, sample_rows
 from fct_infer.reference import largest_values
 from fct_infer.upgrade import calibration
+from fct_infer.upgrade.folder import FolderDestination
 from fct_infer.upgrade.plan import SEED, default_block_rows, make_plan
 from fct_infer.upgrade.report import UpgradeReport
 from fct_infer.upgrade.settings import Settings
-from fct_infer.upgrade.work import FolderDestination
 
 PROGRAM = paper_h(12, 6, 10, inner=16)
 ROWS = (100, 41, 90)

@@ -122,6 +122,10 @@ def published(folder):
     return np.concatenate([np.load(shard) for shard in sorted((folder / "embeddings").glob("*.npy"))])
 
 
+def inputs_of(folder):
+    return json.loads((folder / "upgrade_infos.json").read_text())["inputs"]
+
+
 @pytest.mark.parametrize("precision", ["int8", "auto"])
 def test_int8_is_scaled_by_rows_of_the_gallery(native_int8, tmp_path, precision):
     arrays = write_gallery(tmp_path / "g", (500, 200), old_dim=8)
@@ -146,6 +150,23 @@ def test_int8_goes_on_with_the_ranges_it_began_with(native_int8, tmp_path, monke
     report = upgrade_gallery(tmp_path / "g", h, tmp_path / "new", settings=SETTINGS)
     assert report.settings["precision"] == "int8"
     assert published(tmp_path / "new").tobytes() == published(tmp_path / "whole").tobytes()
+
+
+@pytest.mark.parametrize("precision", ["int8", "auto"])
+def test_a_gallery_that_grew_keeps_its_ranges(native_int8, tmp_path, precision):
+    rows = write_gallery(tmp_path / "g", (300, 200), old_dim=8, side_dim=None)["old"].astype(np.float32)
+    h = Transformation(linear_map(8, 6), precision)
+    upgrade_gallery(tmp_path / "g", h, tmp_path / "new", settings=SETTINGS)
+    before, ranges = published(tmp_path / "new"), inputs_of(tmp_path / "new")["ranges"]
+    np.save(tmp_path / "g" / "embeddings" / "000002.npy", 1.3 * rows[:100])
+    report = upgrade_gallery(tmp_path / "g", h, tmp_path / "new", settings=SETTINGS, append=True)
+    assert report.resumed_rows == 500 and report.settings["precision"] == "int8"
+    assert inputs_of(tmp_path / "new")["ranges"] == ranges
+    assert published(tmp_path / "new")[:500].tobytes() == before.tobytes()
+    whole = upgrade_gallery(tmp_path / "g", h, tmp_path / "whole", settings=SETTINGS)
+    assert whole.rows == 600 and inputs_of(tmp_path / "whole")["ranges"] != ranges
+    again = upgrade_gallery(tmp_path / "g", h, tmp_path / "new", settings=SETTINGS, append=True)
+    assert again == report  # nothing has changed since
 
 
 def test_int8_does_not_go_on_where_weights_have_other_bits(native_int8, tmp_path, monkeypatch):
