@@ -9,7 +9,8 @@
 # make cuda    compile and link everything for NVIDIA devices (needs nvcc, no device), run the C++ tests, and run the same
 #              sources on a simulated device; SANITIZE=address,undefined watches them there
 # make docs    the documentation, docs/_build/html; a warning is an error
-# make wheel   a wheel that runs on other machines, in dist/
+# make wheel   a source archive and a wheel that runs on other machines, in dist/, each installed and used in a new environment;
+#              WHEEL_PYTHONS="python3.11 python3.12" makes a wheel for each
 # make clean   remove all that these made
 #
 # Each sets up .venv by itself and reuses it while nothing it depends on has changed.
@@ -18,6 +19,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CORES := $(shell nproc)
+WHEEL_PYTHONS ?= $(BIN)/python
 CPP_SOURCES := $(shell find csrc tests/cpp tests/simulated_cuda -name '*.cpp' -o -name '*.h')
 CORE := $(CPP_SOURCES) $(wildcard csrc/cuda/nvidia/*.cu cmake/*.cmake tests/simulated_cuda/*.txt) CMakeLists.txt \
   pyproject.toml constraints.txt
@@ -76,9 +78,13 @@ docs: $(VENV)/.docs
 	@echo "docs/_build/html/index.html"
 
 wheel: $(VENV)/.wheel
-	@$(BIN)/python -m build --wheel --outdir dist/unrepaired .
+	@rm -rf dist/fct_infer-* dist/unrepaired
+	@$(BIN)/python -m build --sdist --outdir dist .
+	@for python in $(WHEEL_PYTHONS); do \
+	  $(BIN)/pip --python $$python wheel --quiet --no-deps --wheel-dir dist/unrepaired dist/fct_infer-*.tar.gz || exit 1; done
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist dist/unrepaired/*.whl
 	@rm -rf dist/unrepaired
+	@for python in $(WHEEL_PYTHONS); do $$python packaging/try_install.py dist/fct_infer-* || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist docs/_build demo/work demo/report.html reproduction/work benchmarks/.work .mypy_cache .ruff_cache .pytest_cache .hypothesis

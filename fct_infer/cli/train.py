@@ -34,7 +34,7 @@ def group() -> None:
 
     \b
     Example:
-      fct-train backbone imagenet/old -o runs/old --set data.root=/data/imagenet
+      fct-train backbone imagenet/old -o runs/old --set data.path=/data/imagenet
       fct-train transformation transformation.yaml -o runs/h
     """
 

@@ -40,6 +40,6 @@ def test_links_lead_somewhere(page):
 def test_options_that_are_named_exist(page, source):
     """Options in lines that name one of the commands."""
     for line in page.read_text().splitlines():
-        text = line if re.search(r"\bfct-[a-z]", line) else ""
+        text = line if re.search(r"\bfct-(?!infer)[a-z]", line) else ""
         for option in re.findall(r"(?<![\w-])--[a-z][a-z-]+[a-z]", text):
             assert f'"{option}' in source or f"/{option}" in source, f"{option} in: {line}"

@@ -33,17 +33,22 @@ def _standardized(model: Mapping[str, Any], uncertainty: bool = False) -> Standa
     return StandardizedTransformation(ModelSpec(**model).build(LayeredTransformation), uncertainty)
 
 
-_MODELS: dict[str, Callable[..., nn.Module]] = {
+BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "resnet": ResNet,
     **{f"resnet{depth}": partial(DeepResNet, depth) for depth in (18, 34, 50, 101)},
     "mobilenet_v2": MobileNetV2,
     "unit": _unit,
+}
+TRAINED: dict[str, Callable[..., nn.Module]] = {**TRANSFORMATIONS, "fitted_residual": FittedResidual}
+"""Transformations that are trained."""
+
+_MODELS: dict[str, Callable[..., nn.Module]] = {
+    **BACKBONES,
     "standardized": _standardized,
     "linear_classifier": LinearClassifier,
     "cosine_classifier": CosineClassifier,
     "program": ProgramTransformation,
-    "fitted_residual": FittedResidual,
-    **TRANSFORMATIONS,
+    **TRAINED,
 }
 
 
@@ -51,9 +56,12 @@ _MODELS: dict[str, Callable[..., nn.Module]] = {
 class ModelSpec:
     """A model as data: its name and the arguments of its constructor (JSON values only).
 
-    The name is one of the registry, or ``module:function``, ``timm/NAME`` or ``torchvision/NAME``. The model ``unit``
-    brings the embeddings of another, its argument ``backbone``, to length 1; ``standardized`` puts another h, its
-    argument ``model``, between standardised spaces.
+    The model ``unit`` brings the embeddings of another, its argument ``backbone``, to length 1; ``standardized`` puts
+    another h, its argument ``model``, between standardised spaces.
+
+    Attributes:
+        name: one of the registry, or ``module:function``, ``timm/NAME`` or ``torchvision/NAME``.
+        arguments: of its constructor.
     """
 
     name: str

@@ -20,7 +20,14 @@ from fct_infer.training.trainers.side_information import TrainedSideInformation
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """What the encoder is and how it is trained; ``decoder_channels`` is the width of the decoder at its start."""
+    """What the encoder is and how it is trained.
+
+    Attributes:
+        model: the encoder, a backbone.
+        training: schedule and devices.
+        augmentation: random views of the images.
+        decoder_channels: width of the decoder at its start.
+    """
 
     model: ModelSpec
     training: TrainingConfig

@@ -43,7 +43,7 @@ class BctRunConfig(BctConfig):
 
     Attributes:
         data: the images.
-        validation: as of :class:`BackboneRunConfig`.
+        validation: held-out images, as of a backbone.
         old: folder of the old model's finished ``fct-train backbone`` or ``bct`` run.
         trust_code: build an old model that is not this project's.
     """

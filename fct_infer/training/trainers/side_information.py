@@ -21,7 +21,15 @@ from fct_infer.training.run import RunFolder
 
 @dataclass(frozen=True)
 class SideInformationConfig:
-    """What a side-information model is and how it is trained."""
+    """What a side-information model is and how it is trained.
+
+    Attributes:
+        model: the backbone.
+        training: schedule and devices.
+        augmentation: random views of the images; two of one image should be alike, those of two images should not.
+        temperature: of SimCLR's softmax over similarities.
+        projection_dim: width of what SimCLR compares, the output of a head that is dropped afterwards.
+    """
 
     model: ModelSpec
     training: TrainingConfig

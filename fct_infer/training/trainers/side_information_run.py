@@ -28,7 +28,12 @@ COMMAND = "side-information"
 
 @dataclass(frozen=True, kw_only=True)
 class SimClrRunConfig(SideInformationConfig):
-    """SimCLR and the images, whose labels are not used."""
+    """SimCLR and the images.
+
+    Attributes:
+        data: the images, whose labels are not used.
+        kind: says that it is SimCLR.
+    """
 
     data: DataConfig
     kind: Literal["simclr"] = "simclr"
@@ -36,7 +41,12 @@ class SimClrRunConfig(SideInformationConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderRunConfig(AutoencoderConfig):
-    """An autoencoder and the images, whose labels are not used."""
+    """An autoencoder and the images.
+
+    Attributes:
+        data: the images, whose labels are not used.
+        kind: says that it is an autoencoder.
+    """
 
     data: DataConfig
     kind: Literal["autoencoder"]
@@ -44,7 +54,12 @@ class AutoencoderRunConfig(AutoencoderConfig):
 
 @dataclass(frozen=True)
 class NoneRunConfig:
-    """No side-information: psi is the model of the finished run in the folder ``old``."""
+    """No side-information: psi is the old model.
+
+    Attributes:
+        kind: says so.
+        old: folder of the old model's finished run.
+    """
 
     kind: Literal["none"]
     old: str

@@ -63,7 +63,11 @@ class FeatureFolders:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageViews(Views):
-    """Images, as a backbone's training takes them, that are embedded once before the training."""
+    """Images, as a backbone's training takes them, that are embedded once before the training.
+
+    Attributes:
+        images: which.
+    """
 
     images: DataConfig
 

@@ -32,8 +32,8 @@ from fct_infer.training.models.base import TransformationModule
 from fct_infer.training.models.folding import to_program, to_uncertainty_program
 from fct_infer.training.models.foreign import is_foreign
 from fct_infer.training.models.program import ProgramTransformation, program_arguments
-from fct_infer.training.models.registry import ModelSpec
-from fct_infer.training.models.transformation import TRANSFORMATIONS, LayeredTransformation
+from fct_infer.training.models.registry import TRAINED, ModelSpec
+from fct_infer.training.models.transformation import LayeredTransformation
 from fct_infer.training.trainers.transformation import (
     Objective,
     TransformationConfig,
@@ -68,7 +68,7 @@ PAPER_RECIPE = TrainingConfig(
 _LEAST_BATCH, _BATCHES = 32, 32  # rows of a batch, and batches of an epoch
 _LEAST_STEPS = 2_500  # of a training, or h learns little: as many as 80 epochs of that many batches
 _VALIDATION_ROWS = 8192  # at once
-_MODELS = (*TRANSFORMATIONS, "fitted_residual", *MAPS, "chain", "module:function")
+_MODELS = (*TRAINED, *MAPS, "chain", "module:function")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,14 +108,23 @@ class _RunConfig(TransformationConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class TransformationRunConfig(_RunConfig):
-    """Training on cached embeddings of the training set, ``data``."""
+    """Training on cached embeddings.
+
+    Attributes:
+        data: embeddings of the training set by both models.
+    """
 
     data: FeatureFolders
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTransformationRunConfig(_RunConfig):
-    """Training on images, ``data``, which ``models`` embed first, into ``features/`` in the run's folder."""
+    """Training on images.
+
+    Attributes:
+        data: the images, which are embedded first, into ``features/`` in the run's folder.
+        models: what embeds them.
+    """
 
     data: ImageViews
     models: EmbeddingModels
