@@ -9,12 +9,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from support.bundles import core_bundle
 from support.galleries import write_gallery
-from support.programs import paper_h
+from support.programs import linear_map, paper_h
 
 from fct_infer import Transformation, load_index, upgrade_gallery
+from fct_infer.cli.upgrade_gallery import command
 from fct_infer.errors import ResourceError, UsageError
 from fct_infer.gallery import read_manifest
+from fct_infer.index import read_old_lists
 from fct_infer.index.parts import PartBuilder
 from fct_infer.index.verify import verify_gallery
 from fct_infer.transformation import Linear
@@ -265,3 +269,22 @@ def test_more_parts_than_may_be_open_at_once_are_merged_first(tmp_path, gallery,
     found = [load_index(tmp_path / name).search(QUERIES, 5) for name in ("new", "whole")]
     for mine, wanted in zip(*found, strict=True):
         np.testing.assert_array_equal(mine, wanted)
+
+
+def test_an_index_in_shards_may_be_the_old_index_of_another(tmp_path, gallery):
+    upgrade_gallery(gallery, H, tmp_path / "whole", settings=settings())
+    upgrade_gallery(gallery, H, tmp_path / "shards", settings=settings(sharded_index=True))
+    whole, shards = (read_old_lists(tmp_path / name, sum(SIZES)) for name in ("whole", "shards"))
+    assert shards.count == whole.count == 4
+    np.testing.assert_array_equal(shards.labels, whole.labels)
+    np.testing.assert_array_equal(shards.lists, whole.lists)
+
+
+def test_from_the_command_line(tmp_path, gallery):
+    core_bundle(linear_map(12, 10), tmp_path / "h")
+    shutil.rmtree(gallery / "side_information")
+    arguments = [str(gallery), "--transformation", str(tmp_path / "h"), "-o", str(tmp_path / "new")]
+    done = CliRunner().invoke(command, [*arguments, "--index", "IVF4,SQ8", "--sharded-index"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert load_index(tmp_path / "new").rows == sum(SIZES)
+    assert (tmp_path / "new" / "index" / "000003.faiss").exists()
