@@ -26,6 +26,7 @@ from fct_infer.upgrade import index_parts
 from fct_infer.upgrade.plan import make_plan
 from fct_infer.upgrade.run import _Run
 from fct_infer.upgrade.settings import Settings
+from fct_infer.upgrade.work import FolderWork
 from fct_infer.upgrade.worker import Worker, WorkOrder
 
 H = Transformation(paper_h(old_dim=12, side_dim=6, new_dim=10, inner=16, seed=1), "fp32", threads=1)
@@ -288,3 +289,28 @@ def test_from_the_command_line(tmp_path, gallery):
     assert done.exit_code == 0, done.output
     assert load_index(tmp_path / "new").rows == sum(SIZES)
     assert (tmp_path / "new" / "index" / "000003.faiss").exists()
+
+
+@pytest.mark.parametrize("when", ["verify", "finish"])
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_killed_after_parts_were_gathered(tmp_path, gallery, monkeypatch, is_sharded, when):
+    def verify(stage, _done, _rows):
+        if stage == when:
+            raise KeyboardInterrupt
+
+    def finish(*_):
+        raise KeyboardInterrupt
+
+    asked = settings(sharded_index=is_sharded)
+    monkeypatch.setattr("fct_infer.index.parts.MOST_LISTS", 8)  # so that parts are merged, and dropped
+    upgrade_gallery(gallery, H, tmp_path / "one", settings=asked, executor=Elsewhere())
+    with monkeypatch.context() as patch:
+        if when == "finish":
+            patch.setattr(FolderWork, "finish", finish)
+        with pytest.raises(KeyboardInterrupt):
+            upgrade_gallery(gallery, H, tmp_path / "new", settings=asked, executor=Elsewhere(), progress=verify)
+    executor = Elsewhere()
+    report = upgrade_gallery(gallery, H, tmp_path / "new", settings=asked, executor=executor)
+    assert report.resumed_rows == sum(SIZES)
+    assert published(tmp_path / "new") == published(tmp_path / "one")
+    assert not verify_gallery(tmp_path / "new").surplus
