@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.errors import UsageError
-from fct_infer.index.builder import load_index_file
+from fct_infer.gallery import read_manifest
+from fct_infer.index.builder import INDEX_NAME, load_index_file
 from fct_infer.index.faiss_module import faiss, inner_indexes, ivf_of
+from fct_infer.index.sharded import SHARDED_NAME, load_sharded
 from fct_infer.storage import sha256_of_file
 
 
@@ -50,7 +52,7 @@ class OldLists:
 
 
 def read_old_lists(path: str | Path, rows: int) -> OldLists:
-    """Read which row is in which list of an index: a FAISS file that is trusted, or a folder with ``index.faiss``.
+    """Read which row is in which list of an index: a FAISS file that is trusted, or a published folder.
 
     Args:
         path: of the index.
@@ -61,9 +63,11 @@ def read_old_lists(path: str | Path, rows: int) -> OldLists:
         UsageError: it is no inverted file, holds another number of rows, or several under one id.
     """
     path = Path(path)
-    path = path / "index.faiss" if path.is_dir() else path
+    path = path / _index_of(path) if path.is_dir() else path
     sha256 = sha256_of_file(path)
-    index = load_index_file(path)
+    index = (
+        load_sharded(path.parent, read_manifest(path.parent)) if path.name == SHARDED_NAME else load_index_file(path)
+    )
     ivf = ivf_of(index)
     if ivf is None:
         raise UsageError(f"{path}: is {type(index).__name__}, which has no inverted lists to begin with; wanted IVF")
@@ -82,13 +86,18 @@ def read_old_lists(path: str | Path, rows: int) -> OldLists:
     return OldLists(path, sha256, int(ivf.nlist), labels, lists)
 
 
+def _index_of(folder: Path) -> str:
+    return SHARDED_NAME if (folder / SHARDED_NAME).exists() and not (folder / INDEX_NAME).exists() else INDEX_NAME
+
+
 def _members(ivf: Any) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Return the ids of an inverted file's rows, list by list, and the lists."""
     module, inverted = faiss(), ivf.invlists
     sizes = np.array([inverted.list_size(number) for number in range(ivf.nlist)], np.int64)
-    ids = [
-        module.rev_swig_ptr(inverted.get_ids(number), int(sizes[number])).copy()
-        for number in np.flatnonzero(sizes).tolist()
-    ]
+    ids = []
+    for number in np.flatnonzero(sizes).tolist():
+        there = inverted.get_ids(number)
+        ids.append(module.rev_swig_ptr(there, int(sizes[number])).copy())
+        inverted.release_ids(number, there)  # of an index in shards it was put together for us
     found = np.concatenate(ids) if ids else np.empty(0, np.int64)
     return found, np.repeat(np.arange(ivf.nlist, dtype=np.int32), sizes)

@@ -36,7 +36,7 @@ class Settings:
             takes rows in order, one.
         old_index: the index of the old embeddings, an inverted file with as many lists: training begins with its lists,
             and keeps what comes of it if that is as good as training from scratch (the report says). A FAISS file that
-            is trusted, or a folder with ``index.faiss``. With ``index`` ``auto`` its number of lists is taken.
+            is trusted, or a published folder. With ``index`` ``auto`` its number of lists is taken.
         sharded_index: publish the index as one shard for each part of the gallery, which searches open where they lie
             (an inverted file's lists stay on the disk) and search as one: for an index that no memory holds.
         keep: versions of what is replaced that are kept for :func:`fct_infer.gallery.versions.rollback`; 0 drops all.

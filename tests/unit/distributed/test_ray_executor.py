@@ -20,7 +20,7 @@ from support.galleries import write_gallery
 from support.programs import paper_h
 
 from fct_infer import Transformation, upgrade_gallery
-from fct_infer.errors import GalleryError, UsageError
+from fct_infer.errors import GalleryError, ResourceError, UsageError
 from fct_infer.upgrade.crew import Policy
 from fct_infer.upgrade.settings import Settings
 
@@ -154,6 +154,20 @@ def test_a_bad_row_ends_it_at_once_by_file_and_row(tmp_path, gallery, cluster):
     with pytest.raises(GalleryError, match=r"000003\.npy: row 7 holds NaN"):
         upgrade_gallery(gallery, H, tmp_path / "ray", settings=Settings(index="none"), executor=EXECUTOR)
     assert not (tmp_path / "ray").exists()
+
+
+def test_a_part_of_the_index_that_cannot_be_written_ends_it_by_name_and_the_rest_is_kept(tmp_path, gallery, cluster):
+    def block(stage, _done, _rows):
+        if stage == "train index":
+            (tmp_path / "ray.partial" / "index_parts").write_bytes(b"where a folder should be")
+
+    impatient = replace(EXECUTOR, policy=Policy(attempts=2, first_wait=0.1, patience=60))
+    with pytest.raises(ResourceError, match=r"part 00000\d failed 2 times.*index_parts"):
+        upgrade_gallery(gallery, H, tmp_path / "ray", settings=SETTINGS, executor=impatient, progress=block)
+    (tmp_path / "ray.partial" / "index_parts").unlink()
+    upgrade_gallery(gallery, H, tmp_path / "ray", settings=SETTINGS, executor=EXECUTOR)
+    upgrade_gallery(gallery, H, tmp_path / "threads", settings=SETTINGS)
+    assert published(tmp_path / "ray") == published(tmp_path / "threads")
 
 
 def test_a_node_that_is_removed_while_an_index_is_made_in_shards(tmp_path, gallery, cluster):

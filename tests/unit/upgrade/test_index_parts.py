@@ -9,12 +9,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from support.bundles import core_bundle
 from support.galleries import write_gallery
-from support.programs import paper_h
+from support.programs import linear_map, paper_h
 
 from fct_infer import Transformation, load_index, upgrade_gallery
+from fct_infer.cli.upgrade_gallery import command
 from fct_infer.errors import ResourceError, UsageError
 from fct_infer.gallery import read_manifest
+from fct_infer.index import read_old_lists
 from fct_infer.index.parts import PartBuilder
 from fct_infer.index.verify import verify_gallery
 from fct_infer.transformation import Linear
@@ -22,6 +26,7 @@ from fct_infer.upgrade import index_parts
 from fct_infer.upgrade.plan import make_plan
 from fct_infer.upgrade.run import _Run
 from fct_infer.upgrade.settings import Settings
+from fct_infer.upgrade.work import FolderWork
 from fct_infer.upgrade.worker import Worker, WorkOrder
 
 H = Transformation(paper_h(old_dim=12, side_dim=6, new_dim=10, inner=16, seed=1), "fp32", threads=1)
@@ -265,3 +270,47 @@ def test_more_parts_than_may_be_open_at_once_are_merged_first(tmp_path, gallery,
     found = [load_index(tmp_path / name).search(QUERIES, 5) for name in ("new", "whole")]
     for mine, wanted in zip(*found, strict=True):
         np.testing.assert_array_equal(mine, wanted)
+
+
+def test_an_index_in_shards_may_be_the_old_index_of_another(tmp_path, gallery):
+    upgrade_gallery(gallery, H, tmp_path / "whole", settings=settings())
+    upgrade_gallery(gallery, H, tmp_path / "shards", settings=settings(sharded_index=True))
+    whole, shards = (read_old_lists(tmp_path / name, sum(SIZES)) for name in ("whole", "shards"))
+    assert shards.count == whole.count == 4
+    np.testing.assert_array_equal(shards.labels, whole.labels)
+    np.testing.assert_array_equal(shards.lists, whole.lists)
+
+
+def test_from_the_command_line(tmp_path, gallery):
+    core_bundle(linear_map(12, 10), tmp_path / "h")
+    shutil.rmtree(gallery / "side_information")
+    arguments = [str(gallery), "--transformation", str(tmp_path / "h"), "-o", str(tmp_path / "new")]
+    done = CliRunner().invoke(command, [*arguments, "--index", "IVF4,SQ8", "--sharded-index"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert load_index(tmp_path / "new").rows == sum(SIZES)
+    assert (tmp_path / "new" / "index" / "000003.faiss").exists()
+
+
+@pytest.mark.parametrize("when", ["verify", "finish"])
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_killed_after_parts_were_gathered(tmp_path, gallery, monkeypatch, is_sharded, when):
+    def verify(stage, _done, _rows):
+        if stage == when:
+            raise KeyboardInterrupt
+
+    def finish(*_):
+        raise KeyboardInterrupt
+
+    asked = settings(sharded_index=is_sharded)
+    monkeypatch.setattr("fct_infer.index.parts.MOST_LISTS", 8)  # so that parts are merged, and dropped
+    upgrade_gallery(gallery, H, tmp_path / "one", settings=asked, executor=Elsewhere())
+    with monkeypatch.context() as patch:
+        if when == "finish":
+            patch.setattr(FolderWork, "finish", finish)
+        with pytest.raises(KeyboardInterrupt):
+            upgrade_gallery(gallery, H, tmp_path / "new", settings=asked, executor=Elsewhere(), progress=verify)
+    executor = Elsewhere()
+    report = upgrade_gallery(gallery, H, tmp_path / "new", settings=asked, executor=executor)
+    assert report.resumed_rows == sum(SIZES)
+    assert published(tmp_path / "new") == published(tmp_path / "one")
+    assert not verify_gallery(tmp_path / "new").surplus
