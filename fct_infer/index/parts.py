@@ -168,15 +168,16 @@ class GatheredBuilder(IndexBuilder):
 
     Args:
         trained: the trained, empty index the parts were made from; is used up.
-        parts: in the order of their rows, with the file each lies in, whose digest is checked.
+        parts: in the order of their rows, with the file each lies in.
+        were_digested: whether these have just been compared with their digests; else they are.
 
     Raises:
         ArtifactError: a file is missing, damaged, no index, or holds other rows or ids than its part says.
     """
 
-    def __init__(self, trained: IndexBuilder, parts: Parts) -> None:
+    def __init__(self, trained: IndexBuilder, parts: Parts, *, were_digested: bool = False) -> None:
         super().__init__(trained.factory, trained.dim, trained.metric, trained.threads)
-        self.index = gather(trained.index, parts)
+        self.index = gather(trained.index, parts, were_digested=were_digested)
         self.left_out = sum(part.left_out for _, part in parts)
         self.parts = parts
         self.placement = {**trained.placement, "add": "cpu, in parts"}
@@ -189,7 +190,8 @@ class GatheredBuilder(IndexBuilder):
 def fewer_parts(order: IndexOrder, parts: Parts) -> Parts:
     """Return the parts of an inverted file merged, neighbours into one, until a table of all lists fits into memory.
 
-    The files of what is merged stay as they are; each byte is written once for every time that there are too many.
+    The files, just compared with their digests, stay as they are; each byte is written once for every time that there
+    are too many.
     """
     ivf = _last_inverted_file(order.open(1).index)
     together = len(parts) if ivf is None else max(2, MOST_LISTS // int(ivf.nlist))
@@ -205,16 +207,16 @@ def fewer_parts(order: IndexOrder, parts: Parts) -> Parts:
 
 def _merged(order: IndexOrder, parts: Parts, name: str) -> tuple[Path, IndexPart]:
     path, each = order.path(name), [part for _, part in parts]
-    builder = GatheredBuilder(order.open(1), parts)
+    builder = GatheredBuilder(order.open(1), parts, were_digested=True)
     with _without_centroids(builder.index):
         file = builder.save(path)
     ids = sum(part.ids for part in each) & _ID_SUM
     return path, IndexPart(sum(part.rows for part in each), sum(part.left_out for part in each), ids, file)
 
 
-def gather(trained: Any, parts: Parts) -> Any:
+def gather(trained: Any, parts: Parts, *, were_digested: bool = False) -> Any:
     """Return a trained, empty FAISS index with all rows of its parts; see :class:`GatheredBuilder`."""
-    for path, part in parts:
+    for path, part in () if were_digested else parts:
         check_index_file(path, part.file.sha256)
     ivf = _last_inverted_file(trained)
     if ivf is None:
