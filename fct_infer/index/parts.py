@@ -8,17 +8,24 @@ byte for byte the one that one process would have written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
-
 from fct_infer.errors import ArtifactError, ResourceError, UsageError
 from fct_infer.index.builder import Ids, IndexBuilder, check_index_file, load_index_file, save_index_file
+from fct_infer.index.contents import (
+    ID_SUM,
+    id_sum,
+    ids_of,
+    last_inverted_file,
+    list_sizes,
+    lists_of,
+    merge,
+    without_centroids,
+    without_lists,
+)
 from fct_infer.index.factory import IndexPlan, make_index
 from fct_infer.index.faiss_module import condensed, faiss, faiss_errors, inner_indexes
 from fct_infer.storage import DigestedFile, DurableWriter, RemotePath, remove_tree, sha256_of_file
@@ -26,8 +33,6 @@ from fct_infer.transformation import Float32Array
 
 MOST_LISTS = 1 << 24  # of all parts that are open at once: FAISS keeps 24 bytes of each list of each part in memory
 MERGED = "merged-"  # how files of several parts are called
-_ID_SUM = (1 << 64) - 1
-_NO_LISTS = b"il00"  # what FAISS writes in place of inverted lists that are not there
 
 
 @dataclass(frozen=True)
@@ -60,14 +65,6 @@ class IndexPart:
 Parts: TypeAlias = Sequence[tuple[Path, IndexPart]]
 
 
-def id_sum(ids: Ids) -> int:
-    """Return a number that is the same for the same ids in any order, and adds up over parts modulo 2^64."""
-    mixed = ids.astype(np.uint64)
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):  # splitmix64
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    return int((mixed ^ (mixed >> np.uint64(31))).sum(dtype=np.uint64))
-
-
 def can_be_parted(index: Any) -> bool:
     """Whether parts of such an index add up to the same bytes; graphs and refined indexes are built in one go.
 
@@ -91,7 +88,7 @@ def can_be_parted(index: Any) -> bool:
 
 def stays_on_disk(plan: IndexPlan) -> bool:
     """Whether the rows of such an index, once gathered, are read where they lie: those of an inverted file are."""
-    return _last_inverted_file(make_index(plan.factory, plan.dim, plan.metric)) is not None
+    return last_inverted_file(make_index(plan.factory, plan.dim, plan.metric)) is not None
 
 
 class PartBuilder(IndexBuilder):
@@ -114,7 +111,7 @@ class PartBuilder(IndexBuilder):
 
     def _add(self, rows: Float32Array, ids: Ids) -> None:
         super()._add(rows, ids)
-        self._ids = (self._ids + id_sum(ids)) & _ID_SUM
+        self._ids = (self._ids + id_sum(ids)) & ID_SUM
 
     def end(self, path: Path) -> IndexPart:
         """Write what was added durably, checked.
@@ -123,9 +120,9 @@ class PartBuilder(IndexBuilder):
             ResourceError: disk full, I/O error, the disk returns other bytes than were written; or the index does not
                 hold the ids it was given.
         """
-        if _ids_of(self.index) != self._ids:
+        if ids_of(self.index) != self._ids:
             raise ResourceError(f"{path}: the index does not hold the ids it was given; is the memory sound?")
-        with _without_centroids(self.index):
+        with without_centroids(self.index):
             file = self.save(path)
         return IndexPart(int(self.index.ntotal), self.left_out, self._ids, file)
 
@@ -168,30 +165,32 @@ class GatheredBuilder(IndexBuilder):
 
     Args:
         trained: the trained, empty index the parts were made from; is used up.
-        parts: in the order of their rows, with the file each lies in, whose digest is checked.
+        parts: in the order of their rows, with the file each lies in.
+        were_digested: whether these have just been compared with their digests; else they are.
 
     Raises:
         ArtifactError: a file is missing, damaged, no index, or holds other rows or ids than its part says.
     """
 
-    def __init__(self, trained: IndexBuilder, parts: Parts) -> None:
+    def __init__(self, trained: IndexBuilder, parts: Parts, *, were_digested: bool = False) -> None:
         super().__init__(trained.factory, trained.dim, trained.metric, trained.threads)
-        self.index = gather(trained.index, parts)
+        self.index = gather(trained.index, parts, were_digested=were_digested)
         self.left_out = sum(part.left_out for _, part in parts)
         self.parts = parts
         self.placement = {**trained.placement, "add": "cpu, in parts"}
 
     def save(self, path: Path) -> DigestedFile:
         """See :func:`save_gathered`; for which :func:`id_sum` is compared with that of the parts."""
-        return save_gathered(self.index, path, sum(part.ids for _, part in self.parts) & _ID_SUM)
+        return save_gathered(self.index, path, sum(part.ids for _, part in self.parts) & ID_SUM)
 
 
 def fewer_parts(order: IndexOrder, parts: Parts) -> Parts:
     """Return the parts of an inverted file merged, neighbours into one, until a table of all lists fits into memory.
 
-    The files of what is merged stay as they are; each byte is written once for every time that there are too many.
+    The files, just compared with their digests, stay as they are; each byte is written once for every time that there
+    are too many.
     """
-    ivf = _last_inverted_file(order.open(1).index)
+    ivf = last_inverted_file(order.open(1).index)
     together = len(parts) if ivf is None else max(2, MOST_LISTS // int(ivf.nlist))
     level = 0
     while len(parts) > together:
@@ -205,18 +204,18 @@ def fewer_parts(order: IndexOrder, parts: Parts) -> Parts:
 
 def _merged(order: IndexOrder, parts: Parts, name: str) -> tuple[Path, IndexPart]:
     path, each = order.path(name), [part for _, part in parts]
-    builder = GatheredBuilder(order.open(1), parts)
-    with _without_centroids(builder.index):
+    builder = GatheredBuilder(order.open(1), parts, were_digested=True)
+    with without_centroids(builder.index):
         file = builder.save(path)
-    ids = sum(part.ids for part in each) & _ID_SUM
+    ids = sum(part.ids for part in each) & ID_SUM
     return path, IndexPart(sum(part.rows for part in each), sum(part.left_out for part in each), ids, file)
 
 
-def gather(trained: Any, parts: Parts) -> Any:
+def gather(trained: Any, parts: Parts, *, were_digested: bool = False) -> Any:
     """Return a trained, empty FAISS index with all rows of its parts; see :class:`GatheredBuilder`."""
-    for path, part in parts:
+    for path, part in () if were_digested else parts:
         check_index_file(path, part.file.sha256)
-    ivf = _last_inverted_file(trained)
+    ivf = last_inverted_file(trained)
     if ivf is None:
         # FAISS merges an IndexFlat with none but its like, and reads back another kind of it than its factory makes.
         trained = faiss().deserialize_index(faiss().serialize_index(trained))
@@ -224,7 +223,7 @@ def gather(trained: Any, parts: Parts) -> Any:
             index = load_index_file(path)
             _check_rows(path, index, part)
             with faiss_errors(f"{path}: is no part of this index", ArtifactError):
-                _merge(trained, index)
+                merge(trained, index)
         return trained
     opened, pointers = [_on_disk(path) for path, _ in parts], faiss().InvertedListsPtrVector()
     for index, (path, part) in zip(opened, parts, strict=True):
@@ -245,16 +244,16 @@ def save_gathered(index: Any, path: Path, ids: int) -> DigestedFile:
         ResourceError: disk full, I/O error, the disk returns other bytes than were written; or the ids in it do not
             add up to ``ids``, the :func:`id_sum` of all.
     """
-    ivf = _last_inverted_file(index)
+    ivf = last_inverted_file(index)
     if ivf is None:
-        if _ids_of(index) != ids:
+        if ids_of(index) != ids:
             raise ResourceError(f"{path}: the gathered index does not hold the ids of its parts")
         return save_index_file(index, path)
     with DurableWriter(path) as file:
-        file.write(_without_lists(index, ivf))
-        file.write(_list_sizes(ivf))
-        for codes, found in _lists_of(ivf):
-            ids = (ids - id_sum(found)) & _ID_SUM
+        file.write(without_lists(index, ivf))
+        file.write(list_sizes(ivf))
+        for codes, found in lists_of(ivf):
+            ids = (ids - id_sum(found)) & ID_SUM
             file.write(codes)
             file.write(found)
         if ids:
@@ -275,7 +274,7 @@ def open_on_disk(path: Path, sha256: str) -> Any:
     """
     check_index_file(path, sha256)
     index = _on_disk(path)
-    return index if _last_inverted_file(index) is not None else load_index_file(path)
+    return index if last_inverted_file(index) is not None else load_index_file(path)
 
 
 def _on_disk(path: Path) -> Any:
@@ -288,15 +287,6 @@ def _on_disk(path: Path) -> Any:
         raise ArtifactError(f"{path}: cannot be read by this FAISS: {condensed(error)}") from error
 
 
-def _last_inverted_file(index: Any) -> Any | None:
-    """Return the inverted file that ends an index, and its file, and keeps the ids itself; None if there is none."""
-    module = faiss()
-    *outer, innermost = inner_indexes(index)
-    known = (module.IndexIVFFlat, module.IndexIVFPQ, module.IndexIVFScalarQuantizer)
-    is_last = type(innermost) in known and all(type(each) is module.IndexPreTransform for each in outer)
-    return innermost if is_last else None
-
-
 def _check_rows(path: Path, index: Any, part: IndexPart) -> None:
     if index.ntotal != part.rows:
         raise ArtifactError(f"{path}: holds {index.ntotal} rows, wanted {part.rows}")
@@ -304,97 +294,7 @@ def _check_rows(path: Path, index: Any, part: IndexPart) -> None:
 
 def _lists_like(wanted: Any, path: Path, index: Any) -> Any:
     """Return the inverted lists of a part, if they can be those of the inverted file ``wanted``."""
-    ivf = _last_inverted_file(index)
+    ivf = last_inverted_file(index)
     if ivf is None or (ivf.nlist, ivf.code_size) != (wanted.nlist, wanted.code_size):
         raise ArtifactError(f"{path}: is no part of this index: it was trained otherwise")
     return ivf.invlists
-
-
-def _merge(index: Any, part: Any, first: int = 0) -> None:
-    """Move the rows of a part behind those of an index; ``first`` is added to ids that an inverted file keeps."""
-    module = faiss()
-    index, part = module.downcast_index(index), module.downcast_index(part)
-    if isinstance(index, module.IndexPreTransform):
-        _merge(index.index, part.index, first)
-        index.ntotal = index.index.ntotal
-    elif isinstance(index, module.IndexIDMap | module.IndexIDMap2):
-        # FAISS's own would leave the numbers that an inverted file under the map keeps as they are: all from 0.
-        ids = np.concatenate([module.vector_to_array(each.id_map) for each in (index, part)])
-        _merge(index.index, part.index, int(index.ntotal))
-        module.copy_array_to_vector(ids, index.id_map)
-        index.ntotal = index.index.ntotal
-        if isinstance(index, module.IndexIDMap2):
-            index.construct_rev_map()
-    else:
-        index.merge_from(part, first if isinstance(index, module.IndexIVF) else 0)
-
-
-def _ids_of(index: Any) -> int:
-    """Return the :func:`id_sum` of what an index holds."""
-    module = faiss()
-    index = module.downcast_index(index)
-    if isinstance(index, module.IndexPreTransform):
-        return _ids_of(index.index)
-    if isinstance(index, module.IndexIDMap | module.IndexIDMap2):
-        return id_sum(module.vector_to_array(index.id_map))
-    if isinstance(index, module.IndexIVF):
-        return sum(id_sum(ids) for _, ids in _lists_of(index)) & _ID_SUM
-    return id_sum(np.arange(index.ntotal, dtype=np.int64))
-
-
-def _lists_of(ivf: Any) -> Iterator[tuple[NDArray[np.uint8], Ids]]:
-    """Yield codes and ids of each list that has any; they are valid until the next one."""
-    module, lists = faiss(), ivf.invlists
-    for number in np.flatnonzero(_sizes(ivf)).tolist():
-        size = lists.list_size(number)
-        codes, ids = lists.get_codes(number), lists.get_ids(number)
-        try:
-            yield module.rev_swig_ptr(codes, size * lists.code_size), module.rev_swig_ptr(ids, size)
-        finally:  # what was put together for us, or is only looked at
-            lists.release_codes(number, codes)
-            lists.release_ids(number, ids)
-
-
-def _sizes(ivf: Any) -> NDArray[np.int64]:
-    lists = ivf.invlists
-    return np.fromiter((lists.list_size(number) for number in range(ivf.nlist)), np.int64, ivf.nlist)
-
-
-def _without_lists(index: Any, ivf: Any) -> bytes:
-    """Return what FAISS writes of an index before its inverted lists, with which the file ends."""
-    lists = ivf.invlists
-    ivf.replace_invlists(None, False)
-    try:
-        data: bytes = faiss().serialize_index(index).tobytes()
-    finally:
-        ivf.replace_invlists(lists, False)
-    assert data.endswith(_NO_LISTS), "an index whose file does not end with its lists"
-    return data.removesuffix(_NO_LISTS)
-
-
-@contextmanager
-def _without_centroids(index: Any) -> Iterator[None]:
-    """Have an inverted file forget where its lists lie: all parts would say it, at more bytes than their rows take."""
-    ivf = _last_inverted_file(index)
-    if ivf is None:
-        yield
-        return
-    quantizer, none = ivf.quantizer, faiss().IndexFlat(ivf.d, ivf.metric_type)
-    ivf.quantizer = none
-    try:
-        yield
-    finally:
-        ivf.quantizer = quantizer
-        none.this.acquire()  # FAISS's setters make Python forget that it owns what they are given
-
-
-def _list_sizes(ivf: Any) -> bytes:
-    """Return the head of FAISS's inverted lists: all sizes, or, if most lists are empty, those of the others."""
-    sizes = _sizes(ivf)
-    nonempty = np.flatnonzero(sizes)
-    if len(nonempty) > ivf.nlist // 2:
-        kind, numbers = b"full", sizes
-    else:
-        kind, numbers = b"sprs", np.stack([nonempty, sizes[nonempty]], axis=1).reshape(-1)
-    head = np.array([ivf.nlist, ivf.code_size], "<u8").tobytes()
-    return b"ilar" + head + kind + np.array([len(numbers)], "<u8").tobytes() + numbers.astype("<u8").tobytes()

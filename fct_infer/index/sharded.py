@@ -33,13 +33,13 @@ class ShardedBuilder(GatheredBuilder):
     """Parts that lie in the folder to be published already, as one index that stays in parts.
 
     Args:
-        trained, parts: as for the base.
+        trained, parts, were_digested: as for the base.
         folder: in whose :data:`SHARDS_FOLDER` the parts lie; what was trained is written beside.
     """
 
-    def __init__(self, trained: IndexBuilder, parts: Parts, folder: Path) -> None:
+    def __init__(self, trained: IndexBuilder, parts: Parts, folder: Path, *, were_digested: bool = False) -> None:
         self._trained = trained.save(folder / TRAINED_NAME)  # before it is used up
-        super().__init__(trained, parts)
+        super().__init__(trained, parts, were_digested=were_digested)
 
     def publish(self, folder: Path) -> dict[str, DigestedFile]:
         """See the base; parts that were merged into shards are dropped."""

@@ -40,7 +40,6 @@ class IndexParts:
 
     def __init__(self, plan: Plan, work: FolderWork, builder: IndexBuilder, trained: DigestedFile | None) -> None:
         self._plan, self._work, self._builder, self._trained = plan, work, builder, trained
-        self._earlier = {record["name"] for record in work.journal.all(_KIND)}
 
     @property
     def is_sharded(self) -> bool:
@@ -84,14 +83,14 @@ class IndexParts:
         self._build([part for part in parts if part.name not in found], found, report)
         files = fewer_parts(order, [(order.path(part.name), found[part.name]) for part in parts])
         if self.is_sharded:
-            return ShardedBuilder(self._builder, files, self._work.gallery)
-        return GatheredBuilder(self._builder, files)
+            return ShardedBuilder(self._builder, files, self._work.gallery, were_digested=True)
+        return GatheredBuilder(self._builder, files, were_digested=True)
 
     def _found(self) -> dict[str, IndexPart]:
-        """Return what was built; of an earlier run's what still is what was written."""
+        """Return what was built and still is what was written; a worker that was given up may have written since."""
         found = {record["name"]: IndexPart.of_record(record) for record in self._work.journal.all(_KIND)}
         order = self.order
-        return {name: part for name, part in found.items() if _is_intact(order.path(name), part, name in self._earlier)}
+        return {name: part for name, part in found.items() if _is_intact(order.path(name), part.file)}
 
     def _build(self, missing: Iterable[Part], found: dict[str, IndexPart], report: Callable[[str, int], None]) -> None:
         if not missing:
@@ -111,8 +110,7 @@ class IndexParts:
                 report("index finished shards", part.first_row + part.rows)
 
 
-def _is_intact(path: Path, part: IndexPart, is_read: bool) -> bool:
-    """Whether a file is there; whether it holds what was written is seen when parts are gathered, too late to mend."""
+def _is_intact(path: Path, file: DigestedFile) -> bool:
     with suppress(GalleryError, OSError):
-        return path.stat().st_size == part.file.size and (not is_read or sha256_of_file(path) == part.file.sha256)
+        return path.stat().st_size == file.size and sha256_of_file(path) == file.sha256
     return False

@@ -13,13 +13,13 @@ from support.faults import FailNth, FullDisk
 
 from fct_infer.errors import ArtifactError, ResourceError, UsageError
 from fct_infer.index import IndexBuilder, load_index_file
+from fct_infer.index.contents import id_sum
 from fct_infer.index.parts import (
     GatheredBuilder,
     IndexOrder,
     PartBuilder,
     can_be_parted,
     fewer_parts,
-    id_sum,
     open_on_disk,
 )
 from fct_infer.storage import use_filesystem, write_bytes

@@ -314,3 +314,19 @@ def test_killed_after_parts_were_gathered(tmp_path, gallery, monkeypatch, is_sha
     assert report.resumed_rows == sum(SIZES)
     assert published(tmp_path / "new") == published(tmp_path / "one")
     assert not verify_gallery(tmp_path / "new").surplus
+
+
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_a_part_that_was_changed_behind_its_record_is_made_again(tmp_path, gallery, built, is_sharded):
+    class Zombie(Elsewhere):
+        def run(self, task):
+            super().run(task)
+            change(task.index.path("000001"))
+            return {}
+
+    asked = settings(sharded_index=is_sharded)
+    upgrade_gallery(gallery, H, tmp_path / "one", settings=asked, executor=Elsewhere())
+    built.clear()
+    upgrade_gallery(gallery, H, tmp_path / "new", settings=asked, executor=Zombie())
+    assert built == ["000003", "000002", "000001", "000000", "000001"]
+    assert published(tmp_path / "new") == published(tmp_path / "one")

@@ -53,10 +53,10 @@ class Processes:
     def run(self, task: Task) -> dict[str, float]:
         order = WorkOrder.of(task.plan, threads=1, sink=task.sink, index=task.index)
         parts = [*reversed(task.parts), task.parts[0]]
-        for number, data in enumerate(self.pool.map(run_part, [pickle.dumps((order, part)) for part in parts])):
+        for number, part in enumerate(parts):  # one at a time: where this ends early, nobody writes any more
             if number == self.fail_after:
                 raise KeyboardInterrupt
-            done: PartDone = pickle.loads(data)
+            done: PartDone = pickle.loads(self.pool.submit(run_part, pickle.dumps((order, part))).result())
             assert done.worker
             self.ran.append(done.part.name)
             task.record(done)
