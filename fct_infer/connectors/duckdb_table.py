@@ -146,10 +146,19 @@ class DuckTarget(SqlTarget):
             finally:
                 self._cursor.unregister("fct_rows")
 
-    def replace(self, keys: Keys, new: Rows) -> int:
+    def marks(self, keys: Keys) -> NDArray[np.int64]:
+        """See :class:`Target`."""
+        select = f"SELECT {self._key_sql} AS k, {DIGEST} FROM {self.named(self.side)}"
+        found = self._store.rows_of(keys, select, self._key_sql)
+        known = dict(zip(found.column(0).to_pylist(), found.column(1).to_pylist(), strict=True))
+        return np.array([known.get(key, 0) for key in keys.tolist()], np.int64)
+
+    def replace(self, keys: Keys, new: Rows, marks: NDArray[np.int64] | None = None) -> int:
         """See :class:`Target`."""
         query = f"UPDATE {self.named(self.side)} SET {quoted(self.version)} = v FROM fct_rows WHERE {self._key_sql} = k"
-        return int(self._with_rows(keys, new, np.zeros(len(keys), np.int64), query)[0][0])
+        if marks is None:
+            return int(self._with_rows(keys, new, np.zeros(len(keys), np.int64), query)[0][0])
+        return int(self._with_rows(keys, new, marks, f"{query} AND {DIGEST} = d")[0][0])
 
     def delete(self, keys: Keys) -> None:
         """See :class:`Target`."""

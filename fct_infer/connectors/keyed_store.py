@@ -249,13 +249,28 @@ class Target(ABC):
     def upsert(self, page: Page, digests: NDArray[np.int64], new: Rows) -> None:
         """Write new vectors by key, over those that are there; durable when :meth:`transaction` ends, or at once."""
 
-    def replace(self, keys: Keys, new: Rows) -> int:
+    def marks(self, keys: Keys) -> NDArray[np.int64]:
+        """Return the digest of what the new vector of each key was computed from; 0 where there is none.
+
+        Raises:
+            UsageError: the engine has no transactions, so nothing is replaced there.
+        """
+        raise self._has_no_transactions()
+
+    def replace(self, keys: Keys, new: Rows, marks: NDArray[np.int64] | None = None) -> int:
         """Put better vectors in place of new ones, of rows that have one; in a transaction. Return of how many.
+
+        Args:
+            keys, new: sorted, each once, and their vectors.
+            marks: if given, only rows whose :meth:`marks` are still these.
 
         Raises:
             UsageError: the engine has no transactions.
         """
-        raise UsageError(f"{self.url.name}: vectors are replaced in PostgreSQL, SQLite and DuckDB only")
+        raise self._has_no_transactions()
+
+    def _has_no_transactions(self) -> UsageError:
+        return UsageError(f"{self.url.name}: vectors are replaced in PostgreSQL, SQLite and DuckDB only")
 
     @abstractmethod
     def delete(self, keys: Keys) -> None:

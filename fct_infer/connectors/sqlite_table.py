@@ -165,14 +165,25 @@ class SqliteTarget(SqlTarget):
         rows = zip(page.keys.tolist(), (row.tobytes() for row in raw), digests.tolist(), strict=True)
         self._connection.run_many(f"INSERT OR REPLACE INTO {quoted(self.side)} VALUES (?, ?, ?)", rows)
 
-    def replace(self, keys: Keys, new: Rows) -> int:
+    def marks(self, keys: Keys) -> NDArray[np.int64]:
+        """See :class:`Target`."""
+        rows = dict(self._store.rows_of(keys, self._connection, quoted(self.side), [DIGEST]))
+        return np.array([rows.get(key, 0) for key in keys.tolist()], np.int64)
+
+    def replace(self, keys: Keys, new: Rows, marks: NDArray[np.int64] | None = None) -> int:
         """See :class:`Target`; a row that was written since has no new vector, or waits to get one."""
         key, raw = quoted(self.key), np.ascontiguousarray(new, FLOAT)
         before = self.run("SELECT total_changes()")[0][0]
         self._connection.run_many(
             f"UPDATE {quoted(self.side)} SET {quoted(self.version)} = ? WHERE {key} = ? AND length("
-            f"{quoted(self.version)}) = {raw.shape[1] * 4} AND {key} NOT IN (SELECT {key} FROM {quoted(self.changes)})",
-            zip((row.tobytes() for row in raw), keys.tolist(), strict=True),
+            f"{quoted(self.version)}) = {raw.shape[1] * 4} AND {key} NOT IN (SELECT {key} FROM {quoted(self.changes)}) "
+            f"AND {DIGEST} = coalesce(?, {DIGEST})",
+            zip(
+                (row.tobytes() for row in raw),
+                keys.tolist(),
+                [None] * len(keys) if marks is None else marks.tolist(),
+                strict=True,
+            ),
         )
         return int(self.run("SELECT total_changes()")[0][0] - before)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,18 +117,53 @@ class _KeyedVersion:
                 raise OutputError(f"{target.url.name}: has no published version {target.url.column!r}")
         self._url = url
 
-    def upsert(self, ids: NDArray[Any], vectors: NDArray[Any], *, replacing: Literal["old"] = "old") -> int:
+    def marks(self, ids: NDArray[Any]) -> NDArray[np.int64]:
+        """See :class:`TakesRows`."""
+        order = np.argsort(ids)
+        found = np.empty(len(ids), np.int64)
+        with _opened(self._url, None) as (target, _):
+            found[order] = target.marks(ids[order])
+        return found
+
+    def upsert(
+        self,
+        ids: NDArray[Any],
+        vectors: NDArray[Any],
+        *,
+        replacing: Literal["old"] = "old",
+        marks: NDArray[np.int64] | None = None,
+    ) -> int:
         """See :class:`TakesRows`."""
         order = np.argsort(ids)
         with _opened(self._url, None) as (target, _), target.transaction():
-            return target.replace(ids[order], vectors[order])
+            return target.replace(ids[order], vectors[order], None if marks is None else marks[order])
 
 
+@runtime_checkable
 class TakesRows(Protocol):
     """What takes rows of the new model in place of transformed ones."""
 
-    def upsert(self, ids: NDArray[Any], vectors: NDArray[Any], *, replacing: Literal["old"] = "old") -> object:
-        """Replace the vectors of those rows that are there and have not been written since."""
+    def marks(self, ids: NDArray[Any]) -> NDArray[np.int64]:
+        """Return what tells the transformed vectors of some rows (n,) from those of the same rows, changed; 0: none.
+
+        To be asked before a row is embedded: a vector by another mark then is not of the item that was embedded.
+        """
+
+    def upsert(
+        self,
+        ids: NDArray[Any],
+        vectors: NDArray[Any],
+        *,
+        replacing: Literal["old"] = "old",
+        marks: NDArray[np.int64] | None = None,
+    ) -> object:
+        """Replace the vectors of those rows that are there and have not been written since.
+
+        Args:
+            ids, vectors: (n,), each once, and (n, dim).
+            replacing: transformed vectors.
+            marks: (n,) those that :meth:`marks` gave; rows with another one now are left alone. None: without asking.
+        """
 
 
 def open_version(url: str) -> TakesRows:

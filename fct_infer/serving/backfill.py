@@ -20,8 +20,8 @@ from fct_infer.serving.embedders import Embed, embedded
 from fct_infer.serving.forecast import MIN_PROBE, BackfillForecast, forecast_backfill
 from fct_infer.serving.loading import all_ids
 from fct_infer.serving.mixed_gallery import MixedGallery
-from fct_infer.serving.parts import PartFolder, read_backfilled
-from fct_infer.serving.rows import find
+from fct_infer.serving.parts import PartFolder, read_backfilled, read_parts
+from fct_infer.serving.rows import Ids, find
 from fct_infer.transformation import Float32Array, Transformation
 
 Reason: TypeAlias = Literal["all rows", "share reached", "gain too small"]
@@ -170,8 +170,8 @@ class Backfiller:
         with PartFolder(self._folder, self._plan(), restart=restart) as parts:
             before = sum(part["rows"] for part in parts.parts)
             if self._gallery is not None:
-                for ids, rows in read_backfilled(self._folder):
-                    self._gallery.upsert(ids, rows, replacing="old")
+                for part in read_parts(self._folder):
+                    self._write(part["ids"], part["embeddings"], part.get("marks"))
             pace = _Pace(self.settings.rate)
             forecast: BackfillForecast | None = None
             while True:
@@ -217,17 +217,29 @@ class Backfiller:
             end = min(end, len(self._probe))
         else:
             end = min(end, max(asked + 1, int(np.ceil(self.settings.until * self.rows))))
-        ids, rows = [], []
+        marks = self._marks(self._ids[self._sequence[asked:end]])
+        ids, rows, is_embedded = [], [], []
         for start in range(asked, end, self.settings.batch_rows):
             batch = self._ids[self._sequence[start : min(start + self.settings.batch_rows, end)]]
             pace.wait(len(batch))
             found, is_there = embedded(self._embed, batch, self.dim)
             ids.append(batch[is_there])
             rows.append(found)
+            is_embedded.append(is_there)
         all_of, vectors = np.concatenate(ids), np.concatenate(rows)
-        parts.append(all_of, vectors, end - asked)
-        if self._gallery is not None:
-            self._gallery.upsert(all_of, vectors, replacing="old")
+        marks = None if marks is None else marks[np.concatenate(is_embedded)]
+        parts.append(all_of, vectors, end - asked, marks)
+        self._write(all_of, vectors, marks)
+
+    def _marks(self, ids: Ids) -> NDArray[np.int64] | None:
+        """Return what tells, once they are embedded, whether rows in a database are still the same."""
+        return self._gallery.marks(ids) if isinstance(self._gallery, TakesRows) else None
+
+    def _write(self, ids: Ids, rows: Float32Array, marks: NDArray[np.int64] | None) -> None:
+        if isinstance(self._gallery, TakesRows):
+            self._gallery.upsert(ids, rows, marks=marks)
+        elif self._gallery is not None:
+            self._gallery.upsert(ids, rows, replacing="old")
 
     def _forecast(self) -> BackfillForecast | None:
         """Measure on what was embedded of the probe; None if that is too little."""

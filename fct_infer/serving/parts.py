@@ -2,6 +2,7 @@
 
 FOLDER/  embeddings/00000000.npy  (n_i, dim) float32, rows of the new model
          ids/00000000.npy         (n_i,) whose
+         marks/00000000.npy       (n_i,) int64 what tells whether a row in a database is still the one that was embedded
          journal.jsonl            the plan, then each part with the digests of its files and the model's version
          lock                     held by whoever appends
 """
@@ -12,6 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fct_infer.errors import ArtifactError, FctError, OutputError
 from fct_infer.gallery.reader import read_npy
 from fct_infer.gallery.writer import write_npy
@@ -21,7 +25,7 @@ from fct_infer.transformation import Float32Array
 from fct_infer.upgrade.journal import Journal, Record, read_records
 
 JOURNAL = "journal.jsonl"
-_FOLDERS = ("embeddings", "ids")
+_FOLDERS = ("embeddings", "ids", "marks")
 
 
 class PartFolder:
@@ -74,12 +78,14 @@ class PartFolder:
         """The parts so far: ``asked`` for so many rows in the order, of which ``rows`` were embedded."""
         return self._journal.all("part")
 
-    def append(self, ids: Ids, rows: Float32Array, asked: int) -> None:
+    def append(self, ids: Ids, rows: Float32Array, asked: int, marks: NDArray[np.int64] | None = None) -> None:
         """Add a part of rows (n, dim) and their ids (n,), durably; ``asked`` is n and those that were not embedded."""
         name = f"{len(self.parts):08d}.npy"
         files = {}
         if len(ids):
             written = {f"ids/{name}": ids, f"embeddings/{name}": rows}
+            if marks is not None:
+                written[f"marks/{name}"] = marks
             files = {path: vars(write_npy(self.folder / path, array)) for path, array in written.items()}
         self._journal.append("part", asked=asked, rows=len(ids), files=files)
 
@@ -115,6 +121,12 @@ def read_backfilled(folder: str | Path, start: int = 0, stop: int | None = None)
     Raises:
         ArtifactError: it is no such folder, or a file is missing or damaged.
     """
+    for arrays in read_parts(folder, start, stop):
+        yield arrays["ids"], arrays["embeddings"]
+
+
+def read_parts(folder: str | Path, start: int = 0, stop: int | None = None) -> Iterator[dict[str, NDArray[Any]]]:
+    """Yield all arrays of each part, by the names of their folders; see :func:`read_backfilled`."""
     folder = Path(folder)
     try:
         records, _ = read_records(folder / JOURNAL)
@@ -134,7 +146,7 @@ def read_backfilled(folder: str | Path, start: int = 0, stop: int | None = None)
                 raise
             except FctError as error:
                 raise ArtifactError(str(error)) from error
-        yield arrays["ids"], arrays["embeddings"]
+        yield arrays
 
 
 def count_parts(folder: str | Path) -> int:

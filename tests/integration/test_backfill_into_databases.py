@@ -19,6 +19,8 @@ from fct_infer import Transformation, upgrade_gallery
 from fct_infer.connectors import open_destination, open_source
 from fct_infer.connectors.table_versions import open_version
 from fct_infer.errors import OutputError
+from fct_infer.serving import Backfiller
+from fct_infer.serving import Settings as BackfillSettings
 from fct_infer.upgrade.settings import Settings
 
 ROWS, OLD, SIDE, NEW = 60, 12, 6, 10
@@ -26,6 +28,7 @@ PROGRAM = paper_h(old_dim=OLD, side_dim=SIDE, new_dim=NEW, inner=16, seed=1)
 H = Transformation(PROGRAM, threads=1)
 RNG = np.random.default_rng(0)
 ROWS_OLD, ROWS_SIDE = RNG.standard_normal((ROWS, OLD), np.float32), RNG.standard_normal((ROWS, SIDE), np.float32)
+BETTER = RNG.standard_normal((ROWS, NEW)).astype(np.float32)
 
 
 def upgrade(url):
@@ -53,6 +56,71 @@ def test_vectors_of_an_engine_are_replaced(scheme, tmp_path):
     np.testing.assert_array_equal(items.current()[0][5], better[1])
     with pytest.raises(OutputError, match="no published version 'v3'"):
         open_version(items.url(column="v3"))
+
+
+@pytest.mark.parametrize("scheme", list(ENGINES))
+def test_a_row_that_was_caught_up_while_it_was_embedded_keeps_its_own_vector(scheme, tmp_path):
+    items = ENGINES[scheme](tmp_path)
+    items.create(OLD, SIDE)
+    items.insert(range(ROWS), ROWS_OLD, ROWS_SIDE)
+    upgrade(items.url())
+    changed = RNG.standard_normal(SIDE).astype(np.float32)
+
+    def change() -> None:
+        items.change(7, changed)
+        upgrade(items.url())
+
+    backfill_while(change, items.url(), tmp_path / "new")
+    check_changed(items.current()[0], changed)
+
+
+def backfill_while(change, url, folder):
+    """Re-embed all rows, 20 a part; rows change while those of the first part are embedded, and before they are kept.
+
+    Twice, as a process that was killed would.
+    """
+    calls, source = [], folder.with_name("items")  # DuckDB's own file is open for writing
+    for name, rows in (("embeddings", ROWS_OLD), ("side_information", ROWS_SIDE), ("ids", np.arange(ROWS))):
+        (source / name).mkdir(parents=True)
+        np.save(source / name / "000000.npy", rows)
+    source = open_source(source)
+
+    def embed(ids):
+        calls.append(ids)
+        if len(calls) == 1:
+            change()
+        return BETTER[ids]
+
+    settings = BackfillSettings(probe_rows=0, part_rows=20, batch_rows=20)
+    for _ in range(2):
+        target = open_version(url + "&column=embedding_v2")
+        Backfiller(source, folder, embed, np.arange(ROWS), h=H, gallery=target, settings=settings).run()
+    assert len(calls) == ROWS // 20
+
+
+def check_changed(new, changed):
+    """Row 7 is of what it was changed to, all others were re-embedded."""
+    expected = H(ROWS_OLD[7:8], changed[None])[0]
+    np.testing.assert_allclose(new[7], expected, rtol=1e-5, atol=1e-6)
+    assert all(np.array_equal(new[key], BETTER[key]) for key in range(ROWS) if key != 7)
+
+
+def test_the_same_in_postgresql(postgres, tmp_path):
+    postgres.create("marked")
+    try:
+        with postgres.connect("marked") as connection:
+            fill(connection, range(ROWS), ROWS_OLD, ROWS_SIDE)
+            upgrade(postgres.url("marked"))
+            changed = RNG.standard_normal(SIDE).astype(np.float32)
+
+            def change() -> None:
+                connection.execute("UPDATE items SET side = %s WHERE id = 7", (text(changed),))
+                upgrade(postgres.url("marked"))
+
+            backfill_while(change, postgres.url("marked"), tmp_path / "new")
+            check_changed(read(connection, "SELECT id, embedding::text FROM items_current", NEW), changed)
+    finally:
+        postgres.drop("marked")
 
 
 def test_fct_backfill_writes_through_a_table_of_postgresql(postgres, tmp_path):
