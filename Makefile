@@ -84,7 +84,7 @@ wheel: $(VENV)/.wheel
 	  $(BIN)/pip --python $$python wheel --quiet --no-deps --wheel-dir dist/unrepaired dist/fct_infer-*.tar.gz || exit 1; done
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist dist/unrepaired/*.whl
 	@rm -rf dist/unrepaired
-	@for python in $(WHEEL_PYTHONS); do $$python packaging/try_install.py dist/fct_infer-* || exit 1; done
+	@for python in $(WHEEL_PYTHONS); do $$python tools/try_install.py dist/fct_infer-* || exit 1; done
 
 clean:
 	rm -rf $(VENV) build dist docs/_build demo/work demo/report.html reproduction/work benchmarks/.work .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,6 +1,6 @@
 """Install what ``make wheel`` made as a user would, away from the source tree, and upgrade a gallery with it.
 
-    python packaging/try_install.py dist/fct_infer-*
+    python tools/try_install.py dist/fct_infer-*
 
 Wheels for other versions of Python than the one that runs this are passed over.
 
