@@ -12,6 +12,7 @@ import click
 import numpy as np
 
 from fct_infer.cli._common import json_option, run_cli, show_rows
+from fct_infer.cli._page import check_page
 from fct_infer.cli._progress import progress_on_stderr
 from fct_infer.cli._source_options import Place
 from fct_infer.cli._verbosity import note
@@ -120,7 +121,6 @@ def command(
     from fct_infer.evaluation import (
         ImageFile,
         Settings,
-        check_report_path,
         labels_like,
         read_study_inputs,
         retrieved_html,
@@ -142,7 +142,7 @@ def command(
         if (paths[f"query_{what}"] is None) != (paths[f"gallery_{what}"] is None):
             raise click.UsageError(f"--query-{what} and --gallery-{what} go together")
     if report is not None:
-        check_report_path(report)
+        check_page(report)
     if exclude_self:
         note("query i and gallery row i are the same item: each query's own row is left out")
     inputs = read_study_inputs(paths)

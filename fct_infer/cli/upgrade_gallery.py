@@ -13,6 +13,7 @@ from fct_infer.artifacts.precisions import PRECISIONS
 from fct_infer.backends.runner import BACKENDS
 from fct_infer.cli._common import byte_size, duration_text, json_option, run_cli, say_files_are_code, show_rows
 from fct_infer.cli._executor_options import executor_options
+from fct_infer.cli._page import check_page
 from fct_infer.cli._progress import progress_on_stderr
 from fct_infer.cli._source_options import Place, columns_text, source_options
 from fct_infer.cli._verbosity import note
@@ -182,7 +183,6 @@ def command(
     from fct_infer.backends.loading import open_transformation
     from fct_infer.backends.options import RuntimeOptions
     from fct_infer.connectors import open_destination
-    from fct_infer.storage import DurableWriter
     from fct_infer.upgrade.estimate import estimate
     from fct_infer.upgrade.page import write_page
     from fct_infer.upgrade.plan import make_plan
@@ -190,7 +190,7 @@ def command(
     from fct_infer.upgrade.settings import Settings
 
     if page is not None:
-        DurableWriter(page).abort()  # says before the work if it cannot be written
+        check_page(page, dest)
     if is_code(transformation):
         say_files_are_code(transformation)
     # A file that is code was named by the user; of a bundle, code runs only if its backend was asked for.

@@ -115,13 +115,28 @@ class RayExecutor:
         if ray.is_initialized():
             return False
         options: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
-        if self.address is None:
+        starts_one = self.address is None and not os.environ.get("RAY_ADDRESS")  # Ray reads that where it is told none
+        if starts_one:
             options |= {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
         try:
             ray.init(address=self.address, **options)
         except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-            raise ResourceError(f"no Ray cluster at {self.address or 'this machine'}: {_short(error)}") from error
+            raise ResourceError(f"no Ray cluster at {self._place}: {_short(error)}") from error
+        if starts_one:
+            self._check_fits(ray)
         return True
+
+    @property
+    def _place(self) -> str:
+        return self.address or os.environ.get("RAY_ADDRESS") or "this machine"
+
+    def _check_fits(self, ray: Any) -> None:
+        """Refuse workers that the one machine never has room for: no other will come."""
+        there = ray.cluster_resources()
+        for kind, wanted in (("CPU", self.cpus), ("GPU", self.gpus)):
+            if wanted > (has := int(there.get(kind, 0))):
+                ray.shutdown()
+                raise UsageError(f"each worker wants {wanted} {kind}s, this machine has {has}; ask for fewer")
 
     def _size(self, ray: Any) -> int:
         if self.workers is not None:

@@ -189,6 +189,42 @@ def test_a_node_that_is_removed_while_an_index_is_made_in_shards(tmp_path, galle
     assert time.monotonic() - start < 60
 
 
+class StartedRay:
+    """Ray as far as connecting to it goes: a cluster of one machine with two CPUs."""
+
+    def __init__(self):
+        self.options, self.runs = {}, False
+
+    def is_initialized(self):
+        return self.runs
+
+    def init(self, **options):
+        self.options, self.runs = options, True
+
+    def cluster_resources(self):
+        return {"CPU": 2.0}
+
+    def shutdown(self):
+        self.runs = False
+
+
+@pytest.mark.parametrize("wanted", [{"cpus": 3}, {"gpus": 1}])
+def test_workers_that_this_machine_never_has_room_for(monkeypatch, wanted):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    started = StartedRay()
+    with pytest.raises(UsageError, match="this machine has"):
+        RayExecutor(**wanted)._connect(started)
+    assert not started.runs
+    assert RayExecutor(cpus=2)._connect(started)
+
+
+def test_a_cluster_that_the_environment_names_may_grow_and_has_its_own_memory(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    started = StartedRay()
+    assert RayExecutor(cpus=64)._connect(started)
+    assert "object_store_memory" not in started.options
+
+
 @pytest.mark.parametrize("wrong", [{"workers": 0}, {"cpus": 0}, {"gpus": -1}])
 def test_numbers_that_make_no_sense(wrong):
     with pytest.raises(UsageError, match="wanted at least"):

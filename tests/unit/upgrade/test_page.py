@@ -16,6 +16,7 @@ from support.probes import least_squares
 
 from fct_infer import upgrade_gallery
 from fct_infer.cli.upgrade_gallery import command
+from fct_infer.errors import FctError
 from fct_infer.upgrade.page import write_page
 from fct_infer.upgrade.report import NORM_QUANTILES, UpgradeReport
 from fct_infer.upgrade.settings import Settings
@@ -95,3 +96,36 @@ def test_the_command_writes_it_or_says_before_the_work_that_it_cannot(upgraded, 
     done = CliRunner().invoke(command, [*line, "-o", str(tmp_path / "b"), "--report", str(tmp_path / "p.html")])
     assert done.exit_code == 0, done.output
     assert "A gallery upgraded" in (tmp_path / "p.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("page", "said"),
+    [
+        ("items.npy", "is no HTML page"),
+        ("h/manifest.json", "is no HTML page"),
+        ("new/page.html", "lies in"),
+        ("new.partial/page.html", "lies in"),
+        ("new.versions/page.html", "lies in"),
+    ],
+)
+def test_a_page_replaces_no_input_and_lies_in_no_gallery(upgraded, tmp_path, page, said):
+    _, _, old, h = upgraded
+    np.save(tmp_path / "items.npy", old)
+    core_bundle(h.program, tmp_path / "h")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    line = ["items.npy", "--transformation", "h", "-o", "new", "--report", page]
+    paths = [str(tmp_path / text) if text[0] != "-" else text for text in line]
+    refused = CliRunner().invoke(command, paths)
+    assert isinstance(refused.exception, FctError) and said in str(refused.exception), refused.output
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_earlier_page_is_replaced(upgraded, tmp_path):
+    folder, _, _, h = upgraded
+    core_bundle(h.program, tmp_path / "h")
+    (tmp_path / "p.html").write_text("<!doctype HTML><p>of long ago")
+    line = [str(folder / "old.npy"), "--transformation", str(tmp_path / "h"), "--index", "none"]
+    done = CliRunner().invoke(command, [*line, "-o", str(tmp_path / "new"), "--report", str(tmp_path / "p.html")])
+    assert done.exit_code == 0, done.output
+    assert "of long ago" not in (tmp_path / "p.html").read_text()
