@@ -302,7 +302,7 @@ def _models_text(models: dict[str, Any]) -> str:
     from fct_infer.identity import ModelId, model_text
 
     old, new = (model_text(ModelId(**models[name]) if name in models else None) for name in ("old", "new"))
-    return f"{old} -> {new}" + ("; fct-export --new-model names it" if new == "unknown" else "")
+    return f"{old} -> {new}" + ("; --new-model of fct-fit or fct-export names it" if new == "unknown" else "")
 
 
 def repeated_ids_text(count: int) -> str:
