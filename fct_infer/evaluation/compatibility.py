@@ -141,7 +141,7 @@ class CompatibilityTable:
             for line, (_, meets, _) in zip(lines[1:], judged, strict=True):
                 line.append(words[meets])
         if any(gap is not None for _, _, gap in judged):
-            lines[0].append("mAP gap closed %")
+            lines[0].append("gap closed %")
             for line, (_, _, gap) in zip(lines[1:], judged, strict=True):
                 line.append("–" if gap is None else f"{100 * gap:.1f}")
         return lines

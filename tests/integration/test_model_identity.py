@@ -58,7 +58,7 @@ def test_a_search_with_another_models_queries_is_refused(items):
     assert index.model == ModelId("v2")
     for model in (None, "v2", ModelId("v2"), f"sha256:{'a' * 64}"):  # a digest alone cannot be compared with a name
         assert index.search(queries, 2, model=model)[1].shape == (3, 2)
-    with pytest.raises(ModelMismatchError, match="queries of model 'v1', the index of model 'v2'"):
+    with pytest.raises(ModelMismatchError, match="queries of model 'v1', the gallery of model 'v2'"):
         index.search(queries, 2, model="v1")
     with pytest.raises(ModelMismatchError):
         load_index(items / "out", model="v1")
