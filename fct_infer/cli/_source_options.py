@@ -58,5 +58,5 @@ def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def columns_text(columns: dict[str, str], other: tuple[str, ...]) -> str:
     """Return which columns are read in which role, and which are not, in one line."""
     used = ", ".join(f"{role} {name!r}" for role, name in columns.items())
-    left = f"; not read: {', '.join(map(repr, other))}" if other else ""
+    left = f"; not used: {', '.join(map(repr, other))}" if other else ""
     return (used or "one array") + left

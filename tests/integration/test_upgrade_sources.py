@@ -203,7 +203,7 @@ def test_dry_run_says_what_was_found(tmp_path, bundle):
     done = run(source, bundle, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "a.parquet: 230 rows in 1 shard" in done.stdout
-    assert "embedding 'v', id 'doc_id'; not read: 'title'" in done.stdout and "text" in done.stdout
+    assert "embedding 'v', id 'doc_id'; not used: 'title'" in done.stdout and "text" in done.stdout
     found = json.loads(run(source, bundle, "--dry-run", "--json", "--id-column", "title").stdout)
     assert found["columns"] == {"embedding": "v", "id": "title"} and found["left_out"] == ["doc_id"]
     assert (found["rows"], found["ids"], found["duplicate_ids"], found["dims"]["old"]) == (230, "text", 229, 12)
@@ -218,7 +218,7 @@ def test_columns_are_named_and_printed(tmp_path, bundle):
     done = run(source, bundle)
     assert done.returncode == 2 and "name one with --embedding-column" in done.stderr
     done = run(source, bundle, "--embedding-column", "w")
-    assert done.returncode == 0 and "a.parquet: embedding 'w'; not read: 'v'" in done.stderr
+    assert done.returncode == 0 and "a.parquet: embedding 'w'; not used: 'v'" in done.stderr
     assert (tmp_path / "new/manifest.json").exists()
 
 
