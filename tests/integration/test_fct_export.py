@@ -83,8 +83,8 @@ def test_a_torchscript_transformation_becomes_a_bundle_that_computes_the_same(fo
     assert "which is code and runs with your rights" in done.stderr
     table = re.search(
         r"target +precision +MB +error +cosine +agree +rows/s +run by *\n"
-        r"core +fp32 .*\d+ +core .*\n"
-        r"onnx +fp32 .*onnxruntime .*\n(?: +.*\n)?"
+        r"core +fp32 .*\d+ +core .*\n(?: +.*\n)*"
+        r"onnx +fp32 .*onnxruntime .*\n(?: +.*\n)*"
         r"torchscript +fp32 .*torch .*\n",
         done.stdout,
     )

@@ -89,10 +89,8 @@ def s3():
             patch.setenv(name, value)
         import s3fs
 
-        s3fs.S3FileSystem.clear_instance_cache()
         s3fs.S3FileSystem().mkdir("bucket")
         yield environment
-        s3fs.S3FileSystem.clear_instance_cache()
 
 
 def put(name: str, data: bytes) -> str:

@@ -533,10 +533,8 @@ def s3():
             patch.setenv(name, value)
         import s3fs
 
-        s3fs.S3FileSystem.clear_instance_cache()
         s3fs.S3FileSystem().mkdir("bucket")
         yield s3fs.S3FileSystem()
-        s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.mark.parametrize("call", [4, 6])

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -109,13 +110,17 @@ class HttpFiles:
 
 @contextmanager
 def s3_server() -> Iterator[dict[str, str]]:
-    """Yield the environment in which ``s3://`` is a server on this machine."""
+    """Yield the environment in which ``s3://`` is a server on this machine, which holds nothing yet."""
+    import s3fs
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    # An earlier server of this process left its buckets, and s3fs what it knew of them.
+    urlopen(Request(f"http://{host}:{port}/moto-api/reset", method="POST")).close()
+    s3fs.S3FileSystem.clear_instance_cache()
     try:
         yield {
             "AWS_ENDPOINT_URL": f"http://{host}:{port}",
@@ -126,6 +131,7 @@ def s3_server() -> Iterator[dict[str, str]]:
         }
     finally:
         server.stop()
+        s3fs.S3FileSystem.clear_instance_cache()
 
 
 @contextmanager
