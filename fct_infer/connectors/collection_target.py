@@ -114,13 +114,6 @@ class CollectionTarget(Target):
             "two upgrades of one version notice each other, but may both have written",
         }
 
-    def check(self, dim: int, dtype: np.dtype[Any], index: str, metric: str) -> None:
-        """See :class:`Target`."""
-        if dtype != np.float32:
-            raise UsageError(f"{self.url.name}: holds new vectors as float32, {dtype} was asked for")
-        if index not in ("auto", "none"):
-            raise UsageError(f"{self.url.name}: index {index!r} is for folders; wanted auto or none")
-
     def check_free(self) -> None:
         """See :class:`Target`."""
         taken = [self.side] if self.book() is None and self.has(self.side) else []

@@ -209,13 +209,16 @@ class Target(ABC):
         """Return how many rows were written since a version was made, where the engine notes that."""
         return 0
 
-    @abstractmethod
     def check(self, dim: int, dtype: np.dtype[Any], index: str, metric: str) -> None:
-        """Refuse what the engine cannot keep, before any work.
+        """Refuse what the engine cannot keep, before any work: all hold float32 and make indexes of their own, or none.
 
         Raises:
             UsageError: it cannot.
         """
+        if dtype != np.float32:
+            raise UsageError(f"{self.url.name}: holds new vectors as float32, {dtype} was asked for")
+        if index not in ("auto", "none"):
+            raise UsageError(f"{self.url.name}: index {index!r} is for folders; wanted auto or none")
 
     @abstractmethod
     def check_free(self) -> None:

@@ -105,13 +105,6 @@ class SqlTarget(Target):
         """The table of the new vectors."""
         return f"{self.url.table}_{self.version}"
 
-    def check(self, dim: int, dtype: np.dtype[Any], index: str, metric: str) -> None:
-        """Take no index: neither engine has one of its own for vectors in a table."""
-        if dtype != np.float32:
-            raise UsageError(f"{self.url.name}: holds new vectors as float32, {dtype} was asked for")
-        if index not in ("auto", "none"):
-            raise UsageError(f"{self.url.name}: index {index!r} is for folders; wanted auto or none")
-
     def check_free(self) -> None:
         """See :class:`Target`."""
         taken = [] if self.book() is not None else [self.side]

@@ -29,7 +29,7 @@ from fct_infer.evaluation.orders import class_mean_order, oracle_order, random_o
 from fct_infer.evaluation.overlap import NeighbourOverlap, neighbour_overlap
 from fct_infer.evaluation.pictures import ImageFile, retrieved_html
 from fct_infer.evaluation.relevance import Exclusions
-from fct_infer.evaluation.report import check_report_path, figures, write_report
+from fct_infer.evaluation.report import figures, write_report
 from fct_infer.evaluation.retrieval import (
     FIGURES,
     Figure,
@@ -66,7 +66,6 @@ __all__ = [
     "average_accuracy",
     "average_compatibility",
     "backfilling_curves",
-    "check_report_path",
     "class_mean_order",
     "compatibility_matrix",
     "criterion",

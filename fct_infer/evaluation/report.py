@@ -30,15 +30,6 @@ _EXAMPLES = 10
 _FRAMES = "Green frames are of the query's label, dashed red ones are not; nearest first."
 
 
-def check_report_path(path: str | Path) -> None:
-    """Try whether a report can be written at ``path``, so that it is noticed before the work; leaves no file.
-
-    Raises:
-        ResourceError: it cannot.
-    """
-    storage.DurableWriter(path).abort()
-
-
 def figures(metrics: RetrievalMetrics, wanted: Iterable[Figure] = ("cmc", "map")) -> dict[str, str]:
     """Return the figures of an evaluation as people read them, by name."""
     shown = {name: f"{100 * share:.2f} %" for name, share in metrics.shares(wanted).items()} | {

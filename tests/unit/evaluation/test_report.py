@@ -9,7 +9,7 @@ from support.embeddings import upgrade
 
 from fct_infer import storage
 from fct_infer.errors import ResourceError
-from fct_infer.evaluation import Settings, StudyInputs, check_report_path, study, write_report
+from fct_infer.evaluation import Settings, StudyInputs, study, write_report
 from fct_infer.pages.charts import curves_chart, heat_map, histogram, line_chart
 
 QUERIES, GALLERY, NEW_GALLERY, QUERY_LABELS, LABELS = upgrade(1)
@@ -88,15 +88,6 @@ def test_page_of_a_whole_study_begins_with_the_verdict(tmp_path):
     for name, curve in found.curves.items():
         assert name in text and any(figure.startswith(f"{100 * curve.area:.2f} %") for figure in text)
     assert {"recall@5 %", "R-precision %", "CMC-1 %"} <= set(text)
-
-
-def test_an_unwritable_path_is_noticed_and_a_good_one_left_alone(tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ResourceError, match=r"report\.html"):
-        check_report_path(tmp_path / "file" / "report.html")
-    check_report_path(tmp_path / "file")
-    assert (tmp_path / "file").read_text() == "in the way"
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_curves_are_drawn_to_one_scale_with_a_legend():
