@@ -17,7 +17,7 @@ import pytest
 from support import vector_files as files
 from support.galleries import write_gallery
 from support.programs import linear_map
-from support.servers import HttpFiles, s3_server
+from support.servers import HttpFiles, s3_bucket
 
 from fct_infer import SourceOptions, Transformation, open_source, upgrade_gallery
 from fct_infer.connectors import parted
@@ -83,14 +83,8 @@ def memory():
 
 @pytest.fixture(scope="module")
 def s3():
-    """The environment of a server that has a bucket."""
-    with s3_server() as environment, pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        import s3fs
-
-        s3fs.S3FileSystem().mkdir("bucket")
-        yield environment
+    with s3_bucket() as filesystem:
+        yield filesystem
 
 
 def put(name: str, data: bytes) -> str:

@@ -16,7 +16,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from support.galleries import write_gallery
 from support.programs import linear_map
-from support.servers import s3_server
+from support.servers import s3_bucket
 
 from fct_infer import Transformation, open_gallery, open_source, upgrade_gallery
 from fct_infer.errors import ArtifactError, FctError, OutputError, ResourceError, UsageError
@@ -528,13 +528,8 @@ DYING = textwrap.dedent("""
 
 @pytest.fixture(scope="module")
 def s3():
-    with s3_server() as environment, pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        import s3fs
-
-        s3fs.S3FileSystem().mkdir("bucket")
-        yield s3fs.S3FileSystem()
+    with s3_bucket() as filesystem:
+        yield filesystem
 
 
 @pytest.mark.parametrize("call", [4, 6])

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Lock, Thread
+from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
@@ -109,8 +110,8 @@ class HttpFiles:
 
 
 @contextmanager
-def s3_server() -> Iterator[dict[str, str]]:
-    """Yield the environment in which ``s3://`` is a server on this machine, which holds nothing yet."""
+def s3_bucket() -> Iterator[Any]:
+    """Let ``s3://bucket`` be an empty bucket on this machine, here and in processes begun meanwhile; yield its view."""
     import s3fs
     from moto.server import ThreadedMotoServer
 
@@ -118,17 +119,20 @@ def s3_server() -> Iterator[dict[str, str]]:
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
+    address = f"http://{host}:{port}"
     # An earlier server of this process left its buckets, and s3fs what it knew of them.
-    urlopen(Request(f"http://{host}:{port}/moto-api/reset", method="POST")).close()
+    urlopen(Request(f"{address}/moto-api/reset", method="POST")).close()
     s3fs.S3FileSystem.clear_instance_cache()
     try:
-        yield {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "a",
-            "AWS_SECRET_ACCESS_KEY": "b",
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("AWS_ENDPOINT_URL", address)
+            patch.setenv("AWS_ACCESS_KEY_ID", "a")
+            patch.setenv("AWS_SECRET_ACCESS_KEY", "b")
+            patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+            patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+            filesystem = s3fs.S3FileSystem()
+            filesystem.mkdir("bucket")
+            yield filesystem
     finally:
         server.stop()
         s3fs.S3FileSystem.clear_instance_cache()

@@ -14,7 +14,7 @@ import pyarrow.parquet
 import pytest
 from support.galleries import write_gallery
 from support.programs import linear_map, paper_h
-from support.servers import s3_server
+from support.servers import s3_bucket
 
 from fct_infer import Transformation, open_source, upgrade_gallery
 from fct_infer.connectors import SourceOptions
@@ -136,13 +136,9 @@ def test_parquet_with_what_is_carried_along(tmp_path, pool):
 @pytest.fixture(scope="module")
 def store():
     """A server, and a pool whose processes know its address."""
-    with s3_server() as environment, pytest.MonkeyPatch.context() as patch:
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        s3 = location("s3://bucket").filesystem
-        s3.mkdir("bucket")
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            yield s3, pool
+    context = multiprocessing.get_context("spawn")
+    with s3_bucket() as s3, ProcessPoolExecutor(1, mp_context=context) as pool:
+        yield s3, pool
 
 
 def stored(url):
