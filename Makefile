@@ -39,7 +39,8 @@ test: lint $(VENV)/.cpp-tests
 	@echo "== C++ tests"
 	@$(VENV)/cpp-tests/fct_core_tests
 	@echo "== Python tests"
-	@CUDA_VISIBLE_DEVICES= FCT_REQUIRE_TENSORRT=1 $(BIN)/python -m pytest -q -n $(CORES)
+	@# As many processes as cores: threads of libraries would only wait for one another.
+	@OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES= FCT_REQUIRE_TENSORRT=1 $(BIN)/python -m pytest -q -n $(CORES)
 	@$(BIN)/python tests/instruction_sets.py $(VENV)/cpp-tests/fct_core_tests
 
 test-cuda: $(VENV)/.gpu
@@ -71,7 +72,8 @@ cuda: $(CUDA_TESTS)/.built
 	@echo "== tests on a simulated device"
 	@$(CUDA_TESTS)/tests/simulated_cuda/simulated_cuda_tests
 	@tests/simulated_cuda/run.sh $(CUDA_TESTS) $(VENV)/cuda-libraries/bin/python -m pytest -q -n $(CORES) --capture=sys \
-	  tests/cuda/test_transformation_cuda.py tests/cuda/test_device_arrays_cuda.py tests/cuda/test_upgrade_cuda.py
+	  tests/cuda/test_transformation_cuda.py tests/cuda/test_device_arrays_cuda.py tests/cuda/test_upgrade_cuda.py \
+	  tests/cuda/test_assigner_cuda.py
 
 docs: $(VENV)/.docs
 	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build/html

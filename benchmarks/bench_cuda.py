@@ -2,7 +2,7 @@
 
 First what the device can do at most: the matrix products of the paper-size h alone, and copies. Then the transformation
 on rows in its memory, against what a user would pick instead; then rows that start and end in the host's memory; then
-the upgrade of a gallery in memory-backed storage.
+lists and codes of an index; then the upgrade of a gallery in memory-backed storage.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.device_assignment import Sizes, measure_assignment
 from benchmarks.device_ceilings import FAST_SUMS, copy_ceilings, matmul_ceiling
 from benchmarks.device_clock import Call, DeviceClock, RowSet, timing
 from benchmarks.device_summary import OURS, gates, tables
@@ -66,6 +67,7 @@ class Effort:
     copy_bytes: int = 1 << 30
     host_rows: int = 1 << 22
     host_rounds: int = 5
+    assignments: tuple[Sizes, ...] = (Sizes(1 << 19, 128, 1024, 32), Sizes(1 << 18, 768, 4096, 96))
     upgrade_rows: int = 4_000_000
     upgrades: tuple[tuple[str, int], ...] = (("none", 8), ("IVF4096,PQ32np", 1))
     seconds: float = 390
@@ -81,6 +83,7 @@ REHEARSAL = Effort(
     copy_bytes=1 << 16,
     host_rows=1000,
     host_rounds=2,
+    assignments=(Sizes(1000, 32, 16, 4),),
     upgrade_rows=2000,
     upgrades=(("none", 2), ("IVF16,PQ8np", 1)),
     seconds=120,
@@ -102,7 +105,8 @@ class Bench:
         self.effort, self.device, self._keep = effort, device, keep
         self.clock = DeviceClock(device)
         self.program = PROGRAMS[effort.program]
-        self.result: dict[str, Any] = {"ours": {}, "matmul": {}, "copies": {}, "cases": [], "host": {}, "upgrade": {}}
+        self.result: dict[str, Any] = {"ours": {}, "matmul": {}, "copies": {}, "cases": [], "host": {}}
+        self.result |= {"assignment": [], "upgrade": {}}
         self._compiled: dict[str, Transformation] = {}
         self.not_measured: dict[str, None] = {}
         self._deadline = time.monotonic() + effort.seconds
@@ -120,6 +124,7 @@ class Bench:
             for rows in self.effort.rows:
                 self._part(f"device data, {precision}, {rows:,} rows", self.measure_on_device, precision, rows, quick)
         self._part(f"host to host, {first}", self.measure_host, first)
+        self._part("lists and codes", self.measure_assignment)
         with tempfile.TemporaryDirectory(dir=storage_for(self.upgrade_bytes)) as folder:
             print(f"galleries to upgrade are in {folder}", file=sys.stderr)
             for index, times in self.effort.upgrades:
@@ -215,6 +220,13 @@ class Bench:
             h.apply_into(old, side, out)
             seconds.append(time.perf_counter() - start)
         self.result["host"][precision] = {"rows": rows, **timing(seconds, rows)}
+
+    def measure_assignment(self) -> None:
+        """Time finding lists and codes of rows, as an index is filled with them."""
+        effort = self.effort
+        self.result["assignment"] = measure_assignment(
+            self.clock, effort.assignments, effort.rounds, effort.min_seconds, self.not_measured
+        )
 
     @property
     def upgrade_bytes(self) -> int:
@@ -358,7 +370,7 @@ def main(device: str, dry: bool, seconds: float | None) -> None:
     """Compare the transformation on a device with what the device can do, and with what a user would pick instead."""
     device, effort = ("cpu", REHEARSAL) if dry else (usable_device(device), Effort())
     if seconds is not None:
-        effort = Effort(**{**asdict(effort), "seconds": seconds})
+        effort = replace(effort, seconds=seconds)
     header = {**environment(), "device": describe_device(device)}
     name = "cuda-" + re.sub(r"[^a-z0-9]+", "-", header["device"]["name"].lower()).strip("-")
     bench = Bench(effort, device, lambda bench: None if dry else save(name, summary(bench, header)))

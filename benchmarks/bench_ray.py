@@ -1,11 +1,13 @@
 """What do workers of a Ray cluster add to an upgrade, and what do they cost?
 
 Like for like: a node of the cluster is one core, and so is the one process it is compared with; both sync what they
-write and take its digest. The cluster runs already, as a user's does; that its workers start is part of what is timed.
+write and take its digest. The cluster runs already, as a user's does. Two figures are given: of the whole, in which the
+workers start as they do once an upgrade, and of the steady rate, from when each worker has done a part to the end.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tempfile
@@ -25,7 +27,7 @@ from benchmarks.table import Table, gate, show
 from benchmarks.upgrade_runs import Run, run_once
 
 PROGRAM, INDEX = "paper-size", "IVF64,PQ16"
-PART_ROWS, PARTS, ROUNDS = 8192, 48, 3
+PART_ROWS, PARTS, INDEXED_PARTS, ROUNDS = 8192, 48, 24, 3
 FEW, MANY = 100, 10_000  # parts without much to do in them
 TINY_ROWS, TINY_PROGRAM = 16, "small"
 QUICK_PARTS, QUICK_MANY = 16, 1_000
@@ -52,20 +54,25 @@ def two_nodes() -> Iterator[str]:
 
 
 def make_gallery(folder: Path, part_rows: int, parts: int, program: str) -> Path:
-    """Write one shard, and make a gallery of it, many times over."""
+    """Write one shard, and make a gallery of it, many times over, if that has not been done."""
     one, path = folder / f"one-{part_rows}", folder / f"gallery-{part_rows}-{parts}"
     if not one.exists():
         write_gallery(one, part_rows, UPGRADE_PROGRAMS[program].dims)
-    repeat_gallery(one, path, parts)
+    if not path.exists():
+        repeat_gallery(one, path, parts)
     return path
 
 
 def upgrade(gallery: Path, program: str, index: str, address: str | None = None, workers: int = 1) -> Run:
     """Run one upgrade in a process of its own."""
     cluster = ["--address", address, "--workers", str(workers)] if address else []
-    print(f"{gallery.name}, {f'{workers} workers' if address else 'one process'} ...", file=sys.stderr, flush=True)
-    command = ["benchmarks.ray_upgrade", "--program", program, "--index", index, *cluster]
-    return run_once(command, gallery, gallery.with_name("dest"))
+    who = f"{workers} workers" if address else "one process"
+    print(f"{gallery.name}, index {index}, {who} ...", end=" ", file=sys.stderr, flush=True)
+    first_rows = str(int(gallery.name.split("-")[1]) * workers)
+    command = ["benchmarks.ray_upgrade", "--program", program, "--index", index, "--first-rows", first_rows, *cluster]
+    run = run_once(command, gallery, gallery.with_name("dest"))
+    print(f"{run['wall']:.1f} s", file=sys.stderr, flush=True)
+    return run
 
 
 def speed(folder: Path, address: str, parts: int, rounds: int, index: str) -> dict[str, Any]:
@@ -75,12 +82,14 @@ def speed(folder: Path, address: str, parts: int, rounds: int, index: str) -> di
     for _ in range(rounds):
         runs["one process"].append(upgrade(gallery, PROGRAM, index))
         runs["two nodes"].append(upgrade(gallery, PROGRAM, index, address, 2))
-    walls = {name: [run["wall"] for run in each] for name, each in runs.items()}
+    walls, rates = ({name: [run[key] for run in each] for name, each in runs.items()} for key in ("wall", "rate"))
     return {
         "index": index,
         "rows": parts * PART_ROWS,
         "wall": {name: median(each) for name, each in walls.items()},
         "ratio": paired_ratio(walls["one process"], walls["two nodes"]),
+        "rate": {name: median(each) for name, each in rates.items()},
+        "steady_ratio": paired_ratio(rates["two nodes"], rates["one process"]),
     }
 
 
@@ -97,6 +106,7 @@ def costs(folder: Path, address: str, many: int) -> dict[str, Any]:
         "milliseconds_a_part": each,
         "overhead": each["one worker"] - each["one process"],
         "driver_memory": [run["peak_memory"] for run in found["one worker"]],
+        "memory_without": [run["peak_memory"] for run in found["one process"]],
     }
 
 
@@ -104,9 +114,11 @@ def gates(result: dict[str, Any]) -> list[dict[str, Any]]:
     """Return what the figures set out to reach."""
     cost, plain = result["costs"], next(case for case in result["cases"] if case["index"] == "none")
     few, many = cost["driver_memory"]
+    rows = f"{plain['rows']:,}"
     memory = f"the driver's peak memory at {cost['parts'][1]:,} parts / at {FEW}"
     return [
-        gate(f"{plain['rows']:,} rows, no index: one process / two nodes", plain["ratio"], WANTED_RATIO),
+        gate(f"{rows} rows, no index: rows/s of two nodes / one process", plain["steady_ratio"], WANTED_RATIO),
+        gate("the same, the whole: seconds of one process / two nodes", plain["ratio"], WANTED_RATIO),
         gate("milliseconds a part, more than in one process", cost["overhead"], MOST_OVERHEAD, at_least=False),
         gate(memory, many / few, MOST_GROWTH, at_least=False),
     ]
@@ -120,6 +132,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
             f"{case['rows']:,}",
             *(f"{wall:.1f}" for wall in case["wall"].values()),
             f"{case['ratio']:.2f}x",
+            *(f"{rate:,.0f}" for rate in case["rate"].values()),
+            f"{case['steady_ratio']:.2f}x",
         ]
         for case in result["cases"]
     ]
@@ -128,7 +142,11 @@ def tables(result: dict[str, Any]) -> list[Table]:
     each = [f"{milliseconds:.1f}" for milliseconds in cost["milliseconds_a_part"].values()]
     few, many = (f"{parts:,} parts" for parts in cost["parts"])
     return [
-        Table("Two one-core nodes", ["index", "rows", "one process, s", "two nodes, s", "ratio"], rows),
+        Table(
+            "Two one-core nodes: the whole, with workers that start, and the steady rate",
+            ["index", "rows", "one process, s", "two nodes, s", "ratio", "one process, rows/s", "two nodes", "ratio"],
+            rows,
+        ),
         Table(
             "A part of few rows",
             ["", "one process, ms", "one worker, ms", f"driver, {few}", f"driver, {many}"],
@@ -140,7 +158,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
 @click.command()
 @click.option("--rounds", default=ROUNDS, show_default=True)
 @click.option("--quick", is_flag=True, help="Fewer and smaller; nothing is written to results/.")
-def main(rounds: int, quick: bool) -> None:
+@click.option("--parts-only", is_flag=True, help="Only price a part, in time and memory; nothing is written.")
+def main(rounds: int, quick: bool, parts_only: bool) -> None:
     """Compare two one-core nodes with one process, price a part, and write results/ray.json."""
     if cores() < 2:
         raise click.ClickException("two nodes of one core each want two cores")
@@ -149,9 +168,13 @@ def main(rounds: int, quick: bool) -> None:
     result["versions"]["ray"] = version("ray")
     WORK.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=WORK) as name, two_nodes() as address:
-        parts, many = (QUICK_PARTS, QUICK_MANY) if quick else (PARTS, MANY)
-        indexes = ["none"] if quick else ["none", INDEX]
-        result["cases"] = [speed(Path(name), address, parts, 1 if quick else rounds, index) for index in indexes]
+        many = QUICK_MANY if quick else MANY
+        if parts_only:
+            print(json.dumps(costs(Path(name), address, many), indent=2))
+            return
+        cases = {"none": QUICK_PARTS} if quick else {"none": PARTS, INDEX: INDEXED_PARTS}
+        rounds = 1 if quick else rounds
+        result["cases"] = [speed(Path(name), address, parts, rounds, index) for index, parts in cases.items()]
         result["costs"] = costs(Path(name), address, many)
     result["parameters"] = {"program": PROGRAM, "part_rows": PART_ROWS, "rounds": rounds, "tiny_rows": TINY_ROWS}
     result["not_measured"] = ["nodes on machines of their own, and a network between them"]

@@ -30,7 +30,7 @@ def matmul_ceiling(
     cases = []
     for rows in sizes:
         for library in LIBRARIES if clock.on_device and precision in DTYPES else ("",):
-            with _library(library), _tf32(precision == "tf32"):
+            with _library(library), allowing_tf32(precision == "tf32"):
                 calls = {str(number): [_product(clock, precision, rows, *shape)] for number, shape in enumerate(shapes)}
                 seconds = clock.alternate(calls, rounds, min_seconds)
             total = [sum(parts) for parts in zip(*seconds.values(), strict=True)]
@@ -67,7 +67,8 @@ def _library(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _tf32(allowed: bool) -> Iterator[None]:
+def allowing_tf32(allowed: bool) -> Iterator[None]:
+    """Let PyTorch round what it multiplies to tf32, or not."""
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = allowed
     try:

@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.table import Table, gate
 
-OURS = "fct_infer"
+OURS, PRODUCT = "fct_infer", "product alone"
 WANTED_OF_MATMUL, WANTED_FASTEST, WANTED_FP8, WANTED_HOST, WANTED_UPGRADE = 0.85, 1.0, 1.5, 0.9, 0.8
 
 
@@ -74,6 +74,8 @@ def tables(result: dict[str, Any]) -> list[Table]:
     found = [_ceiling_table(result), _own_table(result)]
     for precision in dict.fromkeys(case["precision"] for case in result["cases"]):
         found.append(_device_table(result, precision))
+    if result.get("assignment"):
+        found.append(_assignment_table(result))
     if result["host"] or result["upgrade"]:
         found.append(_host_table(result))
     return found
@@ -107,6 +109,22 @@ def _device_table(result: dict[str, Any], precision: str) -> Table:
     ]
     title = f"{precision}, rows on the device: M rows/s (% of the products alone) ± spread"
     return Table(title, ["rows per call", *names], rows)
+
+
+def _assignment_table(result: dict[str, Any]) -> Table:
+    cases = result["assignment"]
+    names = list(dict.fromkeys(name for case in cases for name in case["runtimes"]))
+    rows = [
+        [
+            f"{case['rows']:,} x {case['dim']}, IVF{case['lists']},PQ{case['parts']}",
+            *(
+                _speed(case["runtimes"][name], case["runtimes"][PRODUCT]) if name in case["runtimes"] else "-"
+                for name in names
+            ),
+        ]
+        for case in cases
+    ]
+    return Table("Lists and codes: M rows/s (% of the product with the centroids alone) ± spread", ["", *names], rows)
 
 
 def by_rows(cases: list[dict[str, Any]], precision: str) -> dict[int, dict[str, dict[str, float]]]:

@@ -36,7 +36,7 @@ def main(
         importlib.import_module(module)  # which the package does on use; imports do not count
     if index_by_faiss:
         builder.train_index = lambda index, sample, threads, warm: index.train(sample)
-        builder.filler_of = lambda index: None
+        builder.filler_of = lambda *_: None
     watch = Stopwatch()
     h = Transformation(UPGRADE_PROGRAMS[program], precision, cores(), device)
     watch.lap("load_model")

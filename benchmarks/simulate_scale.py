@@ -20,7 +20,6 @@ import click
 from fct_infer.errors import FctError, ResourceError
 from fct_infer.gallery import Part
 from fct_infer.upgrade.crew import Came, Event, Failed, Finished, Lost, Policy
-from fct_infer.upgrade.executor import PartDone
 from fct_infer.upgrade.schedule import Schedule, run_parts
 
 HOUR = 3600.0
@@ -107,10 +106,10 @@ class VirtualCrew:
         """Return the virtual time."""
         return self.now
 
-    def record(self, done: PartDone) -> None:
+    def record(self, part: Part, _worker: Any) -> None:
         """Make a receipt durable, on the driver's time."""
         self.now += self.world.record_seconds
-        self.recorded.append(done.part.name)
+        self.recorded.append(part.name)
 
     def start(self, worker: str, part: Part) -> None:
         """Decide how the part will end."""
@@ -125,7 +124,7 @@ class VirtualCrew:
         if chance.random() < world.store_error_share or (world.outage and 0 <= end - world.outage[0] < world.outage[1]):
             self._later(end, Failed(worker, part, ResourceError("the store does not answer")))
         else:
-            self._later(end, Finished(worker, PartDone(part, {}, worker=worker)))
+            self._later(end, Finished(worker, part, worker))
 
     def stop(self, worker: str) -> None:
         """End a worker; another one comes in its place."""

@@ -227,6 +227,19 @@ def databases_tables(result: dict[str, Any]) -> list[Table]:
     ]
 
 
+def engines_tables(result: dict[str, Any]) -> list[Table]:
+    """Upgrading a table in each of the engines that are files."""
+    parameters = result["parameters"]
+    rows = parameters["rows"]
+    lines = [
+        [engine, name, f"{run['wall']:.2f}", f"{run['ratio']:.2f}x", f"{rows / run['wall']:,.0f}"]
+        for engine, found in result["engines"].items()
+        for name, run in found.items()
+    ]
+    title = f"Upgrading {rows:,} rows, {parameters['program']} h, no index"
+    return [Table(title, ["in", "by", "seconds", "of ours", "rows/s"], lines)]
+
+
 def serving_tables(result: dict[str, Any]) -> list[Table]:
     """Quality by share re-embedded, for each order; latency by rows changed."""
     quality, latency = result["quality"], result["latency"]
@@ -308,6 +321,7 @@ TABLES = {
     "index": index_tables,
     "stages": stages_tables,
     "databases": databases_tables,
+    "engines": engines_tables,
     "serving": serving_tables,
 }
 

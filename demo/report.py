@@ -106,7 +106,7 @@ def write_page(path: Path, work: Path, figures: Figures, steps: Steps) -> None:
         + "<p>A gallery embedded by an old model that knew 20 of 100 classes was moved into the space of a new model, "
         "trained without regard to the old one, by a transformation of the stored rows. No image was read again.</p>"
         f'<div class="table">{figures.table().html()}</div>'
-        + html_charts(_matrix(figures), _curve(figures), _speeds(figures))
+        + html_charts(_matrix(figures), _speeds(figures), _curve(figures))
         + "<h2>What it cost</h2>"
         + html_properties(costs(figures))
         + f"<pre>{escape(command)}</pre>"

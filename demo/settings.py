@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fct_infer.training.data.augment import Augmentation
-from fct_infer.training.loop import TrainingConfig
 from fct_infer.training.models.registry import ModelSpec
+from fct_infer.training.runs.loop import TrainingConfig
 from fct_infer.training.trainers.backbone import BackboneConfig
 from fct_infer.training.trainers.side_information import SideInformationConfig
 from fct_infer.training.trainers.transformation import TransformationConfig

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from stages import Reporter
 
 from fct_infer.gallery.writer import GalleryWriter, write_npy
-from fct_infer.training.checkpoints import load_checkpoint, save_checkpoint
 from fct_infer.training.data.augment import augmented
 from fct_infer.training.data.glyphs import Split, render_glyphs
 from fct_infer.training.data.images import LabelledImages
-from fct_infer.training.embedding import embed
-from fct_infer.training.loop import Progress, ProgressCallback
+from fct_infer.training.features.embedding import embed
 from fct_infer.training.models.base import Backbone
+from fct_infer.training.models.checkpoints import load_checkpoint, save_checkpoint
+from fct_infer.training.runs.loop import Progress, ProgressCallback
 from fct_infer.training.trainers.backbone import BackboneConfig, train_backbone
 from fct_infer.training.trainers.side_information import SideInformationConfig, train_side_information
 from fct_infer.training.trainers.transformation import train_transformation

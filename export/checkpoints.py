@@ -52,9 +52,9 @@ def open_named(
 def _open_checkpoint(
     path: Path, kind: Kind | None, input_shapes: Sequence[tuple[int, ...]], trust_code: bool
 ) -> OpenedModel:
-    from fct_infer.training.checkpoints import load_checkpoint
     from fct_infer.training.models.base import Backbone, TransformationModule
-    from fct_infer.training.models.folding import to_program
+    from fct_infer.training.models.checkpoints import load_checkpoint
+    from fct_infer.training.models.folding import to_program, uncertainty_layer
 
     module, checkpoint = load_checkpoint(path, (Backbone, TransformationModule), trust_code=trust_code)
     source = Source(path.name, checkpoint.sha256)
@@ -64,7 +64,8 @@ def _open_checkpoint(
     if isinstance(module, TransformationModule):
         said = {name: checkpoint.config.get(f"{name}_model") for name in ("old", "new")}
         models = {name: ModelId.of(text) for name, text in said.items() if isinstance(text, str)}
-        return OpenedModel(ProgramModel(to_program(module)), source, models=models)
+        model = ProgramModel(to_program(module), uncertainty=uncertainty_layer(module))
+        return OpenedModel(model, source, models=models)
     shape = input_shapes[0] if input_shapes else checkpoint.config.get("image_shape")
     if not isinstance(shape, list | tuple) or len(shape) != 3:
         raise UsageError(f"{path}: does not tell its image size; give --input-shape 3x32x32")
@@ -75,8 +76,8 @@ def _open_checkpoint(
         if isinstance(data, dict) and data.get("source") == "folder":
             preprocessing = _as_judged(preprocessing, data)
             break
-    model = ModuleModel(kind or "backbone", TorchModel(str(path), module, 1), {"image": image_shape})
-    return OpenedModel(model, source, preprocessing)
+    image_model = ModuleModel(kind or "backbone", TorchModel(str(path), module, 1), {"image": image_shape})
+    return OpenedModel(image_model, source, preprocessing)
 
 
 def _as_judged(preprocessing: Preprocessing, data: dict[str, Any]) -> Preprocessing:

@@ -25,6 +25,7 @@ from .options import ExportReport, Options
 from .probe import make_probe
 from .targets import choose_files
 from .template import Job
+from .to_uncertainty import write_uncertainty
 
 if TYPE_CHECKING:
     from torch import nn
@@ -206,6 +207,8 @@ def publish(
         for exporter, precision in files:
             options.progress(f"{exporter.target} {precision}: converting, loading back, comparing")
             written.append(exporter.export(model, precision, folder, job))
+        if model.uncertainty is not None:
+            written.append(write_uncertainty(model.uncertainty, folder, job))
         return replace(draft, files=tuple(written))
 
     return ExportReport(Path(bundle), write_bundle(bundle, fill, force=options.force))

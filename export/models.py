@@ -34,12 +34,15 @@ class Model(ABC):
         interface: its inputs, rows as (d,) and images as (c, h, w), and the width of its output.
         digest: SHA-256 over what it computes with.
         program: the transformation as data, which the core runs; None if no program can hold it.
+        uncertainty: the layer that tells from a transformed row how unsure the transformation is of it, see
+            :func:`fct_infer.artifacts.uncertainty.uncertainty_program`; None without.
     """
 
     kind: Kind
     interface: Interface
     digest: str
     program: Program | None = None
+    uncertainty: Program | None = None
 
     @abstractmethod
     def run(self, batch: Batch) -> NDArray[np.floating[Any]]:
@@ -67,8 +70,9 @@ class ProgramModel(Model):
 
     kind = "transformation"
 
-    def __init__(self, program: Program, original: Runner | None = None) -> None:
+    def __init__(self, program: Program, original: Runner | None = None, uncertainty: Program | None = None) -> None:
         self.program: Program = program
+        self.uncertainty = uncertainty
         self._original = original
         self.digest = program.digest
         self.interface = Interface({name: (dim,) for name, dim in program.dims.items()}, program.new_dim)

@@ -24,6 +24,7 @@ from fct_infer.artifacts.onnx_signature import OnnxInput, read_signature
 from fct_infer.artifacts.precisions import CALIBRATION_ROWS
 from fct_infer.artifacts.roles import told
 from fct_infer.artifacts.torch_files import TorchModel, load_torch
+from fct_infer.artifacts.uncertainty import uncertainty_of
 from fct_infer.backends.onnx_runtime import OnnxRuntimeRunner
 from fct_infer.backends.runner import Interface, Shapes
 from fct_infer.errors import ArtifactError, NotAProgramError, UsageError
@@ -196,7 +197,8 @@ def _open_bundle(path: Path) -> OpenedModel:
     bundle = open_bundle(path)
     manifest, source = bundle.manifest, source_of(path)
     if manifest.kind == "transformation" and manifest.program is not None:
-        return OpenedModel(ProgramModel(program_from_bundle(bundle)), source, models=manifest.models)
+        transformation = ProgramModel(program_from_bundle(bundle), uncertainty=uncertainty_of(bundle))
+        return OpenedModel(transformation, source, models=manifest.models)
     if not bundle.has("onnx"):
         raise ArtifactError(f"{path}: has no ONNX file to convert onward; export from the source instead")
     file = path / bundle.file("onnx", "fp32").name

@@ -72,11 +72,41 @@ class Assigner:
         metric: str = "l2",
         by_residual: bool = True,
         reduced: bool | None = None,
+        groups: tuple[Float32Array, int] | None = None,
+        directions: Float32Array | None = None,
     ) -> None: ...
     def assign(self, rows: Float32Array, threads: int) -> tuple[NDArray[np.int64] | None, NDArray[np.uint8] | None]: ...
+    def assign_on_device(self, rows: int, count: int) -> tuple[NDArray[np.int64] | None, NDArray[np.uint8] | None]: ...
+    @property
+    def dim(self) -> int: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def stream(self) -> int: ...
+    @property
+    def device_bytes(self) -> int: ...
+    @property
+    def description(self) -> str: ...
 
+def device_assigner(
+    centroids: Float32Array | None,
+    codebooks: Float32Array | None,
+    *,
+    device: str,
+    metric: str = "l2",
+    by_residual: bool = True,
+    device_memory: int = 0,
+) -> Assigner: ...
 def refine_centroids(
-    rows: Float32Array, centroids: Float32Array, *, metric: str, spherical: bool, iterations: int, threads: int
+    rows: Float32Array,
+    centroids: Float32Array,
+    *,
+    metric: str,
+    spherical: bool,
+    iterations: int,
+    threads: int,
+    groups: tuple[Float32Array, int] | None = None,
+    directions: Float32Array | None = None,
 ) -> Float32Array: ...
 def refine_codebooks(rows: Float32Array, codebooks: Float32Array, *, iterations: int, threads: int) -> Float32Array: ...
 def run_pipeline(

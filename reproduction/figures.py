@@ -13,7 +13,7 @@ from fct_infer.evaluation.compatibility import gap_closed
 from fct_infer.evaluation.matrix import average_compatibility
 from fct_infer.evaluation.orders import random_order, uncertainty_order
 from fct_infer.evaluation.retrieval import rank_queries
-from fct_infer.training.chains import compose
+from fct_infer.maps.chains import compose
 from fct_infer.training.models.folding import to_program
 from fct_infer.transformation import Float32Array, Transformation
 

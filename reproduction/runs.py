@@ -14,14 +14,14 @@ import torch
 from numpy.typing import NDArray
 
 from fct_infer.gallery import write_npy
-from fct_infer.training.checkpoints import load_checkpoint
 from fct_infer.training.config import read_config
 from fct_infer.training.data.augment import Augmentation, augmented
 from fct_infer.training.data.images import LabelledImages
-from fct_infer.training.embedding import embed
+from fct_infer.training.features.embedding import embed
 from fct_infer.training.models.base import Backbone, TransformationModule
+from fct_infer.training.models.checkpoints import load_checkpoint
 from fct_infer.training.models.folding import to_program, to_uncertainty_program
-from fct_infer.training.run import RunFolder
+from fct_infer.training.runs.folder import RunFolder
 from fct_infer.training.trainers.transformation_run import run_transformation
 from fct_infer.transformation import Float32Array, Transformation
 

@@ -13,17 +13,19 @@ using Floats = cpu::Vector<kSums>::Floats;
 
 }  // namespace
 
-FCT_VECTOR double squared_length(const float* values, std::size_t count) {
+FCT_VECTOR double precise_dot(const float* left, const float* right, std::size_t count) {
   double lanes[8] = {};
   std::size_t i = 0;
   for (; i + 8 <= count; i += 8)
     for (std::size_t lane = 0; lane < 8; ++lane)
-      lanes[lane] += static_cast<double>(values[i + lane]) * static_cast<double>(values[i + lane]);
+      lanes[lane] += static_cast<double>(left[i + lane]) * static_cast<double>(right[i + lane]);
   double sum = 0;
-  for (; i < count; ++i) sum += static_cast<double>(values[i]) * static_cast<double>(values[i]);
+  for (; i < count; ++i) sum += static_cast<double>(left[i]) * static_cast<double>(right[i]);
   for (double lane : lanes) sum += lane;
   return sum;
 }
+
+double squared_length(const float* values, std::size_t count) { return precise_dot(values, values, count); }
 
 FCT_VECTOR float squared_distance(const float* left, const float* right, std::size_t count) {
   Floats lanes{};
@@ -49,6 +51,28 @@ FCT_VECTOR float dot(const float* left, const float* right, std::size_t count) {
   for (int lane = 0; lane < kSums; ++lane) sum += lanes[lane];
   return sum;
 }
+
+template <int kLanes>
+[[gnu::always_inline]] inline float quick_dot_with(const float* left, const float* right, std::size_t count) {
+  using Values = typename cpu::Vector<kLanes>::Floats;
+  Values sums{}, others{};  // that do not wait for each other
+  std::size_t i = 0;
+  for (; i + 2 * kLanes <= count; i += 2 * kLanes) {
+    sums += *reinterpret_cast<const Values*>(left + i) * *reinterpret_cast<const Values*>(right + i);
+    others += *reinterpret_cast<const Values*>(left + i + kLanes) *
+              *reinterpret_cast<const Values*>(right + i + kLanes);
+  }
+  sums += others;
+  float lanes[kLanes];
+  __builtin_memcpy(lanes, &sums, sizeof lanes);
+  for (int half = kLanes / 2; half > 0; half /= 2)
+    for (int lane = 0; lane < half; ++lane) lanes[lane] += lanes[lane + half];
+  for (; i < count; ++i) lanes[0] += left[i] * right[i];
+  return lanes[0];
+}
+
+FCT_BY_LANES(float, quick_dot, (const float* left, const float* right, std::size_t count),
+             (left, right, count))
 
 FCT_VECTOR void subtract(const float* left, const float* right, float* out, std::size_t count) {
   for (std::size_t i = 0; i < count; ++i) out[i] = left[i] - right[i];

@@ -5,9 +5,12 @@
 
 namespace fct::assign {
 
+double precise_dot(const float* left, const float* right, std::size_t count);
 double squared_length(const float* values, std::size_t count);
 float squared_distance(const float* left, const float* right, std::size_t count);
 float dot(const float* left, const float* right, std::size_t count);
+// The same but for rounding, which differs between CPUs.
+float quick_dot(const float* left, const float* right, std::size_t count);
 void subtract(const float* left, const float* right, float* out, std::size_t count);
 
 // Scores known up to error * lengths[i]: raises `floor` to the largest of what they are at least, and returns

@@ -110,14 +110,15 @@ void refine_codebook(const std::vector<float>& groups, std::int64_t count, int w
 }  // namespace
 
 Centroids refine_centroids(const float* rows, std::int64_t count, Centroids centroids, bool spherical,
-                           int iterations, int threads) {
+                           int iterations, int threads, const std::optional<Groups>& groups,
+                           const std::optional<Directions>& directions) {
   const std::size_t dim = at(centroids.dim);
   std::vector<std::int64_t> lists(at(count));
   Sums sums(centroids.count, centroids.dim);
   if (spherical)
     for (std::size_t i = 0; i < at(centroids.count); ++i) normalize(centroids.values.data() + i * dim, dim);
   for (int iteration = 0; iteration < iterations; ++iteration) {
-    make_assigner(centroids, std::nullopt, prefers_reduced_assignment())
+    make_assigner(centroids, std::nullopt, prefers_reduced_assignment(), groups, directions)
         ->assign(rows, count, threads, lists.data(), nullptr);
     sums.clear();
     for (std::size_t row = 0; row < lists.size(); ++row) {

@@ -30,8 +30,7 @@ int device_number(std::string_view name, const std::string& device) {
 
 }  // namespace
 
-std::unique_ptr<Engine> make_engine(const std::string& device, std::size_t device_memory) {
-  if (device == "cpu") return make_cpu_engine();
+CudaOptions cuda_options(const std::string& device, std::size_t device_memory) {
   CudaOptions options;
   options.devices.clear();
   options.device_memory = device_memory;
@@ -42,7 +41,12 @@ std::unique_ptr<Engine> make_engine(const std::string& device, std::size_t devic
     options.devices.push_back(number);
   }
   if (options.devices.empty() || device.back() == ',') fail(device);
-  return make_cuda_engine(options);
+  return options;
+}
+
+std::unique_ptr<Engine> make_engine(const std::string& device, std::size_t device_memory) {
+  if (device == "cpu") return make_cpu_engine();
+  return make_cuda_engine(cuda_options(device, device_memory));
 }
 
 }  // namespace fct::bindings

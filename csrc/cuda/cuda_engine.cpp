@@ -4,6 +4,7 @@
 
 #include <filesystem>
 
+#include "device_assigner.h"
 #include "device_engine.h"
 #include "fct/cuda.h"
 
@@ -59,9 +60,7 @@ int count_devices() {
   return count;
 }
 
-}  // namespace
-
-std::unique_ptr<Engine> make_cuda_engine(const CudaOptions& options) {
+std::vector<cuda::SharedDevice> open_devices(const CudaOptions& options) {
   const int count = count_devices();
   std::vector<cuda::SharedDevice> devices;
   for (int index : options.devices) {
@@ -69,7 +68,18 @@ std::unique_ptr<Engine> make_cuda_engine(const CudaOptions& options) {
       fail("there is no cuda:" + std::to_string(index) + "; devices found: " + std::to_string(count));
     devices.push_back(platform().open(index));
   }
-  return cuda::make_device_engine(std::move(devices), options.device_memory);
+  return devices;
+}
+
+}  // namespace
+
+std::unique_ptr<Engine> make_cuda_engine(const CudaOptions& options) {
+  return cuda::make_device_engine(open_devices(options), options.device_memory);
+}
+
+std::unique_ptr<Assigner> make_cuda_assigner(std::optional<Centroids> centroids,
+                                             std::optional<Codebooks> codebooks, const CudaOptions& options) {
+  return cuda::make_device_assigner(open_devices(options), centroids, codebooks, options.device_memory);
 }
 
 CudaStatus cuda_status() noexcept {

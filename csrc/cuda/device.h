@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "assignment.h"
 #include "fct/cuda.h"
 #include "fct/dtype.h"
 #include "fct/error.h"
@@ -137,6 +138,18 @@ class FCT_SHARED Device {
                    Stream stream) = 0;
   // Divides each row by its L2 norm (at least 1e-12), summed in float64 so that no finite row overflows.
   virtual void normalize(const Matrix& from, const Matrix& to, Extent extent, Stream stream) = 0;
+
+  // Notes rows that are not finite. If there are centroids: to = rows less their mean, rows from rows.count
+  // up to `block_rows` and columns up to `padded` zeros; and begins a search for each row.
+  virtual void shift(const AssignedRows& rows, const DeviceCentroids& centroids, const Matrix& to,
+                     std::int64_t padded, std::int64_t block_rows, ListSearch* searches, Stream stream) = 0;
+  // Goes on with the searches: `scores`, (rows.count, lists) float32, are those of so many lists from
+  // `first_list` on. After the last of all lists, rows.lists are filled.
+  virtual void search(const AssignedRows& rows, const DeviceCentroids& centroids, const Matrix& scores,
+                      std::int64_t first_list, std::int64_t lists, ListSearch* searches, Stream stream) = 0;
+  // Fills rows.codes, of rows less centroids.values[rows.lists] if there are any.
+  virtual void encode(const AssignedRows& rows, const DeviceCentroids& centroids,
+                      const DeviceCodebooks& codebooks, Stream stream) = 0;
 };
 
 // What the CUDA part offers; there is one for the process.

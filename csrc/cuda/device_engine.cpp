@@ -23,8 +23,7 @@ void check(const std::vector<SharedDevice>& devices) {
   const CudaDeviceInfo first = devices.front()->info();
   for (const SharedDevice& device : devices) {
     const CudaDeviceInfo info = device->info();
-    if (capability(info) < kOldest)
-      throw Error(ErrorKind::kUnsupported, describe(info) + " is too old: 8.0 or newer is needed");
+    check_new_enough(info);
     if (info.name != first.name)
       throw Error(ErrorKind::kUnsupported, describe(first) + " and " + describe(info) +
                                                " cannot work on one gallery: their results differ in the "
@@ -70,6 +69,11 @@ class DeviceEngine : public Engine {
 };
 
 }  // namespace
+
+void check_new_enough(const CudaDeviceInfo& device) {
+  if (capability(device) < kOldest)
+    throw Error(ErrorKind::kUnsupported, describe(device) + " is too old: 8.0 or newer is needed");
+}
 
 std::unique_ptr<Engine> make_device_engine(std::vector<SharedDevice> devices, std::size_t device_memory) {
   return std::make_unique<DeviceEngine>(std::move(devices), device_memory);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,18 @@ _LENGTH_BYTES = 8
 
 
 def tensor_bytes(program: Program, metadata: dict[str, str]) -> bytes:
-    """Return the weights and biases of ``program`` as a safetensors file."""
-    data: bytes = save(dict(program.tensors()), metadata)
-    return data
+    """Return the weights and biases of ``program`` as a safetensors file; the same bytes for the same."""
+    return _with_ordered_metadata(save(dict(program.tensors()), metadata))
+
+
+def _with_ordered_metadata(data: bytes) -> bytes:
+    """Sort the metadata of a safetensors file: its library writes them in an order that changes from call to call."""
+    end = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
+    header = json.loads(data[_LENGTH_BYTES:end])
+    header |= {name: dict(sorted(of.items())) for name, of in header.items() if name == "__metadata__"}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % _LENGTH_BYTES)  # tensors begin at a multiple of 8
+    return len(text).to_bytes(_LENGTH_BYTES, "little") + text + data[end:]
 
 
 def read_tensors(path: Path) -> dict[str, Float32Array]:

@@ -1,4 +1,4 @@
-"""Who runs the parts of an upgrade, on the command line."""
+"""Who does the work of a command, part by part, on the command line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _OPTIONS = (
         type=click.Choice(["threads", "ray"]),
         default="threads",
         show_default=True,
-        help="Who transforms: threads of this process, or workers of a Ray cluster that see SOURCE and DEST, too.",
+        help="Who works: this process, or workers of a Ray cluster, which see the same files under the same names.",
     ),
     click.option("--ray-address", metavar="ADDRESS", help="Of the cluster, or auto [default: one on this machine]."),
     click.option("--workers", type=click.IntRange(min=1), help="Ray workers [default: as many as there is room for]."),

@@ -17,7 +17,7 @@ from fct_infer.cli._progress import PLAIN_INTERVAL
 from fct_infer.cli._verbosity import is_quiet, is_verbose
 
 if TYPE_CHECKING:
-    from fct_infer.training.loop import Progress
+    from fct_infer.training.runs.loop import Progress
 
 
 @contextmanager

@@ -41,7 +41,11 @@ _PERCENT = click.FloatRange(0, 100)
     show_default=True,
     help="Which rows come first.",
 )
-@click.option("--uncertainty", type=_PATH, help="For --order uncertainty: .npy, a number a row, larger is less sure.")
+@click.option(
+    "--uncertainty",
+    type=_PATH,
+    help="For --order uncertainty: FastFill's bundle, or .npy, a number a row, larger is less sure [--transformation].",
+)
 @click.option("--labels", type=_PATH, help="For --order distance: .npy of classes; without, one mean for all.")
 @click.option("--access-log", type=_PATH, help="For --order access: text, a line ID or ID COUNT.")
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Rows a second at most.")
@@ -77,7 +81,7 @@ def command(
 
     \b
     Example:
-      fct-backfill DEST -o DEST.new --embed my_models:embed_items --order uncertainty --uncertainty scores.npy
+      fct-backfill DEST -o DEST.new --embed my_models:embed_items --order uncertainty --uncertainty h.bundle
       fct-backfill DEST -o DEST.new --embed new_model.bundle --images photos
       fct-backfill DEST -o DEST.new --embed http://127.0.0.1:8000/embed --rate 50 --stop-gain 0.3
     """
@@ -106,6 +110,8 @@ def command(
 
         h = load_transformation(transformation)
     opened = open_source(source, options)
+    if given["order"] == "uncertainty":
+        given["uncertainty"] = given["uncertainty"] or transformation
     order = _order(given, opened, h, metric)
     target = None
     if into is not None:
@@ -130,10 +136,10 @@ def _image_embedder(model: str, images: Path) -> Embed:
 
 
 def _order(given: dict[str, Any], source: Source, h: Transformation | None, metric: str) -> NDArray[np.int64]:
-    from fct_infer.evaluation.inputs import read_labels, read_uncertainty
+    from fct_infer.evaluation.inputs import read_labels
     from fct_infer.evaluation.orders import random_order, uncertainty_order
     from fct_infer.serving.loading import all_ids
-    from fct_infer.serving.orders import access_order, distance_order
+    from fct_infer.serving.orders import access_order, distance_order, read_uncertainties
 
     order: Literal["uncertainty", "distance", "access", "random"] = given["order"]
     for name, wanted in (("uncertainty", "uncertainty"), ("labels", "distance"), ("access_log", "access")):
@@ -143,7 +149,7 @@ def _order(given: dict[str, Any], source: Source, h: Transformation | None, metr
         if given[name] is None and order == wanted and name != "labels":
             raise click.UsageError(f"--order {order} wants {option}")
     if order == "uncertainty":
-        return uncertainty_order(read_uncertainty(given["uncertainty"]))
+        return uncertainty_order(read_uncertainties(given["uncertainty"], source, h))
     if order == "distance":
         labels = None if given["labels"] is None else read_labels(given["labels"])
         return distance_order(source, h, labels, metric)

@@ -14,6 +14,7 @@ from fct_infer.artifacts.precisions import PRECISIONS
 from fct_infer.backends.runner import BACKENDS
 from fct_infer.cli._common import json_option, run_cli, say_files_are_code, show_rows
 from fct_infer.cli._progress import progress_on_stderr
+from fct_infer.machine import counted
 
 if TYPE_CHECKING:
     from fct_infer.backends.embedder import Embedder
@@ -117,18 +118,16 @@ def _say_skipped(reason: str) -> None:
 
 
 def _print(report: EmbedReport) -> None:
-    from fct_infer.machine import counted
-
     dims = f"{report.embedding_dim}" + (f" + {report.side_dim}" if report.side_dim else "")
     rows = {
-        "published": f"{report.gallery}: {report.rows:,} rows of {dims} {report.dtype} in "
+        "published": f"{report.gallery}: {counted(report.rows, 'row')} of {dims} {report.dtype} in "
         + counted(report.shards, "shard"),
         "speed": f"{report.images_per_second:,.0f} images/s, {report.seconds:.1f} s",
     }
     if report.skipped:
-        rows["left out"] = f"{report.skipped:,} images that could not be read"
+        rows["left out"] = f"{counted(report.skipped, 'image')} that could not be read"
     if report.other_files:
-        rows["ignored"] = f"{report.other_files:,} files that are no images by their suffix"
+        rows["ignored"] = f"{counted(report.other_files, 'file')} that by the suffix hold no image"
     for used in report.models:
         label = "side_information" if used is not report.models[0] else "embeddings"
         about = f"{used.model_version}, {used.dim} wide, {used.backend} on {used.device}, {used.precision}"

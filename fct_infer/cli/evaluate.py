@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 import numpy as np
 
 from fct_infer.cli._common import json_option, run_cli, show_rows
+from fct_infer.cli._executor_options import executor_options
 from fct_infer.cli._page import check_page
 from fct_infer.cli._progress import progress_on_stderr
 from fct_infer.cli._source_options import Place
@@ -19,6 +21,7 @@ from fct_infer.cli._verbosity import note
 
 if TYPE_CHECKING:
     from fct_infer.evaluation import Figure, Metric, Study
+    from fct_infer.upgrade.executor import Executor
 
 _FIGURES = ("cmc", "map", "recall", "r-precision")
 _WIDTH = 80  # of tables in a file or a pipe
@@ -87,6 +90,7 @@ def _split(_context: click.Context, _parameter: click.Parameter, value: str | No
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write an HTML page here.")
 @click.option("--images", type=_PATH, help="Images of the gallery for the page, .npy uint8 (n, h, w, 3).")
 @click.option("--query-images", type=_PATH, help="Images of the queries, in the same form.")
+@executor_options
 @json_option()
 def command(
     metric: Metric,
@@ -100,6 +104,7 @@ def command(
     query_images: Path | None,
     ignore_labels: tuple[str, ...],
     distractor_labels: tuple[str, ...],
+    executor: Executor | None,
     as_json: bool,
     **paths: Path | None,
 ) -> None:
@@ -112,6 +117,8 @@ def command(
 
     With --old-queries and --new-gallery, the upgrade is judged: every query model against every gallery, the share of
     the gap closed, flips, the backfilling curve, and whether it is worth it.
+
+    With --executor ray the workers of a cluster read the embeddings and rank; each holds what it ranks in memory.
 
     \b
     Example:
@@ -128,11 +135,16 @@ def command(
         study,
         write_report,
     )
+    from fct_infer.gallery.jobs import Workers
 
+    workers = executor if isinstance(executor, Workers) else None
+    if workers is not None and threads is not None:
+        raise click.UsageError("--threads is for --executor threads; Ray workers take --resources cpu=N")
     if not _is_labelled(paths, per_class):
         if report is not None:
             raise click.UsageError("--report wants labels or --truth")
-        _show_overlap(paths, metric, exclude_self, ks, threads, as_json)
+        options = {"metric": metric, "exclude_self": exclude_self, "ks": ks, "threads": threads, "workers": workers}
+        _show_overlap(paths, options, as_json)
         return
     if (query_images and not images) or (images and not report):
         raise click.UsageError("--query-images wants --images, and --images wants --report")
@@ -145,7 +157,7 @@ def command(
         check_page(report)
     if exclude_self:
         note("query i and gallery row i are the same item: each query's own row is left out")
-    inputs = read_study_inputs(paths)
+    inputs = read_study_inputs(paths, named=workers is not None)
     of_gallery = ImageFile(images, len(inputs.gallery)) if images else None
     of_queries = ImageFile(query_images, len(inputs.queries)) if query_images else of_gallery if exclude_self else None
     if paths["truth"]:
@@ -159,9 +171,10 @@ def command(
             rows_of = np.count_nonzero(inputs.gallery_labels == label)
             note(f"--{name}-labels: {rows_of:,} gallery rows have the label {label!r}")
     settings = Settings(metric, exclude_self, ks, figures, per_class, threads, ignored, distractors)
-    with progress_on_stderr() as progress:
-        found = study(inputs, settings, progress)
-    rows = retrieved_rows(inputs, found) if of_gallery else []
+    with nullcontext() if workers is None else workers.session():
+        with progress_on_stderr() as progress:
+            found = study(inputs, settings, progress, workers)
+        rows = retrieved_rows(inputs, found, workers) if of_gallery else []
     given = {name: str(path) for name, path in paths.items() if path is not None}
     if report is not None:
         write_report(report, found, given, retrieved_html(rows, of_gallery, of_queries) if of_gallery else "")
@@ -200,29 +213,20 @@ def _is_labelled(paths: dict[str, Path | None], per_class: bool) -> bool:
     return False
 
 
-def _show_overlap(
-    paths: dict[str, Path | None],
-    metric: Metric,
-    exclude_self: bool,
-    ks: tuple[int, ...],
-    threads: int | None,
-    as_json: bool,
-) -> None:
-    from fct_infer.evaluation import neighbour_overlap, read_embeddings
+def _show_overlap(paths: dict[str, Path | None], options: dict[str, Any], as_json: bool) -> None:
+    from fct_infer.evaluation import name_embeddings, neighbour_overlap, read_embeddings
 
     given = {name: path for name, path in paths.items() if path is not None}
-    arrays = {name: read_embeddings(path) for name, path in given.items()}
+    read = read_embeddings if options["workers"] is None else name_embeddings
+    arrays = {name: read(path) for name, path in given.items()}
     with progress_on_stderr() as progress:
         found = neighbour_overlap(
             arrays["gallery"],
             arrays["new_gallery"],
             queries=arrays.get("queries"),
             old_queries=arrays.get("old_queries"),
-            ks=ks,
-            metric=metric,
-            exclude_self=exclude_self,
-            threads=threads,
             progress=partial(progress, "neighbours"),
+            **options,
         )
     if as_json:
         inputs = {name: str(path) for name, path in given.items()}

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from fct_infer.evaluation import Metric
     from fct_infer.fitting import Compression, Fit, Pairs
+    from fct_infer.fitting.crossfit import Trial
     from fct_infer.fitting.measures import Direction
 
 _PATH = Place()
@@ -137,10 +138,12 @@ def command(
     old_model, new_model = pairs.models if direction == "old-to-new" else pairs.models[::-1]
     options = Options(("core",), old_model=old_model, new_model=new_model, force=force)
     report = export_transformation(found.program, bundle, options)
-    next_command = report.next_command.replace(" GALLERY ", f" {_stored(pairs, inputs)} ", 1) + _probe(inputs)
+    probe = _probe(inputs)
+    next_command = report.next_command.replace(" GALLERY ", f" {_stored(pairs, inputs)} ", 1) + probe
     if config is not None:
         write_config(found, pairs, inputs, config)
     if direction == "new-to-old":
+        probe = ""
         next_command = f"fct_infer.load_transformation({str(bundle)!r})(queries), then search the old gallery"
     if as_json:
         document = found.as_dict() | {"bundle": str(bundle), "direction": direction, "next_command": next_command}
@@ -150,6 +153,8 @@ def command(
     if found.forecast.verdict.action in ("keep old", "re-embed"):
         next_command = f"nothing; to see for yourself, {next_command}"
     click.echo(f"\nnext: {next_command}")
+    if probe:
+        click.echo("(the probe tells a wrong gallery; what h is worth stands above: it was fitted on the same rows)")
 
 
 def _stored(pairs: Pairs, inputs: dict[str, Any]) -> str:
@@ -183,34 +188,29 @@ def _pairs_line(pairs: Pairs) -> str:
 def show_fit(found: Fit) -> None:
     """Print the candidates, what is to be expected of the chosen one, and the verdict."""
     from rich.console import Console
-    from rich.table import Table
 
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
-    title = f"Held-out rows, {found.metric}: {found.measure} in %; MFLOP a row"
-    table = Table("Candidate", title=title, title_justify="left", box=None)
-    table.add_column("%", justify="right", no_wrap=True)
-    table.add_column("MFLOP", justify="right", no_wrap=True)
     shown = [*found.trials[:_SHOWN]] + [trial for trial in found.trials[_SHOWN:] if trial is found.chosen]
+    table = _candidates(f"Held-out rows, {found.metric}: {found.measure} in %; MFLOP a row")
     for trial in shown:
-        style = "bold" if trial is found.chosen else None
-        mark = "* " if trial is found.chosen else "  "
-        estimate = trial.estimate
-        figures = f"{100 * estimate.mean:.1f} ± {100 * estimate.standard_error:.1f}", f"{trial.flops / 1e6:.2f}"
-        table.add_row(mark + trial.name, *figures, style=style)
+        _add(table, trial, trial is found.chosen)
     console.print(table)
+    if found.screened is not None:
+        click.echo()
+        console.print(_networks_table(found))
     if found.compression is not None:
         click.echo()
         console.print(_compression_table(found.compression))
     forecast = found.forecast
     asked = f"{forecast.queries:,} queries that {'did not choose' if forecast.is_independent else 'chose it, too'}"
-    rows = {found.measure: f"{forecast.measured}, on {asked}"}
+    among = "" if found.network is None else f", among the {forecast.gallery_rows:,} rows of the fold"
+    rows = {found.measure: f"{forecast.measured}, on {asked}{among}"}
     for name, known in (("old/old", forecast.old_old), ("new/new", forecast.new_new)):
         if known is not None:
             rows[name] = str(known)
     rows["finds itself"] = ", ".join(f"{value} up to rank {k}" for k, value in forecast.recall.items())
-    rows["with fewer pairs"] = ", ".join(
-        f"{point.pairs:,}: {100 * point.estimate.mean:.1f} %" for point in forecast.curve
-    )
+    fewer = ", ".join(f"{point.pairs:,}: {100 * point.estimate.mean:.1f} %" for point in forecast.curve)
+    rows["with fewer pairs"] = fewer if found.network is None else f"the closed form {fewer}"
     rows["with twice as many"] = f"about {100 * forecast.twice:+.1f}, if gains go on shrinking as they do"
     rows["time"] = f"{duration_text(found.seconds)} for {found.pairs:,} pairs"
     click.echo()
@@ -218,6 +218,36 @@ def show_fit(found: Fit) -> None:
     for text in found.notes:
         click.echo(f"note: {text}")
     click.echo(f"\nIs it worth it? {forecast.verdict.sentence}")
+
+
+def _candidates(title: str, *more: str) -> Table:
+    """Return an empty table of candidates."""
+    from rich.table import Table
+
+    table = Table("Candidate", title=title, title_justify="left", box=None)
+    for column in ("%", *more, "MFLOP"):
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _add(table: Table, trial: Trial, is_chosen: bool, *more: str) -> None:
+    mark, style = ("* ", "bold") if is_chosen else ("  ", None)
+    share = f"{100 * trial.estimate.mean:.1f} ± {100 * trial.estimate.standard_error:.1f}"
+    table.add_row(mark + trial.name, share, *more, f"{trial.flops / 1e6:.2f}", style=style)
+
+
+def _networks_table(found: Fit) -> Table:
+    """Return the networks beside the closed form they start from, where both were fitted on the same rows."""
+    screened = found.screened
+    assert screened is not None
+    asked = len(screened.closed_form.scores)
+    table = _candidates(f"One fold of {screened.rows:,} rows, {asked:,} queries, fitted on the others", "against it")
+    _add(table, screened.closed_form, found.network is None, "")
+    for network in screened.networks:
+        gain = screened.difference(network.trial)
+        against = f"{100 * gain.mean:+.1f} ± {100 * gain.standard_error:.1f}"
+        _add(table, network.trial, network.trial is found.chosen, against)
+    return table
 
 
 def _compression_table(found: Compression) -> Table:

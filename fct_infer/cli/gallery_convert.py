@@ -11,6 +11,7 @@ import click
 from fct_infer.cli._common import json_option, show_rows
 from fct_infer.cli._progress import progress_on_stderr
 from fct_infer.cli._source_options import columns_text, source_options
+from fct_infer.machine import counted
 
 if TYPE_CHECKING:
     from fct_infer.connectors import SourceOptions
@@ -44,7 +45,6 @@ def convert_command(
       fct-gallery convert vectors.h5 GALLERY --embedding-column train
     """
     from fct_infer.connectors.convert import convert
-    from fct_infer.machine import counted
 
     with progress_on_stderr() as progress:
         report = convert(
@@ -62,7 +62,7 @@ def convert_command(
     dims = f"{report.old_dim}" + (f" + {report.side_dim}" if report.side_dim else "")
     show_rows(
         {
-            "published": f"{report.gallery}: {report.rows:,} rows of {dims} {report.dtype} in "
+            "published": f"{report.gallery}: {counted(report.rows, 'row')} of {dims} {report.dtype} in "
             + counted(report.shards, "shard"),
             "columns": columns_text(report.columns, report.left_out),
             "ids": report.ids or "none; the row number stands for the id",

@@ -11,6 +11,7 @@ import click
 from fct_infer.cli._common import json_option, show_rows
 from fct_infer.cli._progress import progress_on_stderr
 from fct_infer.cli._source_options import columns_text, source_options
+from fct_infer.machine import counted
 
 if TYPE_CHECKING:
     from fct_infer.connectors import SourceOptions
@@ -38,9 +39,8 @@ def inspect_command(source: Path, as_json: bool, options: SourceOptions) -> None
 
 
 def _rows(found: Inspection) -> dict[str, str]:
-    parts = f"{found.parts:,} parts" if found.parts > 1 else "1 part"
     rows = {
-        "source": f"{found.source}: {found.rows:,} rows in {parts}, {found.format}",
+        "source": f"{found.source}: {counted(found.rows, 'row')} in {counted(found.parts, 'part')}, {found.format}",
         "columns": columns_text(found.columns, found.other_columns),
         "embeddings": f"{found.old_dim} wide, {found.dtype}",
     }
@@ -54,7 +54,7 @@ def _rows(found: Inspection) -> dict[str, str]:
         )
     rows["zero rows"] = f"{found.zero_rows:,}"
     rows["duplicate rows"] = _count(found.duplicate_rows)
-    rows["NaN or infinity"] = f"{found.non_finite_rows:,} rows" + "".join(
+    rows["NaN or infinity"] = counted(found.non_finite_rows, "row") + "".join(
         f"\n    {at}" for at in found.first_non_finite
     )
     rows["ids"] = f"{found.ids}, {_count(found.duplicate_ids)} duplicates" if found.ids else "none"

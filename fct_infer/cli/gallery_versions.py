@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import click
 
@@ -63,15 +63,20 @@ def rollback_command(dest: Path | str, to: str | None, as_json: bool) -> None:
 
     Readers see the one or the other, whole. A version whose manifest was altered, or that lacks a file, is refused.
     Of a table, postgresql://user@host/db?table=items, readers see another version's column after one transaction. Of a
-    Lance data set, DATASET.lance?column=NAME, the column that an upgrade added is taken out again by one commit.
+    Lance data set, DATASET.lance?column=NAME, or a table of LanceDB the column that an upgrade added is taken out again
+    by one commit.
 
     \b
     Example:
       fct-gallery rollback DEST
     """
+    from fct_infer.connectors import open_destination
+    from fct_infer.gallery.places import scheme_of
     from fct_infer.gallery.versions import rollback
     from fct_infer.upgrade.lance_work import lance_column
 
+    if scheme_of(dest) == "lancedb":
+        dest = cast(Path, open_destination(dest))
     if isinstance(dest, str):
         roll_back_table(dest, to, as_json)
         return

@@ -16,7 +16,7 @@ from fct_infer.cli._verbosity import note
 from fct_infer.errors import import_error
 
 if TYPE_CHECKING:
-    from fct_infer.training.run import RunFolder
+    from fct_infer.training.runs.folder import RunFolder
 
     Trainer = Callable[[dict[str, Any], RunFolder, TrainingProgress], dict[str, Any]]
 
@@ -63,7 +63,7 @@ def _training_command(
 
             values = read_config(config, overrides)
             try:
-                from fct_infer.training.run import RunFolder
+                from fct_infer.training.runs.folder import RunFolder
 
                 trainer = import_trainer()
             except ImportError as error:

@@ -17,6 +17,7 @@ from fct_infer.cli._page import check_page
 from fct_infer.cli._progress import progress_on_stderr
 from fct_infer.cli._source_options import Place, columns_text, source_options
 from fct_infer.cli._verbosity import note
+from fct_infer.machine import counted, size_text
 
 if TYPE_CHECKING:
     from fct_infer.connectors import SourceOptions
@@ -82,7 +83,10 @@ if TYPE_CHECKING:
     help="Most of each device's memory for h and an index built there, together: 8GiB [default: what it has].",
 )
 @click.option(
-    "--index-device", default="auto", show_default=True, help="Where FAISS builds: cpu, cuda:N; auto: as --device."
+    "--index-device",
+    default="auto",
+    show_default=True,
+    help="Where to build it: cpu, cuda:N; auto: as --device.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads [default: all].")
 @click.option(
@@ -214,6 +218,8 @@ def command(
             executor.check(plan)
         show_estimate(estimate(plan) | appended(plan, append), as_json)
         plan.check_resources()
+        if page is not None:
+            note(f"--report: {page} is written by an upgrade, not by --dry-run")
         return
     note(f"{gallery.path}: {columns}")
     with progress_on_stderr() as progress:
@@ -231,6 +237,8 @@ def command(
     if page is not None:
         write_page(page, report)
     show_report(report.as_dict(), as_json)
+    if report.verification.warning:
+        click.echo(f"warning: {report.verification.warning}", err=True)
 
 
 def appended(plan: Plan, append: bool) -> dict[str, Any]:
@@ -246,15 +254,15 @@ def appended(plan: Plan, append: bool) -> dict[str, Any]:
 
 def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
     """Print the plan of a dry run."""
-    from fct_infer.machine import counted, size_text
     from fct_infer.upgrade.meaning import Expected
+    from fct_infer.upgrade.report import size_of_gallery
 
     if as_json:
         click.echo(json.dumps(estimate, indent=2, allow_nan=False))
         return
     settings, index, dims = estimate["settings"], estimate["index"], estimate["dims"]
     rows = {
-        "gallery": f"{estimate['gallery']}: {estimate['rows']:,} rows in {counted(estimate['shards'], 'shard')}",
+        "gallery": f"{estimate['gallery']}: {size_of_gallery(estimate['rows'], estimate['shards'])}",
         "columns": columns_text(estimate["columns"], tuple(estimate["left_out"])),
         "models": _models_text(estimate["models"]),
         "ids": (estimate["ids"] or "none; the row number stands for the id")
@@ -269,7 +277,7 @@ def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
         "index": "none"
         if index is None
         else f"{index['factory']} ({settings['metric']}), about {size_text(index['estimated_bytes'])}, "
-        f"trained on {index['training_rows']:,} rows",
+        + (f"trained on {counted(index['training_rows'], 'row')}" if index["training_rows"] else "nothing to train"),
         "disk": f"read {size_text(estimate['bytes_read'])}"
         + (f" {estimate['readings']} times, as samples are read forward" if estimate["readings"] > 1 else "")
         + f", write about {size_text(estimate['bytes_written'])}",
@@ -277,7 +285,9 @@ def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
         "time": _time_text(estimate),
     }
     if unchanged := estimate.get("unchanged"):
-        rows["append"] = f"{counted(unchanged['shards'], 'shard')}, {unchanged['rows']:,} rows, taken over unchanged"
+        rows["append"] = (
+            f"{counted(unchanged['shards'], 'shard')}, {counted(unchanged['rows'], 'row')}, taken over unchanged"
+        )
         if unchanged["index_is_extended"]:
             rows["append"] += "; the index is extended, its lists and codes as they were trained"
     if estimate["probe"]:
@@ -307,27 +317,27 @@ def _models_text(models: dict[str, Any]) -> str:
 
 def repeated_ids_text(count: int) -> str:
     """Return the line about rows that share an id."""
-    return f"{count:,} rows have the id of an earlier row"
+    return f"{counted(count, 'row')} with the id of an earlier row"
 
 
 def show_report(report: dict[str, Any], as_json: bool) -> None:
     """Print what an upgrade did."""
     from fct_infer.gallery.places import DATABASES, scheme_of
-    from fct_infer.machine import counted
-    from fct_infer.upgrade.report import Meaning
+    from fct_infer.upgrade.report import Meaning, size_of_gallery
 
     if as_json:
         click.echo(json.dumps(report, indent=2, allow_nan=False))
         return
     checks, timings = report["verification"], report["timings"]
     rows = {
-        "published": f"{report['dest']}: {report['rows']:,} rows in {counted(report['shards'], 'shard')}",
+        "published": f"{report['dest']}: {size_of_gallery(report['rows'], report['shards'])}",
         "speed": f"{report['rows_per_second']:,.0f} rows/s; "
         f"{report['overlap']:.0%} of the stages' work hidden behind another stage",
         "seconds": ", ".join(f"{stage.replace('_', ' ')} {seconds:.2f}" for stage, seconds in timings.items()),
         "computed": f"on {report['device']} in {report['settings']['precision']}"
         + (f" ({report['precision_choice']})" if report["precision_choice"] else ""),
-        "checked": f"{checks['rows']:,} rows against {checks['recomputed_by']}: cosine >= {checks['min_cosine']:.6f}",
+        "checked": f"{counted(checks['rows'], 'row')} against {checks['recomputed_by']}: "
+        f"cosine >= {checks['min_cosine']:.6f}",
     }
     rows["models"] = _models_text(report["models"])
     rows["meaning"] = "\n    ".join(str(Meaning.from_dict(found)) for found in report["meaning"]) or (
@@ -336,7 +346,7 @@ def show_report(report: dict[str, Any], as_json: bool) -> None:
     if report["settings"]["device"] == "cuda":
         rows["computed"] += "; a CPU's results differ in the last bits"
     if report["resumed_rows"]:
-        rows["resumed"] = f"{report['resumed_rows']:,} rows were done already"
+        rows["resumed"] = f"{counted(report['resumed_rows'], 'row')} done already"
     if report["settings"]["side_information"] == "old":
         rows["note"] = "no side_information/ in the gallery: the old embeddings took its place"
     if report["duplicate_ids"]:
@@ -352,6 +362,8 @@ def show_report(report: dict[str, Any], as_json: bool) -> None:
             rows["index"] += f"; {lists}"
         if reason := report["index_placement"].get("reason"):
             rows["index"] += f"; built on {report['index_placement']['add']}: {reason}"
+        if kernels := report["index_placement"].get("kernels"):
+            rows["index"] += f"; filled on {report['index_placement']['add']} by {kernels}"
     show_rows(rows)
     dest = report["dest"]
     check = "versions" if scheme_of(dest) in DATABASES else "rollback" if "?column=" in dest else "verify"

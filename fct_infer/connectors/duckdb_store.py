@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import RLock
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,16 +42,38 @@ def duckdb_errors(url: EngineUrl) -> Iterator[None]:
 
 
 class Database:
-    """A database, open once; a cursor of its own for each thread that asks."""
+    """A database, open once, with cursors of its own.
+
+    A process has a file open for reading or for writing, not for both: who reads lets go of it when somebody here
+    wants to write, and opens it again for the next rows, in whichever way it is open then.
+    """
 
     def __init__(self, url: EngineUrl, *, is_read: bool) -> None:
         assert url.path is not None
         if not url.path.is_file():
             raise GalleryError(f"{url.name}: there is no file {url.path}")
-        self.url = url
+        self.url, self.lock = url, RLock()  # a cursor is for one thread at a time
+        self._connection: Any = None
+        self._reader: Any = None
         self._cursors: list[Any] = []
-        with duckdb_errors(url):
-            self._connection = optional("duckdb", "duckdb").connect(str(url.path), read_only=is_read)
+        self._is_read, self._is_closed = is_read, False
+        if is_read:
+            _READERS.add(self)
+        else:
+            for other in list(_READERS):
+                if other.url.place[1] == url.place[1]:
+                    other.let_go()
+        self._open()
+
+    def _open(self) -> None:
+        duckdb = optional("duckdb", "duckdb")
+        with duckdb_errors(self.url):
+            try:
+                self._connection = duckdb.connect(str(self.url.path), read_only=self._is_read)
+            except duckdb.ConnectionException:
+                if not self._is_read:
+                    raise
+                self._connection = duckdb.connect(str(self.url.path))  # this process has it open for writing
             self._connection.execute("SET preserve_insertion_order = false; SET threads = 1")
 
     def cursor(self) -> Any:
@@ -58,11 +81,32 @@ class Database:
         self._cursors.append(self._connection.cursor())
         return self._cursors[-1]
 
+    def reader(self) -> Any:
+        """Return the cursor that reads, to be used under :attr:`lock` and not kept."""
+        if self._is_closed:
+            raise GalleryError(f"{self.url.name}: was closed")
+        if self._connection is None:
+            self._open()
+        if self._reader is None:
+            self._reader = self.cursor()
+        return self._reader
+
+    def let_go(self) -> None:
+        """Close it until the next :meth:`reader`, once nobody reads."""
+        with self.lock:
+            while self._cursors:
+                self._cursors.pop().close()
+            if self._connection is not None:
+                self._connection.close()
+                self._connection, self._reader = None, None
+
     def close(self) -> None:
         """Close it with all its cursors, each of which keeps it open; a second call does nothing."""
-        while self._cursors:
-            self._cursors.pop().close()
-        self._connection.close()
+        self.let_go()
+        self._is_closed = True
+
+
+_READERS: WeakSet[Database] = WeakSet()
 
 
 class DuckStore(Store):
@@ -78,15 +122,17 @@ class DuckStore(Store):
         self.url, self.database = url, database
         self.schema = url.more.get("schema", "main")
         self.sql = f"{quoted(self.schema)}.{quoted(url.table)}"
-        self._lock = RLock()  # a cursor is for one thread at a time
         with duckdb_errors(url):
-            self._cursor = database.cursor()
-            found = self._cursor.execute(
-                "SELECT column_name, data_type FROM information_schema.columns "
-                "WHERE table_catalog = current_database() AND table_schema = ? AND table_name = ? "
-                "ORDER BY ordinal_position",
-                (self.schema, url.table),
-            ).fetchall()
+            found = (
+                database.reader()
+                .execute(
+                    "SELECT column_name, data_type FROM information_schema.columns "
+                    "WHERE table_catalog = current_database() AND table_schema = ? AND table_name = ? "
+                    "ORDER BY ordinal_position",
+                    (self.schema, url.table),
+                )
+                .fetchall()
+            )
             if not found:
                 raise GalleryError(f"{url.name}: there is no table {url.table!r} in schema {self.schema!r}")
             self.kinds = dict(found)
@@ -108,13 +154,15 @@ class DuckStore(Store):
                 self.fields[role] = make_field(name, dim, stored, url.name, options.allow_cast)
 
     def _arrow(self, query: str, values: Sequence[Any] = ()) -> Any:
-        return self._cursor.sql(query, params=list(values)).to_arrow_table()
+        return self.database.reader().sql(query, params=list(values)).to_arrow_table()
 
     def _first_width(self, name: str) -> int:
         with duckdb_errors(self.url):
-            found = self._cursor.execute(
-                f"SELECT len({quoted(name)}) FROM {self.sql} WHERE {quoted(name)} IS NOT NULL LIMIT 1"
-            ).fetchone()
+            found = (
+                self.database.reader()
+                .execute(f"SELECT len({quoted(name)}) FROM {self.sql} WHERE {quoted(name)} IS NOT NULL LIMIT 1")
+                .fetchone()
+            )
         if found is None:
             raise GalleryError(f"{self.url.name}, column {name!r}: is empty, it holds no vectors")
         return int(found[0])
@@ -132,7 +180,7 @@ class DuckStore(Store):
 
     def keys(self) -> Keys:
         """See :class:`Store`."""
-        with self._lock, duckdb_errors(self.url):
+        with self.database.lock, duckdb_errors(self.url):
             column = self._arrow(f"SELECT {self._key_sql} AS k FROM {self.sql}").column(0).combine_chunks()
         if column.null_count:
             raise GalleryError(f"{self.url.name}: {self.columns.id!r} is NULL in {column.null_count:,} rows")
@@ -161,14 +209,15 @@ class DuckStore(Store):
         """Return rows of some keys as a table of Arrow."""
         values = arrays.pyarrow().table({"k": keys.tolist() if self._is_text else keys})
         low, high = keys[0].item(), keys[-1].item()
-        with self._lock, duckdb_errors(self.url):
-            self._cursor.register("fct_keys", values)
+        with self.database.lock, duckdb_errors(self.url):
+            reader = self.database.reader()
+            reader.register("fct_keys", values)
             try:
                 return self._arrow(
                     f"{select} WHERE {key_sql} BETWEEN ? AND ? AND {key_sql} IN (SELECT k FROM fct_keys)", (low, high)
                 )
             finally:
-                self._cursor.unregister("fct_keys")
+                reader.unregister("fct_keys")
 
     def close(self) -> None:
         """See :class:`Store`."""

@@ -72,7 +72,7 @@ class KeyedSource(Source):
         """Return that of the files, if there are any, and a digest of the keys."""
         keys = check_keys(self.store.keys(), self.store.url, str(self.store.columns.id))
         digest = sha256(keys.tobytes() if keys.dtype.kind == "i" else "\0".join(keys.tolist()).encode()).hexdigest()
-        return super().fingerprint() | {"table": self.identity() | {"rows": len(keys), "keys": digest}}
+        return {**super().fingerprint(), "table": self.identity() | {"rows": len(keys), "keys": digest}}
 
     def identity(self) -> dict[str, Any]:
         """Return what makes it the same table, read in the same way."""

@@ -189,6 +189,16 @@ def is_added(dataset: str | Path, column: str) -> str | None:
     return said.decode(errors="replace")
 
 
+def vector_columns(dataset: str | Path) -> dict[str, bool]:
+    """Return the columns that hold vectors, and whether an upgrade added each.
+
+    Raises:
+        GalleryError: it is no Lance data set.
+    """
+    schema = _newest(location(dataset)).schema
+    return {field.name: MARK_KEY in (field.metadata or {}) for field in schema if arrays.is_vector(field.type)}
+
+
 def drop_column(dataset: str | Path, column: str) -> int:
     """Take a column out again that was added; what others have written since stays. Return the new version.
 

@@ -132,7 +132,7 @@ def engine_module(url: str) -> Any:
 
 
 def open_destination(place: str | Path) -> Destination | Path:
-    """Return what a URL names as a destination of an upgrade; a path as it is, for a folder made there.
+    """Return what a URL names as a destination of an upgrade, some as a path; a path as it is, for a folder made there.
 
     Raises:
         UsageError: the URL is of no scheme known here, or lacks something.
@@ -142,7 +142,7 @@ def open_destination(place: str | Path) -> Destination | Path:
     if isinstance(place, Path):
         return place
     _, _, module, name = _URLS[_url_scheme(place)]
-    opener: Callable[[str], Destination] = getattr(import_module(f"fct_infer.connectors.{module}"), name)
+    opener: Callable[[str], Destination | Path] = getattr(import_module(f"fct_infer.connectors.{module}"), name)
     return opener(place)
 
 

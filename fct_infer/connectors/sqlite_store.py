@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -23,6 +25,9 @@ from fct_infer.gallery.source import Rows
 
 _WAIT_SECONDS = 60.0  # for another writer's transaction
 FLOAT = np.dtype("<f4")
+_KINDS = {int: "integer", float: "real", str: "text", bytes: "blob", type(None): "null"}
+# columns of sqlite-vec whose blobs hold no floats
+_NOT_FLOAT = re.compile(r"([^\s,(]+)\s+(?:int8|i8|bit)\s*\[", re.IGNORECASE)
 
 
 class Connection:
@@ -33,14 +38,14 @@ class Connection:
         if not url.path.is_file():
             raise GalleryError(f"{url.name}: there is no file {url.path}")
         self.url, self._lock = url, RLock()
+        self._place = f"{url.path.absolute().as_uri()}?mode={'ro' if is_read else 'rw'}"
+        self._driver: Any = sqlite3
+        self._connection = self._connect()
+
+    def _connect(self) -> Any:
         with self.errors():
-            mode = "ro" if is_read else "rw"
-            self._connection = sqlite3.connect(
-                f"{url.path.absolute().as_uri()}?mode={mode}",
-                uri=True,
-                timeout=_WAIT_SECONDS,
-                isolation_level=None,
-                check_same_thread=False,
+            return self._driver.connect(
+                self._place, uri=True, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False
             )
 
     @contextmanager
@@ -48,20 +53,20 @@ class Connection:
         """Turn what SQLite raises into an error that says what to do."""
         try:
             yield
-        except sqlite3.OperationalError as error:
+        except self._driver.OperationalError as error:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
             if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
                 raise ResourceError(
                     f"{self.url.name}: {error}; what is committed stays, the same command goes on"
                 ) from error
             raise GalleryError(f"{self.url.name}: {error}") from error
-        except sqlite3.Error as error:
+        except self._driver.Error as error:
             raise GalleryError(f"{self.url.name}: {error}") from error
 
     def run(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Run a statement and return its rows, all of them: an open one would hold up writers."""
         with self._lock, self.errors():
-            return self._connection.execute(query, values).fetchall()
+            return list(self._connection.execute(query, values).fetchall())
 
     def run_many(self, query: str, rows: Iterable[Sequence[Any]]) -> None:
         """Run a statement for each of some rows."""
@@ -72,11 +77,19 @@ class Connection:
         """Load sqlite-vec, without which its tables cannot be read.
 
         Raises:
-            UsageError: this Python's sqlite3 loads no extensions.
+            UsageError: this Python's sqlite3 loads no extensions, and there is no other.
         """
         module = optional("sqlite_vec", "sqlite")
         if not hasattr(self._connection, "enable_load_extension"):
-            raise UsageError(f"{self.url.name}: is a table of sqlite-vec; this Python's sqlite3 loads no extensions")
+            try:
+                self._driver = import_module("pysqlite3.dbapi2")
+            except ImportError as error:
+                raise UsageError(
+                    f"{self.url.name}: is a table of sqlite-vec; this Python's sqlite3 loads no extensions, that of "
+                    "pip install pysqlite3-binary does"
+                ) from error
+            self._connection.close()
+            self._connection = self._connect()
         with self.errors():
             self._connection.enable_load_extension(True)
             module.load(self._connection)
@@ -107,6 +120,7 @@ class SqliteStore(Store):
         if self.is_virtual:
             self._connection.load_vec()
         self._sql = quoted(url.table)
+        others = {name.strip('"`[]').lower() for name in _NOT_FLOAT.findall(found[0][1])} if self.is_virtual else ()
         info = self._connection.run(f"PRAGMA table_xinfo({self._sql})")
         self.names = [row[1] for row in info if row[6] in (0, 2, 3)]
         self.types = {row[1]: row[2] for row in info}
@@ -114,9 +128,11 @@ class SqliteStore(Store):
         if not row:
             raise GalleryError(f"{url.name}: is empty, it holds no rows")
         vectors = [
-            name for name, value in zip(self.names, row[0], strict=True) if isinstance(value, bytes) and len(value) >= 4
+            name
+            for name, value in zip(self.names, row[0], strict=True)
+            if isinstance(value, bytes) and len(value) >= 4 and name.lower() not in others
         ]
-        primary = [entry[1] for entry in info if entry[5]]
+        primary = [entry[1] for entry in info if entry[5]] or (["rowid"] if self.is_virtual else [])
         scalars = [name for name in self.names if name not in vectors]
         key = options.id_column or (primary[0] if len(primary) == 1 and primary[0] in scalars else None)
         self.columns = find_keyed_columns(url, vectors, scalars, replace(options, id_column=key))
@@ -138,15 +154,15 @@ class SqliteStore(Store):
 
     def keys(self) -> Keys:
         """See :class:`Store`."""
-        kinds = self._connection.run(f"SELECT DISTINCT typeof({self._key}) FROM {self._sql}")
-        kind = kinds[0][0] if len(kinds) == 1 else None
-        if kinds and kind not in ("integer", "text"):
-            raise GalleryError(
-                f"{self.url.name}: {self.columns.id!r} holds {', '.join(each for (each,) in kinds)}; wanted integers "
-                "throughout, or text"
-            )
         found = [key for (key,) in self._connection.run(f"SELECT {self._key} FROM {self._sql}")]
-        return np.sort(text_ids(found, "U", self.url.name, 0)) if kind == "text" else np.sort(np.array(found, np.int64))
+        kinds = set(map(type, found))  # asked of the keys: asking SQLite would read the whole table once more
+        if len(kinds) > 1 or not kinds <= {int, str}:
+            names = ", ".join(sorted(_KINDS[kind] for kind in kinds))
+            raise GalleryError(
+                f"{self.url.name}: {self.columns.id!r} holds {names}; wanted integers throughout, or text"
+            )
+        is_text = kinds == {str}
+        return np.sort(text_ids(found, "U", self.url.name, 0) if is_text else np.array(found, np.int64))
 
     def page(self, keys: Keys, *, with_side: bool, with_payload: bool = False) -> Page:
         """See :class:`Store`."""

@@ -64,7 +64,10 @@ class SqliteTarget(SqlTarget):
 
     def __init__(self, url: EngineUrl, store: SqliteStore) -> None:
         if not store.is_table:
-            raise UsageError(f"{url.name}: no trigger can follow what is written to it; name an ordinary table")
+            raise UsageError(
+                f"{url.name}: no trigger can follow what is written to a virtual table or a view; upgrade it into a "
+                "folder (-o DEST), or copy the vectors into an ordinary table, upgrade that, and insert from its view"
+            )
         super().__init__(url, store, store.names)
         self._store, self._connection = store, Connection(url, is_read=False)
         self.run("PRAGMA cache_spill = OFF")  # what is not committed must not lock out our own readers

@@ -49,16 +49,22 @@ def versions(url: str) -> list[VersionFacts]:
         OutputError: no upgrade was begun there.
         UsageError: the URL is none.
     """
-    if module := _postgres(url):
+    if module := _with_own_versions(url):
         return list(module.versions(url))
     with _opened(url, None) as (target, books):
         return _listed(target, books)
 
 
-def _postgres(url: str) -> Any:
+def _with_own_versions(url: str) -> Any:
+    """Return the module of an engine that records versions in a way of its own; None of the others."""
+    scheme = scheme_of(url)
+    if scheme == "lancedb":
+        from fct_infer.connectors import lancedb_table
+
+        return lancedb_table
     from fct_infer.connectors import postgres, postgres_versions
 
-    return postgres_versions if scheme_of(url) in postgres.SCHEMES else None
+    return postgres_versions if scheme in postgres.SCHEMES else None
 
 
 def _listed(target: Target, books: dict[str, dict[str, Any]]) -> list[VersionFacts]:
@@ -84,7 +90,7 @@ def rollback(url: str, to: str | None = None) -> str:
         OutputError: nothing was published, or there is no such version, or it is not published.
         UsageError: the URL is none, or the engine has nothing that could show one version or another.
     """
-    if module := _postgres(url):
+    if module := _with_own_versions(url):
         return str(module.rollback(url, to))
     with _opened(url, to) as (target, books):
         wanted = chosen_version(target.url.name, _listed(target, books), to)
@@ -173,7 +179,9 @@ def open_version(url: str) -> TakesRows:
         OutputError: there is none that is published.
         UsageError: the engine has no transactions, so that a row written meanwhile could be written over.
     """
-    if _postgres(url):
+    from fct_infer.connectors.postgres import SCHEMES
+
+    if scheme_of(url) in SCHEMES:
         from fct_infer.connectors.postgres_replace import PostgresVersion
 
         return PostgresVersion(url)
@@ -186,7 +194,7 @@ def drop(url: str) -> None:
     Raises:
         OutputError: there is none, or readers see it.
     """
-    if module := _postgres(url):
+    if module := _with_own_versions(url):
         module.drop(url)
         return
     with _opened(url, None) as (target, books):

@@ -22,6 +22,7 @@ from fct_infer.gallery import GalleryWriter
 from fct_infer.gallery.model_file import write_model
 from fct_infer.gallery.output import new_gallery
 from fct_infer.machine import usable_cpus
+from fct_infer.notebook import shows_progress
 from fct_infer.transformation import Float32Array
 
 OnError: TypeAlias = Literal["fail", "skip"]
@@ -85,6 +86,7 @@ class EmbedReport:
         return asdict(self) | {"gallery": str(self.gallery), "next_command": self.next_command}
 
 
+@shows_progress
 def embed_gallery(
     images: str | Path | Sequence[str | Path],
     dest: str | Path,

@@ -2,7 +2,7 @@
 
 from fct_infer.connectors.ids import read_truth
 from fct_infer.evaluation.backfilling import BackfillingCurve, backfilling_curves
-from fct_infer.evaluation.checks import METRICS, Metric, SearchOptions
+from fct_infer.evaluation.checks import METRICS, Metric, SearchOptions, StoredEmbeddings
 from fct_infer.evaluation.compatibility import (
     CompatibilityRow,
     CompatibilityTable,
@@ -12,7 +12,6 @@ from fct_infer.evaluation.compatibility import (
 from fct_infer.evaluation.flips import Flips, flips
 from fct_infer.evaluation.inputs import (
     labels_like,
-    read_embeddings,
     read_ids,
     read_labels,
     read_study_inputs,
@@ -28,6 +27,7 @@ from fct_infer.evaluation.neighbours import nearest
 from fct_infer.evaluation.orders import class_mean_order, oracle_order, random_order, row_benefit, uncertainty_order
 from fct_infer.evaluation.overlap import NeighbourOverlap, neighbour_overlap
 from fct_infer.evaluation.pictures import ImageFile, retrieved_html
+from fct_infer.evaluation.reading import name_embeddings, read_embeddings
 from fct_infer.evaluation.relevance import Exclusions
 from fct_infer.evaluation.report import figures, write_report
 from fct_infer.evaluation.retrieval import (
@@ -60,6 +60,7 @@ __all__ = [
     "RetrievedRow",
     "SearchOptions",
     "Settings",
+    "StoredEmbeddings",
     "Study",
     "StudyInputs",
     "Verdict",
@@ -74,6 +75,7 @@ __all__ = [
     "gap_closed",
     "judge",
     "labels_like",
+    "name_embeddings",
     "nearest",
     "neighbour_overlap",
     "oracle_order",

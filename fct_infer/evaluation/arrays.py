@@ -10,8 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.errors import UsageError
+from fct_infer.evaluation.checks import StoredEmbeddings
 from fct_infer.evaluation.inputs import read_input
 from fct_infer.evaluation.study import Settings, StageProgress, Study, StudyInputs, study
+from fct_infer.gallery.jobs import Workers
+from fct_infer.notebook import shows_progress
 
 Given: TypeAlias = NDArray[Any] | str | os.PathLike[str]
 """An array, or the file or folder it is read from."""
@@ -30,6 +33,7 @@ class Compared(TypedDict, total=False):
     gallery_groups: Given
 
 
+@shows_progress
 def evaluate(
     queries: Given,
     gallery: Given,
@@ -38,6 +42,7 @@ def evaluate(
     *,
     settings: Settings | None = None,
     progress: StageProgress | None = None,
+    executor: Workers | None = None,
     **compared: Unpack[Compared],
 ) -> Study:
     """Say how good a search is, and, with the old model's queries or the gallery re-embedded, what an upgrade is worth.
@@ -49,12 +54,15 @@ def evaluate(
         gallery_labels: (n_g,), comparable with them.
         settings: metric, figures, ranks; see :class:`fct_infer.evaluation.Settings`.
         progress: called as ``progress(stage, done, whole)``.
+        executor: who ranks, such as a :class:`~fct_infer.distributed.ray_executor.RayExecutor`; by default this
+            process. Embeddings are read there, so they are files that all see; what is found is the same.
         compared: what the attributes of :class:`fct_infer.evaluation.StudyInputs` of these names say.
 
     Raises:
         ArrayError: dtypes, shapes or widths do not fit, or a row holds NaN or infinity.
         GalleryError, ArtifactError: a file is missing, malformed or damaged; names it.
         UsageError: an argument that does not exist, or settings make no sense.
+        UnsupportedError: workers elsewhere cannot read an array.
     """
     given: dict[str, Any] = {
         "queries": queries,
@@ -65,11 +73,12 @@ def evaluate(
     }
     if unknown := set(compared) - set(Compared.__annotations__):
         raise UsageError(f"evaluate has no {', '.join(sorted(unknown))}; it has {', '.join(Compared.__annotations__)}")
-    read = {name: _array(name, value) for name, value in given.items() if value is not None}
-    return study(StudyInputs(**read), settings or Settings(), progress)
+    named = executor is not None
+    read: dict[str, Any] = {name: _array(name, value, named) for name, value in given.items() if value is not None}
+    return study(StudyInputs(**read), settings or Settings(), progress, executor)
 
 
-def _array(name: str, value: Given) -> NDArray[Any]:
+def _array(name: str, value: Given, named: bool) -> NDArray[Any] | StoredEmbeddings:
     if isinstance(value, str | os.PathLike):
-        return read_input(name, Path(value))
+        return read_input(name, Path(value), named=named)
     return np.asarray(value)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Unpack
+from typing import Any, TypeAlias, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.errors import ArrayError, UsageError
-from fct_infer.evaluation.checks import Embeddings, Int64Array, SearchOptions, check_ks
+from fct_infer.evaluation.checks import AnyEmbeddings, Int64Array, SearchOptions, check_ks
 from fct_infer.evaluation.parallel import Progress
 from fct_infer.evaluation.ranking import RankedBatch, Ranking
 from fct_infer.evaluation.scores import Float64Array
 
 POINTS = 22  # as FastFill measures it: nothing, 20 between, all
+
+AtPoints: TypeAlias = tuple[int, Int64Array, Float64Array]
+"""A query, the rank of its first relevant row, and its average precision: (orders, points)."""
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,9 @@ class BackfillingCurve:
 
 
 def backfilling_curves(
-    queries: Embeddings,
-    gallery: Embeddings,
-    new_gallery: Embeddings,
+    queries: AnyEmbeddings,
+    gallery: AnyEmbeddings,
+    new_gallery: AnyEmbeddings,
     query_labels: NDArray[Any],
     gallery_labels: NDArray[Any],
     orders: Mapping[str, Sequence[Int64Array]],
@@ -106,20 +109,16 @@ def backfilling_curves(
     ks = check_ks(ks)
     rows_done = np.rint(np.linspace(0, len(gallery), points)).astype(np.int64)
     flat = [(name, order) for name, same_kind in orders.items() for order in same_kind]
-    turns = [_turns(name, order, rows_done) for name, order in flat]
+    turns = tuple(_turns(name, order, rows_done) for name, order in flat)
     ranking = Ranking(queries, [gallery, new_gallery], query_labels, gallery_labels, **search)
     first_relevant = np.zeros((len(flat), points, len(queries)), np.int64)
     precisions = np.zeros((len(flat), points, len(queries)))
 
-    def measure(batch: RankedBatch) -> None:
-        numbers = np.arange(1, batch.rows.shape[1] + 1)
-        for query, *of_query in zip(batch.queries, batch.rows, batch.relevant.order, *batch.places, strict=True):
-            for number, turn in enumerate(turns):
-                ranks = _ranks_at_points(turn, points, *of_query)
-                first_relevant[number, :, query] = ranks[:, 0]
-                precisions[number, :, query] = (numbers / ranks).mean(axis=1)
+    def record(found: Iterable[AtPoints]) -> None:
+        for query, *of_query in found:
+            first_relevant[..., query], precisions[..., query] = of_query
 
-    ranking.for_each_batch(measure, progress)
+    ranking.each_block(_Points(turns, points), record, progress)
     merits = precisions[..., ranking.kept].mean(axis=2)
     cmc = {k: (first_relevant[..., ranking.kept] <= k).mean(axis=2) for k in ks}
     shares = rows_done / len(gallery)
@@ -127,18 +126,41 @@ def backfilling_curves(
     return {name: _curve(shares, merits, cmc, names == name) for name in orders}
 
 
-def _turns(name: str, order: Int64Array, rows_done: Int64Array) -> Int64Array:
-    """Return for each row the number of the first point at which it is re-embedded."""
+@dataclass(frozen=True)
+class _Points:
+    """A :class:`~fct_infer.evaluation.ranking.Measure`: what every query finds at each point of each order."""
+
+    turns: tuple[NDArray[np.unsignedinteger[Any]], ...]
+    points: int
+
+    def __call__(self, batches: Iterator[RankedBatch]) -> list[AtPoints]:
+        return [found for batch in batches for found in self._of_batch(batch)]
+
+    def _of_batch(self, batch: RankedBatch) -> Iterator[AtPoints]:
+        numbers = np.arange(1, batch.rows.shape[1] + 1)
+        shape = len(self.turns), self.points
+        rankings = zip(batch.rows, batch.relevant.order, *batch.places, strict=True)
+        for query, of_query in zip(batch.queries.tolist(), rankings, strict=True):
+            first_relevant, precisions = np.empty(shape, np.int64), np.empty(shape)
+            for number, turn in enumerate(self.turns):
+                ranks = _ranks_at_points(turn, self.points, *of_query)
+                first_relevant[number] = ranks[:, 0]
+                precisions[number] = (numbers / ranks).mean(axis=1)
+            yield query, first_relevant, precisions
+
+
+def _turns(name: str, order: Int64Array, rows_done: Int64Array) -> NDArray[np.unsignedinteger[Any]]:
+    """Return for each row the number of the first point at which it is re-embedded, in few bytes."""
     rows = int(rows_done[-1])
     if order.shape != (rows,) or not np.array_equal(np.sort(order), np.arange(rows)):
         raise ArrayError(f"order {name!r} has shape {order.shape}; wanted each of the {rows} row numbers once")
-    turns = np.empty(rows, np.int64)
+    turns = np.empty(rows, np.min_scalar_type(len(rows_done)))
     turns[order] = rows_done.searchsorted(np.arange(rows), "right")
     return turns
 
 
 def _ranks_at_points(
-    turn: Int64Array, points: int, rows: Int64Array, order: Int64Array, *places: Int64Array
+    turn: NDArray[np.unsignedinteger[Any]], points: int, rows: Int64Array, order: Int64Array, *places: Int64Array
 ) -> Int64Array:
     """Return the ranks of one query's relevant rows at each point, ascending: (points, r).
 

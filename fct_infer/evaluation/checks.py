@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, get_args
 
 import numpy as np
@@ -12,12 +14,38 @@ from fct_infer.errors import ArrayError, UsageError
 
 if TYPE_CHECKING:
     from fct_infer.evaluation.relevance import Exclusions
+    from fct_infer.gallery.jobs import Workers
 
 Metric: TypeAlias = Literal["l2", "ip", "cosine"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 Embeddings: TypeAlias = NDArray[np.float32] | NDArray[np.float16]
 Int64Array: TypeAlias = NDArray[np.int64]
 _PART_ELEMENTS = 1 << 20
+
+
+@dataclass(frozen=True)
+class StoredEmbeddings:
+    """Embeddings that are named and not read: whoever computes with them reads them itself. Picklable.
+
+    Attributes:
+        path: file, folder or URL, the same for all who read it.
+        shape: (rows, dim).
+        dtype: float32 or float16.
+        seen: the SHA-256 of all rows, once somebody elsewhere has read them: what others read has to be the same.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    seen: list[str] = field(default_factory=list, compare=False, repr=False)
+
+    ndim = 2
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+
+AnyEmbeddings: TypeAlias = Embeddings | StoredEmbeddings
 
 
 class SearchOptions(TypedDict, total=False):
@@ -29,12 +57,15 @@ class SearchOptions(TypedDict, total=False):
             embeddings of it); each query's own row is left out of its ranking. Off by default.
         threads: threads to use; by default all cores this process may use.
         exclusions: which rows else a query is not ranked against, by camera, group or label.
+        workers: who searches, on other machines; by default this process. The figures are the same. They read the
+            embeddings themselves, which are :class:`StoredEmbeddings` then; ``threads`` is not given with them.
     """
 
     metric: Metric
     exclude_self: bool
     exclusions: Exclusions | None
     threads: int | None
+    workers: Workers | None
 
 
 def check_metric(metric: str) -> None:
@@ -51,7 +82,7 @@ def check_embeddings(queries: Any, gallery: Any, *, exclude_self: bool) -> None:
             with ``exclude_self`` different row counts.
     """
     for name, array in (("queries", queries), ("gallery", gallery)):
-        if not isinstance(array, np.ndarray):
+        if not isinstance(array, np.ndarray | StoredEmbeddings):
             raise ArrayError(f"{name} is a {type(array).__name__}, wanted a numpy array")
         if array.dtype not in (np.float32, np.float16):
             raise ArrayError(f"{name} has dtype {array.dtype}, wanted float32 or float16")

@@ -1,4 +1,4 @@
-"""Embeddings and labels from disk: one ``.npy`` file, a folder of shards in the order of their names, or any source."""
+"""What a study compares, from disk: embeddings, labels, ids, truth and uncertainty."""
 
 from __future__ import annotations
 
@@ -11,67 +11,12 @@ from numpy.typing import NDArray
 
 from fct_infer.connectors import open_source
 from fct_infer.connectors.ids import read_truth
-from fct_infer.errors import ArtifactError, GalleryError, UsageError
-from fct_infer.evaluation.checks import Embeddings, first_row_without
+from fct_infer.errors import GalleryError, UsageError
+from fct_infer.evaluation.checks import StoredEmbeddings
+from fct_infer.evaluation.reading import name_embeddings, read_embeddings
 from fct_infer.evaluation.study import StudyInputs
-from fct_infer.gallery import GalleryManifest, Source, SourceReader, read_npy
-from fct_infer.gallery.manifest import read_gallery
-from fct_infer.storage import location, sha256_of_file
-
-
-def read_embeddings(path: str | Path) -> Embeddings:
-    """Read a (rows, dim) ``.npy`` file, all shards of a gallery or of what an upgrade published, or another format.
-
-    Raises:
-        GalleryError: missing, malformed or truncated, not float32 or float16, or a NaN or infinity; names file and row.
-        ArtifactError: a published gallery's manifest or a shard is damaged.
-        UsageError: of no format known, or it is not clear which of its columns holds the embeddings.
-    """
-    path = location(path)
-    if path.is_dir():
-        return read_gallery(path, lambda manifest: read_source(open_source(path), manifest))
-    if path.suffix != ".npy":
-        return read_source(open_source(path), None)
-    embeddings = read_npy(path)
-    if embeddings.dtype not in (np.float32, np.float16) or embeddings.ndim != 2 or 0 in embeddings.shape:
-        raise GalleryError(
-            f"{path}: is {embeddings.dtype} {embeddings.shape}, wanted (rows, dim) float32 or float16, "
-            "at least one row and one dim"
-        )
-    row = first_row_without(embeddings, np.isfinite)
-    if row is not None:
-        raise GalleryError(f"{path}: row {row} holds a NaN or an infinity")
-    return embeddings
-
-
-def read_source(source: Source, manifest: GalleryManifest | None) -> Embeddings:
-    """Read all rows of a source; of a published gallery each file must be the one its manifest lists.
-
-    Raises:
-        GalleryError: a row cannot be read, or holds NaN or infinity; names file and row.
-        ArtifactError: a file is not the one its manifest lists.
-    """
-    schema = source.schema
-    if manifest is not None:
-        _check_published(source, manifest)
-    rows: Embeddings = np.empty((schema.rows, schema.old_dim), schema.embedding_dtype)
-    with SourceReader(source) as reader:
-        for part in source.parts():
-            block = rows[part.first_row : part.first_row + part.rows]
-            reader.at(part).read_into(0, part.rows, block, None)
-            row = first_row_without(block, np.isfinite)
-            if row is not None:
-                raise GalleryError(f"{source.where(part.first_row + row)} holds a NaN or an infinity")
-    return rows
-
-
-def _check_published(source: Source, manifest: GalleryManifest) -> None:
-    wanted = {name: file.sha256 for name, file in manifest.files.items() if name.startswith("embeddings/")}
-    for name, path in source.files.items():
-        if name.startswith("embeddings/") and sha256_of_file(path) != wanted.pop(name, None):
-            raise ArtifactError(f"{path}: is damaged: its SHA-256 is not the one in manifest.json")
-    for name in wanted:
-        raise ArtifactError(f"{source.path}/{name}: is missing; manifest.json lists it")
+from fct_infer.gallery import SourceReader, read_npy
+from fct_infer.storage import location
 
 
 def read_labels(path: str | Path) -> NDArray[Any]:
@@ -111,10 +56,12 @@ def read_uncertainty(path: str | Path) -> NDArray[Any]:
     return scores
 
 
-def read_study_inputs(paths: Mapping[str, Path | None]) -> StudyInputs:
+def read_study_inputs(paths: Mapping[str, Path | None], *, named: bool = False) -> StudyInputs:
     """Read what a study compares; ``paths`` are named as the attributes of :class:`StudyInputs`.
 
     ``truth``, and perhaps ``gallery_ids``, take the place of labels: ids of the right rows, and of all rows.
+
+    With ``named``, embeddings are not read, but named for those who will: :class:`StoredEmbeddings`.
 
     Raises:
         GalleryError: as the functions above.
@@ -127,7 +74,9 @@ def read_study_inputs(paths: Mapping[str, Path | None]) -> StudyInputs:
             f"{gallery} is an upgraded gallery, so old queries need the old one to search in: --old-gallery"
         )
     given = {name: path for name, path in paths.items() if path is not None}
-    arrays = {name: read_input(name, path) for name, path in given.items() if name not in _TRUTH}
+    arrays: dict[str, Any] = {
+        name: read_input(name, path, named=named) for name, path in given.items() if name not in _TRUTH
+    }
     if "truth" in given:
         ids = given.get("gallery_ids")
         arrays["query_labels"] = read_truth(given["truth"])
@@ -135,9 +84,9 @@ def read_study_inputs(paths: Mapping[str, Path | None]) -> StudyInputs:
     return StudyInputs(**arrays)
 
 
-def read_input(name: str, path: Path) -> NDArray[Any]:
-    """Read one attribute of :class:`StudyInputs`: labels, numbers or embeddings, by its name."""
-    return _READERS.get(name, read_embeddings)(path)
+def read_input(name: str, path: Path, *, named: bool = False) -> NDArray[Any] | StoredEmbeddings:
+    """Read one attribute of :class:`StudyInputs`: labels, numbers or embeddings, by its name; those perhaps later."""
+    return _READERS.get(name, name_embeddings if named else read_embeddings)(path)
 
 
 def read_ids(gallery: str | Path) -> NDArray[Any]:
@@ -151,7 +100,7 @@ def read_ids(gallery: str | Path) -> NDArray[Any]:
     """
     path = location(gallery)
     if not path.is_dir() and path.suffix == ".npy":
-        return np.arange(len(read_npy(path)))
+        return np.arange(len(name_embeddings(path)))
     source = open_source(path)
     with SourceReader(source) as reader:
         return np.concatenate([reader.at(part).read_ids(0, part.rows) for part in source.parts()])
@@ -175,7 +124,7 @@ def labels_like(texts: Iterable[str], labels: NDArray[Any]) -> tuple[Any, ...]:
 
 
 _TRUTH = ("truth", "gallery_ids")
-_READERS: dict[str, Callable[[Path], NDArray[Any]]] = {
+_READERS: dict[str, Callable[[Path], NDArray[Any] | StoredEmbeddings]] = {
     **{f"{of}_{what}": read_labels for of in ("query", "gallery") for what in ("labels", "cameras", "groups")},
     "uncertainty": read_uncertainty,
 }

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.errors import UsageError
-from fct_infer.evaluation.checks import Embeddings, SearchOptions
+from fct_infer.evaluation.checks import AnyEmbeddings, SearchOptions
 from fct_infer.evaluation.compatibility import criterion
 from fct_infer.evaluation.retrieval import QueryRanks, RetrievalMetrics, rank_queries
 from fct_infer.pages import heat_map
@@ -55,8 +55,8 @@ class CompatibilityMatrix:
 
 
 def compatibility_matrix(
-    queries: Mapping[str, Embeddings],
-    galleries: Mapping[str, Embeddings],
+    queries: Mapping[str, AnyEmbeddings],
+    galleries: Mapping[str, AnyEmbeddings],
     query_labels: NDArray[Any],
     gallery_labels: NDArray[Any],
     *,

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
 import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.errors import ArrayError, UsageError
-from fct_infer.evaluation.checks import Embeddings, Int64Array, Metric, check_embeddings, check_metric
-from fct_infer.evaluation.parallel import Progress, for_each_block
+from fct_infer.evaluation.blocks import do_blocks
+from fct_infer.evaluation.checks import AnyEmbeddings, Embeddings, Int64Array, Metric, check_embeddings, check_metric
+from fct_infer.evaluation.parallel import Progress
 from fct_infer.evaluation.placement import RelevantOrder
-from fct_infer.evaluation.scores import Float64Array, Scorer
+from fct_infer.evaluation.scores import Float64Array, Scorer, rows_at_once
+from fct_infer.gallery.jobs import Workers
 
 
 def nearest(
-    queries: Embeddings,
-    gallery: Embeddings,
+    queries: AnyEmbeddings,
+    gallery: AnyEmbeddings,
     k: int,
     *,
     metric: Metric = "l2",
     exclude_self: bool = False,
     query_rows: Int64Array | None = None,
     threads: int | None = None,
+    workers: Workers | None = None,
     progress: Progress | None = None,
 ) -> tuple[NDArray[np.float32], Int64Array]:
     """Find the ``k`` nearest gallery rows of each query, in the order by which :func:`rank_queries` ranks them.
@@ -33,6 +40,7 @@ def nearest(
         exclude_self: query i and gallery row i are the same item; a query does not find itself.
         query_rows: (n,) int64, which queries to search with; by default all.
         threads: threads to use; by default all cores this process may use.
+        workers: who searches instead of this process, in :class:`StoredEmbeddings`.
         progress: called with queries done and queries in all.
 
     Returns:
@@ -52,23 +60,57 @@ def nearest(
     wanted = np.arange(len(queries)) if query_rows is None else query_rows
     if len(wanted) and not 0 <= wanted.min() <= wanted.max() < len(queries):
         raise ArrayError(f"query_rows go from {wanted.min()} to {wanted.max()}, but there are {len(queries)} queries")
-    scorer = Scorer(queries, [gallery], metric)
     distances = np.empty((len(wanted), k), np.float32)
     rows = np.empty((len(wanted), k), np.int64)
 
-    def search_block(block: slice) -> None:
-        numbers = wanted[block]
-        prepared = scorer.prepare(numbers)
-        scores = scorer.coarse(prepared)
-        for place, (query, row) in enumerate(zip(numbers, scores, strict=True), block.start):
-            if exclude_self:
-                row[query] = np.inf
-            at = place - block.start
-            rows[place] = _nearest_rows(scorer, prepared[at : at + 1], row, k)
-            distances[place] = _distances(queries[query], gallery[rows[place]], metric)
+    def record(found: Sequence[_Found]) -> None:
+        for block, *of_block in found:
+            distances[block], rows[block] = of_block
 
-    for_each_block(len(wanted), scorer.block_rows(), search_block, threads, progress)
+    work = _NearestWork((queries, gallery), wanted, k, metric, exclude_self)
+    do_blocks(work, record, threads=threads, workers=workers, progress=progress)
     return distances, rows
+
+
+_Found: TypeAlias = tuple[slice, NDArray[np.float64], Int64Array]
+
+
+@dataclass(frozen=True)
+class _NearestWork:
+    """See :class:`~fct_infer.evaluation.blocks.Work`; its rows are the queries that search."""
+
+    embeddings: tuple[AnyEmbeddings, ...]
+    wanted: Int64Array
+    k: int
+    metric: Metric
+    exclude_self: bool
+
+    @property
+    def rows(self) -> int:
+        return len(self.wanted)
+
+    @property
+    def block_rows(self) -> int:
+        return rows_at_once(len(self.embeddings[1]))
+
+    def open(self, embeddings: Sequence[Embeddings]) -> Callable[[Sequence[slice]], list[_Found]]:
+        queries, gallery = embeddings
+        scorer = Scorer(queries, [gallery], self.metric)
+        return lambda blocks: [(block, *self._search(scorer, queries, gallery, block)) for block in blocks]
+
+    def _search(
+        self, scorer: Scorer, queries: Embeddings, gallery: Embeddings, block: slice
+    ) -> tuple[NDArray[np.float64], Int64Array]:
+        numbers = self.wanted[block]
+        prepared = scorer.prepare(numbers)
+        rows = np.empty((len(numbers), self.k), np.int64)
+        distances = np.empty(rows.shape)
+        for at, (query, scores) in enumerate(zip(numbers, scorer.coarse(prepared), strict=True)):
+            if self.exclude_self:
+                scores[query] = np.inf
+            rows[at] = _nearest_rows(scorer, prepared[at : at + 1], scores, self.k)
+            distances[at] = _distances(queries[query], gallery[rows[at]], self.metric)
+        return distances, rows
 
 
 def _nearest_rows(scorer: Scorer, one: Float64Array, coarse: NDArray[np.float32], k: int) -> Int64Array:

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from threading import Lock
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.errors import ArrayError
-from fct_infer.evaluation.checks import Embeddings, Int64Array, Metric, SearchOptions, check_contents, encode_labels
+from fct_infer.evaluation.blocks import do_blocks
+from fct_infer.evaluation.checks import (
+    AnyEmbeddings,
+    Embeddings,
+    Int64Array,
+    Metric,
+    SearchOptions,
+    check_contents,
+    encode_labels,
+)
 from fct_infer.evaluation.parallel import Progress
 from fct_infer.evaluation.ranking import RankedBatch, Ranking
 from fct_infer.evaluation.scores import Float64Array
+from fct_infer.gallery.jobs import Workers
 
 Direction: TypeAlias = Literal["far", "near"]
 _FIXED_POINT = 2.0**40
@@ -69,10 +80,48 @@ def class_mean_order(
     return np.argsort(-distance if first == "far" else distance, kind="stable")
 
 
+def class_mean_orders(
+    embeddings: AnyEmbeddings,
+    labels: NDArray[Any],
+    directions: Sequence[Direction],
+    metric: Metric = "l2",
+    workers: Workers | None = None,
+) -> dict[Direction, Int64Array]:
+    """Return :func:`class_mean_order` in several directions, found by ``workers`` or here; what they read is named."""
+    orders: dict[Direction, Int64Array] = {}
+    if directions:
+        work = _ClassMeanWork((embeddings,), labels, tuple(directions), metric)
+        do_blocks(work, orders.update, threads=None if workers else 1, workers=workers)
+    return orders
+
+
+@dataclass(frozen=True)
+class _ClassMeanWork:
+    """See :class:`~fct_infer.evaluation.blocks.Work`: a row of it is a direction."""
+
+    embeddings: tuple[AnyEmbeddings, ...]
+    labels: NDArray[Any]
+    directions: tuple[Direction, ...]
+    metric: Metric
+
+    block_rows = 1
+
+    @property
+    def rows(self) -> int:
+        return len(self.directions)
+
+    def open(self, embeddings: Sequence[Embeddings]) -> Callable[[Sequence[slice]], list[tuple[Direction, Int64Array]]]:
+        def do(blocks: Sequence[slice]) -> list[tuple[Direction, Int64Array]]:
+            wanted = [direction for block in blocks for direction in self.directions[block]]
+            return [(first, class_mean_order(embeddings[0], self.labels, first, self.metric)) for first in wanted]
+
+        return do
+
+
 def oracle_order(
-    queries: Embeddings,
-    gallery: Embeddings,
-    new_gallery: Embeddings,
+    queries: AnyEmbeddings,
+    gallery: AnyEmbeddings,
+    new_gallery: AnyEmbeddings,
     query_labels: NDArray[Any],
     gallery_labels: NDArray[Any],
     *,
@@ -85,9 +134,9 @@ def oracle_order(
 
 
 def row_benefit(
-    queries: Embeddings,
-    gallery: Embeddings,
-    new_gallery: Embeddings,
+    queries: AnyEmbeddings,
+    gallery: AnyEmbeddings,
+    new_gallery: AnyEmbeddings,
     query_labels: NDArray[Any],
     gallery_labels: NDArray[Any],
     *,
@@ -100,16 +149,23 @@ def row_benefit(
     """
     ranking = Ranking(queries, [gallery, new_gallery], query_labels, gallery_labels, **search)
     total = np.zeros(len(gallery), np.int64)  # fixed point, so that sums do not depend on the order of the threads
-    lock = Lock()
 
-    def measure(batch: RankedBatch) -> None:
+    def record(found: Int64Array) -> None:
+        np.add(total, found, out=total)
+
+    ranking.each_block(_fixed_gains, record, progress)
+    return total / (_FIXED_POINT * len(ranking.kept))
+
+
+def _fixed_gains(batches: Iterator[RankedBatch]) -> Int64Array:
+    """Return what all queries together would gain by each row's replacement alone, in fixed point: (n_g,)."""
+    total: Int64Array | None = None
+    for batch in batches:
         for of_query in zip(batch.rows, batch.relevant.order, *batch.places, strict=True):
             gains = np.rint(_gains(*of_query) * _FIXED_POINT).astype(np.int64)
-            with lock:
-                np.add(total, gains, out=total)
-
-    ranking.for_each_batch(measure, progress)
-    return total / (_FIXED_POINT * len(ranking.kept))
+            total = gains if total is None else np.add(total, gains, out=total)
+    assert total is not None
+    return total
 
 
 def _gains(rows: Int64Array, order: Int64Array, *places: Int64Array) -> Float64Array:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from fct_infer.errors import ArrayError, UsageError
-from fct_infer.evaluation.checks import Embeddings, Metric, check_ks
+from fct_infer.evaluation.checks import AnyEmbeddings, Int64Array, Metric, check_ks
 from fct_infer.evaluation.neighbours import nearest
 from fct_infer.evaluation.parallel import Progress
+from fct_infer.gallery.jobs import Workers
 
 SAMPLE_ROWS = 1000
 
@@ -42,17 +44,18 @@ class NeighbourOverlap:
 
 
 def neighbour_overlap(
-    gallery: Embeddings,
-    new_gallery: Embeddings,
+    gallery: AnyEmbeddings,
+    new_gallery: AnyEmbeddings,
     *,
-    queries: Embeddings | None = None,
-    old_queries: Embeddings | None = None,
+    queries: AnyEmbeddings | None = None,
+    old_queries: AnyEmbeddings | None = None,
     ks: Iterable[int] = (10,),
     metric: Metric = "l2",
     exclude_self: bool = False,
     sample: int = SAMPLE_ROWS,
     seed: int = 0,
     threads: int | None = None,
+    workers: Workers | None = None,
     progress: Progress | None = None,
 ) -> NeighbourOverlap:
     """Compare what is found in two galleries of the same items, which may have different dims.
@@ -69,6 +72,7 @@ def neighbour_overlap(
         sample: queries taken at random where there are more.
         seed: of that choice.
         threads: threads to use; by default all cores this process may use.
+        workers: who searches instead of this process, in :class:`StoredEmbeddings`.
         progress: called with queries done and queries in all, over both searches.
 
     Raises:
@@ -93,24 +97,26 @@ def neighbour_overlap(
     chosen = np.arange(counts[0])
     if len(chosen) > sample:
         chosen = np.sort(np.random.default_rng(seed).choice(len(chosen), sample, replace=False))
-    found = []
-    for number, (searching, searched) in enumerate(pairs):
+    found: list[Int64Array] = []
 
-        def report(done: int, rows: int, number: int = number) -> None:
-            if progress is not None:
-                progress(number * rows + done, 2 * rows)
+    def report(done: int, rows: int) -> None:
+        if progress is not None:
+            progress(len(found) * rows + done, 2 * rows)
 
-        _, rows = nearest(
-            searching,
-            searched,
-            ks[-1],
-            metric=metric,
-            exclude_self=exclude_self,
-            query_rows=chosen,
-            threads=threads,
-            progress=report,
-        )
-        found.append(rows)
+    with nullcontext() if workers is None else workers.session():
+        for searching, searched in pairs:
+            _, rows = nearest(
+                searching,
+                searched,
+                ks[-1],
+                metric=metric,
+                exclude_self=exclude_self,
+                query_rows=chosen,
+                threads=threads,
+                workers=workers,
+                progress=report,
+            )
+            found.append(rows)
     shares = {k: (found[0][:, :k, None] == found[1][:, None, :k]).any(axis=2).mean(axis=1) for k in ks}
     spread = {
         k: float(share.std(ddof=1) / np.sqrt(len(share))) if len(share) > 1 else 0.0 for k, share in shares.items()

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TypeAlias
 
-from threadpoolctl import threadpool_limits
-
+from fct_infer.blas import one_blas_thread
 from fct_infer.errors import UsageError
 from fct_infer.machine import usable_cpus
 
@@ -29,7 +28,7 @@ def for_each_block(
     if threads is not None and threads < 1:
         raise UsageError(f"threads is {threads}, wanted at least 1")
     done = 0
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads or usable_cpus()) as pool:
+    with one_blas_thread(), ThreadPoolExecutor(threads or usable_cpus()) as pool:
         parts = [slice(start, min(start + block_rows, rows)) for start in range(0, rows, block_rows)]
         futures = {pool.submit(work, part): part for part in parts}
         try:

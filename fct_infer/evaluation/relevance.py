@@ -77,7 +77,7 @@ class Relevance:
         never = (*exclusions.ignored_labels, *exclusions.distractor_labels)
         codes = np.where(_is_one_of(query_labels, never), -1, codes)
         ignored = _is_one_of(gallery_labels, exclusions.ignored_labels)
-        self._exclude_self, self._gallery_rows = exclude_self, counts[1]
+        self._exclude_self, self.gallery_rows = exclude_self, counts[1]
         self._ignored: Int64Array = np.flatnonzero(ignored)
         by_label = np.where(ignored, -1, gallery_codes)
         self._labels = _Rows(codes, by_label) if codes.ndim == 1 else _Pairs(codes, by_label)
@@ -102,16 +102,16 @@ class Relevance:
     def left_out(self, queries: Int64Array) -> Int64Array:
         """Return the cells, counted through (b, n_g), of the rows that each query is not ranked against."""
         places = np.arange(len(queries))
-        cells = [(places[:, None] * self._gallery_rows + self._ignored).ravel()] if len(self._ignored) else []
+        cells = [(places[:, None] * self.gallery_rows + self._ignored).ravel()] if len(self._ignored) else []
         if self._exclude_self:
-            cells.append(places * self._gallery_rows + queries)
+            cells.append(places * self.gallery_rows + queries)
         if self._cameras is not None:
             of_query, rows = self._labels.of(queries)
             same = self._cameras.is_same(queries[of_query], rows)
-            cells.append(of_query[same] * self._gallery_rows + rows[same])
+            cells.append(of_query[same] * self.gallery_rows + rows[same])
         if self._groups is not None:
             of_query, rows = self._groups.of(queries)
-            cells.append(of_query * self._gallery_rows + rows)
+            cells.append(of_query * self.gallery_rows + rows)
         return np.concatenate(cells) if cells else np.empty(0, np.int64)
 
     def _is_excluded(self, queries: Int64Array, rows: Int64Array) -> NDArray[np.bool_]:

@@ -11,7 +11,7 @@ decides is told. Average precision is the mean of the precisions, not the trapez
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias, Unpack, get_args
 
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.errors import ArrayError
-from fct_infer.evaluation.checks import Embeddings, Int64Array, Metric, SearchOptions, check_ks
+from fct_infer.evaluation.checks import AnyEmbeddings, Int64Array, Metric, SearchOptions, check_ks
 from fct_infer.evaluation.parallel import Progress
 from fct_infer.evaluation.ranking import RankedBatch, Ranking
 from fct_infer.evaluation.scores import Float64Array
@@ -147,8 +147,8 @@ class QueryRanks:
 
 
 def retrieval_metrics(
-    queries: Embeddings,
-    gallery: Embeddings,
+    queries: AnyEmbeddings,
+    gallery: AnyEmbeddings,
     query_labels: NDArray[Any],
     gallery_labels: NDArray[Any],
     *,
@@ -161,8 +161,8 @@ def retrieval_metrics(
 
 
 def rank_queries(
-    queries: Embeddings,
-    gallery: Embeddings,
+    queries: AnyEmbeddings,
+    gallery: AnyEmbeddings,
     query_labels: NDArray[Any],
     gallery_labels: NDArray[Any],
     *,
@@ -181,7 +181,7 @@ def rank_queries(
         gallery_labels: (n_g,), comparable with ``query_labels``.
         ks: the k of CMC top-k and recall@k; one beyond the gallery's size counts all of it.
         progress: called with queries done and queries in all.
-        search: ``metric``, ``exclude_self``, ``threads`` and ``exclusions``, see :class:`SearchOptions`.
+        search: see :class:`SearchOptions`.
 
     Raises:
         ArrayError: wrong dtype, shape or length, a NaN or infinity, or no query has anything relevant.
@@ -195,13 +195,32 @@ def rank_queries(
     recall = np.full((len(queries), len(ks)), np.nan)
     is_tied = np.zeros(len(queries), bool)
 
-    def measure(batch: RankedBatch) -> None:
-        ranks, count, queries = batch.relevant.ranks(batch.places[0]), batch.rows.shape[1], batch.queries
-        first_relevant[queries] = ranks[:, 0]
-        average_precision[queries] = (np.arange(1, count + 1) / ranks).mean(axis=1)
-        recall[queries] = (ranks[:, :, None] <= limits).mean(axis=1)
-        r_precision[queries] = (ranks <= count).mean(axis=1)
-        is_tied[queries] = batch.is_tied
+    def record(found: Iterable[tuple[NDArray[Any], ...]]) -> None:
+        columns = first_relevant, average_precision, recall, r_precision, is_tied
+        for numbers, *of_queries in found:
+            for column, values in zip(columns, of_queries, strict=True):
+                column[numbers] = values
 
-    ranking.for_each_batch(measure, progress)
+    ranking.each_block(_Figures(limits), record, progress)
     return QueryRanks(first_relevant, average_precision, recall, r_precision, is_tied, ks, len(gallery), ranking.metric)
+
+
+@dataclass(frozen=True)
+class _Figures:
+    """A :class:`~fct_infer.evaluation.ranking.Measure`: query numbers, then the columns of :class:`QueryRanks`."""
+
+    limits: Int64Array  # the k
+
+    def __call__(self, batches: Iterator[RankedBatch]) -> list[tuple[NDArray[Any], ...]]:
+        return [tuple(map(np.concatenate, zip(*map(self._of_batch, batches), strict=True)))]
+
+    def _of_batch(self, batch: RankedBatch) -> tuple[NDArray[Any], ...]:
+        ranks, count = batch.relevant.ranks(batch.places[0]), batch.rows.shape[1]
+        return (
+            batch.queries,
+            ranks[:, 0],
+            (np.arange(1, count + 1) / ranks).mean(axis=1),
+            (ranks[:, :, None] <= self.limits).mean(axis=1),
+            (ranks <= count).mean(axis=1),
+            batch.is_tied,
+        )

@@ -12,6 +12,7 @@ from fct_infer.evaluation.checks import Int64Array
 from fct_infer.evaluation.neighbours import nearest
 from fct_infer.evaluation.relevance import Relevance
 from fct_infer.evaluation.study import Settings, Study, StudyInputs, json_label, search_options
+from fct_infer.gallery.jobs import Workers
 
 _QUERIES_SHOWN, _FLIPS_SHOWN, _FOUND_SHOWN = 8, 2, 6
 
@@ -39,8 +40,11 @@ class RetrievedRow:
         return asdict(self)
 
 
-def retrieved_rows(inputs: StudyInputs, found: Study) -> list[RetrievedRow]:
-    """Return what a few queries find: some that flipped, then some spread over all, with their nearest gallery rows."""
+def retrieved_rows(inputs: StudyInputs, found: Study, workers: Workers | None = None) -> list[RetrievedRow]:
+    """Return what a few queries find: some that flipped, then some spread over all, with their nearest gallery rows.
+
+    ``inputs`` and ``workers`` as :func:`study` had them.
+    """
     settings, kept = found.settings, np.flatnonzero(found.ranks.first_relevant > 0)
     notes: dict[int, str] = {}
     if found.flips is not None:
@@ -56,7 +60,12 @@ def retrieved_rows(inputs: StudyInputs, found: Study) -> list[RetrievedRow]:
         if (query, gallery) in found.matrix.ranks:
             sets = inputs.query_sets()[query], inputs.galleries()[gallery]
             _, nearest_rows = nearest(
-                *sets, k, metric=settings.metric, threads=settings.threads, query_rows=np.array(shown)
+                *sets,
+                k,
+                metric=settings.metric,
+                threads=settings.threads,
+                workers=workers,
+                query_rows=np.array(shown),
             )
             neighbours[f"{query}/{gallery}"] = [
                 [row for row in of_query.tolist() if not out[row]][:_FOUND_SHOWN]

@@ -25,6 +25,11 @@ _UNIT_32, _UNIT_64 = 2.0**-24, 2.0**-53  # largest relative error of one roundin
 _UNDERFLOW = 2.0**-100  # more than what float32 loses by flushing to zero, rows being at most one long
 
 
+def rows_at_once(gallery_rows: int, itemsize: int = 4) -> int:
+    """Return how many queries to score at once so that a block of scores of ``itemsize`` bytes stays within 64 MiB."""
+    return int(np.clip(_BLOCK_BYTES // (itemsize * gallery_rows), 1, _MOST_ROWS))
+
+
 class Scorer:
     """Scores of ``queries`` against galleries under one metric; a lower score is nearer.
 
@@ -64,8 +69,8 @@ class Scorer:
         self._buffers = threading.local()
 
     def block_rows(self, itemsize: int = 4) -> int:
-        """Queries to score at once so that a block of scores of ``itemsize`` bytes stays within 64 MiB."""
-        return int(np.clip(_BLOCK_BYTES // (itemsize * len(self._galleries[0])), 1, _MOST_ROWS))
+        """See :func:`rows_at_once`."""
+        return rows_at_once(len(self._galleries[0]), itemsize)
 
     def prepare(self, queries: Int64Array) -> Float64Array:
         """Return the queries of these row numbers as the methods below take them: (b, columns)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,14 +13,15 @@ from numpy.typing import NDArray
 
 from fct_infer.errors import ArrayError
 from fct_infer.evaluation.backfilling import BackfillingCurve, backfilling_curves
-from fct_infer.evaluation.checks import Embeddings, Int64Array, Metric, SearchOptions
+from fct_infer.evaluation.checks import AnyEmbeddings, Int64Array, Metric, SearchOptions
 from fct_infer.evaluation.compatibility import CompatibilityRow, CompatibilityTable
 from fct_infer.evaluation.flips import Flips, flips
 from fct_infer.evaluation.matrix import CompatibilityMatrix, compatibility_matrix
-from fct_infer.evaluation.orders import Direction, class_mean_order, oracle_order, random_order, uncertainty_order
+from fct_infer.evaluation.orders import Direction, class_mean_orders, oracle_order, random_order, uncertainty_order
 from fct_infer.evaluation.relevance import Exclusions
 from fct_infer.evaluation.retrieval import Figure, QueryRanks, RetrievalMetrics
 from fct_infer.evaluation.verdict import Verdict, judge
+from fct_infer.gallery.jobs import Workers
 from fct_infer.pages import html_summary
 
 StageProgress = Callable[[str, int, int], None]
@@ -34,6 +36,8 @@ _RANDOM_SEEDS = 3
 class StudyInputs:
     """What is known of an upgrade; only the first four are needed.
 
+    Embeddings are arrays, or :class:`StoredEmbeddings` that are read where they are searched.
+
     Attributes:
         queries: (n_q, dim) by the new model.
         gallery: (n_g, dim) what is searched: old, or old and transformed.
@@ -46,13 +50,13 @@ class StudyInputs:
         query_cameras, gallery_cameras, query_groups, gallery_groups: see :class:`Exclusions`.
     """
 
-    queries: Embeddings
-    gallery: Embeddings
+    queries: AnyEmbeddings
+    gallery: AnyEmbeddings
     query_labels: NDArray[Any]
     gallery_labels: NDArray[Any]
-    old_queries: Embeddings | None = None
-    old_gallery: Embeddings | None = None
-    new_gallery: Embeddings | None = None
+    old_queries: AnyEmbeddings | None = None
+    old_gallery: AnyEmbeddings | None = None
+    new_gallery: AnyEmbeddings | None = None
     uncertainty: NDArray[Any] | None = None
     query_cameras: NDArray[Any] | None = None
     gallery_cameras: NDArray[Any] | None = None
@@ -64,11 +68,11 @@ class StudyInputs:
         """Names of the query model and the gallery that are in question."""
         return "new", "old" if self.old_gallery is None else TRANSFORMED
 
-    def query_sets(self) -> dict[str, Embeddings]:
+    def query_sets(self) -> dict[str, AnyEmbeddings]:
         """Return the queries by model, oldest first."""
         return _given(old=self.old_queries, new=self.queries)
 
-    def galleries(self) -> dict[str, Embeddings]:
+    def galleries(self) -> dict[str, AnyEmbeddings]:
         """Return the galleries by name, oldest first."""
         return _given(**{"old": self.old_gallery, self.searched[1]: self.gallery, "new": self.new_gallery})
 
@@ -180,15 +184,25 @@ class Study:
         return document
 
 
-def study(inputs: StudyInputs, settings: Settings, progress: StageProgress | None = None) -> Study:
-    """Measure all that the inputs allow.
+def study(
+    inputs: StudyInputs,
+    settings: Settings,
+    progress: StageProgress | None = None,
+    workers: Workers | None = None,
+) -> Study:
+    """Measure all that the inputs allow, here or by workers elsewhere; what they find is the same.
 
     Raises:
         ArrayError: an array is wrong in itself or does not fit the others; names it.
         UsageError: a setting that does not exist.
+        FctError: as for :func:`~fct_infer.evaluation.blocks.do_blocks`.
     """
     _check_shapes(inputs)
-    search = search_options(inputs, settings)
+    with nullcontext() if workers is None else workers.session():
+        return _study(inputs, settings, progress, search_options(inputs, settings) | {"workers": workers})
+
+
+def _study(inputs: StudyInputs, settings: Settings, progress: StageProgress | None, search: SearchOptions) -> Study:
     matrix = compatibility_matrix(
         inputs.query_sets(),
         inputs.galleries(),
@@ -247,9 +261,11 @@ def _curves(
     directions: tuple[Direction, ...] = ("far", "near")
     if len(np.unique(inputs.gallery_labels)) == len(inputs.gallery_labels):
         directions = ()  # see Study.left_out
+    by_class = class_mean_orders(
+        inputs.gallery, inputs.gallery_labels, directions, settings.metric, search.get("workers")
+    )
     for first in directions:
-        order = class_mean_order(inputs.gallery, inputs.gallery_labels, first, settings.metric)
-        orders[f"{_WORDS[first]} the {CLASS_MEAN} first"] = [order]
+        orders[f"{_WORDS[first]} the {CLASS_MEAN} first"] = [by_class[first]]
     orders["random"] = [random_order(len(inputs.gallery), seed) for seed in range(_RANDOM_SEEDS)]
     orders[ORACLE] = [oracle_order(*arrays, progress=progress and partial(progress, "oracle"), **search)]
     return backfilling_curves(
@@ -286,7 +302,7 @@ def _check_shapes(inputs: StudyInputs) -> None:
             raise ArrayError(f"{one} have {first.shape[1]} dims, {other} has {second.shape[1]}; wanted the same")
 
 
-def _given(**sets: Embeddings | None) -> dict[str, Embeddings]:
+def _given(**sets: AnyEmbeddings | None) -> dict[str, AnyEmbeddings]:
     return {name: array for name, array in sets.items() if array is not None}
 
 

@@ -12,9 +12,11 @@ from fct_infer.errors import ArrayError, NonFiniteError
 from fct_infer.fitting.fit import Fit, Settings, fit_pairs
 from fct_infer.fitting.pairs import Pairs
 from fct_infer.fitting.queries import Queries
+from fct_infer.notebook import shows_progress
 from fct_infer.transformation import Float32Array
 
 
+@shows_progress
 def fit(
     old: NDArray[Any],
     new: NDArray[Any],

@@ -168,7 +168,7 @@ def compress(
     budget, seed = settings
     if find_spec("torch") is None:
         return "nothing was compressed: that needs PyTorch (pip install 'fct-infer[train]')"
-    from fct_infer.fitting.network import Schedule, one_thread_each, seconds_per_step
+    from fct_infer.fitting.network import Schedule, few_threads, first_steps
 
     lessons = _lessons(cross_fit, stored, teachers.without_judge)
     everything = np.arange(len(lessons))
@@ -177,10 +177,10 @@ def compress(
     if not shapes:
         return f"nothing was compressed: {teachers.name} is as small as any network"
     at_once = min(usable_cpus(), max(1, len(shapes) - 1))
-    with one_thread_each():
+    with few_threads(1):  # each, and as many trainings at once as there are cores
         rounds = 1 + -(-len(shapes) // at_once)
         largest = Schedule(shapes[-1][0], layers=shapes[-1][1])
-        pace = rounds * seconds_per_step(lessons, everything, start, largest) if largest.layers else 0.0
+        pace = rounds * first_steps(lessons, everything, start, largest)[0] if largest.layers else 0.0
         steps = next((steps for steps in STEPS if steps * pace <= budget), None)
         if steps is None:
             return f"nothing was compressed: it takes about {STEPS[-1] * pace:,.0f} s, {max(budget, 0):,.0f} s are left"

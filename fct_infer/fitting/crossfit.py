@@ -12,65 +12,11 @@ from fct_infer.connectors.joining import Int64Array
 from fct_infer.errors import GalleryError
 from fct_infer.fitting.measures import Measure
 from fct_infer.fitting.pairs import Pairs
+from fct_infer.fitting.splits import Split
 from fct_infer.maps import Recipe, Statistics
 from fct_infer.maps.statistics import Float64Array
 from fct_infer.measuring import Estimate
 from fct_infer.transformation import Float32Array, Program, Transformation
-
-FOLDS = 5
-JUDGED_ROWS = 6_000  # of the gallery that candidates are searched in
-QUERIES = 1_000  # that choose, and as many others that report
-
-
-@dataclass(frozen=True)
-class Split:
-    """Which pairs do what.
-
-    Attributes:
-        folds: (n,) of each pair, 0 to 4; a map that transforms a pair is fitted on the other folds.
-        judged: (m,) pairs that make up the gallery in which candidates are searched, ascending.
-        choosing, reporting: queries, by number in the measure: candidates are chosen by the ones, and what is said of
-            the chosen one is measured with the others.
-        are_rows: whether the queries are the judged rows, by number; False of a user's.
-    """
-
-    folds: Int64Array
-    judged: Int64Array
-    choosing: Int64Array
-    reporting: Int64Array
-    are_rows: bool
-
-    @classmethod
-    def draw(
-        cls,
-        pairs: int,
-        queries: int | None,
-        seed: int,
-        *,
-        kept: Int64Array | None = None,
-        items: Int64Array | None = None,
-    ) -> Split:
-        """Draw the split.
-
-        Args:
-            pairs: how many there are.
-            queries: how many queries the user brings; None where the judged rows are the queries.
-            seed: of the draw.
-            kept: pairs that have to be judged, such as those that queries look for.
-            items: (pairs,) numbers that are equal for copies of one item, which are held out together; see
-                :func:`items_of`.
-        """
-        rng = np.random.default_rng(seed)
-        of_pair = np.arange(pairs) if items is None else np.unique(items, return_inverse=True)[1]
-        folds = rng.permutation(np.arange(of_pair.max() + 1) % FOLDS)[of_pair]
-        order = rng.permutation(pairs)
-        if kept is not None:
-            order = np.concatenate([kept, order[~np.isin(order, kept)]])
-        judged = np.sort(order[: max(JUDGED_ROWS, 0 if kept is None else len(kept))])
-        asked = rng.permutation(len(judged) if queries is None else queries)
-        reporting = min(len(asked) // 3, QUERIES)
-        choosing = asked[reporting:][:QUERIES]
-        return cls(folds, judged, np.sort(choosing), np.sort(asked[:reporting]), queries is None)
 
 
 class CrossFit:
@@ -84,32 +30,32 @@ class CrossFit:
 
     def __init__(self, pairs: Pairs, split: Split, unit_length: bool = False) -> None:
         self.pairs, self.split, self.unit_length = pairs, split, unit_length
+        self._folds = np.unique(split.folds[split.judged])
         self._statistics: dict[float, list[Statistics]] = {}
 
     def statistics(self, share: float = 1.0) -> list[Statistics]:
-        """Return those of the rows outside each fold, or of the first of them in a fixed random order."""
+        """Return those of the rows outside each judged fold, or of the first of them in a fixed random order."""
         if share not in self._statistics:
             rows = len(self.pairs)
             among = np.random.default_rng(0).permutation(rows)[: max(2, round(share * rows))]
             chosen = np.zeros(rows, bool)
             chosen[among] = True
             self._statistics[share] = [
-                statistics_of(self.pairs, np.flatnonzero(chosen & (self.split.folds != fold))) for fold in range(FOLDS)
+                statistics_of(self.pairs, np.flatnonzero(chosen & (self.split.folds != fold))) for fold in self._folds
             ]
         return self._statistics[share]
 
     def programs(self, recipe: Recipe, share: float = 1.0) -> list[Program]:
-        """Return the maps of each fold's rows, fitted on the others."""
+        """Return the maps of each judged fold's rows, fitted on the others."""
         return [recipe.fit(statistics) for statistics in self.statistics(share)]
 
     def transformed(self, programs: Sequence[Program]) -> Float32Array:
         """Return the judged rows, (m, d_new), each by the map of its fold."""
         judged, folds = self.split.judged, self.split.folds[self.split.judged]
         result = np.empty((len(judged), self.pairs.new.shape[1]), np.float32)
-        for fold, program in enumerate(programs):
+        for fold, program in zip(self._folds, programs, strict=True):
             rows = np.flatnonzero(folds == fold)
-            if len(rows):
-                result[rows] = self.apply(program, judged[rows])
+            result[rows] = self.apply(program, judged[rows])
         return result
 
     def apply(self, program: Program, rows: Int64Array) -> Float32Array:
@@ -162,26 +108,6 @@ def statistics_of(pairs: Pairs, rows: Int64Array) -> Statistics:
     return found
 
 
-def items_of(pairs: Pairs) -> Int64Array:
-    """Return (n,) numbers that are equal where old rows or new rows are, the number of the first such pair.
-
-    A copy of an item among the rows that a map is fitted on would tell the answer for it.
-    """
-    parts = [
-        np.unique(rows.view(f"V{rows.dtype.itemsize * rows.shape[1]}").ravel(), return_inverse=True)[1]
-        for rows in (pairs.old, pairs.new)
-    ]
-    items = np.arange(len(pairs))
-    while True:
-        before = items
-        for part in parts:
-            smallest = np.full(len(pairs), len(pairs))
-            np.minimum.at(smallest, part, items)
-            items = smallest[part]
-        if np.array_equal(items, before):
-            return items
-
-
 def try_recipe(cross_fit: CrossFit, measure: Measure, recipe: Recipe) -> Trial:
     """Return how a recipe does on the choosing queries."""
     programs = cross_fit.programs(recipe)
@@ -189,25 +115,31 @@ def try_recipe(cross_fit: CrossFit, measure: Measure, recipe: Recipe) -> Trial:
     return Trial(recipe.name, scores, programs[0].flops_per_row, recipe)
 
 
-def choose(trials: Sequence[Trial], *, prefer_spread: bool) -> Trial:
+def choose(trials: Sequence[Trial], *, prefer_spread: bool, spread_costs: float = 0.0) -> Trial:
     """Return the best trial, or of those that the queries cannot tell from it the cheapest.
 
     Two cannot be told apart if their mean difference, query by query, is within its standard error.
 
     Args:
         trials: at least one, all over the same queries.
-        prefer_spread: among equals take those with unit deviation first. Rows judge only queries like themselves; where
-            a user's are of another kind, such as keywords that search for texts, it is unit deviation that keeps rows
-            near the mean from being found by all of them.
+        prefer_spread: take one with unit deviation unless all of those are worse. Rows judge only queries like
+            themselves; where a user's are of another kind, such as keywords that search for texts, it is unit deviation
+            that keeps rows near the mean from being found by all of them.
+        spread_costs: share of the best mean that those with unit deviation may lack and still be preferred.
     """
-    best = max(trials, key=lambda trial: trial.scores.mean())
+    best = max(trials, key=_mean)
+    spread = [trial for trial in trials if trial.recipe is None or trial.recipe.unit_deviation]
+    if prefer_spread and spread:
+        best_spread = max(spread, key=_mean)
+        lost = best.scores - best_spread.scores
+        if is_within_noise(lost) or lost.mean() <= spread_costs * _mean(best):
+            best, trials = best_spread, spread
     equal = [trial for trial in trials if is_within_noise(best.scores - trial.scores)]
+    return min(equal, key=lambda trial: (trial.flops, -_mean(trial)))
 
-    def order(trial: Trial) -> tuple[bool, int, float]:
-        is_spread = trial.recipe is None or trial.recipe.unit_deviation
-        return prefer_spread and not is_spread, trial.flops, -trial.scores.mean()
 
-    return min(equal, key=order)
+def _mean(trial: Trial) -> float:
+    return float(trial.scores.mean())
 
 
 def is_within_noise(difference: Float64Array) -> bool:

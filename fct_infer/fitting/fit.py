@@ -3,44 +3,35 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
 from fct_infer.connectors.joining import Int64Array, Progress
-from fct_infer.errors import GalleryError, GateError, UsageError
-from fct_infer.evaluation import METRICS, Metric, nearest
+from fct_infer.errors import GalleryError, UsageError
+from fct_infer.evaluation import METRICS, Metric
 from fct_infer.fitting.compress import Compression, Judge, Stored, Teachers, compress
-from fct_infer.fitting.crossfit import (
-    CrossFit,
-    Split,
-    Trial,
-    choose,
-    is_within_noise,
-    items_of,
-    statistics_of,
-    try_recipe,
-)
-from fct_infer.fitting.forecast import Forecast, forecast, suspect_share
+from fct_infer.fitting.crossfit import CrossFit, Trial, choose, statistics_of, try_recipe
+from fct_infer.fitting.findings import copies, side_notes, suspicion
+from fct_infer.fitting.forecast import Forecast, forecast
 from fct_infer.fitting.measures import ByLabels, ByTruth, Direction, Measure, Overlap, Search
-from fct_infer.fitting.network_trial import NAMES, cross_fit_network, final_network
+from fct_infer.fitting.network_trial import NAMES, Network, Screen, Screened, final_network, is_better, screen_network
 from fct_infer.fitting.pairs import Pairs
 from fct_infer.fitting.queries import Queries
 from fct_infer.fitting.search import try_recipes
-from fct_infer.gallery import sample_rows
+from fct_infer.fitting.splits import QUERIES, Split, items_of
 from fct_infer.maps import Recipe
-from fct_infer.measuring import Estimate
 from fct_infer.pages import html_summary
-from fct_infer.transformation import Float32Array, Program
+from fct_infer.transformation import Program
 
 if TYPE_CHECKING:
     from fct_infer.fitting.network import Schedule
 
 MIN_PAIRS = 50
-_COPY, _COPY_ROWS = 0.02, 500  # of the rows' root mean square distance from their mean; rows looked at
-_SUSPECT, _HOPELESS = 0.05, 0.75  # shares of pairs that look mismatched: said, and refused
+MIN_FINDING = 20  # queries that report and find something by the new model; of fewer any verdict would be chance
+_SPREAD_COSTS = 0.05  # of the overlap of rows, which hardly shows what unit deviation is worth to other queries
 
 
 @dataclass(frozen=True)
@@ -49,7 +40,7 @@ class Settings:
 
     Attributes:
         metric: how the gallery will be searched; None takes ``cosine`` where all new rows have length 1, else ``l2``.
-        budget: seconds; a network is tried only if all its trainings fit into what is left.
+        budget: seconds; a network is tried only if both its trainings fit into what is left.
         network: whether one is tried at all.
         seed: of everything drawn, below 2**63.
         direction: ``old-to-new`` maps stored rows; ``new-to-old`` maps new queries, to search the old gallery.
@@ -84,15 +75,17 @@ class Fit:
     Attributes:
         program: h(old, side) -> new, fitted on all pairs, and compressed if that was asked for.
         chosen: its trial, or that of the map it learnt from.
-        trials: all candidates, the best first.
-        measure: what they were compared by.
+        trials: all closed forms, the best first.
+        measure: what candidates were compared by.
         metric: how rows were searched.
         forecast: what is to be expected, measured on queries that did not choose.
         notes: what was found on the way and should be known, one sentence each.
         pairs: how many there were.
         seconds: how long it took.
         compression: how small it may be, if that was asked for and tried.
-        network: what a chosen network began as, and how it was trained; None of a closed form.
+        network: what a chosen network began as, how it was trained, and its share, the rest of which is the closed form
+            of :attr:`screened`; None of a closed form.
+        screened: networks beside the best closed form, on fewer rows; None if none was tried.
     """
 
     program: Program
@@ -105,7 +98,8 @@ class Fit:
     pairs: int
     seconds: float
     compression: Compression | None = None
-    network: tuple[Recipe, Schedule] | None = None
+    network: tuple[Recipe, Schedule, float] | None = None
+    screened: Screened | None = None
 
     def __repr__(self) -> str:
         dims = f"{self.program.dims} -> {self.program.new_dim}"
@@ -125,6 +119,7 @@ class Fit:
         return {
             "chosen": self.chosen.as_dict(),
             "candidates": [trial.as_dict() for trial in self.trials],
+            "networks": None if self.screened is None else self.screened.as_dict(),
             "measure": self.measure,
             "metric": self.metric,
             "forecast": self.forecast.as_dict(),
@@ -142,6 +137,8 @@ def fit_pairs(
 
     Every candidate transforms rows it was not fitted on and is judged by what a search finds among them: by the
     user's queries where there are any, else by labels, else by the neighbours it has in common with the new model.
+    Closed forms are fitted five times, each time without a fifth of the rows; networks once, without the first of
+    these fifths, where they are compared with the closed form that was chosen.
 
     Args:
         pairs: items embedded by both models.
@@ -167,39 +164,33 @@ def fit_pairs(
         settings.compress.check(pairs)
     is_unit = bool(np.allclose(np.linalg.norm(pairs.new, axis=1), 1, atol=1e-3))
     search = Search(settings.metric or ("cosine" if is_unit else "l2"), settings.direction)
+    pairs, queries, few = _enough(pairs, queries, search, settings.seed)
     split = _split(pairs, queries, settings.seed)
     cross_fit, measure = CrossFit(pairs, split, is_unit), _measure(pairs, split.judged, queries, search)
-    if queries is not None and isinstance(measure, ByTruth):
-        queries.refuse_foreign(measure, pairs.old[split.judged], pairs.new[split.judged])
     widths = pairs.old.shape[1], 0 if pairs.side is None else pairs.side.shape[1], pairs.new.shape[1]
     attempt = partial(try_recipe, cross_fit, measure)
     trials = try_recipes(attempt, *widths, progress=partial(progress, "try maps"))
-    chosen = choose(trials, prefer_spread=queries is None)
+    by_rows = isinstance(measure, Overlap)  # which knows nothing of what users ask
+    chosen = choose(trials, prefer_spread=queries is None, spread_costs=_SPREAD_COSTS if by_rows else 0.0)
     recipe = chosen.recipe
     assert recipe is not None
-    transformed, network = cross_fit.transformed(cross_fit.programs(recipe)), None
-    notes = [*_suspicion(pairs.new[split.judged], transformed, search), *_copies(cross_fit), *_side_notes(trials)]
-    for model, name in NAMES.items() if settings.network else ():
-        left, stage = settings.budget - (time.monotonic() - began), partial(progress, f"try {name}")
-        if model == "paper" and settings.compress is not None:
-            left /= 2  # students are trained after it
-        found = cross_fit_network(cross_fit, recipe, search, left, settings.seed, stage, model)
-        if isinstance(found, str):
-            notes += [found] if found not in notes else []
-        else:
-            trial = Trial(name, measure.scores(found.transformed, split.choosing), found.flops)
-            trials.append(trial)
-            if not is_within_noise(trial.scores - chosen.scores):
-                chosen, network, transformed = trial, found, found.transformed
+    transformed = cross_fit.transformed(cross_fit.programs(recipe))
+    notes = [*few, *suspicion(pairs.new[split.judged], transformed, search), *copies(cross_fit), *side_notes(trials)]
+    fold = CrossFit(pairs, split.first_fold(None if queries is None else queries.truth), is_unit)
+    screen = Screen(fold, recipe, _measure(pairs, fold.split.judged, queries, search), search)
+    network, screened, said = _networks(screen, settings, began, progress)
+    notes += said
     if network is None:
         program = recipe.fit(statistics_of(pairs, np.arange(len(pairs))))
+        expected = forecast(cross_fit, transformed, recipe, measure, queries, search)
     else:
-        program = final_network(cross_fit, recipe, network, partial(progress, "train the network"))
+        chosen, program = network.trial, final_network(screen, network, partial(progress, "train the network"))
+        expected = forecast(fold, network.transformed, recipe, screen.measure, queries, search)
     compression = None
     if settings.compress is not None:
-        of_folds = cross_fit.programs(recipe) if network is None else network.programs
-        teachers = Teachers(chosen.name, of_folds[0], program)
-        judge = _judge(pairs, split, queries, search)
+        (without_fold,) = fold.programs(recipe) if network is None else (network.program,)
+        teachers = Teachers(chosen.name, without_fold, program)
+        judge = _judge(screen, search)
         left = settings.budget - (time.monotonic() - began)
         small = compress(
             cross_fit, judge, teachers, settings.compress, (left, settings.seed), partial(progress, "compress")
@@ -217,13 +208,37 @@ def fit_pairs(
         tuple(sorted(trials, key=lambda trial: -trial.scores.mean())),
         measure.name,
         search.metric,
-        forecast(cross_fit, transformed, recipe, measure, queries, search),
+        expected,
         tuple(notes),
         len(pairs),
         time.monotonic() - began,
         compression,
-        None if network is None else (recipe, network.schedule),
+        None if network is None else (screen.start, network.schedule, network.share),
+        screened,
     )
+
+
+def _networks(
+    screen: Screen, settings: Settings, began: float, progress: Progress
+) -> tuple[Network | None, Screened | None, list[str]]:
+    """Try networks within the budget; return the best if it beats the closed form, all of them, and what to say."""
+    tried, notes = list[Network](), list[str]()
+    for model, name in NAMES.items() if settings.network else ():
+        left, stage = settings.budget - (time.monotonic() - began), partial(progress, f"try {name}")
+        if model == "paper" and settings.compress is not None:
+            left /= 2  # students are trained after it
+        found = screen_network(screen, left, settings.seed, stage, model)
+        if isinstance(found, str):
+            notes += [found] if found not in notes else []
+            continue
+        tried.append(found)
+        if not is_better(found, screen.closed_form):
+            notes.append(f"{found.trial.name}: tried, and no better than the best closed form")
+    if not tried:
+        return None, None, notes
+    better = [network for network in tried if is_better(network, screen.closed_form)]
+    best = max(better, key=lambda network: network.trial.estimate.mean, default=None)
+    return best, Screened(len(screen.fold.split.judged), screen.closed_form, tuple(tried)), notes
 
 
 def _split(pairs: Pairs, queries: Queries | None, seed: int) -> Split:
@@ -239,6 +254,29 @@ def _split(pairs: Pairs, queries: Queries | None, seed: int) -> Split:
     return Split.draw(len(pairs), len(queries.new), seed, kept=wanted, items=items)
 
 
+def _enough(
+    pairs: Pairs, queries: Queries | None, search: Search, seed: int
+) -> tuple[Pairs, Queries | None, list[str]]:
+    """Leave out queries, or labels, that are too few to choose a map and to say what it is worth, and say so."""
+    if queries is None and pairs.labels is None:
+        return pairs, queries, []
+    split = _split(pairs, queries, seed)
+    old, new = pairs.old[split.judged], pairs.new[split.judged]
+    measure = _measure(pairs, split.judged, queries, search)
+    if queries is not None and isinstance(measure, ByTruth):
+        queries.refuse_foreign(measure, old, new)
+    finding = int(np.count_nonzero(measure.scores(new, split.reporting))) if len(split.reporting) else 0
+    if finding >= MIN_FINDING:
+        return pairs, queries, []
+    kept, asked = ("labels", "rows that have a label") if queries is None else ("queries", "queries")
+    said = (
+        f"the {kept} are too few to tell one map from another, or what it is worth: a third of them reports, and "
+        f"{finding} of those {asked} find a right row by the new model alone; wanted at least {MIN_FINDING}. Maps are "
+        "judged by the rows of all pairs instead"
+    )
+    return replace(pairs, labels=None), None, [said]
+
+
 def _measure(pairs: Pairs, judged: Int64Array, queries: Queries | None, search: Search) -> Measure:
     new = pairs.new[judged]
     if queries is not None:
@@ -248,63 +286,13 @@ def _measure(pairs: Pairs, judged: Int64Array, queries: Queries | None, search: 
     return Overlap(new, *search) if pairs.labels is None else ByLabels(new, pairs.labels[judged], *search)
 
 
-def _judge(pairs: Pairs, split: Split, queries: Queries | None, search: Search) -> Judge:
-    """Return what compares maps that were fitted without the first fold."""
-    folds = split.folds[split.judged]
-    rows = split.judged[folds == 0]
-    if queries is not None:
-        measure = _measure(pairs, rows, queries, search)
-        asked = np.flatnonzero(np.isin(queries.truth, rows).any(axis=1))
-        asked = asked[~np.isin(asked, split.reporting)]
-        if len(asked) >= MIN_PAIRS:
-            return Judge(rows, measure, asked)
-    asked = np.arange(len(rows))
-    if split.are_rows:
-        asked = asked[~np.isin(np.flatnonzero(folds == 0), split.reporting)]
-    return Judge(rows, _measure(pairs, rows, None, search), asked)
-
-
-def _suspicion(target: Float32Array, transformed: Float32Array, search: Search) -> list[str]:
-    share = suspect_share(target, transformed, search)
-    if share.mean >= _HOPELESS:
-        raise GateError(
-            "the pairs do not belong together: h of an item's old row is hardly nearer to its new row than to others "
-            f"({100 * min(share.mean, 1):.0f} % as by chance). Are the ids of OLD and NEW those of the same items, "
-            "in the order of their rows?"
-        )
-    if share.mean - 2 * share.standard_error > _SUSPECT:
-        return [
-            f"about {100 * share.mean:.0f} % of the pairs look as if their two rows were of different items, or as if "
-            "one model saw little of what the other does"
-        ]
-    return []
-
-
-def _copies(cross_fit: CrossFit) -> list[str]:
-    """Say if many items have a near copy among the pairs, by which a map would know them."""
-    old = cross_fit.pairs.old[cross_fit.split.judged]
-    radius = float(np.sqrt(np.mean(np.sum((old - old.mean(axis=0)) ** 2, axis=1))))
-    distances, _ = nearest(old, old, 1, exclude_self=True, query_rows=sample_rows(len(old), _COPY_ROWS, 3))
-    share = float(np.mean(distances < _COPY * radius))
-    if share <= _SUSPECT:
-        return []
-    return [
-        f"{100 * share:.0f} % of the old rows have a near copy among the pairs: new items will fare worse than these"
-    ]
-
-
-def _side_notes(trials: list[Trial]) -> list[str]:
-    """Say what side-information adds to the best closed form that does without it."""
-    beside = [trial for trial in trials if trial.recipe is not None and trial.recipe.side_alpha is not None]
-    if not beside:
-        return []
-    best = max(beside, key=lambda trial: trial.scores.mean())
-    without = (trial for trial in trials if trial.recipe is not None and trial.recipe.side_alpha is None)
-    plain = max(without, key=lambda trial: trial.scores.mean())
-    gain = Estimate.of(best.scores - plain.scores)
-    if gain.mean > 2 * gain.standard_error:
-        return [f"side-information adds {gain} to the best closed form"]
-    return [f"side-information adds nothing to the best closed form that can be told from noise ({gain})"]
+def _judge(screen: Screen, search: Search) -> Judge:
+    """Return what compares maps that were fitted without the first fold: as networks are, if enough queries can."""
+    split = screen.fold.split
+    if split.are_rows or len(split.choosing) >= MIN_PAIRS:
+        return Judge(split.judged, screen.measure, split.choosing)
+    rows = np.arange(len(split.judged))[:QUERIES]
+    return Judge(split.judged, Overlap(screen.fold.pairs.new[split.judged], *search), rows)
 
 
 def _check(pairs: Pairs) -> None:

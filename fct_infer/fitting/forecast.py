@@ -9,9 +9,10 @@ import numpy as np
 
 from fct_infer.connectors.joining import Int64Array
 from fct_infer.evaluation import Verdict, judge
-from fct_infer.fitting.crossfit import FOLDS, QUERIES, CrossFit
+from fct_infer.fitting.crossfit import CrossFit
 from fct_infer.fitting.measures import ByLabels, ByTruth, Direction, Measure, Overlap, Search
 from fct_infer.fitting.queries import Queries
+from fct_infer.fitting.splits import FOLDS, QUERIES
 from fct_infer.gallery import sample_rows
 from fct_infer.maps import Recipe
 from fct_infer.measuring import Estimate, own_ranks
@@ -19,6 +20,7 @@ from fct_infer.transformation import Float32Array
 
 CURVE = (0.25, 0.5, 1.0)  # shares of the pairs that the learning curve is measured at
 _FEWEST_RANKS = 20  # that say whether pairs belong together
+_MOST_DOUBLINGS = 4  # of the pairs that are recommended
 _MOST, _HALF = 0.8, 0.5  # shares of the new model's results from which on a gallery is said to give most, and half
 
 
@@ -101,6 +103,7 @@ def forecast(
         )
         for share in CURVE
     )
+    growth = Growth.of(curve, len(pairs))
     ranks = _ranks(target, transformed, rows, search)
     if search.direction == "new-to-old":
         verdict = _verdict_on_queries(measured, old_old, agreement, measure.name)
@@ -108,7 +111,7 @@ def forecast(
         before = None if old_old is None else old_old.mean
         verdict = judge(before, measured.mean, new_new.mean, figure=measure.name)
     else:
-        verdict = _verdict_without_truth(agreement, without_map, len(target))
+        verdict = _verdict_without_truth(agreement, without_map, len(target), growth)
     return Forecast(
         len(target),
         len(reporting),
@@ -120,7 +123,7 @@ def forecast(
         without_map,
         {k: Estimate.of((ranks <= k).astype(np.float64)) for k in (1, 10)},
         curve,
-        _twice([point.estimate.mean for point in curve]),
+        growth.twice,
         verdict,
     )
 
@@ -168,25 +171,56 @@ def _compared(
     return before, Estimate.of(measure.between(queries.new, new, reporting))
 
 
-def _twice(curve: list[float]) -> float:
-    """Return what a further doubling adds if gains go on to shrink as they did; never more than the last one added."""
-    before, last = curve[1] - curve[0], curve[2] - curve[1]
-    if last <= 0:
-        return 0.0
-    return last * min(1.0, last / before) if before > 0 else last
+@dataclass(frozen=True)
+class Growth:
+    """How a figure grows with the pairs, if gains go on to shrink as they did.
+
+    Attributes:
+        pairs: how many there are.
+        gain: what the last doubling added.
+        shrinks: what each further one adds of that before it, at most 1.
+    """
+
+    pairs: int
+    gain: float
+    shrinks: float
+
+    @classmethod
+    def of(cls, curve: tuple[CurvePoint, ...], pairs: int) -> Growth:
+        """Return how a figure grows along a curve of three points, each of twice the pairs of that before it."""
+        first, second, third = (point.estimate.mean for point in curve)
+        before, last = second - first, third - second
+        return cls(pairs, max(last, 0.0), last / before if before > last > 0 else 1.0)
+
+    @property
+    def twice(self) -> float:
+        """What twice the pairs would add."""
+        return self.gain * self.shrinks
+
+    def pairs_for(self, missing: float) -> int | None:
+        """Return how many pairs would add so much, None if more than 16 times as many or nothing would."""
+        added, gain = 0.0, self.gain
+        for doublings in range(1, _MOST_DOUBLINGS + 1):
+            gain *= self.shrinks
+            added += gain
+            if added >= missing:
+                return self.pairs << doublings
+        return None
 
 
 def _verdict_on_queries(measured: Estimate, old_old: Estimate | None, agreement: Estimate, name: str) -> Verdict:
     found = f"of the ten nearest rows that old queries find in the old gallery, mapped new queries find {agreement}"
     if old_old is None:
-        return Verdict("undecided", None, f"Undecided: {found}; --labels can tell what that is worth.")
+        return Verdict(
+            "undecided", None, f"Undecided: {found}. Next: --labels of the rows can tell what that is worth."
+        )
     figures = f"{name} of mapped new queries {measured}, of old queries {old_old}"
     if measured.mean >= old_old.mean:
         return Verdict("transform", 0.0, f"Map the queries: no worse than today ({figures}); {found}.")
     return Verdict("keep old", 0.0, f"Keep the old model for queries, too: mapped ones find less ({figures}); {found}.")
 
 
-def _verdict_without_truth(agreement: Estimate, without_map: Estimate, rows: int) -> Verdict:
+def _verdict_without_truth(agreement: Estimate, without_map: Estimate, rows: int, growth: Growth) -> Verdict:
     """Agreement is no quality: rows that are as right as those of the new model count as missing."""
     found = (
         f"of the ten nearest rows that a re-embedded gallery gives, the transformed one gives {agreement}, "
@@ -195,7 +229,20 @@ def _verdict_without_truth(agreement: Estimate, without_map: Estimate, rows: int
     if agreement.mean >= _MOST:
         return Verdict("transform", 0.0, f"Transform: {found}.")
     measure = "whether the others are as right, --labels or --queries with --truth can tell"
-    gain = agreement.mean - without_map.mean
-    if agreement.mean >= _HALF and gain > 2 * max(agreement.standard_error, without_map.standard_error):
+    noise = 2 * max(agreement.standard_error, without_map.standard_error)
+    if agreement.mean >= _HALF and agreement.mean - without_map.mean > noise:
         return Verdict("transform and backfill", None, f"Transform, and re-embed rows as you can: {found}; {measure}.")
-    return Verdict("undecided", None, f"Undecided: {found}; {measure}.")
+    wanted = max(_HALF, without_map.mean + noise)
+    return Verdict("undecided", None, f"Undecided: {found}. {_next_step(growth, agreement.mean, wanted)}")
+
+
+def _next_step(growth: Growth, agreement: float, wanted: float) -> str:
+    """Say how it could be decided: by searches whose right rows are known, or by more pairs if they would help."""
+    ask = (
+        "Next: a few hundred real searches decide it, by both models, with the ids of what they should find: "
+        "--queries, --old-queries and --truth (or --labels of the rows)"
+    )
+    pairs = growth.pairs_for(wanted - agreement)
+    if pairs is None:
+        return f"{ask}. More pairs alone will hardly: twice as many add about {100 * growth.twice:.1f} points."
+    return f"{ask}; or about {pairs:,} pairs, with which the map would reach {100 * wanted:.0f} %, by the curve."

@@ -17,19 +17,22 @@ from fct_infer.connectors.joining import Int64Array
 from fct_infer.fitting.pairs import Pairs
 from fct_infer.maps import Recipe
 from fct_infer.maps.statistics import Statistics
-from fct_infer.training.alignment import cosine_loss
-from fct_infer.training.losses import transformation_loss
+from fct_infer.training.data.batches import batch_ends
+from fct_infer.training.losses.alignment import cosine_loss, transformation_loss
 from fct_infer.training.models.residual import FittedResidual
 from fct_infer.training.models.standardized import StandardizedTransformation
 from fct_infer.training.models.transformation import LayeredTransformation, PaperTransformation
+from fct_infer.training.runs.loop import learning_rate_at, set_modes
+from fct_infer.training.trainers.transformation_run import PAPER_RECIPE, fitted_to
 
 Model: TypeAlias = Literal["residual", "paper"]
 STEPS = 3_000
 BATCH_ROWS = 256
 CHECKS = 10  # times that held-out rows are looked at
-RATE, DECAY = 1e-3, 1e-2  # of AdamW
-PAPER_WIDTH = 2048  # of the mixer of the paper's h
+RATE, DECAY = 1e-3, 1e-2  # of AdamW, which trains the residual network
+PAPER_WIDTHS = (2048, 1024, 512)  # of the mixer of the paper's h; the first is the paper's
 _TIMED = 6  # steps, to know how long all will take
+_THREADS = 4  # of one training; two take 0.6 of the time of one
 _DRAWING = threading.Lock()  # PyTorch draws initial weights from one generator for all threads
 
 
@@ -44,6 +47,7 @@ class Schedule:
         seed: of weights and batches.
         layers: how many hidden ones there are, of a residual network.
         model: what kind of network.
+        batch_rows: rows of a step.
     """
 
     hidden: int
@@ -52,6 +56,7 @@ class Schedule:
     seed: int = 0
     layers: int = 2
     model: Model = "residual"
+    batch_rows: int = BATCH_ROWS
 
 
 def train(
@@ -74,13 +79,14 @@ def train(
     """
     network, generator = _initial(start, schedule), torch.Generator().manual_seed(schedule.seed)
     x, y = _inputs(pairs, rows, network.side_dim), torch.from_numpy(pairs.new[rows])
-    optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, schedule.steps)
+    optimizer, rate = _optimizer(network, schedule)
+    frozen_from = schedule.steps * (PAPER_RECIPE.freeze_batch_norm_from if schedule.model == "paper" else 1)
     every, order = max(1, schedule.steps // CHECKS), torch.empty(0, dtype=torch.int64)
     for step in range(1, schedule.stop + 1):
+        set_modes(network, batch_norm_frozen=step > frozen_from)
         if len(order) < 2:  # batch norm wants two
             order = torch.randperm(len(rows), generator=generator)
-        batch, order = order[:BATCH_ROWS], order[BATCH_ROWS:]
+        batch, order = order[: schedule.batch_rows], order[schedule.batch_rows :]
         loss = _loss(network, x[batch], y[batch])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -91,27 +97,50 @@ def train(
             network.eval()
             if not check(step, network):
                 break
-            network.train()
     return network.eval()
 
 
+def paper_steps(rows: int) -> tuple[int, int]:
+    """Return for how many steps ``fct-train`` trains the paper's h on so many rows, and the rows of a step."""
+    recipe = fitted_to(rows, PAPER_RECIPE, {})
+    return recipe.epochs * len(batch_ends(rows, recipe.batch_size)), recipe.batch_size
+
+
 @contextmanager
-def one_thread_each() -> Iterator[None]:
-    """Let PyTorch compute with one thread: products this small lose more by waiting for each other than they gain."""
+def few_threads(most: int = _THREADS) -> Iterator[None]:
+    """Let PyTorch compute with few threads: of more, products this small lose more by waiting than they gain."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(min(most, threads))
     try:
         yield
     finally:
         torch.set_num_threads(threads)
 
 
-def seconds_per_step(pairs: Pairs, rows: Int64Array, start: tuple[Recipe, Statistics], schedule: Schedule) -> float:
-    """Return how long a step takes here, by the clock."""
+def first_steps(
+    pairs: Pairs, rows: Int64Array, start: tuple[Recipe, Statistics], schedule: Schedule
+) -> tuple[float, LayeredTransformation]:
+    """Return how many seconds a step takes here, by the clock, and the network after the first few."""
     began: list[float] = []
-    few = replace(schedule, steps=_TIMED, stop=_TIMED)
-    train(pairs, rows, start, few, progress=lambda *_: began.append(time.monotonic()))
-    return float(np.median(np.diff(began)))
+    few = replace(schedule, stop=_TIMED)
+    network = train(pairs, rows, start, few, progress=lambda *_: began.append(time.monotonic()))
+    return float(np.median(np.diff(began))), network
+
+
+def _optimizer(
+    network: LayeredTransformation, schedule: Schedule
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """Return what moves the weights, and how far by step: the paper's h as ``fct-train`` does, whose decay it needs."""
+    optimizer: torch.optim.Optimizer
+    if schedule.model == "residual":
+        optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY)
+        return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, schedule.steps)
+    recipe = PAPER_RECIPE
+    optimizer = torch.optim.Adam(network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
+    warmup = schedule.steps * recipe.warmup_epochs / recipe.epochs
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_at(step, warmup, schedule.steps)
+    )
 
 
 def _initial(start: tuple[Recipe, Statistics], schedule: Schedule) -> LayeredTransformation:

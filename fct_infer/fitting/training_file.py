@@ -23,6 +23,9 @@ _HEADER = """\
 # What fct-fit chose for these pairs{what}.
 #   fct-train transformation {path} -o RUN
 """
+_MIXED = """
+# This trains the network alone. fct-fit took {share:.0f} % of it and {rest:.0f} % of a closed form ({recipe}),
+# which is better than either: fct_infer.maps.chains.mix makes one program of both"""
 
 
 def pairs_folder(path: Path) -> Path:
@@ -64,7 +67,10 @@ def write_config(found: Fit, pairs: Pairs, inputs: Mapping[str, Any], path: Path
     names = ("old", "new") if recipe.side_alpha is None else ("old", "new", "side")
     data = _own_files(pairs, inputs, names) or _written(pairs, names, pairs_folder(path))
     if found.network:
-        settings, what = network_settings(*found.network, found.pairs), f": {NAMES[found.network[1].model]}"
+        _, schedule, share = found.network
+        settings, what = network_settings(recipe, schedule, found.pairs), f": {NAMES[schedule.model]}"
+        if share < 1 and found.screened is not None:
+            what += _MIXED.format(share=100 * share, rest=100 - 100 * share, recipe=found.screened.closed_form.name)
     else:
         settings, what = {"model": {"name": "recipe", "arguments": asdict(recipe)}}, ", a closed form"
     text = _HEADER.format(path=path, what=what) + to_yaml({"data": data} | settings)
@@ -73,23 +79,25 @@ def write_config(found: Fit, pairs: Pairs, inputs: Mapping[str, Any], path: Path
 
 def network_settings(recipe: Recipe, schedule: Schedule, pairs: int) -> dict[str, Any]:
     """Return the configuration of a network but for ``data``; what is not said is as ``fct-train`` has it."""
-    from fct_infer.fitting.network import BATCH_ROWS, DECAY, RATE
+    from fct_infer.fitting.network import DECAY, RATE
+    from fct_infer.training.trainers.transformation_run import PAPER_RECIPE
 
+    epochs, is_paper = max(1, math.ceil(schedule.stop * schedule.batch_rows / pairs)), schedule.model == "paper"
     arguments = {"recipe": asdict(recipe), "hidden": schedule.hidden, "layers": schedule.layers}
     residual = {"name": "fitted_residual", "arguments": arguments}
     paper = {"name": "paper", "arguments": {"inner_dim": schedule.hidden}}
     return {
-        "model": paper if schedule.model == "paper" else residual,
+        "model": paper if is_paper else residual,
         "loss": "mse",
         "training": {
-            "epochs": max(1, math.ceil(schedule.stop * BATCH_ROWS / pairs)),
-            "optimizer": "adamw",
-            "learning_rate": RATE,
-            "weight_decay": DECAY,
-            "batch_size": min(BATCH_ROWS, pairs),
-            "warmup_epochs": 1,
+            "epochs": epochs,
+            "optimizer": "adam" if is_paper else "adamw",
+            "learning_rate": PAPER_RECIPE.learning_rate if is_paper else RATE,
+            "weight_decay": PAPER_RECIPE.weight_decay if is_paper else DECAY,
+            "batch_size": min(schedule.batch_rows, pairs),
+            "warmup_epochs": epochs * PAPER_RECIPE.warmup_epochs / PAPER_RECIPE.epochs if is_paper else 1,
             "schedule": "step",
-            "freeze_batch_norm_from": 1.0,
+            "freeze_batch_norm_from": PAPER_RECIPE.freeze_batch_norm_from if is_paper else 1.0,
             "seed": schedule.seed % (1 << 32),
         },
     }

@@ -229,12 +229,12 @@ def _other_device(before: dict[str, Any], now: dict[str, Any], no_device: str | 
     return f"{why}A CPU and a device differ in the last bits: --device {was} goes on, "
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any], where: str = "") -> list[str]:
+def _differences(before: Mapping[str, Any], now: Mapping[str, Any], where: str = "") -> list[str]:
     """Name the leaves in which two identities differ, at most five of them."""
     found: list[str] = []
     for key in [*before, *(key for key in now if key not in before)]:
         old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += _differences(old, new, f"{where}{key} ")
         elif old != new:
             found.append(f"{where}{key} (was {_short(old)}, is {_short(new)})")

@@ -3,13 +3,45 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import struct
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fct_infer.gallery.lazy_mapping import LazyMapping
 from fct_infer.storage import ReadFile
 
 PIECE_BYTES = 1 << 16
 PIECES = 18  # first, last, and 16 evenly spaced between them
+_PACKED = struct.Struct("<qq32s")
+_USUAL = ("size", "mtime_ns", "sha256")
+_HEX = re.compile("[0-9a-f]{64}")
+
+
+def packed_fingerprints(found: Iterable[tuple[str, dict[str, Any]]]) -> Mapping[str, dict[str, Any]]:
+    """Return the :func:`fingerprint` of each of many files by name; a file takes some two hundred bytes of memory.
+
+    Args:
+        found: names and fingerprints; other facts beside them are kept as they are.
+    """
+    return LazyMapping({name: _pack(facts) for name, facts in found}, _unpack)
+
+
+def _pack(facts: dict[str, Any]) -> bytes | dict[str, Any]:
+    if tuple(facts) != _USUAL or not _HEX.fullmatch(facts["sha256"]):
+        return facts
+    try:
+        return _PACKED.pack(facts["size"], facts["mtime_ns"], bytes.fromhex(facts["sha256"]))
+    except struct.error:  # file systems hold times after 2262, whose nanoseconds 64 bits do not
+        return facts
+
+
+def _unpack(_: str, packed: bytes | dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(packed, bytes):
+        return packed
+    size, mtime_ns, digest = _PACKED.unpack(packed)
+    return dict(zip(_USUAL, (size, mtime_ns, digest.hex()), strict=True))
 
 
 def fingerprint(path: str | Path) -> dict[str, Any]:

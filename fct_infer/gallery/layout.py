@@ -8,15 +8,16 @@ GALLERY/  embeddings/*.npy         (n_i, old_dim) float32 | float16; shards in t
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from fct_infer.errors import ArtifactError, GalleryError
+from fct_infer.gallery.lazy_mapping import LazyMapping
 from fct_infer.gallery.manifest import own_manifest
 from fct_infer.gallery.model_file import model_of
 from fct_infer.gallery.source import Part, PartReader, Schema, Source
@@ -27,13 +28,44 @@ FOLDERS = {"embedding": "embeddings", "side": "side_information", "id": "ids"}
 EMBEDDING_DTYPES = (np.dtype(np.float32), np.dtype(np.float16))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Shard(Part):
-    """One file of a gallery: ``rows`` rows, the first of them number ``first_row`` over all shards."""
+    """One file of a gallery: ``rows`` rows, the first of them number ``first_row`` over all shards.
 
-    embeddings: Path
-    side_information: Path | None
-    ids: Path | None
+    Of many thousands the paths would take most memory, so each is made when it is asked for.
+
+    Attributes:
+        gallery: the folder.
+        has_side, has_ids: what lies there of these rows besides embeddings.
+    """
+
+    gallery: Path
+    has_side: bool
+    has_ids: bool
+
+    @property
+    def embeddings(self) -> Path:
+        """Where the vectors lie."""
+        return self._in("embedding")
+
+    @property
+    def side_information(self) -> Path | None:
+        """Where the side-information lies, if there is any."""
+        return self._in("side") if self.has_side else None
+
+    @property
+    def ids(self) -> Path | None:
+        """Where the ids lie, if there are any."""
+        return self._in("id") if self.has_ids else None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names inside the gallery of the files this shard consists of."""
+        there = {"embedding": True, "side": self.has_side, "id": self.has_ids}
+        return tuple(f"{FOLDERS[role]}/{self.name}.npy" for role, is_there in there.items() if is_there)
+
+    def _in(self, role: str) -> Path:
+        return self.gallery / FOLDERS[role] / f"{self.name}.npy"
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -82,9 +114,8 @@ class Gallery(Source):
         ids = read_shards(root / "ids", embeddings)
         id_dtype = _check_ids(ids) if ids else None
         shards, first_row = [], 0
-        for name, (file, header) in embeddings.items():
-            companions = (folder[name][0] if folder else None for folder in (side, ids))
-            shards.append(Shard(Path(name).stem, header.shape[0], first_row, file, *companions))
+        for name, (_, header) in embeddings.items():
+            shards.append(Shard(name.removesuffix(".npy"), header.shape[0], first_row, root, bool(side), bool(ids)))
             first_row += header.shape[0]
         return cls(root, tuple(shards), first_row, old_dim, side_dim, embedding_dtype, side_dtype, id_dtype)
 
@@ -97,10 +128,9 @@ class Gallery(Source):
         return Schema(self.rows, self.old_dim, self.embedding_dtype, *side, self.id_dtype, columns)
 
     @cached_property
-    def files(self) -> dict[str, Path]:
+    def files(self) -> Mapping[str, Path]:
         """Every file, by its name inside the gallery."""
-        files = (file for shard in self.shards for file in shard.files)
-        return {file.relative_to(self.path).as_posix(): file for file in files}
+        return _Files(self.path, self.shards)
 
     @cached_property
     def model(self) -> ModelId | None:
@@ -110,7 +140,7 @@ class Gallery(Source):
     def added_files(self) -> list[Path]:
         """See :class:`~fct_infer.gallery.source.Source`."""
         there = (self.path / "embeddings").glob("[!.]*.npy")
-        return sorted(set(there) - {shard.embeddings for shard in self.shards})
+        return sorted(file for file in there if file.name.removesuffix(".npy") not in self._shards)
 
     def parts(self) -> tuple[Shard, ...]:
         """The shards."""
@@ -167,7 +197,30 @@ class Gallery(Source):
         super().check_upgradable(indexed)
 
 
-Shards: TypeAlias = dict[str, tuple[Path, NpyHeader]]
+class _Files(Mapping[str, Path]):
+    """The files of a gallery by name, made when they are asked for."""
+
+    def __init__(self, gallery: Path, shards: Sequence[Shard]) -> None:
+        self._gallery, self._shards = gallery, shards
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for shard in self._shards for name in shard.names)
+
+    def __len__(self) -> int:
+        return sum(len(shard.names) for shard in self._shards)
+
+    def __getitem__(self, name: str) -> Path:
+        shard = self._by_name.get(PurePosixPath(name).stem)
+        if shard is None or name not in shard.names:
+            raise KeyError(name)
+        return self._gallery / name
+
+    @cached_property
+    def _by_name(self) -> dict[str, Shard]:
+        return {shard.name: shard for shard in self._shards}
+
+
+Shards: TypeAlias = Mapping[str, tuple[Path, NpyHeader]]
 """Path and header of every shard by file name, in the order of the names."""
 
 
@@ -186,7 +239,7 @@ def read_shards(folder: Path, counterpart: Shards | None) -> Shards | None:
     if not folder.is_dir():
         raise GalleryError(f"{folder}: is not a folder")
     names = sorted(file.name for file in folder.iterdir() if not file.name.startswith("."))
-    files = {name: folder / name for name in names}
+    files: Mapping[str, Path] = LazyMapping(dict.fromkeys(names), lambda name, _: folder / name)
     for file in files.values():
         if file.suffix != ".npy":
             raise GalleryError(f"{file}: is not a .npy file; a gallery's folders hold shards only")
@@ -199,7 +252,8 @@ def read_headers(files: Mapping[str, Path], counterpart: Shards | None) -> Shard
     """Like :func:`read_shards`, of files listed by the caller."""
     if counterpart is not None:
         _check_names(files, counterpart)
-    found: Shards = {}
+    found: dict[str, NpyHeader] = {}
+    known: dict[NpyHeader, NpyHeader] = {}
     for name, file in files.items():
         with ReadFile(file) as opened:
             header = read_npy_header(opened)
@@ -207,8 +261,8 @@ def read_headers(files: Mapping[str, Path], counterpart: Shards | None) -> Shard
             raise GalleryError(
                 f"{file}: holds {_rows(header)} rows, {counterpart[name][0]} holds {_rows(counterpart[name][1])}"
             )
-        found[name] = (file, header)
-    return found
+        found[name] = known.setdefault(header, header)
+    return LazyMapping(found, lambda name, header: (files[name], header))
 
 
 def _rows(header: NpyHeader) -> str:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, get_args
 
 from fct_infer.errors import ArtifactError, FctError, GalleryError, OutputError
+from fct_infer.gallery.lazy_mapping import LazyMapping
 from fct_infer.gallery.url_place import published_folder
 from fct_infer.identity import ModelId
 from fct_infer.storage import DigestedFile, ReadFile, RemotePath, location
 from fct_infer.storage.objects import together
-from fct_infer.storage.strict_json import Fields, check_seal, parse_strict, sealed_bytes
+from fct_infer.storage.strict_json import Fields, check_seal, parse_strict, sealed_pieces
 
 IdUse: TypeAlias = Literal["rows", "labels", "mapped", "text", "binary"]
 MANIFEST_NAME = "manifest.json"
@@ -59,20 +60,24 @@ class GalleryManifest:
     transformation: str
     ids: IdUse | None
     indexed_rows: int | None
-    files: dict[str, DigestedFile]
+    files: Mapping[str, DigestedFile]
     is_sealed: bool = True
     model: ModelId | None = None
     old_model: ModelId | None = None
 
     def to_bytes(self) -> bytes:
         """Return ``manifest.json``; its last field is a SHA-256 over all bytes before that digest."""
+        return b"".join(self.pieces())
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield ``manifest.json``, however many files it lists, without ever holding all of it."""
         document = {"schema": SCHEMA, "kind": "gallery", **vars(self)}
         del document["is_sealed"]
         for key in ("model", "old_model"):
             found = document.pop(key)
             document |= {} if found is None else {key: found.as_dict()}
-        document["files"] = {name: vars(file) for name, file in self.files.items()}
-        return sealed_bytes(document)
+        document["files"] = LazyMapping(self.files, lambda _, file: vars(file))
+        return sealed_pieces(document)
 
     def damaged_sizes(self, folder: Path) -> dict[str, str]:
         """Return what is wrong, by name, with files that are missing, no files, or of another size."""

@@ -14,10 +14,15 @@ from fct_infer.gallery.source import Part
 from fct_infer.storage import NpyHeader, ReadFile, read_npy_header
 
 
-class _RowFile:
-    """One open .npy file whose entries along the first axis are read by number."""
+class RowFile:
+    """One open .npy file whose entries along the first axis are read by number. A context manager.
+
+    Raises:
+        GalleryError: it cannot be read, or holds not so many rows.
+    """
 
     def __init__(self, path: Path, rows: int) -> None:
+        self.path = path
         self._file = ReadFile(path)
         try:
             self.header: NpyHeader = read_npy_header(self._file)
@@ -28,6 +33,7 @@ class _RowFile:
             raise
 
     def read_into(self, start: int, stop: int, out: NDArray[Any], name: str) -> None:
+        """Fill ``out``, which ``name`` stands for in messages, with entries ``start`` to ``stop``."""
         wanted = (stop - start, *self.header.shape[1:])
         if out.shape != wanted or out.dtype != self.header.dtype or not out.flags.c_contiguous:
             layout = "C-contiguous" if out.flags.c_contiguous else "not C-contiguous"
@@ -40,12 +46,20 @@ class _RowFile:
         self._file.read_into(out.view(np.uint8).data, self.header.data_offset + start * self.header.row_bytes)
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Return entries ``start`` to ``stop`` in a new array."""
         out = np.empty((stop - start, *self.header.shape[1:]), self.header.dtype)
         self.read_into(start, stop, out, "out")
         return out
 
     def close(self) -> None:
+        """Close the file; a second call does nothing."""
         self._file.close()
+
+    def __enter__(self) -> RowFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class ShardReader:
@@ -57,7 +71,9 @@ class ShardReader:
 
     def __init__(self, shard: Shard) -> None:
         self.shard = shard
-        self._files: dict[Path, _RowFile] = {}
+        # Once: a shard makes a path whenever it is asked for one, which takes as long as reading a row.
+        self._embeddings, self._side, self._ids = shard.embeddings, shard.side_information, shard.ids
+        self._files: dict[Path, RowFile] = {}
 
     def read_into(self, start: int, stop: int, old: NDArray[Any], side: NDArray[Any] | None) -> None:
         """Fill ``old`` (stop - start, old_dim) and ``side`` (stop - start, side_dim) with rows ``start`` to ``stop``.
@@ -68,26 +84,25 @@ class ShardReader:
         Raises:
             ArrayError: a buffer does not fit, or ``side`` is given and the gallery has none.
         """
-        self._open(self.shard.embeddings).read_into(start, stop, old, "old")
+        self._open(self._embeddings).read_into(start, stop, old, "old")
         if side is not None:
-            if self.shard.side_information is None:
-                raise ArrayError(f"side is given, but {self.shard.embeddings} has no side-information")
-            self._open(self.shard.side_information).read_into(start, stop, side, "side")
+            if self._side is None:
+                raise ArrayError(f"side is given, but {self._embeddings} has no side-information")
+            self._open(self._side).read_into(start, stop, side, "side")
 
     def read_ids(self, start: int, stop: int) -> NDArray[Any]:
         """Return the ids of rows ``start`` to ``stop`` as stored; row numbers over all shards if there are none."""
-        if self.shard.ids is None:
+        if self._ids is None:
             return np.arange(self.shard.first_row + start, self.shard.first_row + stop, dtype=np.int64)
-        return self._open(self.shard.ids).read(start, stop)
+        return self._open(self._ids).read(start, stop)
 
     def read_embeddings(self, start: int, stop: int) -> NDArray[Any]:
         """Return the embeddings of rows ``start`` to ``stop`` in a new array of the stored dtype."""
-        return self._open(self.shard.embeddings).read(start, stop)
+        return self._open(self._embeddings).read(start, stop)
 
     def read_side_information(self, start: int, stop: int) -> NDArray[Any] | None:
         """Return the side-information of rows ``start`` to ``stop`` in a new array; None if there is none."""
-        path = self.shard.side_information
-        return None if path is None else self._open(path).read(start, stop)
+        return None if self._side is None else self._open(self._side).read(start, stop)
 
     def move_to(self, part: Part) -> bool:
         """See :class:`~fct_infer.gallery.source.PartReader`: another shard is other files."""
@@ -98,9 +113,9 @@ class ShardReader:
         while self._files:
             self._files.popitem()[1].close()
 
-    def _open(self, path: Path) -> _RowFile:
+    def _open(self, path: Path) -> RowFile:
         if path not in self._files:
-            self._files[path] = _RowFile(path, self.shard.rows)
+            self._files[path] = RowFile(path, self.shard.rows)
         return self._files[path]
 
     def __enter__(self) -> ShardReader:

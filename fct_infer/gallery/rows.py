@@ -13,9 +13,10 @@ from fct_infer.errors import ArrayError
 from fct_infer.gallery.source import Part, Rows, Source, SourceReader
 from fct_infer.storage import RemotePath
 
-# A sample's rows are read together if fewer bytes than this lie between them, at most so many rows at once.
-_MAX_GAP_BYTES = 4096
-_MAX_ROWS_AT_ONCE = 2048
+# A sample's rows are read together if what lies between them is read sooner than another call is made, and a disk,
+# too, has brought it along by then; not more at once than a cache holds.
+_MAX_GAP_BYTES = 32 << 10
+_MAX_BYTES_AT_ONCE = 512 << 10
 _REMOTE_READERS = 16
 _LEAST_RUNS = 8  # of a reader: opening costs as much as some reads
 
@@ -43,10 +44,13 @@ def read_rows(source: Source, rows: NDArray[np.int64], with_side: bool = True) -
     runs = list(_runs(source, rows, row_bytes))
 
     def read(some: list[_Run]) -> None:
+        longest = max((stop - start for _, _, start, stop, _ in some), default=0)
+        old_buffer = np.empty((longest, schema.old_dim), schema.embedding_dtype)
+        side_buffer = None if side is None else np.empty((longest, side.shape[1]), side.dtype)
         with SourceReader(source) as reader:
             for part, place, start, stop, chosen in some:
-                old_run = np.empty((stop - start, schema.old_dim), schema.embedding_dtype)
-                side_run = None if side is None else np.empty((stop - start, side.shape[1]), side.dtype)
+                old_run = old_buffer[: stop - start]
+                side_run = None if side_buffer is None else side_buffer[: stop - start]
                 reader.at(part).read_into(start, stop, old_run, side_run)
                 old[place : place + len(chosen)] = old_run[chosen]
                 if side is not None and side_run is not None:
@@ -93,6 +97,10 @@ def _close_together(rows: NDArray[np.int64], row_bytes: int) -> Iterator[tuple[i
     if not len(rows):
         return
     far = np.flatnonzero(np.diff(rows) * row_bytes > _MAX_GAP_BYTES + row_bytes) + 1
+    most = max(_MAX_BYTES_AT_ONCE // row_bytes, 1)  # rows
     for begin, end in zip([0, *far.tolist()], [*far.tolist(), len(rows)], strict=True):
-        for first in range(begin, end, _MAX_ROWS_AT_ONCE):
-            yield first, min(first + _MAX_ROWS_AT_ONCE, end)
+        first = begin
+        while first < end:
+            last = first + int(np.searchsorted(rows[first:end], rows[first] + most))
+            yield first, last
+            first = last

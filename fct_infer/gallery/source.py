@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeAlias
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.errors import GalleryError
-from fct_infer.gallery.fingerprint import fingerprint
+from fct_infer.gallery.fingerprint import fingerprint, packed_fingerprints
 from fct_infer.gallery.sampling import sample_rows
 from fct_infer.identity import ModelId, NamedModel, model_id
 
@@ -55,7 +56,7 @@ class Schema:
         return self.old_dim * self.embedding_dtype.itemsize + side
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Part:
     """What is read, written and repeated as one: a shard, some row groups, a range of rows. Picklable.
 
@@ -175,9 +176,10 @@ class Source(ABC):
         """Return a .npy file that holds the part's ids and nothing else, to be copied; None if they are to be read."""
         return None
 
-    def fingerprint(self) -> dict[str, dict[str, Any]]:
+    def fingerprint(self) -> Mapping[str, dict[str, Any]]:
         """Return the :func:`fingerprint` of every file by its name, and how rows come from them; strict JSON."""
-        return {name: fingerprint(path) for name, path in self.files.items()} | self._reading()
+        of_files = ((name, fingerprint(path)) for name, path in self.files.items())
+        return packed_fingerprints(chain(of_files, self._reading().items()))
 
     def _reading(self) -> dict[str, dict[str, Any]]:
         """Return what else than the files decides the rows and the parts, by a name that no file has."""

@@ -29,6 +29,8 @@ from fct_infer.transformation import Float32Array
 
 INDEX_NAME = "index.faiss"
 
+_LITTLE_WORK = 1 << 22  # products of numbers: a search of so few takes no longer than threads to meet
+
 Ids: TypeAlias = NDArray[np.int64]
 
 
@@ -49,7 +51,7 @@ class IndexBuilder:
         loaded_rows: rows that the index which :meth:`load_trained` took over held already, those left out included.
         placement: on which device it is trained (``train``) and rows are added (``add``), ``cpu`` or ``cuda:0``, and
             why not on a device (``reason``), where one was thought of; on which device rows lay (``rows``), if any did;
-            what came of a warm start (``lists``).
+            whose ``kernels`` a device ran, if not FAISS's; what came of a warm start (``lists``).
 
     Raises:
         UsageError: FAISS refuses the factory string.
@@ -109,7 +111,7 @@ class IndexBuilder:
 
     def _add(self, rows: Float32Array, ids: Ids) -> None:
         with faiss_threads(self.threads), faiss_errors(f"index {self.factory!r} cannot be filled", UsageError):
-            self._fill = self._fill or filler_of(self.index) or self._fill_by_faiss
+            self._fill = self._fill or filler_of(self.index, self.threads) or self._fill_by_faiss
             self._fill(rows, ids, self.threads)
 
     def _fill_by_faiss(self, rows: Float32Array, ids: Ids | None, threads: int) -> None:
@@ -145,7 +147,11 @@ class IndexBuilder:
             UsageError: FAISS cannot search such an index.
             ResourceError: not enough memory.
         """
-        with faiss_threads(self.threads), faiss_errors(f"index {self.factory!r} cannot be searched", UsageError):
+        is_little = len(queries) * self.index.ntotal * self.dim < _LITTLE_WORK
+        with (
+            faiss_threads(1 if is_little else self.threads),
+            faiss_errors(f"index {self.factory!r} cannot be searched", UsageError),
+        ):
             distances, ids = self.index.search(queries, k)
         return distances, ids
 

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer import _core
+from fct_infer.index.leading_directions import LeadingDirections, nearest_lists
+from fct_infer.index.two_levels import two_levels
 from fct_infer.transformation import Float32Array
 
 # Note [Longer steps]
@@ -51,9 +53,20 @@ class Clustering:
     def refined(self, centroids: Float32Array) -> Float32Array:
         """Return centroids (lists, dim) after all iterations from those given."""
 
+        leading = LeadingDirections(centroids)  # which move, but stay among the rows
+
         def refine(start: Float32Array) -> Float32Array:
+            levels = two_levels(start, self.metric, self.threads, self.rows)
+            directions = leading.enough(start, self.metric, self.rows) if levels is None else None
             found: Float32Array = _core.refine_centroids(
-                self.rows, start, metric=self.metric, spherical=self.spherical, iterations=1, threads=self.threads
+                self.rows,
+                start,
+                metric=self.metric,
+                spherical=self.spherical,
+                iterations=1,
+                threads=self.threads,
+                groups=levels.groups if levels else None,
+                directions=directions,
             )
             return found
 
@@ -61,9 +74,7 @@ class Clustering:
 
     def lists(self, centroids: Float32Array) -> NDArray[np.int64]:
         """Return the list of each row (n,)."""
-        lists, _ = _core.Assigner(centroids, None, metric=self.metric).assign(self.rows, self.threads)
-        assert lists is not None  # there are centroids
-        return lists
+        return nearest_lists(centroids, self.metric, self.rows, self.threads)
 
 
 def cluster_codebooks(rows: Float32Array, codebooks: Float32Array, *, iterations: int, threads: int) -> Float32Array:

@@ -28,7 +28,7 @@ Queries: TypeAlias = NDArray[np.floating[Any]] | Sequence[float] | Sequence[Sequ
 
 INFOS_NAME = "index_infos.json"
 MEMORY_SHARE = 0.8  # of what is usable, that an index may take; a larger one is read where it lies
-SPEED_QUERIES = 100
+SPEED_QUERIES = 32  # one after the other: while they are searched, all cores but one rest
 SPEED_K = 10
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from fct_infer.errors import ArrayError
 from fct_infer.index.builder import Ids, IndexBuilder
+from fct_infer.index.device_builder import DeviceIndexBuilder
 from fct_infer.index.device_lists import DeviceLists, gpu_part
 from fct_infer.index.factory import IndexPlan
 from fct_infer.index.faiss_module import condensed, faiss, faiss_threads, inner_indexes, ivf_of, transforms_of
@@ -16,6 +17,7 @@ from fct_infer.index.gpu_faiss import (
     DeviceFullError,
     DeviceRefusesError,
     GpuFaiss,
+    core_can_use,
     find_gpu,
     is_out_of_memory,
     why_no_gpu,
@@ -33,19 +35,23 @@ def make_builder(
     Args:
         plan: which index.
         threads: CPU threads.
-        device: ``cpu``, ``cuda``, ``cuda:N`` (of several the first is taken); ``auto``: a device if FAISS can use one.
-        device_memory: bytes of the device's memory to use at most; 0: half of what is free.
-        required: whether a device that FAISS cannot use is an error, or the CPU takes its place.
+        device: ``cpu``, ``cuda``, ``cuda:N`` (of several FAISS takes the first, the core all); ``auto``: a device if
+            FAISS can use one. Where FAISS cannot, the core finds lists and codes on the device, if it can.
+        device_memory: bytes of the device's memory to use at most; 0: half of what is free, or most of it for the core.
+        required: whether a device that neither can use is an error, or the CPU takes its place.
 
     Raises:
-        UnsupportedError: a device is required that FAISS cannot use.
+        UnsupportedError: a device is required that neither FAISS nor the core can use.
         UsageError: FAISS refuses the factory string, or there is no such kind of device.
     """
+    index = plan.factory, plan.dim, plan.metric, threads
     gpu = find_gpu(device, device_memory, required=required)
     if gpu is not None:
-        return GpuIndexBuilder(plan.factory, plan.dim, plan.metric, threads, gpu)
-    builder = IndexBuilder(plan.factory, plan.dim, plan.metric, threads)
+        return GpuIndexBuilder(*index, gpu)
     reason = why_no_gpu(device)
+    if reason and core_can_use(device):
+        return DeviceIndexBuilder(*index, device, device_memory, reason)
+    builder = IndexBuilder(*index)
     if reason:
         builder.placement["reason"] = reason
     return builder

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fct_infer.cuda import cuda_status, device_numbers
+from fct_infer.cuda import cuda_status, device_numbers, missing_for
 from fct_infer.device_arrays import device_rows
 from fct_infer.errors import ArrayError, ResourceError, UnsupportedError
 from fct_infer.index.builder import Ids
@@ -130,10 +130,10 @@ def find_gpu(device: str, memory: int = 0, *, required: bool = True) -> GpuFaiss
         device: ``cpu``; ``cuda``, ``cuda:N`` (of several the first is taken); ``auto``: the first device, if FAISS can
             use it.
         memory: as for :class:`GpuFaiss`.
-        required: whether a device that FAISS cannot use is an error; ``auto`` requires none.
+        required: whether a device that neither FAISS nor the core can use is an error; ``auto`` requires none.
 
     Raises:
-        UnsupportedError: a device is required, and FAISS cannot use it; says what to install.
+        UnsupportedError: a device is required, and neither can use it; says what to install.
         UsageError: there is no such kind of device.
     """
     if required:
@@ -143,17 +143,22 @@ def find_gpu(device: str, memory: int = 0, *, required: bool = True) -> GpuFaiss
 
 
 def require_gpu(device: str) -> None:
-    """Check that FAISS can use the device that ``device`` names; ``cpu`` and ``auto`` name none.
+    """Check that FAISS, or the core, can use the device that ``device`` names; ``cpu`` and ``auto`` name none.
 
     Raises:
-        UnsupportedError: it cannot; says what to install.
+        UnsupportedError: neither can; says what to install.
         UsageError: there is no such kind of device.
     """
     if device == "auto":
         return
     missing = why_no_gpu(device)
-    if missing:
+    if missing and not core_can_use(device):
         raise UnsupportedError(f"an index on {device}: {missing}")
+
+
+def core_can_use(device: str) -> bool:
+    """Whether ``device`` names one, or several, on which the core runs."""
+    return device != "auto" and bool(device_numbers(device)) and missing_for(device) is None
 
 
 def why_no_gpu(device: str) -> str | None:

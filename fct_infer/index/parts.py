@@ -28,10 +28,12 @@ from fct_infer.index.contents import (
 )
 from fct_infer.index.factory import IndexPlan, make_index
 from fct_infer.index.faiss_module import condensed, faiss, faiss_errors, inner_indexes
+from fct_infer.index.filling import filler_of
 from fct_infer.storage import DigestedFile, DurableWriter, RemotePath, remove_tree, sha256_of_file
 from fct_infer.transformation import Float32Array
 
 MOST_LISTS = 1 << 24  # of all parts that are open at once: FAISS keeps 24 bytes of each list of each part in memory
+_PRODUCTS_FROM = 16  # numbers that a code of FAISS's product quantizer stands for; below it compares row by row
 MERGED = "merged-"  # how files of several parts are called
 
 
@@ -84,6 +86,20 @@ def can_be_parted(index: Any) -> bool:
     )
     *outer, innermost = inner_indexes(index)
     return type(innermost) in plain and all(type(each) in wrappers for each in outer)
+
+
+def takes_each_row_alone(index: Any) -> bool:
+    """Whether what a row becomes in such a trained index depends on the row alone, not on those it is added with.
+
+    The core sees to that. So does FAISS where a graph finds the list and codes are made row by row; its matrix products
+    do not: their last bits depend on how many rows there are.
+    """
+    if filler_of(index) is not None:
+        return True
+    ivf, module = last_inverted_file(index), faiss()
+    if ivf is None or type(module.downcast_index(ivf.quantizer)) is not module.IndexHNSWFlat:
+        return False
+    return not isinstance(ivf, module.IndexIVFPQ) or ivf.pq.dsub < _PRODUCTS_FROM
 
 
 def stays_on_disk(plan: IndexPlan) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 from fct_infer.errors import ArtifactError, NonFiniteError
 from fct_infer.index.builder import Ids, IndexBuilder
 from fct_infer.index.faiss_module import faiss_threads
+from fct_infer.index.widening import Widening
 from fct_infer.transformation import Float32Array, Linear, Program, Transformation
 
 ENOUGH_RECALL = 0.95
@@ -28,8 +29,9 @@ class ExactNeighbours:
 
     Attributes:
         k: neighbours asked for.
-        ids: by query, the ids of all rows that are as near as its k-th neighbour or nearer: k of them, more if some
-            are equally near, fewer if there are fewer rows. None for a query with more than :data:`MAX_TIES` of them.
+        ids: by query, the ids of all rows that are as near as its k-th neighbour or nearer, the nearest first: k of
+            them, more if some are equally near, fewer if there are fewer rows. None for a query with more than
+            :data:`MAX_TIES` of them.
     """
 
     k: int
@@ -39,38 +41,73 @@ class ExactNeighbours:
 def exact_neighbours(
     queries: Float32Array, blocks: Iterable[tuple[Float32Array, Ids]], k: int, metric: str, threads: int
 ) -> ExactNeighbours:
-    """Search all rows exactly.
+    """Search all rows exactly; ``blocks`` are what :meth:`ExactSearch.offer` takes, one is held at a time.
+
+    Other arguments as of :class:`ExactSearch`.
+    """
+    search = ExactSearch(queries, k, metric, threads)
+    for rows, ids in blocks:
+        search.offer(rows, ids)
+    return search.found()
+
+
+class ExactSearch:
+    """Exact search over rows that come block by block, in any order; none of them is kept.
+
+    What is found depends on the rows alone, not on the blocks they come in or on the threads.
 
     Args:
         queries: (m, dim) float32.
-        blocks: all rows (n, dim) float32 with their ids (n,) int64; one block is held at a time.
         k: neighbours wanted.
         metric: ``l2``, ``ip``, or ``cosine`` (of rows that are normalised already).
         threads: of the matrix products.
     """
-    distances_of = _Distances(queries, metric, threads)
-    kept = [_Near(k, float(scale)) for scale in np.einsum("ij,ij->i", queries, queries)]
-    for rows, ids in blocks:
+
+    def __init__(self, queries: Float32Array, k: int, metric: str, threads: int) -> None:
+        self._k, self._leaves_zero = k, metric == "cosine"
+        self._distances_of = _Distances(queries, metric, threads)
+        self._kept = [_Near(k, float(scale)) for scale in np.einsum("ij,ij->i", queries, queries)]
+        self._few: list[tuple[Float32Array, Ids]] = []  # small blocks: each by itself would cost more than its rows
+        self._few_rows = 0
+
+    def offer(self, rows: Float32Array, ids: Ids) -> None:
+        """Compare rows (n, dim) float32 under their ids (n,) int64 with all queries."""
+        if len(rows) >= _ROWS_AT_ONCE:
+            self._take(rows, ids)
+            return
+        self._few.append((rows.copy(), ids.copy()))
+        self._few_rows += len(rows)
+        if self._few_rows >= _ROWS_AT_ONCE:
+            self._take_few()
+
+    def found(self) -> ExactNeighbours:
+        """Return the neighbours among all rows offered so far."""
+        self._take_few()
+        return ExactNeighbours(self._k, tuple(near.nearest_first() for near in self._kept))
+
+    def _take_few(self) -> None:
+        if self._few:
+            self._take(*map(np.concatenate, zip(*self._few, strict=True)))
+            self._few, self._few_rows = [], 0
+
+    def _take(self, rows: Float32Array, ids: Ids) -> None:
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             piece = slice(start, start + _ROWS_AT_ONCE)
-            _take_near(kept, distances_of, rows[piece], ids[piece], leave_zero=metric == "cosine")
-    return ExactNeighbours(k, tuple(near.ids if len(near.ids) <= MAX_TIES else None for near in kept))
+            self._take_piece(rows[piece], ids[piece])
 
-
-def _take_near(kept: list[_Near], distances_of: _Distances, rows: Float32Array, ids: Ids, *, leave_zero: bool) -> None:
-    """Offer some rows to all queries; an index for cosine leaves out rows without direction."""
-    if leave_zero:
-        directed = rows.any(axis=1)
-        rows, ids = rows[directed], ids[directed]
-    distances = distances_of(rows)
-    limits = np.array([near.limit for near in kept], np.float32)
-    hits = np.flatnonzero(distances <= limits)  # soon there are few
-    hit_rows, hit_queries = np.divmod(hits, len(kept))
-    by_query = np.argsort(hit_queries, kind="stable")
-    ends = np.searchsorted(hit_queries[by_query], np.arange(len(kept) + 1))
-    for query in np.flatnonzero(np.diff(ends)):
-        found = hit_rows[by_query[ends[query] : ends[query + 1]]]
-        kept[query].add(distances[found, query], ids[found])
+    def _take_piece(self, rows: Float32Array, ids: Ids) -> None:
+        if self._leaves_zero:  # as an index for cosine does: they have no direction
+            directed = rows.any(axis=1)
+            rows, ids = rows[directed], ids[directed]
+        distances, kept = self._distances_of(rows), self._kept
+        limits = np.array([near.limit for near in kept], np.float32)
+        hits = np.flatnonzero(distances <= limits)  # soon there are few
+        hit_rows, hit_queries = np.divmod(hits, len(kept))
+        by_query = np.argsort(hit_queries, kind="stable")
+        ends = np.searchsorted(hit_queries[by_query], np.arange(len(kept) + 1))
+        for query in np.flatnonzero(np.diff(ends)):
+            found = hit_rows[by_query[ends[query] : ends[query + 1]]]
+            kept[query].add(distances[found, query], ids[found])
 
 
 class _Near:
@@ -78,7 +115,7 @@ class _Near:
 
     def __init__(self, k: int, scale: float) -> None:
         self.limit, self._k, self._scale = np.float32(np.inf), k, np.float32(scale)
-        self._distances, self.ids = np.empty(0, np.float32), np.empty(0, np.int64)
+        self._distances, self._ids = np.empty(0, np.float32), np.empty(0, np.int64)
 
     def add(self, distances: Float32Array, ids: Ids) -> None:
         """Take some rows that are within the limit, and leave those that no longer are."""
@@ -89,7 +126,11 @@ class _Near:
         within = np.flatnonzero(merged <= self.limit)
         if len(within) > MAX_TIES:  # one more is enough to know that there are too many; keep the nearest
             within = within[np.argsort(merged[within], kind="stable")[: MAX_TIES + 1]]
-        self._distances, self.ids = merged[within], np.concatenate([self.ids, ids])[within]
+        self._distances, self._ids = merged[within], np.concatenate([self._ids, ids])[within]
+
+    def nearest_first(self) -> Ids | None:
+        """Return their ids; None if they are too many."""
+        return None if len(self._ids) > MAX_TIES else self._ids[np.argsort(self._distances, kind="stable")]
 
 
 def measure_recall(builder: IndexBuilder, queries: Float32Array, own_ids: Ids, exact: ExactNeighbours) -> float:
@@ -103,7 +144,10 @@ def measure_recall(builder: IndexBuilder, queries: Float32Array, own_ids: Ids, e
 
     A query with too many equally near rows is not counted; if that leaves none, the recall is 1.
     """
-    _, found = builder.search(queries, exact.k)
+    return _share_found(builder.search(queries, exact.k)[1], own_ids, exact)
+
+
+def _share_found(found: Ids, own_ids: Ids, exact: ExactNeighbours) -> float:
     hits = wanted = 0
     for own, near, found_ids in zip(own_ids.tolist(), exact.ids, found.tolist(), strict=True):
         if near is not None:
@@ -127,13 +171,14 @@ def tune_nprobe(
     Returns the recall reached. Arguments as in :func:`measure_recall`; ``tried`` is given the recall of each nprobe.
     """
     tried = {} if tried is None else tried
-    recall = measure_recall(builder, queries, own_ids, exact)
+    widening = Widening(builder, queries, exact.k)
+    recall = _share_found(widening.search(), own_ids, exact)
     if builder.nprobe is not None:
         tried[builder.nprobe] = recall
     while builder.nprobe is not None and builder.nprobe < builder.nlist and recall < (target or ENOUGH_RECALL):
         before, nprobe = recall, builder.nprobe
         builder.nprobe = min(2 * nprobe, builder.nlist)
-        recall = tried[builder.nprobe] = measure_recall(builder, queries, own_ids, exact)
+        recall = tried[builder.nprobe] = _share_found(widening.search(), own_ids, exact)
         if target is None and recall < before + WORTH_DOUBLING:
             builder.nprobe, recall = nprobe, before
             break

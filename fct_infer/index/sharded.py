@@ -10,7 +10,7 @@ Digests stand in DEST/manifest.json, which lists all of these.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,18 +74,28 @@ def load_sharded(dest: Path, manifest: GalleryManifest) -> Any:
         ArtifactError: a file is missing, damaged or none, or not in the manifest.
     """
     path = dest / SHARDED_NAME
-    nprobe, shards = _read(path, manifest)
+    nprobe, shards = _read(dest, manifest)
     trained = manifest.files.get(TRAINED_NAME)
     if trained is None:
         raise ArtifactError(f"{path}: {TRAINED_NAME} is not in manifest.json")
-    index = gather(load_index_file(dest / TRAINED_NAME, trained.sha256), [(dest / name, part) for name, part in shards])
+    index = gather(load_index_file(dest / TRAINED_NAME, trained.sha256), shards)
     ivf = ivf_of(index)
     if ivf is not None and nprobe is not None:
         ivf.nprobe = nprobe
     return index
 
 
-def _read(path: Path, manifest: GalleryManifest) -> tuple[int | None, Sequence[tuple[str, IndexPart]]]:
+def published_shards(dest: Path, manifest: GalleryManifest) -> Parts:
+    """Return the shards in the order of their rows, as ``index.json`` names them; their files are not looked at.
+
+    Raises:
+        ArtifactError: ``index.json`` is missing, damaged or none.
+    """
+    return _read(dest, manifest)[1]
+
+
+def _read(dest: Path, manifest: GalleryManifest) -> tuple[int | None, Parts]:
+    path = dest / SHARDED_NAME
     with ReadFile(path) as file:
         if file.size > MAX_MANIFEST_BYTES:
             raise ArtifactError(f"{path}: is {file.size} bytes long, at most {MAX_MANIFEST_BYTES} are accepted")
@@ -101,7 +111,7 @@ def _read(path: Path, manifest: GalleryManifest) -> tuple[int | None, Sequence[t
         nprobe = fields.take_optional("nprobe", int)
         if nprobe is not None and not 1 <= nprobe < MAX_ROWS:
             raise ArtifactError(f"index.nprobe is {nprobe}, wanted at least 1")
-        shards = list(_shards(fields.take("shards", list), manifest))
+        shards = [(dest / name, part) for name, part in _shards(fields.take("shards", list), manifest)]
         fields.done()
     except ArtifactError as error:
         raise ArtifactError(f"{path}: {str(error)[:500]}") from error

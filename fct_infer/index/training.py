@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fct_infer import _core
 from fct_infer.index.clustering import Clustering, cluster_codebooks, iterations_for
 from fct_infer.index.faiss_module import faiss, inner_indexes, transforms_of
 from fct_infer.index.filling import CODE_BITS, metric_names
+from fct_infer.index.leading_directions import nearest_lists
 from fct_infer.index.warm_start import WarmStart
 from fct_infer.transformation import Float32Array
 
@@ -96,9 +96,7 @@ def _residuals(index: Any, rows: Float32Array, centroids: Float32Array | None, t
         return rows
     if centroids is None:
         return None
-    metric = metric_names()[index.metric_type]
-    lists, _ = _core.Assigner(centroids, None, metric=metric).assign(rows, threads)
-    return rows - centroids[lists]
+    return rows - centroids[nearest_lists(centroids, metric_names()[index.metric_type], rows, threads)]
 
 
 def _train_codebooks(index: Any, rows: Float32Array, threads: int) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-from fct_infer.errors import ArtifactError, InputError, MissingExtraError
-from fct_infer.gallery import Gallery, GalleryManifest
-from fct_infer.gallery.manifest import MANIFEST_NAME, parse_manifest, read_published
+from fct_infer.errors import ArtifactError, FctError, InputError, MissingExtraError
+from fct_infer.gallery import Gallery, GalleryManifest, Part
+from fct_infer.gallery.jobs import Workers
+from fct_infer.gallery.manifest import MANIFEST_NAME, manifest_bytes, parse_manifest, read_published
 from fct_infer.index.gallery_index import index_name, open_faiss
 from fct_infer.storage import location, sha256_of_file
+
+Progress: TypeAlias = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ class GalleryCheck:
         return asdict(self) | {"dest": str(self.dest), "is_whole": not self.damaged}
 
 
-def verify_gallery(dest: str | Path, progress: Callable[[str, int, int], None] | None = None) -> GalleryCheck:
+def verify_gallery(dest: str | Path, progress: Progress | None = None, workers: Workers | None = None) -> GalleryCheck:
     """Read every byte of a published gallery and compare it with its manifest.
 
     Checks the manifest's seal; of each file that it is there, its size and SHA-256; that no other shard is there; that
@@ -51,25 +55,24 @@ def verify_gallery(dest: str | Path, progress: Callable[[str, int, int], None] |
     Args:
         dest: the folder.
         progress: called as ``progress("verify", bytes_done, bytes)``.
+        workers: who take the digests, each of one file at a time; by default this process. What they find is the same;
+            they see the folder under the same name.
 
     Raises:
-        ArtifactError: it is not a published gallery, or its manifest is malformed or was altered.
+        ArtifactError: it is not a published gallery, or its manifest is malformed or was altered; or a worker does not
+            see it.
         OutputError: it is replaced again and again while it is read.
+        ResourceError: there are no workers, or none that could read.
     """
     dest = location(dest)
-    return read_published(dest, lambda folder, data: _verify_once(folder, data, progress))
+    return read_published(dest, lambda folder, data: _verify_once(folder, data, progress, workers))
 
 
-def _verify_once(dest: Path, data: bytes, progress: Callable[[str, int, int], None] | None) -> GalleryCheck:
+def _verify_once(dest: Path, data: bytes, progress: Progress | None, workers: Workers | None) -> GalleryCheck:
     manifest = parse_manifest(dest, data)
     damaged = manifest.damaged_sizes(dest)
-    done, whole = 0, sum(file.size for file in manifest.files.values())
-    for name, file in manifest.files.items():
-        if name not in damaged and (found := _digest_damage(dest / name, file.sha256)):
-            damaged[name] = found
-        done += file.size
-        if progress:
-            progress("verify", done, whole)
+    whole = sum(file.size for file in manifest.files.values())
+    damaged |= _damaged_digests(dest, data, manifest, damaged, progress, workers)
     surplus = _surplus(dest, manifest)
     damaged |= {name: "is not in manifest.json" for name in surplus if name.startswith(("embeddings/", "ids/"))}
     index_opened = False
@@ -87,6 +90,72 @@ def _verify_once(dest: Path, data: bytes, progress: Callable[[str, int, int], No
         surplus=surplus,
         index_opened=index_opened,
     )
+
+
+def _damaged_digests(
+    dest: Path,
+    data: bytes,
+    manifest: GalleryManifest,
+    known: Mapping[str, str],
+    progress: Progress | None,
+    workers: Workers | None,
+) -> dict[str, str]:
+    """Return what is wrong with files, in the order of the manifest, that are not known to be damaged."""
+    files = {name: file for name, file in manifest.files.items() if name not in known}
+    whole = sum(file.size for file in manifest.files.values())
+    done = whole - sum(file.size for file in files.values())
+    found: dict[str, str] = {}
+
+    def record(part: Part, damage: str | None) -> None:
+        nonlocal done
+        done += files[part.name].size
+        if damage is not None:
+            found[part.name] = damage
+        if progress:
+            progress("verify", done, whole)
+
+    job = DigestJob(dest, data, {name: file.sha256 for name, file in files.items()})
+    parts = [Part(name, max(1, file.size), 0) for name, file in files.items()]
+    if workers is None:
+        for part in parts:
+            record(part, job.damage(part))
+    else:
+        largest_first = sorted(parts, key=lambda part: part.rows, reverse=True)  # or all would wait for the index
+        workers.each(job, largest_first, record)
+    return {name: found[name] for name in files if name in found}
+
+
+@dataclass(frozen=True)
+class DigestJob:
+    """Takes digests of a gallery's files; see :class:`~fct_infer.gallery.jobs.Job`. A part is a file, its rows bytes.
+
+    Attributes:
+        dest: the gallery.
+        manifest: what ``manifest.json`` holds there.
+        digests: SHA-256 wanted of each file, by its name.
+    """
+
+    dest: Path
+    manifest: bytes
+    digests: Mapping[str, str]
+
+    def open(self) -> Callable[[Part], str | None]:
+        """Return :meth:`damage`, once it is seen that this machine has the same gallery.
+
+        Raises:
+            ArtifactError: it does not.
+        """
+        try:
+            is_same = manifest_bytes(self.dest) == self.manifest
+        except FctError:
+            is_same = False
+        if not is_same:
+            raise ArtifactError(f"{self.dest}: is not there, or another gallery, on {socket.gethostname()}")
+        return self.damage
+
+    def damage(self, part: Part) -> str | None:
+        """Return what is wrong with a file; None if nothing is."""
+        return _digest_damage(self.dest / part.name, self.digests[part.name])
 
 
 def _digest_damage(path: Path, sha256: str) -> str | None:

@@ -25,7 +25,7 @@ thead th + th, thead + tbody td { text-align: right; }
 tbody th { white-space: nowrap; position: sticky; left: 0; background: var(--paper); }
 figure { margin: 1rem 0; break-inside: avoid; }
 figcaption { color: var(--soft); font-size: .9rem; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); gap: 0 2rem; }
+.charts { columns: 26rem auto; column-gap: 2rem; }
 svg { display: block; width: 100%; max-width: 36rem; height: auto; }
 svg text { fill: var(--soft); font-size: 14px; }
 svg .grid { stroke: var(--rule); }

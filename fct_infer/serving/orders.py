@@ -9,8 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fct_infer.errors import GalleryError
+from fct_infer.artifacts.bundle import Bundle, open_bundle
+from fct_infer.artifacts.loading import program_from_bundle
+from fct_infer.artifacts.uncertainty import uncertainty_of
+from fct_infer.errors import ArtifactError, GalleryError, UsageError
 from fct_infer.evaluation.checks import encode_labels
+from fct_infer.evaluation.inputs import read_uncertainty
+from fct_infer.gallery.manifest import own_manifest
 from fct_infer.gallery.source import Source
 from fct_infer.serving.loading import new_blocks
 from fct_infer.serving.rows import Ids, find, unit
@@ -52,6 +57,51 @@ def distance_order(
     means = sums / counts[:, None]
     distances = np.concatenate([np.linalg.norm(block - means[of_block], axis=1) for of_block, block in blocks()])
     return np.argsort(-distances, kind="stable")
+
+
+def read_uncertainties(path: Path, source: Source, h: Transformation | None = None) -> NDArray[Any]:
+    """Return how unsure the transformation is of each row, (rows,), as a file says or as a bundle tells from the rows.
+
+    Args:
+        path: ``.npy``, a number a row, or a bundle of a transformation with FastFill's uncertainty.
+        source: rows in the new space, or of the old model.
+        h: what brings the latter there.
+
+    Raises:
+        ArtifactError: it is a bundle that is malformed, or tells no uncertainty.
+        UsageError: the rows were not made by that bundle's transformation, or are normalised, which it cannot read.
+        GalleryError: the file is malformed, or rows cannot be read.
+    """
+    if not path.is_dir():
+        return read_uncertainty(path)
+    bundle = open_bundle(path)
+    layer = uncertainty_of(bundle)
+    if layer is None:
+        raise ArtifactError(
+            f"{path}: tells no uncertainty; bundles that fct-export makes of a FastFill run do, or name a .npy, a "
+            "number a row"
+        )
+    _check_made_by(bundle, source, h)
+    width = source.schema.old_dim if h is None else h.new_dim
+    if width != layer.dims["old"]:
+        raise UsageError(f"{path}: tells uncertainties of rows {layer.dims['old']} wide, these are {width} wide")
+    program = Transformation(layer, "fp32")
+    return np.concatenate([program(block).reshape(-1) for block in new_blocks(source, h)])
+
+
+def _check_made_by(bundle: Bundle, source: Source, h: Transformation | None) -> None:
+    """Refuse rows that are known to be of another transformation; of foreign ones nothing is known."""
+    if h is not None:
+        made_by: str | None = h.digest
+    else:
+        manifest = own_manifest(source.path) if isinstance(source.path, Path) and source.path.is_dir() else None
+        made_by = manifest.transformation if manifest else None
+    known = {program_from_bundle(bundle).digest, *(file.sha256 for file in bundle.manifest.files)}
+    if made_by is not None and made_by not in known:
+        raise UsageError(
+            f"{source.path if h is None else h.source}: these rows are not as {bundle.path} makes them, but of another "
+            "transformation or normalised; name the old rows as SOURCE, and --transformation"
+        )
 
 
 def access_order(ids: Ids, log: Path) -> NDArray[np.int64]:

@@ -56,7 +56,7 @@ class PartFolder:
             raise
 
     def _begin(self, plan: dict[str, Any]) -> None:
-        if not self._journal.records:
+        if not self._journal.entries:
             self._journal.append("plan", **plan)
         known = {key: value for key, value in self._journal.all("plan")[0].items() if key != "kind"}
         if known != plan:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fct_infer.connectors import open_source
 from fct_infer.gallery import GalleryManifest, Source
+from fct_infer.gallery.jobs import Workers
 from fct_infer.gallery.manifest import parse_manifest, read_published
 from fct_infer.gallery.versions import GalleryVersion, RollbackReport, list_versions, rollback
 from fct_infer.identity import NamedModel, model_text
@@ -77,9 +78,11 @@ class PublishedGallery:
         """Return its rows as a source: of an upgrade, of an evaluation."""
         return open_source(self.path)
 
-    def verify(self, progress: Callable[[str, int, int], None] | None = None) -> GalleryCheck:
+    def verify(
+        self, progress: Callable[[str, int, int], None] | None = None, workers: Workers | None = None
+    ) -> GalleryCheck:
         """Compare every byte with the manifest; see :func:`fct_infer.index.verify.verify_gallery`."""
-        return verify_gallery(self.path, progress)
+        return verify_gallery(self.path, progress, workers)
 
     def versions(self) -> list[GalleryVersion]:
         """Return what it is and was, the version published last first."""

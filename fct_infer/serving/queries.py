@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fct_infer.evaluation.inputs import read_source
+from fct_infer.evaluation.reading import read_source
 from fct_infer.gallery import Source, SourceReader
 from fct_infer.transformation import Float32Array
 

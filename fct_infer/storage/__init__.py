@@ -16,6 +16,7 @@ from fct_infer.storage.durable import (
     truncate_file,
     write_bytes,
     write_json,
+    write_pieces,
     write_under,
 )
 from fct_infer.storage.exchange import can_exchange, publish_directory
@@ -55,5 +56,6 @@ __all__ = [
     "work_folder",
     "write_bytes",
     "write_json",
+    "write_pieces",
     "write_under",
 ]

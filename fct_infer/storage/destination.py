@@ -10,9 +10,13 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from fct_infer.errors import OutputError, UsageError
+from fct_infer.errors import InputError, OutputError, UsageError
+from fct_infer.storage.filesystem import ReadFile
+from fct_infer.storage.strict_json import is_sealed
 from fct_infer.storage.urls import RemotePath, location, looks_like_url
 
+MANIFEST = "manifest.json"  # of everything that is published
+_MAX_MANIFEST_BYTES = 1 << 28
 WORK_SUFFIX = ".partial"
 VERSIONS_SUFFIX = ".versions"
 REPLACED_SUFFIX = WORK_SUFFIX + ".replaced"
@@ -37,7 +41,8 @@ def check_place(dest: str | Path, inputs: Mapping[str, str | Path]) -> Path:
         inputs: what it is made from, by what each is called in a message.
 
     Raises:
-        UsageError: no folder can have this name, an input would be lost or written into, or ``dest`` is a mount point.
+        UsageError: no folder can have this name, an input would be lost or written into, ``dest`` is a mount point, or
+            lies inside something that was published.
     """
     target = _absolute(dest)
     _check_length(target)
@@ -46,6 +51,9 @@ def check_place(dest: str | Path, inputs: Mapping[str, str | Path]) -> Path:
     for what, path in inputs.items():
         if not isinstance(place := location(path), RemotePath):
             _keep_apart(target, what, place)
+    for parent in Path(os.path.realpath(target)).parents:
+        if _is_published(parent):
+            raise UsageError(f"{target}: lies inside {parent}, which was published as it is; choose another output")
     return target
 
 
@@ -74,6 +82,18 @@ def check_replaceable(dest: Path, foreign: Callable[[Path], str | None], *, forc
         raise OutputError(f"{dest}: exists already; --force (force=True) replaces it once the new one is complete")
     if reason := foreign(dest):
         raise OutputError(f"{dest}: {reason}, so it is not replaced")
+
+
+def _is_published(folder: Path) -> bool:
+    """Whether a folder holds a manifest that was sealed here, whatever it is of."""
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        return False
+    try:
+        with ReadFile(manifest) as file:
+            return file.size <= _MAX_MANIFEST_BYTES and is_sealed(file.read(file.size))
+    except InputError:
+        return False
 
 
 def check_text(path: str | Path) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from fct_infer.errors import OutputError, ResourceError
 from fct_infer.storage.claims import Claim
 from fct_infer.storage.filesystem import FileSystem, ReadFile, bytes_view, current_filesystem
 from fct_infer.storage.objects import ObjectWriter, remove_below, remove_objects
+from fct_infer.storage.strict_json import PIECE_BYTES, json_pieces
 from fct_infer.storage.urls import RemotePath, location
 
 _CHUNK = 1 << 22
@@ -151,19 +152,50 @@ class DurableWriter:
 
 def write_bytes(path: str | Path, data: Any) -> DigestedFile:
     """Write ``data`` (any C-contiguous buffer) as one whole, durable file."""
+    return write_pieces(path, [data])
+
+
+def write_pieces(path: str | Path, pieces: Iterable[Any]) -> DigestedFile:
+    """Write buffers one after the other as one whole, durable file; small ones at once."""
     writer = DurableWriter(path)
     with writer:
-        writer.write(data)
+        for piece in _gathered(pieces):
+            writer.write(piece)
         return writer.commit()
 
 
+def _gathered(pieces: Iterable[Any]) -> Iterator[Any]:
+    waiting = b""
+    for piece in pieces:
+        if not waiting and len(piece) >= PIECE_BYTES:
+            yield piece
+            continue
+        waiting += bytes(piece)
+        if len(waiting) >= PIECE_BYTES:
+            yield waiting
+            waiting = b""
+    if waiting:
+        yield waiting
+
+
 def write_json(path: str | Path, value: Any) -> DigestedFile:
-    """Write strict JSON (no NaN), indented, keys in the order given, as one whole, durable file."""
-    return write_bytes(path, (json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
+    """Write strict JSON (no NaN), indented, keys in the order given, as one whole, durable file.
+
+    See :func:`~fct_infer.storage.strict_json.json_pieces`: mappings that are no dicts are never held whole.
+    """
+    return write_pieces(path, chain(json_pieces(value, ensure_ascii=False), [b"\n"]))
 
 
-def append_line(path: str | Path, line: str) -> None:
-    """Append one line to a journal and make it durable before returning; on an error no part of it stays behind."""
+def append_line(path: str | Path, line: str | Iterable[bytes]) -> int:
+    """Append one line to a journal and make it durable before returning; on an error no part of it stays behind.
+
+    Args:
+        path: of the journal, made if it is not there.
+        line: its text, or the pieces of it; without the end of the line.
+
+    Returns:
+        The offset at which the line begins.
+    """
     target, fs = Path(path), current_filesystem()
     with machine_errors(target):
         is_new = not target.exists()
@@ -171,7 +203,8 @@ def append_line(path: str | Path, line: str) -> None:
         try:
             size = os.fstat(fd).st_size
             try:
-                _write_all(fs, fd, memoryview((line + "\n").encode()))
+                for piece in _gathered(chain([line.encode()] if isinstance(line, str) else line, [b"\n"])):
+                    _write_all(fs, fd, memoryview(piece))
                 fs.fsync(fd)
             except BaseException:
                 with suppress(OSError):
@@ -181,6 +214,7 @@ def append_line(path: str | Path, line: str) -> None:
             fs.close(fd)
         if is_new:
             fs.fsync_directory(target.parent)
+    return size
 
 
 def truncate_file(path: str | Path, size: int) -> None:

@@ -24,6 +24,7 @@ from fct_infer.storage.urls import RemotePath
 BEAT_SECONDS = 5.0
 DEAD_SECONDS = 30.0  # without a beat
 _POLL_SECONDS = 0.5
+_LAST_BEAT_SECONDS = 10.0  # that a beat on its way is waited for at the end
 _MOST_TURNS = 10_000
 
 
@@ -72,7 +73,7 @@ class Lease:
         if self._stop.is_set():
             return
         self._stop.set()
-        self._thread.join(2 * BEAT_SECONDS)
+        self._thread.join(_LAST_BEAT_SECONDS)
         with suppress(FctError):
             self.check()
             # The lowest first: who creates one anew sees that the next is there, and steps back.
@@ -121,8 +122,10 @@ class Lease:
     def _live(self) -> None:
         while not self._stop.wait(BEAT_SECONDS):
             try:
+                self.check()  # first: who has lost it leaves nothing behind
                 self._beat()
-                self.check()
+                if self._stop.is_set():  # it arrived after release waited for it in vain
+                    self._withdraw()
             except OutputError:
                 return
             except FctError:  # the network: the next beat may be luckier, and before a step is taken it is asked again

@@ -6,13 +6,16 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 from fct_infer.errors import ArtifactError
 
 MAX_VALUES = 4_000_000  # of one document: what a parser makes of a byte may take sixty
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_SEAL_DIGITS = 64
 _AFTER_SEAL = b'"\n}\n'
+PIECE_BYTES = 1 << 16
 _T = TypeVar("_T")
 
 
@@ -34,11 +37,55 @@ def parse_strict(data: bytes) -> Any:
         raise ArtifactError(f"is not JSON: {str(error)[:300]}") from error
 
 
+def json_pieces(value: Any, indent: int | None = 2, *, ensure_ascii: bool = True) -> Iterator[bytes]:
+    """Yield what ``json.dumps`` makes of a value without NaN, in pieces of some :data:`PIECE_BYTES`.
+
+    Any mapping is written as a dict is, item by item, so that one which makes its items when asked is never held whole.
+    """
+    encoder = json.JSONEncoder(indent=indent, allow_nan=False, ensure_ascii=ensure_ascii, default=_LazyDict)
+    waiting, size = [], 0
+    for text in encoder.iterencode(value):
+        waiting.append(text)
+        size += len(text)
+        if size >= PIECE_BYTES:
+            yield "".join(waiting).encode()
+            waiting, size = [], 0
+    if waiting:
+        yield "".join(waiting).encode()
+
+
+class _LazyDict(dict[str, Any]):
+    """A mapping in the form in which the encoder takes it: it asks a dict whether it is empty, and for its items."""
+
+    def __init__(self, value: object) -> None:
+        if not isinstance(value, Mapping):
+            raise TypeError(f"object of type {type(value).__name__} is not JSON serializable")
+        self._mapping = value
+
+    def __len__(self) -> int:
+        return len(self._mapping)
+
+    def items(self) -> Any:
+        return self._mapping.items()
+
+
+def sealed_pieces(document: dict[str, Any], indent: int | None = 2) -> Iterator[bytes]:
+    """Yield strict JSON whose last field, ``sha256``, is the digest of all bytes before that digest."""
+    digest, held = hashlib.sha256(), b""
+    for piece in json_pieces({**document, "sha256": ""}, indent):
+        held += piece
+        if len(held) > PIECE_BYTES:  # the end, after which the seal comes, stays here
+            digest.update(held[: -len(_AFTER_SEAL)])
+            yield held[: -len(_AFTER_SEAL)]
+            held = held[-len(_AFTER_SEAL) :]
+    body = (held + b"\n").removesuffix(_AFTER_SEAL)
+    digest.update(body)
+    yield body + digest.hexdigest().encode() + _AFTER_SEAL
+
+
 def sealed_bytes(document: dict[str, Any], indent: int | None = 2) -> bytes:
-    """Return strict JSON whose last field, ``sha256``, is the digest of all bytes before that digest."""
-    text = json.dumps({**document, "sha256": ""}, indent=indent, allow_nan=False).encode() + b"\n"
-    body = text.removesuffix(_AFTER_SEAL)
-    return body + _seal(body) + _AFTER_SEAL
+    """Return all that :func:`sealed_pieces` yields."""
+    return b"".join(sealed_pieces(document, indent))
 
 
 def check_seal(data: bytes, seal: str) -> None:
@@ -50,6 +97,12 @@ def check_seal(data: bytes, seal: str) -> None:
     body = data.removesuffix(seal.encode() + _AFTER_SEAL)
     if body == data or _seal(body) != seal.encode():
         raise ArtifactError("does not match its own sha256; it was altered after it was written")
+
+
+def is_sealed(data: bytes) -> bool:
+    """Whether bytes are a document of :func:`sealed_bytes`, unaltered."""
+    body = data.removesuffix(_AFTER_SEAL)
+    return len(body) < len(data) and body[-_SEAL_DIGITS:] == _seal(body[:-_SEAL_DIGITS])
 
 
 class Fields:

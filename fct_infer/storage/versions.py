@@ -15,12 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from fct_infer.errors import InputError, OutputError
-from fct_infer.storage.destination import versions_folder, work_folder
+from fct_infer.storage.destination import MANIFEST, versions_folder, work_folder
 from fct_infer.storage.durable import machine_errors, remove_tree, sha256_of_file
 from fct_infer.storage.exchange import publish_directory, set_aside, swap_directory
 from fct_infer.storage.filesystem import current_filesystem
 
-MANIFEST = "manifest.json"
 ID_DIGITS = 12
 PUBLISHING, _DROPPED = "publishing-", ".dropped-"  # followed by an id
 _ID = re.compile(r"([0-9a-f]{12})(-[0-9]+)?")

@@ -5,11 +5,13 @@ to URL by way of this machine). From there on all is as in an upgrade that is re
 those of an upgrade of all rows. Precisions that need ranges keep those that DEST was made with.
 
 Where rows were only added behind those there are, the published index is taken over as well and extended: its lists and
-codes stay as they were trained. Otherwise an index is built of all rows, byte for byte that of a whole upgrade.
+codes stay as they were trained, and shards of one in shards stay as they are. Otherwise an index is built of all rows,
+byte for byte that of a whole upgrade.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -19,7 +21,8 @@ from fct_infer.errors import UsageError
 from fct_infer.gallery import Gallery, GalleryManifest, Part, read_manifest
 from fct_infer.gallery.destination import Progress
 from fct_infer.gallery.sink import Receipt
-from fct_infer.index.sharded import SHARDS_FOLDER
+from fct_infer.index.builder import INDEX_NAME
+from fct_infer.index.sharded import SHARDED_NAME, SHARDS_FOLDER, TRAINED_NAME, published_shards
 from fct_infer.storage import DigestedFile, copy_file, remove_tree
 from fct_infer.upgrade.plan import Plan
 from fct_infer.upgrade.predecessor import published_at, published_infos, published_inputs
@@ -61,14 +64,13 @@ def unchanged_parts(plan: Plan) -> list[Part]:
     return _parts_of_first_files(plan, before["gallery"])
 
 
-def _unchanged_shards(gallery: Gallery, known: dict[str, Any], fingerprint: dict[str, Any]) -> list[Part]:
-    names = {shard: [file.relative_to(gallery.path).as_posix() for file in shard.files] for shard in gallery.shards}
+def _unchanged_shards(gallery: Gallery, known: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> list[Part]:
     return [
         shard
-        for shard, files in names.items()
-        if all(known.get(name) == fingerprint[name] for name in files)
-        and (shard.side_information is not None or f"side_information/{shard.name}.npy" not in known)
-        and (shard.ids is not None or f"ids/{shard.name}.npy" not in known)
+        for shard in gallery.shards
+        if all(known.get(name) == fingerprint[name] for name in shard.names)
+        and (shard.has_side or f"side_information/{shard.name}.npy" not in known)
+        and (shard.has_ids or f"ids/{shard.name}.npy" not in known)
     ]
 
 
@@ -101,15 +103,15 @@ def _rows_of_first_files(plan: Plan, known: dict[str, Any]) -> tuple[int, bool]:
 def index_is_extended(plan: Plan) -> bool:
     """Whether DEST's index is one of the first rows, all of them unchanged, and of the kind that is wanted.
 
-    The others are built anew: an index on a device or in shards, or one that is to begin with another index's lists.
+    The others are built anew: an index on a device, or one that is to begin with another index's lists.
     """
-    is_other = plan.old_lists is not None or device_numbers(plan.index_device) or plan.settings.sharded_index
+    is_other = plan.old_lists is not None or device_numbers(plan.index_device)
     if plan.index is None or is_other or not _inputs(plan):
         return False
     before, manifest = _inputs(plan), read_manifest(_folder(plan))
     wanted = {"index": plan.index.factory, "metric": plan.settings.metric}
     return (
-        "index.faiss" in manifest.files
+        (SHARDED_NAME if plan.settings.sharded_index else INDEX_NAME) in manifest.files
         and {name: before["settings"].get(name) for name in wanted} == wanted
         and manifest.ids == plan.gallery.id_facts.use
         and _first_rows(plan, before["gallery"]) == manifest.rows
@@ -146,18 +148,33 @@ def take_over(plan: Plan, work: FolderWork, progress: Progress | None) -> None:
         rows += part.rows
         if progress:
             progress("take over unchanged shards", rows, plan.gallery.schema.rows)
-    if not work.journal.all("trained") and index_is_extended(plan):
-        _take_over_index(plan, work, manifest or read_manifest(_folder(plan)))
+    if not work.journal.has("trained") and index_is_extended(plan):
+        manifest = manifest or read_manifest(_folder(plan))
+        if plan.settings.sharded_index:
+            _take_over_shards(plan, work, manifest)
+        else:
+            held = manifest.rows if manifest.indexed_rows is None else manifest.indexed_rows
+            _take_over_trained(plan, work, manifest, INDEX_NAME, left_out=manifest.rows - held)
 
 
-def _take_over_index(plan: Plan, work: FolderWork, manifest: GalleryManifest) -> None:
-    """Let the published index be what was trained; a damaged one is not: an index is built anew."""
-    copied = copy_file(_folder(plan) / "index.faiss", work.trained_index)
-    if copied != manifest.files["index.faiss"]:
-        return
-    held = manifest.rows if manifest.indexed_rows is None else manifest.indexed_rows
+def _take_over_shards(plan: Plan, work: FolderWork, manifest: GalleryManifest) -> None:
+    """Let the published shards be parts that were built; what is damaged, or holds several parts, is built again."""
+    if not _take_over_trained(plan, work, manifest, TRAINED_NAME):
+        return  # shards of another training are no parts
+    parts = {part.name for part in plan.gallery.parts()}
+    for path, shard in published_shards(_folder(plan), manifest):
+        if path.stem in parts and copy_file(path, work.gallery / SHARDS_FOLDER / path.name) == shard.file:
+            work.journal.append("index part", name=path.stem, **shard.as_record())
+
+
+def _take_over_trained(plan: Plan, work: FolderWork, manifest: GalleryManifest, name: str, left_out: int = 0) -> bool:
+    """Let a published file be what was trained; False if it is damaged: then an index is built anew."""
+    copied = copy_file(_folder(plan) / name, work.trained_index)
+    if copied != manifest.files[name]:
+        return False
     said = f"the published index of {manifest.rows:,} rows was extended: its lists and codes are as they were trained"
-    work.journal.append("trained", **vars(copied), left_out=manifest.rows - held, lists=said)
+    work.journal.append("trained", **vars(copied), left_out=left_out, lists=said)
+    return True
 
 
 def _copied(plan: Plan, work: FolderWork, manifest: GalleryManifest, part: Part) -> Receipt:

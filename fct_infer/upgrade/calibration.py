@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from fct_infer.transformation import Transformation
 def calibrate(
     h: Transformation,
     gallery: Source,
-    fingerprint: dict[str, Any],
+    fingerprint: Mapping[str, Any],
     begun_with: dict[str, Any],
     rows: NDArray[np.int64],
     min_cosine: float | None = None,

@@ -9,19 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.errors import GateError
-from fct_infer.gallery import Source, sample_rows
 from fct_infer.gallery.destination import Work
-from fct_infer.index import IndexBuilder, exact_neighbours, tune_nprobe
+from fct_infer.index import ExactNeighbours, IndexBuilder, tune_nprobe
 from fct_infer.transformation import Float32Array
 from fct_infer.upgrade.meaning import exact_search, measure_meaning, searched_by_index
+from fct_infer.upgrade.neighbours import RECALL_K, Neighbours, with_labels
 from fct_infer.upgrade.plan import SEED, Plan
 from fct_infer.upgrade.report import Meaning, Verification
-from fct_infer.upgrade.stream import index_rows, labels_of_rows
+from fct_infer.upgrade.stream import Watch, index_rows, labels_of_rows
 from fct_infer.upgrade.verify import corpus_blocks, verify_cosine
 from fct_infer.upgrade.work import FolderWork, own_work
-
-RECALL_QUERIES = 100
-RECALL_K = 10
 
 
 class Checks:
@@ -37,10 +34,27 @@ class Checks:
 
     def __init__(self, plan: Plan, report: Callable[[str, int], None]) -> None:
         self._plan, self._report = plan, report
+        self._neighbours: Neighbours | None = None
         self.queries: Float32Array = np.empty((0, plan.new_dim), np.float32)
+
+    def begin(self, builder: IndexBuilder) -> None:
+        """Choose what the index will be tried with, before it is fed with rows.
+
+        Raises:
+            GalleryError: a row of the sample, or its result, is not finite.
+        """
+        self._neighbours = Neighbours(self._plan, builder.threads)
+
+    @property
+    def watch(self) -> Watch | None:
+        """What is to be shown the rows that the index is fed with; None without an index."""
+        return None if self._neighbours is None else self._neighbours.see
 
     def verify(self, work: Work, builder: IndexBuilder | None) -> Verification:
         """Recompute rows, and compare the index with exact search.
+
+        Exact search has seen rows on their way into the index. What it found is therefore read back and recomputed like
+        the sample: recall is measured with rows, and their ids, that lie on the disk.
 
         Raises:
             GateError: one of them is not what it should be.
@@ -50,25 +64,27 @@ class Checks:
         verification = verify_cosine(plan, *work.read_back(plan.settings.verify_rows, SEED + 1))
         if builder is None:
             return verification
-        assert isinstance(work, FolderWork)
+        assert isinstance(work, FolderWork) and self._neighbours is not None
         with own_work():
             written = work.open_written(plan.gallery.parts())
-        if builder.rows != written.schema.rows:
-            raise GateError(f"the index holds {builder.rows} rows, the gallery {written.schema.rows}")
-        rows = sample_rows(written.schema.rows, RECALL_QUERIES, SEED + 2)
+            if builder.rows != written.schema.rows:
+                raise GateError(f"the index holds {builder.rows} rows, the gallery {written.schema.rows}")
+            exact = self._neighbours.among_all(written, self._report)
+        rows, near = self._neighbours.rows, self._neighbours.rows_near(exact)
+        names, old, side, new = work.read_back_rows(near)
+        verify_cosine(plan, names, old, side, new)
+        self._report("verify", written.schema.rows)
+        self.queries = index_rows(new[np.searchsorted(near, rows)], plan.metric)
         own_ids = labels_of_rows(plan, rows)
         with own_work():
-            self.queries = index_rows(written.read_rows(rows, with_side=False)[0], plan.metric)
-            recall, tried = self._recall(builder, written, own_ids)
+            recall, tried = self._recall(builder, own_ids, with_labels(plan, written, exact))
         return replace(verification, queries=len(rows), recall_at_10=recall, recall_by_nprobe=tried)
 
     def _recall(
-        self, builder: IndexBuilder, written: Source, own_ids: NDArray[np.int64]
+        self, builder: IndexBuilder, own_ids: NDArray[np.int64], exact: ExactNeighbours
     ) -> tuple[float, tuple[tuple[int, float], ...]]:
         """Measure recall@10 against exact search over all published rows, choosing nprobe on the way."""
-        limit, metric = self._plan.settings.min_recall, self._plan.metric
-        blocks = corpus_blocks(self._plan, written, self._report)
-        exact = exact_neighbours(self.queries, blocks, RECALL_K + 1, metric, builder.threads)
+        limit = self._plan.settings.min_recall
         tried: dict[int, float] = {}
         recall = tune_nprobe(builder, self.queries, own_ids, exact, limit, tried)
         if limit is not None and not recall >= limit:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from fct_infer.errors import FctError, ResourceError
 from fct_infer.gallery import Part
-from fct_infer.upgrade.executor import PartDone
 
 
 @dataclass(frozen=True)
@@ -57,10 +56,11 @@ class Lost:
 
 @dataclass(frozen=True)
 class Finished:
-    """A worker's part is durable."""
+    """A worker's part is done, and durable if it is written; with what came of it."""
 
     worker: str
-    done: PartDone
+    part: Part
+    result: Any
 
 
 @dataclass(frozen=True)

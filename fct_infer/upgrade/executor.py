@@ -21,7 +21,7 @@ from fct_infer.gallery.sink import Receipt
 from fct_infer.index import IndexBuilder
 from fct_infer.index.parts import IndexOrder
 from fct_infer.upgrade.plan import Plan
-from fct_infer.upgrade.stream import Outlet, kept_on_device, run_stream
+from fct_infer.upgrade.stream import Outlet, Watch, kept_on_device, run_stream
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,7 @@ class Task:
         open_sink: returns what a thread of this process writes to.
         record: to be told of every part once it is durable, from any thread of this process; durable when it returns.
         builder: of the index, to be fed in order, for an executor that feeds it; else None.
+        watch: to be shown the rows that the builder is fed with.
         index: what a worker elsewhere builds the part of the index by that belongs to a part; None: it builds none.
         progress: told of rows, which are counted over the whole gallery.
         sink: opens what a worker elsewhere writes to; None where only this process can.
@@ -63,6 +64,7 @@ class Task:
     open_sink: Callable[[], Sink]
     record: Callable[[PartDone], None]
     builder: IndexBuilder | None = None
+    watch: Watch | None = None
     index: IndexOrder | None = None
     progress: Progress | None = None
     sink: SinkSpec | None = None
@@ -144,7 +146,15 @@ class _Streams:
         task = self._task
         outlet = Outlet(task.open_sink(), self._record, self._count, self.stop)
         kept = kept_on_device(task.plan, task.builder)
-        return run_stream(task.plan, parts, outlet, threads=self._threads, builder=task.builder, keep_on_device=kept)
+        return run_stream(
+            task.plan,
+            parts,
+            outlet,
+            threads=self._threads,
+            builder=task.builder,
+            watch=task.watch,
+            keep_on_device=kept,
+        )
 
     def _record(self, part: Part, files: Receipt) -> None:
         self._task.record(PartDone(part, files))

@@ -15,13 +15,19 @@ from pathlib import Path
 from fct_infer.errors import GalleryError
 from fct_infer.gallery import Part, SourceReader
 from fct_infer.index import IndexBuilder
-from fct_infer.index.filling import filler_of
-from fct_infer.index.parts import GatheredBuilder, IndexOrder, IndexPart, can_be_parted, fewer_parts
+from fct_infer.index.parts import (
+    GatheredBuilder,
+    IndexOrder,
+    IndexPart,
+    can_be_parted,
+    fewer_parts,
+    takes_each_row_alone,
+)
 from fct_infer.index.sharded import SHARDS_FOLDER, ShardedBuilder
 from fct_infer.storage import DigestedFile, sha256_of_file
 from fct_infer.upgrade.executor import PartDone
 from fct_infer.upgrade.plan import Plan
-from fct_infer.upgrade.stream import IndexFeeder, blocks_of
+from fct_infer.upgrade.stream import IndexFeeder, Watch, blocks_of
 from fct_infer.upgrade.verify import read_block
 from fct_infer.upgrade.work import FolderWork
 
@@ -36,10 +42,19 @@ class IndexParts:
         work: begun.
         builder: trained; with rows, if a published index is extended.
         trained: its file; None if it takes no training.
+        watch: to be shown the rows of parts that are built here.
     """
 
-    def __init__(self, plan: Plan, work: FolderWork, builder: IndexBuilder, trained: DigestedFile | None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        work: FolderWork,
+        builder: IndexBuilder,
+        trained: DigestedFile | None,
+        watch: Watch | None = None,
+    ) -> None:
         self._plan, self._work, self._builder, self._trained = plan, work, builder, trained
+        self._watch = watch
 
     @property
     def is_sharded(self) -> bool:
@@ -58,12 +73,12 @@ class IndexParts:
     def order_of_workers(self) -> IndexOrder | None:
         """The same for workers elsewhere; None where one process builds the index.
 
-        That is one which is extended, whose parts do not add up, or which the core does not fill: what FAISS fills by
-        itself may differ from machine to machine in the last bits. A device fills it otherwise, too.
+        That is one which is extended, whose parts do not add up, or in which a row may become another one with other
+        rows beside it. A device fills it otherwise, too.
         """
         builder = self._builder
         fits = not builder.loaded_rows and builder.placement["add"] == "cpu" and can_be_parted(builder.index)
-        return self.order if fits and filler_of(builder.index) is not None else None
+        return self.order if fits and takes_each_row_alone(builder.index) else None
 
     def record(self, done: PartDone) -> None:
         """Note a part of the index that came with a part of the gallery, if one did."""
@@ -102,7 +117,7 @@ class IndexParts:
         with SourceReader(source) as reader:
             for part in missing:
                 builder.begin()
-                with closing(IndexFeeder(plan, [part], builder)) as feeder:
+                with closing(IndexFeeder(plan, [part], builder, self._watch)) as feeder:
                     for own, start, stop in blocks_of([written[part.name]], plan.block_rows):
                         feeder(read_block(plan, reader, own, start, stop))
                 built = found[part.name] = builder.end(order.path(part.name))

@@ -9,6 +9,7 @@ Each is written after what it speaks of, and is found again by its name, from wh
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Callable, Iterable
 from threading import Lock
@@ -17,8 +18,8 @@ from typing import Any
 from fct_infer.errors import ArtifactError, OutputError
 from fct_infer.storage import RemotePath
 from fct_infer.storage.objects import put_object, read_object, remove_objects, together
-from fct_infer.storage.strict_json import check_seal, parse_strict, sealed_bytes
-from fct_infer.upgrade.journal import Journal, Record
+from fct_infer.storage.strict_json import check_seal, json_pieces, parse_strict, sealed_bytes
+from fct_infer.upgrade.journal import Entry, Journal, Record
 
 _KINDS = ("trained", "gate failed", "publishing")
 
@@ -40,12 +41,14 @@ class ObjectJournal(Journal):
 
     def __init__(self, folder: RemotePath, parts: Iterable[str], check: Callable[[], None]) -> None:
         self._folder, self._check, self._lock = folder, check, Lock()
-        self.records: list[Record] = []
+        self.entries: list[Entry] = []
         begin = begin_record(folder)
         self.token = str(begin["token"]) if begin else secrets.token_hex(6)
         if begin:
             keys = [*map(self._key, _KINDS), *(self._part(name) for name in parts)]
-            self.records = [begin, *(record for record in together(_read, keys) if record is not None)]
+            for record in [begin, *together(_read, keys)]:
+                if record is not None:
+                    self._note(record, _text(record))
 
     def append(self, kind: str, **fields: Any) -> None:
         """Add a record; it is durable when this returns."""
@@ -59,7 +62,12 @@ class ObjectJournal(Journal):
         else:
             put_object(self._part(fields["name"]) if kind == "shard" else self._key(kind), _sealed(record))
         with self._lock:
-            self.records.append(record)
+            self._note(record, _text(record))
+
+    def read(self, entry: Entry) -> Record:
+        """Return a record, which is kept as text: a store takes its time for each."""
+        record: Record = json.loads(entry.place)
+        return record
 
     def _key(self, kind: str) -> RemotePath:
         key: RemotePath = self._folder / self.token / f"{kind.replace(' ', '-')}.json"
@@ -90,6 +98,10 @@ def _read(path: RemotePath) -> Record | None:
     """Return a record; None if there is none, or it is damaged: what it speaks of is done again."""
     data = read_object(path)
     return None if data is None else _parse(data)
+
+
+def _text(record: Record) -> bytes:
+    return b"".join(json_pieces(record, indent=None))
 
 
 def _sealed(record: Record) -> bytes:

@@ -48,6 +48,8 @@ def _verdict(report: UpgradeReport) -> str:
     found = "" if recall is None else f", the index finds {_percent(recall)} of neighbours"
     tried = f"those tried are exact (cosine {checks.min_cosine:.6f}){found}"
     said = f"{counted(report.rows, 'row')} published; {tried}."
+    if checks.warning:
+        said += f" {checks.warning[0].upper()}{checks.warning[1:]}."
     if not report.meaning:
         return f"{said} Whether they mean what the new model's do was not asked: --probe tells."
     first = report.meaning[0]
@@ -64,7 +66,7 @@ def _published(report: UpgradeReport) -> dict[str, str]:
         "speed": f"{report.rows_per_second:,.0f} rows/s; {report.overlap:.0%} of the work hidden behind other work",
     }
     if report.resumed_rows:
-        rows["resumed"] = f"{report.resumed_rows:,} rows were done already"
+        rows["resumed"] = f"{counted(report.resumed_rows, 'row')} done already"
     if report.index:
         rows["index"] = (
             f"{settings.get('index')} ({settings.get('metric')}), {size_text(report.index['size in bytes'])}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ class Plan(Computation):
     settings: Settings
     index: IndexPlan | None
     shards_at_once: int
-    fingerprint: dict[str, dict[str, Any]]  # of the gallery's files, when the upgrade was planned
+    fingerprint: Mapping[str, dict[str, Any]]  # of the gallery's files, when the upgrade was planned
     known: tuple[Known, ...] = ()  # of the new model, to probe the result
     old_lists: OldLists | None = None  # to begin training with
 
@@ -142,10 +143,12 @@ class Plan(Computation):
         dtype = self.gallery.schema.id_dtype
         if dtype is None:
             return 0
-        files = [self.gallery.ids_file(part) for part in self.gallery.parts()]
-        if all(files):
-            return sum(file.stat().st_size for file in files if file)
-        return self.gallery.schema.rows * (dtype.itemsize or 32)
+        found = 0
+        for part in self.gallery.parts():
+            if (file := self.gallery.ids_file(part)) is None:
+                return self.gallery.schema.rows * (dtype.itemsize or 32)
+            found += file.stat().st_size
+        return found
 
     @property
     def memory_bytes(self) -> int:
@@ -314,7 +317,7 @@ def make_plan(
     )
 
 
-def _decided(destination: Destination, fingerprint: dict[str, Any], append: bool) -> dict[str, Any]:
+def _decided(destination: Destination, fingerprint: Mapping[str, Any], append: bool) -> dict[str, Any]:
     """Return the identity whose precision and ranges go on: that of DEST if it is to grow, or of unfinished work."""
     if append and (inputs := published_inputs(destination.name)):
         return {**inputs, "gallery": fingerprint}

@@ -13,7 +13,13 @@ from fct_infer.measuring import Estimate
 from fct_infer.pages import html_summary
 
 NORM_QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
+_LOW_RECALL = 0.8  # below it is said what could be done
 _SUSPECT = 0.05  # share of pairs that look mismatched from which on it is said
+
+
+def size_of_gallery(rows: int, shards: int) -> str:
+    """Return ``1 row in 1 shard``, ``2,000 rows in 3 shards``."""
+    return f"{counted(rows, 'row')} in {counted(shards, 'shard')}"
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,16 @@ class Verification:
         tuples = {name: tuple(found.get(name, ())) for name in ("norms_before", "norms_after")}
         by_nprobe = tuple((int(nprobe), float(recall)) for nprobe, recall in found.get("recall_by_nprobe", ()))
         return cls(**{**found, **tuples, "recall_by_nprobe": by_nprobe})
+
+    @property
+    def warning(self) -> str | None:
+        """What to know of an index that misses many neighbours, and the ways out; None of others."""
+        if self.recall_at_10 is None or self.recall_at_10 >= _LOW_RECALL:
+            return None
+        finer = "an --index with finer codes (SQ8 or Flat in place of PQ) finds more"
+        if self.recall_by_nprobe:
+            finer = f"--min-recall {_LOW_RECALL} visits more lists for a search, or refuses; {finer}"
+        return f"the index finds only {self.recall_at_10:.0%} of the ten nearest rows; {finer}"
 
 
 @dataclass(frozen=True)
@@ -130,8 +146,8 @@ class UpgradeReport:
         index: what ``index_infos.json`` says; None without an index.
         device: where the transformation ran: ``cpu``, ``cuda:0 (NVIDIA H200)``, ``cpu (cuda:0 has too little ...)``.
         index_placement: where the index was trained (``train``) and filled (``add``), the device whose memory its rows
-            came from (``rows``), why not on a device (``reason``), and what came of a warm start (``lists``), as far as
-            they apply; None without an index.
+            came from (``rows``), why not on a device (``reason``), whose ``kernels`` filled it there if not FAISS's,
+            and what came of a warm start (``lists``), as far as they apply; None without an index.
         precision_choice: why it has the precision it has, where ``auto`` was asked for.
         duplicate_ids: rows whose id an earlier row has; see :class:`fct_infer.gallery.ids.IdFacts`.
         meaning: what the probe found, of pairs and of queries; empty where none was given, and the checks above cannot
@@ -158,17 +174,19 @@ class UpgradeReport:
         checks = self.verification
         index = f", index {self.settings.get('index')}, recall@10 {checks.recall_at_10:.3f}" if self.index else ""
         computed = f"{self.settings.get('precision')} on {self.device}, cosine >= {checks.min_cosine:.6f}"
-        return f"UpgradeReport({self.dest}: {self.rows:,} rows in {counted(self.shards, 'shard')}, {computed}{index})"
+        return f"UpgradeReport({self.dest}: {size_of_gallery(self.rows, self.shards)}, {computed}{index})"
 
     def _repr_html_(self) -> str:
         checks = self.verification
         known = {
-            "published": f"{self.dest}: {self.rows:,} rows in {counted(self.shards, 'shard')}",
+            "published": f"{self.dest}: {size_of_gallery(self.rows, self.shards)}",
             "computed": f"in {self.settings.get('precision')} on {self.device}, {self.rows_per_second:,.0f} rows/s",
-            "checked": f"{checks.rows:,} rows: cosine >= {checks.min_cosine:.6f}",
+            "checked": f"{counted(checks.rows, 'row')}: cosine >= {checks.min_cosine:.6f}",
         }
         if checks.recall_at_10 is not None:
             known["index"] = f"{self.settings.get('index')}, recall@10 {checks.recall_at_10:.3f}"
+        if checks.warning:
+            known["warning"] = checks.warning
         known |= {f"probe of {found.name}": str(found) for found in self.meaning}
         return html_summary("UpgradeReport", known)
 

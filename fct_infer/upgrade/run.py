@@ -12,8 +12,10 @@ from pathlib import Path
 from fct_infer.errors import GalleryError, GateError
 from fct_infer.gallery import Part, Source, SourceReader, sample_rows
 from fct_infer.gallery.destination import Destination, Progress, SharedWork, Work
+from fct_infer.gallery.jobs import Workers
 from fct_infer.index import IndexBuilder, WarmStart, make_builder
 from fct_infer.machine import usable_cpus
+from fct_infer.notebook import shows_progress
 from fct_infer.storage import DigestedFile
 from fct_infer.transformation import Transformation, check_transformation
 from fct_infer.upgrade.append import is_up_to_date, published_report, take_over, unchanged_parts
@@ -30,6 +32,7 @@ from fct_infer.upgrade.verify import read_block
 from fct_infer.upgrade.work import FolderWork, own_work
 
 
+@shows_progress
 def upgrade_gallery(
     gallery: str | Path | Source,
     h: Transformation,
@@ -151,6 +154,8 @@ class _Run:
     def _run_parts(self, work: Work, done: set[str]) -> IndexBuilder | None:
         """Do what is not done, and return the index with all rows, if there is to be one."""
         todo = tuple(part for part in self.plan.gallery.parts() if part.name not in done)
+        if todo and isinstance(self.executor, Workers):  # that there are none is said before an index is trained
+            self.at_the_end.enter_context(self.executor.session())
         if not self.plan.index:
             self._stream(work, todo)
             self._drop_unrecorded(work)
@@ -158,7 +163,8 @@ class _Run:
         assert isinstance(work, FolderWork)  # what else holds no FAISS index
         with self._timed("train_index"):
             builder, trained = self._trained_builder(work)
-        index = IndexParts(self.plan, work, builder, trained)
+        self.checks.begin(builder)
+        index = IndexParts(self.plan, work, builder, trained, self.checks.watch)
         if self.executor.feeds_index and not index.is_sharded:
             self._in_order(work, builder, done)
             return builder
@@ -230,7 +236,7 @@ class _Run:
         source, names = work.open_written(written), {part.name for part in finished}
         first = {part.name: part.first_row for part in finished}
         parts = [part for part in source.parts() if part.name in names]
-        feeder = IndexFeeder(self.plan, finished, builder)
+        feeder = IndexFeeder(self.plan, finished, builder, self.checks.watch)
         with closing(feeder), SourceReader(source) as reader:
             for part, start, stop in blocks_of(parts, self.plan.block_rows):
                 feeder(read_block(self.plan, reader, part, start, stop))
@@ -253,7 +259,7 @@ class _Run:
         sink = work.sink_spec() if isinstance(work, SharedWork) else None
         stages = dict.fromkeys(("read", "transform", "write", "index"), 0.0)
         order = None if index is None or self.executor.feeds_index else index.order_of_workers
-        task = Task(self.plan, parts, work.open_sink, record, builder, order, self.progress, sink)
+        task = Task(self.plan, parts, work.open_sink, record, builder, self.checks.watch, order, self.progress, sink)
         with self._timed("stream"):
             if parts:
                 stages |= self.executor.run(task)

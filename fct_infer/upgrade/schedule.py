@@ -13,11 +13,11 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from fct_infer.errors import ResourceError
 from fct_infer.gallery import Part
 from fct_infer.upgrade.crew import Came, Crew, Failed, Finished, Lost, Policy, may_pass
-from fct_infer.upgrade.executor import PartDone
 
 _MEMORY = 999  # finished parts whose speed is remembered
 _ENOUGH = 3  # finished parts before any other is called slow
@@ -26,7 +26,7 @@ _ENOUGH = 3  # finished parts before any other is called slow
 def run_parts(
     parts: Sequence[Part],
     crew: Crew,
-    record: Callable[[PartDone], None],
+    record: Callable[[Part, Any], None],
     policy: Policy | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Schedule:
@@ -35,7 +35,7 @@ def run_parts(
     Args:
         parts: in the order in which they are begun.
         crew: who does them; what it still has in work when this returns or raises is of no use any more.
-        record: told of each part, once.
+        record: told of each part and what came of it, once.
         policy: see there.
         clock: seconds; the one that ``crew.wait`` waits by.
 
@@ -61,9 +61,9 @@ def run_parts(
                     schedule.lost(worker, why)
                 case Failed(worker, part, error):
                     schedule.failed(worker, part, error)
-                case Finished(worker, done) if schedule.finished(worker, done.part):
-                    record(done)
-                    for other in schedule.others_at(done.part):
+                case Finished(worker, part, result) if schedule.finished(worker, part):
+                    record(part, result)
+                    for other in schedule.others_at(part):
                         schedule.lost(other, "another worker was faster")
                         crew.stop(other)
     return schedule
@@ -114,6 +114,7 @@ class Schedule:
         self._usual_pace = 0.0  # their median
         self._hang_from = math.inf  # no worker is given up before; looked at anew then
         self._alone_since: float | None = self.clock()
+        self._last_lost = ""
         self._ties = 0
 
     @property
@@ -149,8 +150,10 @@ class Schedule:
         """
         now = self.clock()
         if self._alone_since is not None and now - self._alone_since >= self.policy.patience:
+            last = f"; the last, {self._last_lost}" if self._last_lost else ""
             raise ResourceError(
                 f"no worker for {self.policy.patience:.0f} s, {len(self._open):,} parts are left; what is done is kept"
+                f"{last}"
             )
         while self._later and self._later[0][0] <= now:
             self._ready.append(heapq.heappop(self._later)[2])
@@ -180,6 +183,7 @@ class Schedule:
         Raises:
             ResourceError: it has.
         """
+        self._last_lost = f"{worker}, was lost: {why}"
         gone = self._workers.pop(worker, None)
         self._idle.pop(worker, None)
         if not self._workers:

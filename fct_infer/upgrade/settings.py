@@ -41,8 +41,8 @@ class Settings:
             (an inverted file's lists stay on the disk) and search as one: for an index that no memory holds.
         keep: versions of what is replaced that are kept for :func:`fct_infer.gallery.versions.rollback`; 0 drops all.
         format: of what is published: ``npy``, or ``parquet`` with all other columns of a Parquet source.
-        index_device: where the index is built: ``cpu``, ``cuda:N``, or ``auto``: on the transformation's device if
-            FAISS can use it, else on the CPU.
+        index_device: where the index is built: ``cpu``, ``cuda:N``, or ``auto``: on the transformation's device,
+            by FAISS if it can use it, else by the core's kernels if it has some for such an index, else on the CPU.
         probe: what is known of the new model, by which the meaning of the new rows is measured before they are
             published; a path is of pairs. No better than chance is a failed gate. See :class:`Probe`.
         min_probe: lowest recall@10 allowed for the probe's vectors; None reports it.

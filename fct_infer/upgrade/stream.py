@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from threading import Event
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,9 @@ from fct_infer.index import IndexBuilder
 from fct_infer.transformation import Float32Array
 from fct_infer.upgrade.computation import Computation, Rows
 from fct_infer.upgrade.plan import Plan
+
+Watch: TypeAlias = Callable[[Part, int, Float32Array], None]
+"""Told of rows (n, dim) of a part, from which number on, as the index takes them; it may not keep them."""
 
 _LEAST_SQUARE = 4e-24  # of a norm that is surely above 1e-12, whatever float32 rounds
 
@@ -82,27 +86,32 @@ class PartsWriter:
 class IndexFeeder:
     """Adds blocks of published values to the index under the labels of :func:`index_labels`.
 
-    Rows that an index which is extended holds already are passed over.
+    Rows that an index which is extended holds already are passed over; ``watch`` is shown all of them.
     """
 
-    def __init__(self, plan: Computation, parts: Sequence[Part], builder: IndexBuilder) -> None:
-        self._plan, self._builder = plan, builder
+    def __init__(
+        self, plan: Computation, parts: Sequence[Part], builder: IndexBuilder, watch: Watch | None = None
+    ) -> None:
+        self._plan, self._builder, self._watch = plan, builder, watch
         self._blocks = blocks_of(parts, plan.block_rows)
         self._ids = SourceReader(plan.gallery)
 
     def __call__(self, new: Rows, on_device: int = 0) -> None:
         """Add the next block; ``on_device`` is where on the device its :func:`index_rows` lie too, 0 if they do not."""
         part, start, stop = next(self._blocks)
+        rows: Float32Array | None = None
+        if self._watch is not None:
+            rows = index_rows(new, self._plan.metric)
+            self._watch(part, start, rows)
         held = min(max(0, self._builder.loaded_rows - part.first_row - start), stop - start)
-        if held:
-            new, start, on_device = new[held:], start + held, 0
-        if start == stop:
+        if held == stop - start:
             return
-        ids, added = index_labels(self._plan, self._ids, part, start, stop), 0
-        if on_device and (self._plan.metric != "cosine" or _are_normalized_on_device(new)):
+        ids, added = index_labels(self._plan, self._ids, part, start + held, stop), held
+        if on_device and not held and (self._plan.metric != "cosine" or _are_normalized_on_device(new)):
             added = self._builder.add_device_rows(FinishedRows(on_device, *new.shape), ids)
-        if added < len(ids):
-            self._builder.add(index_rows(new[added:], self._plan.metric), ids[added:])
+        if added < stop - start:
+            rest = index_rows(new[added:], self._plan.metric) if rows is None else rows[added:]
+            self._builder.add(rest, ids[added - held :])
 
     def close(self) -> None:
         """Close the part whose ids are read, if any."""
@@ -177,6 +186,7 @@ def run_stream(
     *,
     threads: int,
     builder: IndexBuilder | None = None,
+    watch: Watch | None = None,
     keep_on_device: str = "none",
 ) -> dict[str, float]:
     """Upgrade parts one after the other.
@@ -187,6 +197,7 @@ def run_stream(
         outlet: where they go.
         threads: for the transformation.
         builder: of the index, if there is one to be fed meanwhile.
+        watch: shown what the index is fed with.
         keep_on_device: what of each block stays on the device for the index, see :func:`kept_on_device`.
 
     Returns:
@@ -199,7 +210,7 @@ def run_stream(
     h, schema = plan.transformation, plan.gallery.schema
     reader = BlockReader(plan, parts, outlet.stop)
     writer = PartsWriter(plan, parts, outlet)
-    feeder = IndexFeeder(plan, parts, builder) if builder else None
+    feeder = IndexFeeder(plan, parts, builder, watch) if builder else None
     try:
         times = _core.run_pipeline(
             h.executable,

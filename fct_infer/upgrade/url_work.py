@@ -8,7 +8,7 @@ DEST/versions/TOKEN/                becomes the gallery when DEST/published.json
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -209,7 +209,7 @@ class UrlWork(FolderWork):
     def _is_left_over(self) -> bool:
         return self._is_in_use() or super()._is_left_over()
 
-    def _damaged(self, finished: dict[str, dict[str, Any]]) -> list[str]:
+    def _damaged(self, finished: Mapping[str, dict[str, Any]]) -> list[str]:
         """Ask the store what each object is now, which is not read again if it says that it is the same."""
         names = list(finished)
         intact = together(lambda name: self._is_as_stored(finished[name]), names)

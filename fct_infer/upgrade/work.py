@@ -10,11 +10,15 @@ DEST.partial/gallery/        becomes DEST by one rename
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from fct_infer.connectors.spec import FolderSinkSpec
 from fct_infer.errors import GalleryError, OutputError
@@ -29,8 +33,8 @@ from fct_infer.storage import (
     remove_tree,
     sha256_of_file,
     work_folder,
-    write_bytes,
     write_json,
+    write_pieces,
 )
 from fct_infer.upgrade.journal import Journal, journal_file
 
@@ -112,15 +116,9 @@ class FolderWork:
         return self.trained_index.parent / "index_parts"
 
     @property
-    def finished(self) -> dict[str, dict[str, Any]]:
+    def finished(self) -> Mapping[str, dict[str, Any]]:
         """Journal records of the shards that are done, by shard; where there is an index, they are the first ones."""
-        done: dict[str, dict[str, Any]] = {}
-        for record in self.journal.records:
-            if record["kind"] == "shard":
-                done[record["name"]] = record
-            elif record["kind"] == "damaged":
-                del done[record["name"]]
-        return done
+        return self.journal.finished()
 
     def open_sink(self) -> Sink:
         """Return what writes the new rows into the folder that will be DEST, and reads them from there."""
@@ -144,7 +142,10 @@ class FolderWork:
         """
         with closing(self.open_sink()) as sink:
             written = sink.as_source()
-        if [(part.name, part.rows) for part in written.parts()] != [(part.name, part.rows) for part in parts]:
+        pairs = zip(written.parts(), parts, strict=False)
+        if len(written.parts()) != len(parts) or any(
+            (new.name, new.rows) != (part.name, part.rows) for new, part in pairs
+        ):
             raise GalleryError(f"{self.gallery}: the shards written are not those of {self.plan.gallery.path}")
         if (written.schema.id_dtype is None) != (self.plan.gallery.schema.id_dtype is None):
             raise GalleryError(f"{self.gallery}: ids were not carried over")
@@ -159,9 +160,12 @@ class FolderWork:
 
     def read_back(self, rows: int, seed: int) -> tuple[Sequence[int | str], Rows, Rows | None, Rows]:
         """See :class:`~fct_infer.gallery.destination.Work`."""
+        return self.read_back_rows(sample_rows(self.plan.gallery.schema.rows, rows, seed))
+
+    def read_back_rows(self, chosen: NDArray[np.int64]) -> tuple[Sequence[int | str], Rows, Rows | None, Rows]:
+        """Like :meth:`read_back`, of rows by their sorted numbers."""
         with own_work():
             written = self.open_written(self.plan.gallery.parts())
-            chosen = sample_rows(written.schema.rows, rows, seed)
             new, _ = written.read_rows(chosen, with_side=False)
         old, side = self.plan.gallery.read_rows(chosen, with_side=self.plan.reads_side)
         return chosen.tolist(), old, side, new
@@ -175,13 +179,13 @@ class FolderWork:
 
     def finish(self, infos: dict[str, Any], manifest: GalleryManifest) -> None:
         """Write infos and manifest; after this only the rename is missing."""
-        files = manifest.files | {INFOS_NAME: write_json(self.gallery / INFOS_NAME, infos)}
-        write_bytes(self.gallery / MANIFEST_NAME, replace(manifest, files=files).to_bytes())
+        files = {**manifest.files, INFOS_NAME: write_json(self.gallery / INFOS_NAME, infos)}
+        write_pieces(self.gallery / MANIFEST_NAME, replace(manifest, files=files).pieces())
 
     @property
     def is_ready(self) -> bool:
         """Whether all that is left is the rename."""
-        return bool(self.journal.all("publishing"))
+        return self.journal.has("publishing")
 
     def publish(self) -> None:
         """Make the finished folder DEST by one rename, then drop the rest of the work."""
@@ -199,7 +203,7 @@ class FolderWork:
 
     def failed_gate(self) -> None:
         """Remember that the work may not be published as it is: with other settings it is begun again unasked."""
-        if not self.journal.all("gate failed"):
+        if not self.journal.has("gate failed"):
             self.journal.append("gate failed")
 
     def discard(self) -> None:
@@ -232,7 +236,7 @@ class FolderWork:
         begun = self.journal.all("begin")
         different = bool(begun) and begun[0]["identity"] != identity
         # Work that failed a gate cannot be published as it is, so it need not be kept for the settings it had.
-        if not begun or (different and self.journal.all("gate failed")):
+        if not begun or (different and self.journal.has("gate failed")):
             self.clear()
             self.journal.append("begin", identity=identity)
             return
@@ -257,7 +261,7 @@ class FolderWork:
         for name in self.repeated:
             self.journal.append("damaged", name=name)
 
-    def _damaged(self, finished: dict[str, dict[str, Any]]) -> list[str]:
+    def _damaged(self, finished: Mapping[str, dict[str, Any]]) -> list[str]:
         """Return which finished parts are no longer what was written."""
         rows, checked, damaged = {part.name: part.rows for part in self.plan.gallery.parts()}, 0, []
         for name, record in finished.items():
@@ -295,9 +299,10 @@ class FolderWork:
             return
         kept = {name for record in self.finished.values() for name in record["files"]}
         kept |= {f"index/{record['name']}.faiss" for record in self.journal.all("index part")}
-        for path in self.gallery.rglob("*"):
-            if path.relative_to(self.gallery).as_posix() not in kept and path.is_file():
-                remove_tree(path)
+        for folder, _, names in os.walk(self.gallery):
+            for path in (Path(folder, name) for name in names):
+                if path.relative_to(self.gallery).as_posix() not in kept and path.is_file():
+                    remove_tree(path)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Event
 from typing import Any
@@ -32,7 +33,8 @@ class WorkOrder:
     Attributes:
         source, transformation, sink: how each is opened.
         dtype, block_rows, side_is_old, metric: see :class:`~fct_infer.upgrade.computation.Computation`.
-        kernels: what computes on the driver; another kernel's last bits may differ.
+        kernels: what computes on the driver: another kernel's last bits may differ, and it is refused; None: any will
+            do.
         index: what the part of the index is built by that belongs to a part; None: none is built.
     """
 
@@ -43,12 +45,18 @@ class WorkOrder:
     block_rows: int
     side_is_old: bool
     metric: str
-    kernels: str
+    kernels: str | None
     index: IndexOrder | None = None
 
     @classmethod
     def of(
-        cls, plan: Plan, threads: int | None = None, *, sink: SinkSpec | None = None, index: IndexOrder | None = None
+        cls,
+        plan: Plan,
+        threads: int | None = None,
+        *,
+        sink: SinkSpec | None = None,
+        index: IndexOrder | None = None,
+        mixed_cpus: bool = False,
     ) -> WorkOrder:
         """Describe a plan.
 
@@ -57,6 +65,7 @@ class WorkOrder:
             threads: of a worker's transformation; None: all CPUs that the worker may use.
             sink: of the task, whose work has been begun; without it an order only shows that there can be one.
             index: of the task.
+            mixed_cpus: let other kernels than the driver's compute, too.
 
         Raises:
             UsageError: other processes cannot write to the destination.
@@ -73,9 +82,13 @@ class WorkOrder:
             block_rows=plan.block_rows,
             side_is_old=plan.side_is_old,
             metric=plan.metric,
-            kernels=plan.transformation.executable.description,
+            kernels=None if mixed_cpus else plan.transformation.executable.description,
             index=index,
         )
+
+    def open(self) -> Callable[[Part], PartDone]:
+        """See :class:`~fct_infer.gallery.jobs.Job`; errors as of :class:`Worker`."""
+        return Worker(self).run
 
 
 class Worker:
@@ -83,7 +96,6 @@ class Worker:
 
     Args:
         order: from the driver.
-        mixed_cpus: go on where other kernels compute than on the driver: their last bits may differ.
 
     Attributes:
         computation: source and transformation, opened.
@@ -95,13 +107,13 @@ class Worker:
         UnsupportedError: the machine lacks something, or computes by other kernels.
     """
 
-    def __init__(self, order: WorkOrder, *, mixed_cpus: bool = False) -> None:
+    def __init__(self, order: WorkOrder) -> None:
         self.name = f"{socket.gethostname()}:{os.getpid()}"
         # A worker that was given up may still write: under names of its own, until it gives a file its last one.
         write_under(f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
         h = order.transformation.open()
         kernels = h.executable.description
-        if kernels != order.kernels and not mixed_cpus:
+        if order.kernels not in (None, kernels):
             raise UnsupportedError(
                 f"{self.name} computes by {kernels}, the driver by {order.kernels}: rows would differ in their last "
                 "bits; take machines of one kind, or accept it with --mixed-cpus"

@@ -4,15 +4,20 @@
 #include <cstring>
 #include <string_view>
 
+#include "fake_assign.h"
 #include "fake_rows.h"
 
 namespace fct::testing {
 namespace {
 
+using cuda::AssignedRows;
+using cuda::DeviceCentroids;
+using cuda::DeviceCodebooks;
 using cuda::Event;
 using cuda::Extent;
 using cuda::Graph;
 using cuda::LinearSpec;
+using cuda::ListSearch;
 using cuda::Matrix;
 using cuda::RowChecks;
 using cuda::Stream;
@@ -382,6 +387,25 @@ void FakeDevice::add(const Matrix& left, const Matrix& right, const Matrix& to, 
 
 void FakeDevice::normalize(const Matrix& from, const Matrix& to, Extent extent, Stream stream) {
   enqueue("normalize", stream, {from.data, to.data}, [=] { normalize_rows(from, to, extent); });
+}
+
+void FakeDevice::shift(const AssignedRows& rows, const DeviceCentroids& centroids, const Matrix& to,
+                       std::int64_t padded, std::int64_t block_rows, ListSearch* searches, Stream stream) {
+  enqueue("shift", stream, {rows.rows, rows.first_bad, to.data, searches, centroids.mean},
+          [=] { shift_rows(rows, centroids, to, padded, block_rows, searches); });
+}
+
+void FakeDevice::search(const AssignedRows& rows, const DeviceCentroids& centroids, const Matrix& scores,
+                        std::int64_t first_list, std::int64_t lists, ListSearch* searches, Stream stream) {
+  enqueue("search", stream,
+          {rows.rows, rows.lists, scores.data, searches, centroids.values, centroids.lengths},
+          [=] { search_rows(rows, centroids, scores, first_list, lists, searches); });
+}
+
+void FakeDevice::encode(const AssignedRows& rows, const DeviceCentroids& centroids,
+                        const DeviceCodebooks& codebooks, Stream stream) {
+  enqueue("encode", stream, {rows.rows, rows.lists, rows.codes, centroids.values, codebooks.values},
+          [=] { encode_rows(rows, centroids, codebooks); });
 }
 
 }  // namespace fct::testing

@@ -85,6 +85,14 @@ class FakeDevice : public cuda::Device {
            cuda::Stream stream) override;
   void normalize(const cuda::Matrix& from, const cuda::Matrix& to, cuda::Extent extent,
                  cuda::Stream stream) override;
+  void shift(const cuda::AssignedRows& rows, const cuda::DeviceCentroids& centroids, const cuda::Matrix& to,
+             std::int64_t padded, std::int64_t block_rows, cuda::ListSearch* searches,
+             cuda::Stream stream) override;
+  void search(const cuda::AssignedRows& rows, const cuda::DeviceCentroids& centroids,
+              const cuda::Matrix& scores, std::int64_t first_list, std::int64_t lists,
+              cuda::ListSearch* searches, cuda::Stream stream) override;
+  void encode(const cuda::AssignedRows& rows, const cuda::DeviceCentroids& centroids,
+              const cuda::DeviceCodebooks& codebooks, cuda::Stream stream) override;
 
   const FakeOptions& options() const { return options_; }
   void pass(double seconds) { seconds_ += seconds; }

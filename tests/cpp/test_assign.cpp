@@ -1,11 +1,12 @@
 // Lists, codes and k-means against plain loops in float64.
+#include <algorithm>
 #include <cmath>
 #include <limits>
-#include <random>
 
 #include "check.h"
 #include "fct/assign.h"
 #include "fct/error.h"
+#include "random_values.h"
 
 namespace fct::testing {
 namespace {
@@ -13,14 +14,6 @@ namespace {
 constexpr int kEntries = Codebooks::kEntries;
 
 std::size_t at(std::int64_t index) { return static_cast<std::size_t>(index); }
-
-std::vector<float> random_values(std::int64_t count, unsigned seed, float shift = 0) {
-  std::minstd_rand random(seed);
-  std::normal_distribution<float> normal;
-  std::vector<float> values(at(count));
-  for (float& value : values) value = normal(random) + shift;
-  return values;
-}
 
 struct Case {
   int rows, lists, parts, width;
@@ -143,12 +136,34 @@ TEST(the_lowest_number_wins_among_equals) {
   for (int code : found.codes) CHECK(code < kEntries / 2);
 }
 
+// Orthonormal ones, of values without a relation to the centroids.
+Directions directions_of(int count, int dim) {
+  Directions directions{count, dim, random_values(std::int64_t{count} * dim, 4)};
+  for (int i = 0; i < count; ++i) {
+    float* values = directions.values.data() + i * dim;
+    for (int pass = 0; pass < 2; ++pass)  // the second takes away what rounding left
+      for (int j = 0; j < i; ++j) {
+        const float* other = directions.values.data() + j * dim;
+        const double along = -distance(values, other, dim, Metric::kInnerProduct);
+        for (int k = 0; k < dim; ++k) values[k] -= static_cast<float>(along * static_cast<double>(other[k]));
+      }
+    const double length = std::sqrt(-distance(values, values, dim, Metric::kInnerProduct));
+    for (int k = 0; k < dim; ++k) values[k] = static_cast<float>(static_cast<double>(values[k]) / length);
+  }
+  return directions;
+}
+
 TEST(huge_values_are_assigned_and_bad_ones_named) {
   const Case test{300, 5, 2, 4};
   auto rows = test.data();
   for (std::size_t i = 0; i < 8; ++i) rows[8 + i] = i % 2 ? 3e38f : -3e38f;
   const auto assigner = make_assigner(test.centroids(), test.codebooks(), false);
-  for (std::int64_t list : run(*assigner, rows, 2).lists) CHECK(list >= 0 && list < 5);
+  const Found found = run(*assigner, rows, 2);
+  for (std::int64_t list : found.lists) CHECK(list >= 0 && list < 5);
+  CHECK(found.lists[1] == 0);  // as far from all as float32 can tell
+  const auto directed =
+      make_assigner(test.centroids(), test.codebooks(), false, std::nullopt, directions_of(3, 8));
+  CHECK(run(*directed, rows, 1) == found);
   rows[290 * 8] = rows[200 * 8 + 3] = std::numeric_limits<float>::quiet_NaN();
   for (int threads : {1, 3}) try {
       run(*assigner, rows, threads);
@@ -156,6 +171,117 @@ TEST(huge_values_are_assigned_and_bad_ones_named) {
     } catch (const NonFiniteRow& error) {
       CHECK(error.row() == 200);
     }
+}
+
+Groups groups_of(const Centroids& centroids, int count, int probes) {
+  const auto begin = centroids.values.begin();
+  return {count, probes, {begin, begin + std::int64_t{count} * centroids.dim}};
+}
+
+TEST(two_levels_find_what_one_finds_if_all_groups_are_searched) {
+  for (const Case& test : kCases) {
+    const int groups = std::min(test.lists, 40);
+    const auto all = make_assigner(test.centroids(), test.codebooks(), false);
+    const auto levels =
+        make_assigner(test.centroids(), test.codebooks(), false, groups_of(test.centroids(), groups, groups));
+    CHECK(run(*levels, test.data(), 2) == run(*all, test.data(), 1));
+  }
+}
+
+TEST(two_levels_depend_on_the_row_alone_and_miss_few_near_lists) {
+  const Case test{2500, 600, 2, 4};  // several tiles
+  const auto centroids = test.centroids();
+  const auto rows = test.data();
+  const auto assigner = make_assigner(centroids, test.codebooks(), false, groups_of(centroids, 50, 12));
+  const Found found = run(*assigner, rows, 1);
+  CHECK(run(*assigner, rows, 3) == found);
+  for (std::int64_t row = 0; row < test.rows; row += 97) {
+    const Found one =
+        run(*assigner, {rows.begin() + row * test.dim(), rows.begin() + (row + 1) * test.dim()}, 1);
+    CHECK(one.lists[0] == found.lists[at(row)]);
+    CHECK(std::equal(one.codes.begin(), one.codes.end(), found.codes.begin() + row * test.parts));
+  }
+  const Found exact = run(*make_assigner(centroids, test.codebooks(), false), rows, 1);
+  int same = 0;
+  for (std::size_t row = 0; row < found.lists.size(); ++row) same += found.lists[row] == exact.lists[row];
+  CHECK(same > 0.9 * test.rows && same < test.rows);
+}
+
+TEST(groups_that_do_not_fit_are_refused) {
+  const Case test{1, 60, 2, 4};
+  const auto centroids = test.centroids();
+  Groups narrow = groups_of(centroids, 9, 3), bad = narrow;
+  narrow.centers.pop_back();
+  bad.centers[5] = std::numeric_limits<float>::infinity();
+  for (const Groups& groups : {groups_of(centroids, 9, 0), groups_of(centroids, 9, 10), narrow, bad}) try {
+      make_assigner(centroids, std::nullopt, false, groups);
+      CHECK(false);
+    } catch (const Error& error) {
+      CHECK(error.kind() == ErrorKind::kArray);
+    }
+}
+
+TEST(directions_change_no_list) {
+  for (const Case& test : kCases) {
+    const Found all = run(*make_assigner(test.centroids(), test.codebooks(), false), test.data(), 1);
+    for (int count : {1, test.dim() / 2, test.dim()}) {
+      const auto directions = directions_of(std::max(count, 1), test.dim());
+      const auto assigner = make_assigner(test.centroids(), test.codebooks(), true, std::nullopt, directions);
+      CHECK(run(*assigner, test.data(), 2) == all);
+    }
+  }
+}
+
+TEST(directions_that_do_not_fit_are_refused) {
+  const Case test{1, 60, 2, 4};
+  Directions short_ones = directions_of(3, 8), oblique = short_ones, narrow = directions_of(3, 7);
+  for (float& value : short_ones.values) value *= 0.9f;
+  oblique.values[8] += 0.1f;
+  Directions many = directions_of(8, 8);
+  many.count = 9;
+  many.values.resize(72);
+  for (const Directions& directions : {short_ones, oblique, narrow, many}) try {
+      make_assigner(test.centroids(), std::nullopt, false, std::nullopt, directions);
+      CHECK(false);
+    } catch (const Error& error) {
+      CHECK(error.kind() == ErrorKind::kArray);
+    }
+  try {
+    make_assigner(test.centroids(), std::nullopt, false, groups_of(test.centroids(), 9, 3),
+                  directions_of(3, 8));
+    CHECK(false);
+  } catch (const Error& error) {
+    CHECK(error.kind() == ErrorKind::kArray);
+  }
+}
+
+// One centroid a million times as long as the others, or centroids nearer to each other than floats multiply.
+TEST(centroids_of_any_length_are_told_apart) {
+  const Case test{300, 70, 3, 4};
+  for (float scale : {1e6f, 1e-25f}) {
+    auto centroids = test.centroids();
+    auto rows = test.data();
+    const auto begin = centroids.values.begin() + 5 * test.dim();
+    if (scale > 1)
+      for (auto value = begin; value < begin + test.dim(); ++value) *value *= scale;
+    else
+      for (auto* values : {&centroids.values, &rows})
+        for (float& value : *values) value *= scale;
+    std::vector<std::unique_ptr<Assigner>> assigners;
+    assigners.push_back(make_assigner(centroids, std::nullopt, false));
+    assigners.push_back(make_assigner(centroids, std::nullopt, false, groups_of(centroids, 8, 8)));
+    assigners.push_back(
+        make_assigner(centroids, std::nullopt, false, std::nullopt, directions_of(5, test.dim())));
+    for (const auto& assigner : assigners) {
+      const Found found = run(*assigner, rows, 1);
+      for (std::int64_t row = 0; row < test.rows; ++row)
+        if (scale > 1)
+          CHECK(is_nearest(rows.data() + row * test.dim(), centroids.values.data(), test.lists, test.dim(),
+                           found.lists[at(row)], test.metric));
+        else  // squares vanish: the first of equals
+          CHECK(found.lists[at(row)] == 0);
+    }
+  }
 }
 
 double error_of(const std::vector<float>& rows, const Centroids& centroids) {

@@ -11,7 +11,7 @@ from pathlib import Path
 WATCHED = Path(__file__).resolve().parent / "sanitize.py"
 # The least use of a device there is: shows whether the tool can watch one at all.
 TRIVIAL = "from fct_infer.backends.cuda_memory import CudaMemory as M; m = M(0); m.free(m.allocate(1 << 20))"
-# Races are looked for in the kernels of csrc/cuda/nvidia/kernels.cu, by their namespace, and not in those of cuBLASLt.
+# Races are looked for in the kernels of csrc/cuda/nvidia/*.cu, by their namespace, and not in those of cuBLASLt.
 TOOLS = {"memcheck": [], "racecheck": ["--kernel-name", "kernel_substring=_ZN3fct4cuda7kernels"]}
 
 

@@ -1,4 +1,4 @@
-"""What compute-sanitizer watches: every precision, odd row counts, callers at once, rows on the device, errors.
+"""What compute-sanitizer watches: every precision, odd row counts, callers at once, rows on the device, lists, errors.
 
 Small, for the sanitizer slows a device down by orders of magnitude. Run with ``tests`` on PYTHONPATH.
 """
@@ -46,6 +46,24 @@ def try_out(name: str, precision: str) -> None:
         raise AssertionError("a row of NaN went through")
 
 
+def try_out_lists(parts: int, width: int) -> None:
+    """Lists and codes, of rows on the host and on the device, are the CPU's."""
+    rng = np.random.default_rng(parts)
+    rows, centroids = (rng.standard_normal((count, parts * width), np.float32) for count in (389, 77))
+    codebooks = rng.standard_normal((parts, 256, width), np.float32)
+    assigner = _core.device_assigner(centroids, codebooks, device=DEVICE, device_memory=MEMORY)
+    wanted = _core.Assigner(centroids, codebooks).assign(rows, 1)
+    device_number = CudaMemory(0)
+    with device_number.current():
+        stream = device_number.create_stream()
+    there = CudaArray(device_number, rows, stream)
+    there.numpy()  # waits for the stream
+    address = there.__cuda_array_interface__["data"][0]
+    for found in (assigner.assign(rows, 2), assigner.assign_on_device(address, len(rows))):
+        for ours, theirs in zip(found, wanted, strict=True):
+            assert np.array_equal(ours, theirs)
+
+
 def first(arrays: tuple[np.ndarray, ...], rows: int) -> tuple[np.ndarray, ...]:
     return tuple(array[:rows].copy() for array in arrays)
 
@@ -55,3 +73,6 @@ if __name__ == "__main__":
         for name in ("paper_h normalized", "gelu_mlp", "residual_mlp"):
             try_out(name, precision)
             print(precision, name, flush=True)
+    for parts, width in ((3, 5), (2, 16), (1, 33)):
+        try_out_lists(parts, width)
+        print(f"{parts} parts of {width}", flush=True)

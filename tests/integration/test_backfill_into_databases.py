@@ -10,15 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from support.bundles import core_bundle
 from support.engines import ENGINES
 from support.postgres import fill, read, text
 from support.programs import paper_h
 
 from fct_infer import Transformation, upgrade_gallery
+from fct_infer.cli.backfill import command as backfill_command
 from fct_infer.connectors import open_destination, open_source
 from fct_infer.connectors.table_versions import open_version
 from fct_infer.errors import OutputError
+from fct_infer.gallery import GalleryWriter
 from fct_infer.serving import Backfiller
 from fct_infer.serving import Settings as BackfillSettings
 from fct_infer.upgrade.settings import Settings
@@ -74,12 +77,32 @@ def test_a_row_that_was_caught_up_while_it_was_embedded_keeps_its_own_vector(sch
     check_changed(items.current()[0], changed)
 
 
+@pytest.mark.parametrize("scheme", list(ENGINES))
+def test_rows_are_read_from_the_file_that_they_are_written_into(scheme, tmp_path):
+    items = ENGINES[scheme](tmp_path)
+    items.create(OLD, SIDE)
+    items.insert(range(ROWS), ROWS_OLD, ROWS_SIDE)
+    upgrade(items.url())
+    core_bundle(PROGRAM, tmp_path / "h.bundle")
+    with GalleryWriter(tmp_path / "better") as writer:
+        writer.append(BETTER, ids=np.arange(ROWS))
+    arguments = [items.url(), "-o", tmp_path / "new", "--into", items.url(column="embedding_v2"), "--json"]
+    arguments += ["--transformation", tmp_path / "h.bundle", "--embed", tmp_path / "better"]
+    arguments += ["--probe-rows", 0, "--part-rows", 20, "--until"]
+    for share in (50, 100):
+        done = CliRunner().invoke(backfill_command, [*map(str, arguments), str(share)], standalone_mode=False)
+        assert done.exception is None, done.exception
+        assert json.loads(done.stdout)["new"] == ROWS * share // 100
+    new, _ = items.current()
+    assert all(np.array_equal(new[key], BETTER[key]) for key in range(ROWS))
+
+
 def backfill_while(change, url, folder):
     """Re-embed all rows, 20 a part; rows change while those of the first part are embedded, and before they are kept.
 
     Twice, as a process that was killed would.
     """
-    calls, source = [], folder.with_name("items")  # DuckDB's own file is open for writing
+    calls, source = [], folder.with_name("items")  # while DuckDB's own file is open here, no other client can write
     for name, rows in (("embeddings", ROWS_OLD), ("side_information", ROWS_SIDE), ("ids", np.arange(ROWS))):
         (source / name).mkdir(parents=True)
         np.save(source / name / "000000.npy", rows)

@@ -12,6 +12,7 @@ import time
 
 import numpy as np
 import pytest
+from support.commands import run_command
 from support.galleries import write_gallery
 from support.programs import linear_map
 
@@ -52,9 +53,8 @@ def command(*arguments):
 
 
 def run(folder, *arguments):
-    return subprocess.run(
-        command(*arguments), cwd=folder, capture_output=True, text=True, check=False, timeout=60
-    )  # fmt: skip
+    sys.modules.pop("items", None)  # another folder's
+    return run_command("backfill", *arguments, cwd=folder)
 
 
 ARGUMENTS = ("dest", "-o", "new", "--embed", "items:embed", "--probe-rows", 60, "--part-rows", 20, "--batch-rows", 10)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from support.bundles import core_bundle
+from support.commands import run_command
 from support.images import image_bytes, random_pixels, write_images
 from support.programs import paper_h
 from support.torch_models import TinyBackbone, randomized
@@ -36,8 +36,7 @@ def python(module: str, *arguments: object) -> list[str]:
 
 
 def fct_embed(*arguments: object) -> subprocess.CompletedProcess[str]:
-    wide = os.environ | {"COLUMNS": "300"}  # tables keep their lines whole
-    return subprocess.run(python("embed", *arguments), capture_output=True, text=True, check=False, env=wide)
+    return run_command("embed", *arguments, env={"COLUMNS": "300"})  # tables keep their lines whole
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +89,9 @@ def test_from_images_to_an_upgraded_gallery(folder, models, tmp_path):
     assert opened.model.preprocessing["size"] == [32, 32]
 
     core_bundle(paper_h(24, 10, 16, inner=32), tmp_path / "h")
-    upgrade = python(
+    upgraded = run_command(
         "upgrade_gallery", gallery, "--transformation", tmp_path / "h", "-o", tmp_path / "new", "--index", "none"
     )
-    upgraded = subprocess.run(upgrade, capture_output=True, text=True, check=False)
     assert upgraded.returncode == 0, upgraded.stderr
     assert Gallery.open(tmp_path / "new").rows == 20
 

@@ -1,24 +1,18 @@
 """``fct-evaluate`` as a user runs it."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from support.commands import run_command
+from support.elsewhere import Elsewhere
 from support.retrieval_reference import first_ranks_and_precisions
 
 ROWS, CLASSES = 120, 6
 
 
 def run(folder, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "fct_infer.cli.evaluate", *map(str, arguments)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    return run_command("evaluate", *arguments, cwd=folder)
 
 
 def call(**changes):
@@ -285,6 +279,8 @@ def test_bad_input_is_one_line_exit_4_and_no_report(folder, prepare):
         ["--metric", "l1"],
         ["--metrics", "cmc,f1"],
         ["--threads", "0"],
+        ["--threads", "2", "--executor", "ray"],
+        ["--workers", "2"],
         ["--report", "."],
         ["--images", "images.npy"],
         ["--query-images", "images.npy", "--report", "report.html"],
@@ -346,6 +342,23 @@ def test_an_upgrade_is_judged_whole(upgraded):
         1 + sum(map(len, row["found"].values())) for row in document["retrieved"]
     )
     assert 'src="http' not in page
+
+
+def test_workers_elsewhere_say_the_same_with_pictures_too(upgraded, monkeypatch):
+    folder, flags = upgraded
+    workers = Elsewhere()
+    monkeypatch.setattr("fct_infer.distributed.ray_executor.RayExecutor", lambda *given: workers)
+    images = ["--images", "gi.npy", "--query-images", "qi.npy", "--per-class", "--report"]
+    compared = ["--gallery", "t.npy", "--new-gallery", "g.npy"]
+    for line, page in (([*flags, *images, "page.html"], "page.html"), (compared, None)):
+        pages, said = [], []
+        for executor in ("threads", "ray"):
+            result = run(folder, *line, "--json", "--executor", executor)
+            assert result.returncode == 0, result.stderr
+            said.append(result.stdout)
+            pages.append(page and (folder / page).read_text())
+        assert said[0] == said[1] and pages[0] == pages[1]
+    assert workers.parts >= 9
 
 
 def test_an_upgrade_is_judged_in_words(upgraded):

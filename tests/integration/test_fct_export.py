@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from support.commands import run_command
 from support.galleries import write_gallery
 from support.outputs import assert_within
 from support.programs import random_rows
@@ -32,14 +32,16 @@ from fct_infer import load_embedder, load_transformation
 from fct_infer.artifacts.bundle import open_bundle
 from fct_infer.artifacts.manifest import Preprocessing
 from fct_infer.cli.export import command, main
-from fct_infer.export import to_onnx
+from fct_infer.export import probe, to_onnx
 
 
 def fct_export(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """In a process of its own."""
+    return run_command("export", *arguments, env={"COLUMNS": "300"})  # tables keep their lines whole
+
+
+def in_a_process(*arguments: object) -> subprocess.CompletedProcess[str]:
     call = [sys.executable, "-c", "from fct_infer.cli.export import main; main()", *map(str, arguments)]
-    wide = os.environ | {"COLUMNS": "300"}  # tables keep their lines whole
-    return subprocess.run(call, capture_output=True, text=True, check=False, env=wide)
+    return subprocess.run(call, capture_output=True, text=True, check=False)
 
 
 def export_here(*arguments: object) -> Result:
@@ -77,7 +79,8 @@ def rows_and_answer(folder: Path, count: int = 100) -> tuple[np.ndarray, np.ndar
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_torchscript_transformation_becomes_a_bundle_that_computes_the_same(folder, tmp_path):
+def test_a_torchscript_transformation_becomes_a_bundle_that_computes_the_same(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(probe, "LARGE_BATCH", 4096)  # as users have it
     done = fct_export(folder / "h.pt", "-o", tmp_path / "h", "--targets", "core,onnx,torchscript")
     assert done.returncode == 0, done.stderr
     assert "which is code and runs with your rights" in done.stderr
@@ -103,7 +106,7 @@ def test_a_torchscript_transformation_becomes_a_bundle_that_computes_the_same(fo
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_json_is_one_document_though_precisions_are_many(folder, tmp_path):
     """In a process of its own: what a library prints to the real stdout would show."""
-    done = fct_export(
+    done = in_a_process(
         folder / "h.pt", "-o", tmp_path / "h", "--targets", "onnx,core,pt2", "--precision", "fp32,fp16,bf16,int8",
         "--calibration", folder / "gallery", "--calibration-rows", 500, "--model-version", "v2", "--json",
     )  # fmt: skip

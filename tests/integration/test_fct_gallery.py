@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 from support import vector_files as files
+from support.commands import run_command
 
 VECTORS = np.random.default_rng(3).standard_normal((100, 6), np.float32)
 
 
 def run(*arguments):
-    command = [sys.executable, "-m", "fct_infer.cli.gallery", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return run_command("gallery", *arguments)
 
 
 def test_convert_then_inspect(tmp_path):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow.parquet
 import pytest
 from click.testing import CliRunner
+from support.commands import run_command
 from support.galleries import write_gallery
 from support.programs import linear_map
 from support.vector_files import lists
@@ -122,8 +121,7 @@ def test_what_cannot_be_done_is_said_before_the_search(tmp_path, source):
     for arguments, kind, words in cases:
         error = run(*arguments).exception
         assert isinstance(error, kind) and words in str(error)
-    call = [sys.executable, "-m", "fct_infer.cli.gallery", "search", str(source), "--queries", str(tmp_path / "q.npy")]
-    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    done = run_command("gallery", "search", source, "--queries", tmp_path / "q.npy")
     assert done.returncode == 4 and done.stderr.startswith("error: ") and not done.stdout
 
 

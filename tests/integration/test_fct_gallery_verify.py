@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from support.commands import run_command
 from support.galleries import write_gallery
 from support.programs import linear_map
 
@@ -42,8 +41,7 @@ def gallery(path, ids=None, rows=None):
 
 
 def verify(*arguments):
-    command = [sys.executable, "-m", "fct_infer.cli.gallery", "verify", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    return run_command("gallery", "verify", *arguments)
 
 
 @pytest.mark.parametrize(

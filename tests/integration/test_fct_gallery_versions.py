@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 from click.testing import CliRunner
 from support.bundles import core_bundle
+from support.commands import run_command
 from support.galleries import write_gallery
 from support.programs import linear_map
 
@@ -85,9 +84,8 @@ def test_exit_codes(tmp_path, upgrade, damage, arguments, code, words):
     if damage == "truncate":
         path = list_versions(dest)[1].path / "embeddings" / "000000.npy"
         path.write_bytes(path.read_bytes()[:-1])
-    command = [sys.executable, "-m", "fct_infer.cli.gallery", "rollback"]
     place = tmp_path / "nowhere" if damage == "remove" else dest
-    done = subprocess.run([*command, str(place), *arguments], capture_output=True, text=True, check=False)
+    done = run_command("gallery", "rollback", place, *arguments)
     if lock:
         lock.release()
     assert done.returncode == code and words in done.stderr and not done.stdout

@@ -16,9 +16,9 @@ import torch
 from support.training import trained
 
 from fct_infer.cli.train import main
-from fct_infer.training.checkpoints import load_checkpoint
 from fct_infer.training.config import read_config
 from fct_infer.training.models.base import Backbone, TransformationModule
+from fct_infer.training.models.checkpoints import load_checkpoint
 from fct_infer.training.trainers.backbone_run import run_backbone
 
 MODEL = "model: {name: resnet, arguments: {embedding_dim: 16, widths: [8, 16], blocks: [1, 1], stem_stride: 2}}\n"
@@ -132,7 +132,7 @@ def whole_run(tmp_path_factory) -> bytes:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_run_that_is_stopped_goes_on_to_the_same_weights(number, config, tmp_path, whole_run):
+def test_a_run_that_is_stopped_goes_on_to_the_same_weights(number, config, tmp_path, whole_run, monkeypatch, capsys):
     folder, settings = tmp_path / "run", [each for setting in LONG for each in ("--set", setting)]
     line, environment = command("backbone", config, "-o", folder, *settings), os.environ | {"OMP_NUM_THREADS": "1"}
     run = subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True)
@@ -145,9 +145,8 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_weights(number, config, tmp_p
     assert number == signal.SIGKILL or "stopped by SIGTERM; the same command resumes" in errors
     assert (folder / "state.pt").exists() and not (folder / "result.json").exists()
 
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "step 1/" not in done.stderr
+    code, _, said = fct_train(monkeypatch, capsys, "backbone", config, "-o", folder, *settings)
+    assert code == 0 and "step 1/" not in said
     assert (folder / "checkpoint.safetensors").read_bytes() == whole_run
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import lance
@@ -12,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from support import vector_files as files
+from support.commands import run_command
 from support.programs import linear_map
 
 from fct_infer import Transformation, upgrade_gallery
@@ -127,9 +126,8 @@ def test_what_fails_on_the_way_commits_nothing(dataset, gallery, monkeypatch):
 
 
 def test_as_a_user_types_it(dataset, gallery):
-    command = [sys.executable, "-m", "fct_infer.cli.gallery", "add-column", str(gallery), str(dataset), "w", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_command("gallery", "add-column", gallery, dataset, "w", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["version"] == 3
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_command("gallery", "add-column", gallery, dataset, "w", "--json")
     assert done.returncode == 2 and "has a column 'w' already" in done.stderr

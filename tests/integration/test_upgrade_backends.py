@@ -21,7 +21,7 @@ from fct_infer import load_transformation, upgrade_gallery
 from fct_infer.artifacts.precisions import LIMITS
 from fct_infer.cli.upgrade_gallery import command, main
 from fct_infer.errors import GalleryError, OutputError, StoppedError, UnsupportedError, UsageError
-from fct_infer.export import Options, export_file, export_transformation, probe
+from fct_infer.export import Options, export_file, export_transformation
 from fct_infer.gallery import Gallery
 from fct_infer.upgrade.settings import Settings
 
@@ -42,11 +42,9 @@ def folder(tmp_path_factory, gated) -> Path:
     torch.manual_seed(1)
     public = randomized(PublicTransformation(24, 10, 32, 70))
     torch.save(public, folder / "public.module")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probe, "LARGE_BATCH", 64)
-        export_transformation(gated, folder / "gated", Options(("onnx", "torchscript"), ("fp32", "fp16")))
-        export_transformation(gated, folder / "code", Options(("torchscript",)))
-        export_file(scripted(public, folder / "public.pt"), folder / "public", Options(("core", "onnx", "pt2")))
+    export_transformation(gated, folder / "gated", Options(("onnx", "torchscript"), ("fp32", "fp16")))
+    export_transformation(gated, folder / "code", Options(("torchscript",)))
+    export_file(scripted(public, folder / "public.pt"), folder / "public", Options(("core", "onnx", "pt2")))
     return folder
 
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from support import vector_files as files
+from support.commands import run_command
 from support.galleries import write_gallery
 from support.programs import linear_map
 from support.servers import HttpFiles, s3_bucket
@@ -259,13 +260,12 @@ def bundle(tmp_path_factory) -> Path:
     return path
 
 
-def command(source: str, bundle: Path, dest: Path, *more: str) -> list[str]:
-    arguments = [source, "--transformation", str(bundle), "-o", str(dest), "--index", "none", *more]
-    return [sys.executable, "-m", "fct_infer.cli.upgrade_gallery", *arguments]
+def arguments(source: str, bundle: Path, dest: Path | str) -> list[str]:
+    return [source, "--transformation", str(bundle), "-o", str(dest), "--index", "none"]
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(*arguments), capture_output=True, text=True, check=False, timeout=120)
+def run(source: str, bundle: Path, dest: Path | str) -> subprocess.CompletedProcess[str]:
+    return run_command("upgrade_gallery", *arguments(source, bundle, dest))
 
 
 def test_what_a_user_sees(tmp_path, s3, bundle, monkeypatch):
@@ -283,7 +283,9 @@ def test_what_a_user_sees(tmp_path, s3, bundle, monkeypatch):
     assert done.returncode == 2 and "hf:// is only read here; choose a folder, or s3://" in done.stderr
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
-    done = run(url, bundle, tmp_path / "other")
+    # In another process: this one has a connection that was opened with them.
+    command = [sys.executable, "-m", "fct_infer.cli.upgrade_gallery", *arguments(url, bundle, tmp_path / "other")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 5 and "access is refused; are credentials set" in done.stderr, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lists.parquet", "new"]
 
@@ -305,7 +307,7 @@ def test_killed_and_resumed_from_a_bucket(tmp_path, s3, bundle):
         "import sys; from fct_infer.connectors import parted; parted.PART_BYTES = 1500 * 48;"
         "from fct_infer.cli.upgrade_gallery import main; main()"
     )
-    program = [sys.executable, "-c", script, *command(url, bundle, tmp_path / "new")[3:]]
+    program = [sys.executable, "-c", script, *arguments(url, bundle, tmp_path / "new")]
     killed = subprocess.Popen(program, stderr=subprocess.PIPE, stdout=subprocess.PIPE)
     journal = tmp_path / "new.partial/journal.jsonl"
     deadline = time.monotonic() + 60

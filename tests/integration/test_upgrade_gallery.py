@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.commands import run_command
 from support.galleries import write_gallery
 from support.programs import linear_map, paper_h
 
@@ -38,11 +37,6 @@ def bundle(program, tmp_path_factory) -> Path:
 
 def read_all(folder: Path) -> np.ndarray:
     return np.concatenate([np.load(path) for path in sorted(folder.glob("*.npy"))])
-
-
-def run_cli(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fct_infer.cli.upgrade_gallery", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -316,15 +310,15 @@ def test_dims_that_do_not_fit(tmp_path, program):
 def test_command_line(tmp_path, bundle):
     write_gallery(tmp_path / "g", rows_per_shard=ROWS, old_dim=96, side_dim=32, ids="str", dtype="float16", seed=14)
     base = (tmp_path / "g", "--transformation", bundle, "-o", tmp_path / "new")
-    dry = run_cli(*base, "--dry-run", "--json")
+    dry = run_command("upgrade_gallery", *base, "--dry-run", "--json")
     assert dry.returncode == 0, dry.stderr
     assert json.loads(dry.stdout)["rows"] == sum(ROWS)
     assert not list(tmp_path.glob("new*"))
-    done = run_cli(*base, "--json")
+    done = run_command("upgrade_gallery", *base, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["verification"]["min_cosine"] > 0.99999
     assert "rows" in done.stderr
-    again = run_cli(*base)
+    again = run_command("upgrade_gallery", *base)
     assert again.returncode == 6
     assert "exists already" in again.stderr
     assert "Traceback" not in again.stderr
@@ -342,7 +336,9 @@ def test_command_line(tmp_path, bundle):
 )
 def test_command_line_usage_errors(tmp_path, bundle, arguments, exit_code):
     write_gallery(tmp_path / "g", rows_per_shard=(20,), old_dim=96, side_dim=32, seed=15)
-    done = run_cli(tmp_path / "g", "--transformation", bundle, "-o", tmp_path / "new", *arguments)
+    done = run_command(
+        "upgrade_gallery", tmp_path / "g", "--transformation", bundle, "-o", tmp_path / "new", *arguments
+    )
     assert done.returncode == exit_code
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
@@ -353,7 +349,7 @@ def test_command_line_bad_gallery(tmp_path, bundle):
     write_gallery(tmp_path / "g", rows_per_shard=(20, 20), old_dim=96, side_dim=32, seed=16)
     shard = sorted((tmp_path / "g" / "side_information").iterdir())[1]
     shard.write_bytes(shard.read_bytes()[:-5])
-    done = run_cli(tmp_path / "g", "--transformation", bundle, "-o", tmp_path / "new")
+    done = run_command("upgrade_gallery", tmp_path / "g", "--transformation", bundle, "-o", tmp_path / "new")
     assert done.returncode == 4
     assert str(shard) in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from support.children import run_code
 from support.collections import COLLECTIONS
 from support.programs import linear_map, paper_h
 
@@ -188,13 +187,9 @@ def test_killed_again_and_again_no_row_is_lost_or_wrong(items, rows):
     kills, killed, point, code = int(os.environ.get("FCT_KILLS", "1")), 0, 7, -signal.SIGKILL
     if isinstance(items, COLLECTIONS["qdrant"]) and "FCT_KILLS" not in os.environ:
         pytest.skip("its local mode is no engine")
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(["tests", os.environ.get("PYTHONPATH", "")])}
     while code == -signal.SIGKILL and killed < kills:
         items.release()
-        found = subprocess.run(
-            [sys.executable, "-c", CLIENT, items.url(), str(point), str(items.has_side)],
-            capture_output=True, text=True, env=environment, timeout=120, check=False,
-        )  # fmt: skip
+        found = run_code(CLIENT, items.url(), point, items.has_side)
         code = found.returncode
         killed += code == -signal.SIGKILL
         assert code in (0, -signal.SIGKILL), found.stderr

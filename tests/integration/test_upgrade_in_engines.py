@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from itertools import count
@@ -14,6 +12,7 @@ from itertools import count
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from support.children import run_code
 from support.engines import ENGINES
 from support.programs import paper_h
 
@@ -295,15 +294,7 @@ upgrade_gallery(source, h, destination, settings=Settings(index="none", block_ro
 
 def run_killed(engine, point):
     """Upgrade in another process, which kills itself at its step of that number."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(["tests", os.environ.get("PYTHONPATH", "")])}
-    found = subprocess.run(
-        [sys.executable, "-c", CLIENT, engine.url(), str(point)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=60,
-        check=False,
-    )
+    found = run_code(CLIENT, engine.url(), point)
     return found.returncode, found.stderr
 
 

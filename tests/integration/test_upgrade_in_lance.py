@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from support import vector_files as files
+from support.children import run_code
 from support.programs import linear_map
 
 from fct_infer import SourceOptions, Transformation, open_source, upgrade_gallery
@@ -24,7 +23,6 @@ from fct_infer.upgrade.settings import Settings
 
 VECTORS = np.random.default_rng(3).standard_normal((230, 12), np.float32)
 AUTO = Settings(block_rows=30)
-TESTS = Path(__file__).parent.parent
 
 
 @pytest.fixture
@@ -114,7 +112,6 @@ def test_what_fails_a_gate_adds_nothing(dataset, h):
 
 DYING = textwrap.dedent("""
     import os, signal, sys
-    sys.path.insert(0, sys.argv[1])
     from support.programs import linear_map
     from fct_infer import Transformation, upgrade_gallery
     from fct_infer.identity import ModelId
@@ -123,16 +120,16 @@ DYING = textwrap.dedent("""
 
     def die(*_):
         os.kill(os.getpid(), signal.SIGKILL)
-    if sys.argv[3] == "before":
+    if sys.argv[2] == "before":
         lance_work.add_column = die
-    elif sys.argv[3] == "after":
+    elif sys.argv[2] == "after":
         lance_work.LanceWork.discard = die
     def progress(stage, done, rows):
-        if sys.argv[3] == "half" and stage == "transform" and done >= 120:
+        if sys.argv[2] == "half" and stage == "transform" and done >= 120:
             die()
     h = Transformation(linear_map(12, 10, seed=1))
     h.new_model = ModelId.of("text-v2")
-    upgrade_gallery(sys.argv[2], h, sys.argv[2] + "?column=w", settings=Settings(block_rows=30), progress=progress)
+    upgrade_gallery(sys.argv[1], h, sys.argv[1] + "?column=w", settings=Settings(block_rows=30), progress=progress)
 """)
 
 
@@ -141,8 +138,8 @@ def test_killed_and_resumed(dataset, h, monkeypatch, moment):
     from fct_infer.connectors import parted
 
     code = "from fct_infer.connectors import parted; parted.PART_BYTES = 60 * 48\n" + DYING
-    done = subprocess.run([sys.executable, "-c", code, str(TESTS), str(dataset), moment], check=False, timeout=120)
-    assert done.returncode == -signal.SIGKILL
+    done = run_code(code, dataset, moment)
+    assert done.returncode == -signal.SIGKILL, done.stderr
     monkeypatch.setattr(parted, "PART_BYTES", 60 * 48)
     resumed = upgrade_gallery(dataset, h, dest(dataset), settings=AUTO) if moment != "after" else None
     assert resumed is None or moment == "before" or resumed.resumed_rows > 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from support import vector_files as files
+from support.commands import run_command
 from support.faults import FailNth
 from support.galleries import write_gallery
 from support.programs import linear_map, paper_h
@@ -194,8 +194,7 @@ def bundle(tmp_path_factory) -> Path:
 
 def run(source: Path, bundle: Path, *more: object) -> subprocess.CompletedProcess[str]:
     arguments = [source, "--transformation", bundle, "-o", source.parent / "new", *more]
-    command = [sys.executable, "-m", "fct_infer.cli.upgrade_gallery", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return run_command("upgrade_gallery", *arguments)
 
 
 def test_dry_run_says_what_was_found(tmp_path, bundle):

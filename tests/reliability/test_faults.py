@@ -59,7 +59,7 @@ def test_a_fault_is_a_typed_error_and_a_retry_succeeds(tmp_path, gallery, h, fau
     with use_filesystem(fault()), pytest.raises(ResourceError):
         upgrade_gallery(gallery, h, tmp_path / "new", settings=settings)
     assert not (tmp_path / "new").exists()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while running_threads() > threads and time.monotonic() < deadline:
         time.sleep(0.01)  # the kernel lists a joined thread for a moment
     assert running_threads() <= threads
@@ -77,7 +77,7 @@ def test_short_reads_and_writes_change_nothing(tmp_path, gallery, h):
 
 def test_an_input_that_cannot_be_read_is_named(tmp_path, gallery, h):
     """An I/O error of the machine is no fault of the gallery: what is finished is kept."""
-    for call in (5, 40, 60):
+    for call in (5, 40, 60, 90):
         dest = tmp_path / f"new{call}"
         with use_filesystem(FailNth("pread_into", call)), pytest.raises(ResourceError, match=r"\w+/\d+\.npy"):
             upgrade_gallery(gallery, h, dest, settings=SETTINGS)
@@ -85,4 +85,6 @@ def test_an_input_that_cannot_be_read_is_named(tmp_path, gallery, h):
         kept = (tmp_path / f"new{call}.partial" / "journal.jsonl").exists()
         report = upgrade_gallery(gallery, h, dest, settings=SETTINGS)
         assert kept or report.resumed_rows == 0
-    assert report.resumed_rows > 0
+    # The readers run ahead of the journal, so what an early fault leaves behind depends on the threads.
+    # By the 90th read the rows are all there and being verified.
+    assert report.resumed_rows == 231

@@ -6,13 +6,12 @@ import errno
 import fcntl
 import os
 import signal
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.children import run_code
 from support.galleries import write_gallery
 from support.programs import linear_map
 
@@ -23,7 +22,6 @@ from fct_infer.storage import FileLock, FileSystem, can_exchange, use_filesystem
 from fct_infer.upgrade.plan import make_plan
 from fct_infer.upgrade.settings import Settings
 
-TESTS = Path(__file__).parents[1]
 SETTINGS = Settings(index="none")
 
 
@@ -79,15 +77,15 @@ def test_killed_between_the_two_renames(galleries, h, rename):
     upgrade_gallery(galleries / "old", h, galleries / "dest", settings=SETTINGS)
     code = """
         import sys
-        sys.path[:0] = sys.argv[1:3]
+        sys.path.insert(0, sys.argv[1])
         from test_file_systems import NoExchange, SETTINGS, Transformation, linear_map, upgrade_gallery, use_filesystem
         h = Transformation(linear_map(12, 8), "fp32")
-        with use_filesystem(NoExchange(int(sys.argv[5]))):
-            upgrade_gallery(sys.argv[3], h, sys.argv[4], settings=SETTINGS, force=True)
+        with use_filesystem(NoExchange(int(sys.argv[4]))):
+            upgrade_gallery(sys.argv[2], h, sys.argv[3], settings=SETTINGS, force=True)
     """
-    folders = [TESTS, Path(__file__).parent, galleries / "new", galleries / "dest"]
-    command = [sys.executable, "-c", textwrap.dedent(code), *map(str, folders), str(rename)]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    folders = Path(__file__).parent, galleries / "new", galleries / "dest"
+    done = run_code(textwrap.dedent(code), *folders, rename)
+    assert done.returncode == -signal.SIGKILL, done.stderr
     assert (galleries / "dest").exists() == (rename != 1)
     with use_filesystem(NoExchange()):
         report = upgrade_gallery(galleries / "new", h, galleries / "dest", settings=SETTINGS, force=True)
@@ -123,8 +121,7 @@ def test_what_a_killed_process_claimed_is_free_again(no_locks, tmp_path):
         FileLock(sys.argv[1], "the work")
         os.kill(os.getpid(), signal.SIGKILL)
     """
-    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "lock")]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert run_code(textwrap.dedent(code), tmp_path / "lock").returncode == -signal.SIGKILL
     assert len(list(tmp_path.glob("lock.*"))) == 1
     FileLock(tmp_path / "lock", "the work").release()
     assert not list(tmp_path.glob("lock.*"))

@@ -14,6 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from support.bundles import core_bundle
+from support.children import run_code
 from support.galleries import write_gallery
 from support.programs import paper_h
 from support.vector_files import lists
@@ -26,7 +28,6 @@ from fct_infer.upgrade.settings import Settings
 # Runs an upgrade that kills itself with SIGKILL at the n-th system call of one kind that changes a file.
 DYING = textwrap.dedent("""
     import itertools, os, signal, sys
-    sys.path.insert(0, sys.argv[1])
     from support.programs import paper_h
     from fct_infer import Transformation, upgrade_gallery
     from fct_infer.connectors import parted
@@ -37,7 +38,7 @@ DYING = textwrap.dedent("""
     class Dying(FileSystem):
         calls = itertools.count()  # by several threads
         def _count(self):
-            if next(Dying.calls) == int(sys.argv[4]):
+            if next(Dying.calls) == int(sys.argv[3]):
                 os.kill(os.getpid(), signal.SIGKILL)
         def write(self, fd, data):
             self._count()
@@ -54,13 +55,14 @@ DYING = textwrap.dedent("""
             super().exchange(first, second)
             self._count()
 
-    FORMAT = "parquet" if sys.argv[3].endswith(".parquet") else "npy"
-    AT_ONCE = {"none": 2}.get(sys.argv[5], 1)
+    gallery, dest, _, index, *more = sys.argv[1:]
+    FORMAT = "parquet" if dest.endswith(".parquet") else "npy"
+    AT_ONCE = {"none": 2}.get(index, 1)
     program = paper_h(old_dim=12, side_dim=6, new_dim=10, inner=16, seed=1)
     with use_filesystem(Dying()):
-        upgrade_gallery(sys.argv[2], Transformation(program), sys.argv[3],
-                        settings=Settings(index=sys.argv[5], block_rows=40, shards_at_once=AT_ONCE, format=FORMAT),
-                        force=len(sys.argv) > 6)
+        upgrade_gallery(gallery, Transformation(program), dest,
+                        settings=Settings(index=index, block_rows=40, shards_at_once=AT_ONCE, format=FORMAT),
+                        force=bool(more))
     print(next(Dying.calls))
 """)
 TESTS = Path(__file__).parent.parent
@@ -77,8 +79,7 @@ NEVER = 1_000_000
 
 def die_at(call: int, gallery: Path, dest: Path, index: str, *more: str) -> int:
     """Upgrade in a process that dies at the given call; return the number of calls made if it finished instead."""
-    command = [sys.executable, "-c", DYING, str(TESTS), str(gallery), str(dest), str(call), index, *more]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    done = run_code(DYING, gallery, dest, call, index, *more)
     # Of two shards at once both may make a folder: there are a few calls more or less, and the last may not come.
     is_finished = done.returncode == 0 and (call == NEVER or index == "none")
     assert is_finished or done.returncode == -signal.SIGKILL, done.stderr
@@ -155,15 +156,31 @@ def test_killed_while_replacing(tmp_path):
     assert seen == {"old", "new"}
 
 
+# An upgrade that takes its time wherever something becomes durable, without computing anything meanwhile.
+SLOWLY = textwrap.dedent("""
+    import sys, time
+    from fct_infer.storage import FileSystem, use_filesystem
+
+    class Slow(FileSystem):
+        def fsync(self, fd):
+            time.sleep(0.1)
+            super().fsync(fd)
+
+    def run(work):
+        with use_filesystem(Slow()):
+            work()
+""")
+
+
 @pytest.mark.parametrize(("sent", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75), (signal.SIGHUP, 75)])
 def test_asked_to_stop(tmp_path, sent, exit_code):
-    from fct_infer.export import Options, export_transformation
-
-    program = paper_h(old_dim=64, side_dim=64, new_dim=64, inner=1024, seed=1)
-    export_transformation(program, tmp_path / "h", Options(targets=("core",)))
-    write_gallery(tmp_path / "g", rows_per_shard=(3000,) * 20, old_dim=64, side_dim=64, seed=1)
+    program = paper_h(old_dim=12, side_dim=6, new_dim=10, inner=16, seed=1)
+    core_bundle(program, tmp_path / "h")
+    write_gallery(tmp_path / "g", rows_per_shard=(30,) * 30, old_dim=12, side_dim=6, seed=1)
     arguments = [str(tmp_path / "g"), "--transformation", str(tmp_path / "h"), "-o", str(tmp_path / "new")]
-    command = [sys.executable, "-m", "fct_infer.cli.upgrade_gallery", *arguments, "--index", "Flat"]
+    heard = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_DFL)"  # nohup has it ignored, and so would we
+    code = f"{heard}\n{SLOWLY}\nfrom fct_infer.cli.upgrade_gallery import main\nrun(main)"
+    command = [sys.executable, "-c", code, *arguments, "--index", "Flat"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     journal = tmp_path / "new.partial" / "journal.jsonl"
     deadline = time.monotonic() + 60
@@ -175,21 +192,19 @@ def test_asked_to_stop(tmp_path, sent, exit_code):
     assert "Traceback" not in errors
     assert not (tmp_path / "new").exists()
     report = upgrade_gallery(tmp_path / "g", Transformation(program), tmp_path / "new", settings=Settings(index="Flat"))
-    assert report.resumed_rows >= 3000
+    assert report.resumed_rows >= 30
 
 
 def test_of_two_upgraders_one_wins(tmp_path):
-    program = paper_h(old_dim=64, side_dim=64, new_dim=64, inner=1024, seed=1)
-    write_gallery(tmp_path / "g", rows_per_shard=(4000,) * 10, old_dim=64, side_dim=64, seed=1)
-    code = textwrap.dedent("""
-        import sys
+    write_gallery(tmp_path / "g", rows_per_shard=(30,) * 10, old_dim=12, side_dim=6, seed=1)
+    code = SLOWLY + textwrap.dedent("""
         sys.path.insert(0, sys.argv[1])
         from support.programs import paper_h
         from fct_infer import Transformation, upgrade_gallery
         from fct_infer.errors import OutputError
+        h = Transformation(paper_h(old_dim=12, side_dim=6, new_dim=10, inner=16, seed=1))
         try:
-            program = paper_h(old_dim=64, side_dim=64, new_dim=64, inner=1024, seed=1)
-            upgrade_gallery(sys.argv[2], Transformation(program), sys.argv[3])
+            run(lambda: upgrade_gallery(sys.argv[2], h, sys.argv[3]))
             print("won")
         except OutputError as error:
             print("lost", error)
@@ -198,7 +213,6 @@ def test_of_two_upgraders_one_wins(tmp_path):
     racers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     said = sorted(racer.communicate(timeout=120)[0].split()[0] for racer in racers)
     assert said == ["lost", "lost", "won"]
-    assert program.new_dim == 64
     assert (tmp_path / "new" / "manifest.json").exists()
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 from threading import Event, Thread
@@ -14,6 +12,7 @@ import fsspec
 import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from support.children import run_code
 from support.galleries import write_gallery
 from support.programs import linear_map
 from support.servers import s3_bucket
@@ -31,13 +30,13 @@ from fct_infer.upgrade.settings import Settings
 
 FLAT = Settings(index="Flat", block_rows=30)
 NO_INDEX = Settings(index="none", block_rows=30)
-TESTS = Path(__file__).parent.parent
 URL = "memory://store/galleries/new"
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     monkeypatch.setattr(remote_errors, "WAITS", (0.0,))
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 3600.0)  # else a slow machine's beats are counted among the requests
     MemoryFileSystem.store.clear()
     MemoryFileSystem.pseudo_dirs[:] = [""]
 
@@ -359,6 +358,7 @@ def test_another_machine_that_lives_is_not_disturbed_and_a_dead_one_is_taken_ove
         Lease(folder, URL)
     far._stop.set()  # its machine sleeps
     far._thread.join()
+    far._beat()  # the last that was heard
     waited = []
     near = Lease(folder, URL, lambda: waited.append(1))
     assert waited
@@ -367,6 +367,36 @@ def test_another_machine_that_lives_is_not_disturbed_and_a_dead_one_is_taken_ove
     near.check()
     near.release()
     assert not list(folder.rglob("lease-*"))
+
+
+def test_who_lost_it_leaves_nothing_behind(lively):
+    folder = UrlPlace(location(URL)).below(".partial")
+    held = Lease(folder, URL)
+    MemoryFileSystem.store.clear()
+    held._thread.join()
+    assert not MemoryFileSystem.store
+    held.release()
+    with pytest.raises(OutputError, match="has taken this one's work over"):
+        held.check()
+
+
+def test_a_beat_that_arrives_after_the_end_is_removed(monkeypatch, lively):
+    folder, under_way, arrives = UrlPlace(location(URL)).below(".partial"), Event(), Event()
+    monkeypatch.setattr(lease, "_LAST_BEAT_SECONDS", 0.01)
+    held = Lease(folder, URL)
+    real = lease.put_object
+
+    def slow(path, data):
+        under_way.set()
+        arrives.wait()
+        real(path, data)
+
+    monkeypatch.setattr(lease, "put_object", slow)
+    assert under_way.wait(10)
+    held.release()
+    arrives.set()
+    held._thread.join()
+    assert not list(folder.rglob("*"))
 
 
 def test_a_sleeper_that_was_taken_over_publishes_nothing(gallery, h, expected, monkeypatch, lively):
@@ -508,7 +538,6 @@ def test_a_large_object_is_sent_in_pieces_and_never_held_whole(monkeypatch):
 
 DYING = textwrap.dedent("""
     import itertools, os, signal, sys
-    sys.path.insert(0, sys.argv[1])
     from support.programs import linear_map
     from fct_infer import Transformation, upgrade_gallery
     from fct_infer.storage import objects
@@ -517,11 +546,11 @@ DYING = textwrap.dedent("""
     objects.PIECE_BYTES = 5 << 20
     calls, real = itertools.count(), objects.ObjectWriter._tell
     def counted(self, call):
-        if next(calls) == int(sys.argv[4]):
+        if next(calls) == int(sys.argv[3]):
             os.kill(os.getpid(), signal.SIGKILL)
         return real(self, call)
     objects.ObjectWriter._tell = counted
-    upgrade_gallery(sys.argv[2], Transformation(linear_map(12, 640, seed=1)), sys.argv[3],
+    upgrade_gallery(sys.argv[1], Transformation(linear_map(12, 640, seed=1)), sys.argv[2],
                     settings=Settings(index="none", block_rows=500))
 """)
 
@@ -537,8 +566,7 @@ def test_killed_while_it_is_sent_to_s3_and_resumed(tmp_path, s3, monkeypatch, ca
     """By multipart upload: between the last piece of the first object and its end, and in the second."""
     write_gallery(tmp_path / "g", rows_per_shard=(6000, 5000), old_dim=12, ids="int", seed=1)
     url = f"s3://bucket/killed{call}"
-    arguments = [str(TESTS), str(tmp_path / "g"), url, str(call)]
-    done = subprocess.run([sys.executable, "-c", DYING, *arguments], capture_output=True, check=False, timeout=120)
+    done = run_code(DYING, tmp_path / "g", url, call)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert published(url) is None
     assert s3.call_s3("list_multipart_uploads", Bucket="bucket", Prefix=f"killed{call}/").get("Uploads")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from contextlib import closing
 from itertools import count
 
 import numpy as np
 import psycopg
 import pytest
+from support.children import run_code
 from support.postgres import Server, fill, read, text
 from support.programs import paper_h
 
@@ -26,7 +26,8 @@ ROWS, OLD, SIDE, NEW = 200, 12, 6, 10
 H = Transformation(paper_h(old_dim=OLD, side_dim=SIDE, new_dim=NEW, inner=16, seed=1), threads=1)
 
 CLIENT = """
-import os, signal, sys
+import os, signal, sys, warnings
+warnings.simplefilter("error")
 from support.programs import paper_h
 from fct_infer import Transformation, upgrade_gallery
 from fct_infer.connectors import open_destination, open_source, postgres_source
@@ -72,15 +73,7 @@ def rows():
 
 def run(url, point=0):
     """Upgrade in another process, which kills itself before its statement of that number."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(["tests", os.environ.get("PYTHONPATH", "")])}
-    found = subprocess.run(
-        [sys.executable, "-W", "error", "-c", CLIENT, url, str(point)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=60,
-        check=False,
-    )
+    found = run_code(CLIENT, url, point)
     return found.returncode, found.stdout, found.stderr
 
 

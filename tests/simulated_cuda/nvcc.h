@@ -11,6 +11,9 @@
 
 using std::isfinite;
 
+// Dynamic shared memory; one block runs at a time.
+extern float fct_shared[];
+
 // Of the thread that runs; there is only ever one at a time.
 extern uint3 threadIdx, blockIdx;
 extern dim3 gridDim;
@@ -20,22 +23,44 @@ namespace simulated {
 // Waits for all lanes of the warp; then returns what lane `from` gave. `kind` must be the same for all of
 // them.
 std::uint64_t exchange(unsigned mask, int kind, std::uint64_t value, int from);
-// The same; returns whether all gave something else than 0.
-bool all(unsigned mask, bool value);
+// The same; returns a bit for each lane that gave true.
+unsigned ballot(unsigned mask, bool value);
+// Waits for all threads of the block.
+void wait_for_block();
 int lane();
+
+constexpr int kShuffle = 1 << 8;  // the kind of a shuffle from lane 0; kinds below it are distances
 
 }  // namespace simulated
 
-inline int __all_sync(unsigned mask, int predicate) { return simulated::all(mask, predicate != 0); }
+inline unsigned __ballot_sync(unsigned mask, int predicate) {
+  return simulated::ballot(mask, predicate != 0);
+}
+inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) == mask; }
+inline void __syncthreads() { simulated::wait_for_block(); }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
+
+namespace simulated {
 
 template <typename T>
-T __shfl_xor_sync(unsigned mask, T value, int distance) {
+T shuffled(unsigned mask, T value, int kind, int from) {
   static_assert(std::is_arithmetic_v<T>);
   std::uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof value);
-  bits = simulated::exchange(mask, distance, bits, simulated::lane() ^ distance);
+  bits = exchange(mask, kind, bits, from);
   std::memcpy(&value, &bits, sizeof value);
   return value;
+}
+
+}  // namespace simulated
+
+template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, int distance) {
+  return simulated::shuffled(mask, value, distance, simulated::lane() ^ distance);
+}
+template <typename T>
+T __shfl_sync(unsigned mask, T value, int from) {
+  return simulated::shuffled(mask, value, simulated::kShuffle + from, from);
 }
 
 inline unsigned long long atomicMin(unsigned long long* address, unsigned long long value) {

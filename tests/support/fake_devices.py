@@ -14,6 +14,7 @@ from fct_infer.errors import DeviceMemoryError
 
 GIBIBYTE = 1 << 30
 HELD_BYTES = 700 << 20  # of a device's memory by what is compiled for it, if it may
+ASSIGNER_STREAM = 0x5EED
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "fp8")
 
 
@@ -37,6 +38,32 @@ class Executable(_core.Executable):
         self.streams.append(stream)
         inputs = _host_rows(old, old_dtype, rows, self.old_dim), _host_rows(side, side_dtype, rows, self.side_dim)
         self.run(inputs[0], inputs[1] if side else None, _host_rows(out, out_dtype, rows, self.new_dim), 1)
+
+
+class Assigner(_core.Assigner):
+    """Finds lists and codes on the CPU, says it does on a device, and remembers how it was made and called."""
+
+    made: ClassVar[list[Assigner]] = []
+    device, stream = "", 0  # over the core's, which cannot be set
+
+    def __init__(self, centroids, codebooks, *, device, device_memory=0, **options) -> None:
+        if device == Executable.full:
+            raise DeviceMemoryError(f"finding lists and codes needs 90 MiB on {device}, at hand are 7 MiB")
+        super().__init__(centroids, codebooks, **options)
+        self.asked, self.memory = device, device_memory
+        if "," not in device:
+            self.device, self.stream = device, ASSIGNER_STREAM
+        self.host_rows = self.device_rows = 0
+        Assigner.made.append(self)
+
+    def assign(self, rows, threads):
+        self.host_rows += len(rows)
+        return super().assign(rows, threads)
+
+    def assign_on_device(self, rows, count):
+        assert self.device
+        self.device_rows += count
+        return super().assign(_host_rows(rows, "float32", count, self.dim), 1)
 
 
 def _host_rows(address: int, dtype: str, rows: int, width: int) -> np.ndarray:
@@ -70,10 +97,11 @@ def install(
         "cublaslt": "13.1",
     }
     on_cpu = _core.precisions()
-    Executable.made, Executable.full = [], full
+    Executable.made, Assigner.made, Executable.full = [], [], full
     patch.setattr(_core, "cuda_status", lambda: status, raising=False)
     patch.setattr(_core, "precisions", lambda device="cpu": list(on_cpu if device == "cpu" else PRECISIONS))
     patch.setattr(_core, "Executable", Executable)
+    patch.setattr(_core, "device_assigner", Assigner)
     patch.setattr(cuda, "_load_cublaslt", lambda: None)
 
 

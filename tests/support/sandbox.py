@@ -12,15 +12,18 @@ import resource
 import signal
 import sys
 import tempfile
+import types
+from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from unittest import mock
 
 CPU_SECONDS = 20 * (os.cpu_count() or 1)  # ONNX Runtime computes on all of them
 MEMORY_BYTES = 8 << 30  # of address space beyond what the libraries have mapped: a safety belt for the machine
 FILE_BYTES = 64 << 20  # of any one file written
 WALL_SECONDS = 60
 _PRELOADED = (
-    "__main__",
     "faiss",
     "onnx.version_converter",
     "onnx.compose",
@@ -41,6 +44,9 @@ _PRELOADED = (
     "fct_infer.export.user_files",
     "fct_infer.upgrade.run",
     "torch._inductor.pattern_matcher",  # which torch.export.load imports
+    "psycopg",
+    "pyarrow.parquet",
+    "fct_infer.connectors.parquet_sink",
 )
 
 
@@ -58,11 +64,19 @@ _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload([*_PRELOADED])
 
 
+def start_fork(work: Callable[..., None], *arguments: object) -> BaseProcess:
+    """Begin ``work`` in a fork of the server, of which a process has one: all that tests fork comes from here."""
+    process = _context.Process(target=work, args=arguments)
+    # Else the child would import what __main__ is here: pytest.
+    with mock.patch.dict(sys.modules, {"__main__": types.ModuleType("__main__")}):
+        process.start()
+    return process
+
+
 def run_limited(command: str, arguments: list[str], folder: Path, log: Path) -> Ended:
     """Run ``fct-<command>`` in ``folder``, also its place for temporary files; what it prints goes into ``log``."""
     log.mkdir()
-    process = _context.Process(target=_run, args=(command, arguments, folder, log))
-    process.start()
+    process = start_fork(_run, command, arguments, folder, log)
     process.join(WALL_SECONDS)
     if process.is_alive():
         process.kill()

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fct_infer.training.run import RunFolder
+from fct_infer.training.runs.folder import RunFolder
 
 TINY_MODEL = {
     "name": "resnet",

@@ -46,7 +46,7 @@ def test_import_is_quick_and_light(statements: str) -> None:
     runs = [measure(statements) for _ in range(5)]
     loaded = {module.partition(".")[0] for module in runs[0]["modules"]}
     assert not loaded & set(HEAVY)
-    assert min(run["seconds"] for run in runs) < 0.3
+    assert min(run["seconds"] for run in runs) < 1.5
 
 
 def test_every_public_name_resolves_in_a_fresh_interpreter() -> None:

@@ -210,6 +210,22 @@ class CudaDevice : public Device {
     FCT_CHECK(kernels::normalize(from, to, extent, stream_of(stream)));
   }
 
+  void shift(const AssignedRows& rows, const DeviceCentroids& centroids, const Matrix& to,
+             std::int64_t padded, std::int64_t block_rows, ListSearch* searches, Stream stream) override {
+    const InContext guard(context_);
+    FCT_CHECK(kernels::shift(rows, centroids, to, padded, block_rows, searches, stream_of(stream)));
+  }
+  void search(const AssignedRows& rows, const DeviceCentroids& centroids, const Matrix& scores,
+              std::int64_t first_list, std::int64_t lists, ListSearch* searches, Stream stream) override {
+    const InContext guard(context_);
+    FCT_CHECK(kernels::search(rows, centroids, scores, first_list, lists, searches, stream_of(stream)));
+  }
+  void encode(const AssignedRows& rows, const DeviceCentroids& centroids, const DeviceCodebooks& codebooks,
+              Stream stream) override {
+    const InContext guard(context_);
+    FCT_CHECK(kernels::encode(rows, centroids, codebooks, stream_of(stream)));
+  }
+
  private:
   void copy(void* to, const void* from, std::size_t bytes, cudaMemcpyKind kind, Stream stream) {
     const InContext guard(context_);

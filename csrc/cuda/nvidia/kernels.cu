@@ -8,14 +8,11 @@
 #include <algorithm>
 
 #include "kernels.h"
+#include "warps.h"
 
 namespace fct::cuda::kernels {
 namespace {
 
-constexpr int kWarp = 32;
-constexpr int kWarpsPerBlock = 8;
-constexpr int kMaxBlocks = 4096;
-constexpr unsigned kAllLanes = 0xffffffffu;
 constexpr int kChunk = 8;              // elements
 constexpr int kStep = kWarp * kChunk;  // elements that a warp holds with one chunk a lane
 constexpr int kHeldChunks = 4;         // what a lane keeps in registers
@@ -29,21 +26,6 @@ struct alignas(piece_of(sizeof(T))) Packed {
 };
 
 using Chunk = Packed<float>;
-
-// Rounded to nearest, ties to even. What tensor cores do with the bits that they drop is not laid down.
-struct Tf32 {
-  float value;
-
-  Tf32() = default;
-  __device__ explicit Tf32(float exact) : value(exact) {
-    if (!isfinite(exact)) return;
-    std::uint32_t bits;
-    memcpy(&bits, &exact, sizeof bits);
-    bits = (bits + 0xfff + (bits >> 13 & 1)) & ~0x1fffu;
-    memcpy(&value, &bits, sizeof value);
-  }
-  __device__ explicit operator float() const { return value; }
-};
 
 // False for NaN as well.
 __device__ bool is_within(const Chunk& chunk, float largest) {
@@ -142,16 +124,6 @@ __device__ float activated(float value, Activation activation) {
   return value;
 }
 
-__device__ int lane() { return static_cast<int>(threadIdx.x) % kWarp; }
-
-// Calls body(row) for each row, all lanes of a warp with the same one.
-template <typename Body>
-__device__ void for_each_row(std::int64_t rows, const Body& body) {
-  const std::int64_t warps = static_cast<std::int64_t>(gridDim.x) * kWarpsPerBlock;
-  std::int64_t row = static_cast<std::int64_t>(blockIdx.x) * kWarpsPerBlock + threadIdx.x / kWarp;
-  for (; row < rows; row += warps) body(row);
-}
-
 // Calls body(column) for the first column of each chunk of this lane.
 template <typename Body>
 __device__ void for_each_chunk(std::int64_t columns, const Body& body) {
@@ -188,11 +160,6 @@ class TwiceReadRow {
   std::int64_t row_, columns_;
   Chunk held_[kIsHeld ? kHeldChunks : 1];
 };
-
-__device__ void note_bad_row(std::int64_t* first_bad, std::int64_t row) {
-  if (first_bad != nullptr)
-    atomicMin(reinterpret_cast<unsigned long long*>(first_bad), static_cast<unsigned long long>(row));
-}
 
 __global__ void load_kernel(Reader from, Writer to, Extent extent, std::int64_t block_rows,
                             RowChecks checks) {
@@ -277,18 +244,6 @@ __global__ void normalize_kernel(Reader from, Writer to, Extent extent) {
       to.write(row, column, chunk, extent);
     });
   });
-}
-
-template <typename... Parameters, typename... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), std::int64_t rows, cudaStream_t stream,
-                   Arguments... arguments) {
-  const std::int64_t blocks = (rows + kWarpsPerBlock - 1) / kWarpsPerBlock;
-  const auto grid = static_cast<unsigned>(std::clamp<std::int64_t>(blocks, 1, kMaxBlocks));
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(grid);
-  config.blockDim = dim3(kWarp * kWarpsPerBlock);
-  config.stream = stream;
-  return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
 }  // namespace

@@ -16,5 +16,11 @@ cudaError_t flag(const Matrix& from, Extent extent, std::uint8_t* flags, cudaStr
 cudaError_t add(const Matrix& left, const Matrix& right, const Matrix& to, Extent extent,
                 cudaStream_t stream);
 cudaError_t normalize(const Matrix& from, const Matrix& to, Extent extent, cudaStream_t stream);
+cudaError_t shift(const AssignedRows& rows, const DeviceCentroids& centroids, const Matrix& to,
+                  std::int64_t padded, std::int64_t block_rows, ListSearch* searches, cudaStream_t stream);
+cudaError_t search(const AssignedRows& rows, const DeviceCentroids& centroids, const Matrix& scores,
+                   std::int64_t first_list, std::int64_t lists, ListSearch* searches, cudaStream_t stream);
+cudaError_t encode(const AssignedRows& rows, const DeviceCentroids& centroids,
+                   const DeviceCodebooks& codebooks, cudaStream_t stream);
 
 }  // namespace fct::cuda::kernels

@@ -17,6 +17,19 @@ struct Centroids {
   std::vector<float> values;  // (count, dim)
 };
 
+// A first level above centroids: each belongs to the nearest of so many centers.
+struct Groups {
+  static constexpr int kMost = 1024;
+  int count, probes;           // how many groups of a row are searched
+  std::vector<float> centers;  // (count, dim)
+};
+
+// Along which centroids differ most: orthonormal, the first ones most. They change the time of a search only.
+struct Directions {
+  int count, dim;
+  std::vector<float> values;  // (count, dim)
+};
+
 // Of a product quantizer with one byte for each part of a row.
 struct Codebooks {
   static constexpr int kEntries = 256;
@@ -43,9 +56,14 @@ class Assigner {
 };
 
 // `reduced`: look for the nearest centroids in bfloat16 first, where products of them are fast; the lists are
-// the same. Throws Error(kArray) if sizes do not fit together or a value is not finite.
+// the same. `groups`: look for them on two levels (Note [Two levels], two_level_search.cpp), not in bfloat16;
+// a row's list may then be another one than the nearest. `directions`: bound scores by what lies along them
+// (Note [Leading directions], projection.cpp), not in bfloat16 either; the lists are the same. Throws
+// Error(kArray) if sizes do not fit together, a value is not finite, or both groups and directions are given.
 std::unique_ptr<Assigner> make_assigner(std::optional<Centroids> centroids,
-                                        std::optional<Codebooks> codebooks, bool reduced);
+                                        std::optional<Codebooks> codebooks, bool reduced,
+                                        const std::optional<Groups>& groups = std::nullopt,
+                                        const std::optional<Directions>& directions = std::nullopt);
 
 // k-means by the same searches, from the centroids given (Note [k-means], kmeans.cpp): so many iterations, or
 // fewer if nothing moves any more. rows is (count, dim). The same rows give the same result whatever the
@@ -53,7 +71,8 @@ std::unique_ptr<Assigner> make_assigner(std::optional<Centroids> centroids,
 //
 // `spherical`: centroids are normalised, as for inner products.
 Centroids refine_centroids(const float* rows, std::int64_t count, Centroids centroids, bool spherical,
-                           int iterations, int threads);
+                           int iterations, int threads, const std::optional<Groups>& groups = std::nullopt,
+                           const std::optional<Directions>& directions = std::nullopt);
 Codebooks refine_codebooks(const float* rows, std::int64_t count, Codebooks codebooks, int iterations,
                            int threads);
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fct_infer.artifacts.uncertainty import uncertainty_program
 from fct_infer.errors import UsageError
 from fct_infer.maps.affine import unit_deviation_steps
 from fct_infer.maps.statistics import Float64Array
@@ -25,8 +26,6 @@ from fct_infer.training.models.transformation import (
     ResidualMlpTransformation,
 )
 from fct_infer.transformation import Activation, Add, Concat, Float32Array, Linear, Program, Step
-
-LOG_VARIANCE = "log_variance"
 
 
 def to_program(module: TransformationModule) -> Program:
@@ -53,11 +52,23 @@ def to_uncertainty_program(module: TransformationModule) -> Program:
         ArtifactError: a weight is not finite.
     """
     _check_mode(module)
-    if not isinstance(module, LayeredTransformation) or module.uncertainty is None:
+    head = uncertainty_layer(module)
+    if head is None:
         raise UsageError(f"this {type(module).__name__} has no uncertainty head; train it with FastFill's loss")
-    program, head = _program(module), module.uncertainty
-    layer = Linear(program.output, LOG_VARIANCE, _float32(head.weight.detach()), _float32(head.bias.detach()))
-    return Program(program.dims, (*program.steps, layer), LOG_VARIANCE)
+    program = to_program(module)
+    (layer,) = head.steps
+    assert isinstance(layer, Linear)
+    return Program(program.dims, (*program.steps, replace(layer, input=program.output)), layer.output)
+
+
+def uncertainty_layer(module: TransformationModule) -> Program | None:
+    """Return FastFill's head by itself, see :func:`fct_infer.artifacts.uncertainty.uncertainty_program`; None without.
+
+    Raises:
+        ArtifactError: a weight is not finite.
+    """
+    head = module.uncertainty if isinstance(module, LayeredTransformation) else None
+    return None if head is None else uncertainty_program(_float32(head.weight.detach()), _float32(head.bias.detach()))
 
 
 def _check_mode(module: TransformationModule) -> None:

@@ -1,1 +1,1 @@
-"""One file per thing trained; they share :func:`fct_infer.training.loop.fit`."""
+"""One file per thing trained; they share :func:`fct_infer.training.runs.loop.fit`."""

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from fct_infer.training.data.augment import Augmentation
 from fct_infer.training.data.images import ImageData, image_shape, to_batch
-from fct_infer.training.loop import ProgressCallback, TrainingConfig, fit, seeded
-from fct_infer.training.losses import reconstruction_loss
+from fct_infer.training.losses.image_losses import reconstruction_loss
 from fct_infer.training.models.base import Backbone
 from fct_infer.training.models.decoder import Decoder
 from fct_infer.training.models.registry import ModelSpec
-from fct_infer.training.run import RunFolder
+from fct_infer.training.runs.folder import RunFolder
+from fct_infer.training.runs.loop import ProgressCallback, TrainingConfig, fit, seeded
 from fct_infer.training.trainers.side_information import TrainedSideInformation
 
 

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from fct_infer.errors import ArtifactError
-from fct_infer.training.checkpoints import CHECKPOINT, CLASSIFIER, load_checkpoint, save_checkpoint
 from fct_infer.training.config import from_plain, to_plain
 from fct_infer.training.data.images import ImageData, image_shape
 from fct_infer.training.data.sources import DataConfig, open_data
-from fct_infer.training.loop import ProgressCallback
+from fct_infer.training.data.splits import Split
 from fct_infer.training.models.base import Backbone
+from fct_infer.training.models.checkpoints import CHECKPOINT, CLASSIFIER, load_checkpoint, save_checkpoint
 from fct_infer.training.models.classifiers import Classifier
-from fct_infer.training.run import RunFolder
-from fct_infer.training.splits import Split
+from fct_infer.training.runs.folder import RunFolder
+from fct_infer.training.runs.loop import ProgressCallback
 from fct_infer.training.trainers.backbone import BackboneConfig, TrainedBackbone, train_backbone
 from fct_infer.training.trainers.bct import BctConfig, OldModel, train_bct
 

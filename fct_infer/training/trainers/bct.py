@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from fct_infer.errors import UsageError
 from fct_infer.training.data.images import ImageData
-from fct_infer.training.embedding import embed_data
-from fct_infer.training.loop import ProgressCallback
-from fct_infer.training.losses import classification_loss
+from fct_infer.training.features.embedding import embed_data
+from fct_infer.training.losses.image_losses import classification_loss
 from fct_infer.training.models.base import Backbone
 from fct_infer.training.models.classifiers import Classifier
-from fct_infer.training.run import RunFolder
+from fct_infer.training.runs.folder import RunFolder
+from fct_infer.training.runs.loop import ProgressCallback
 from fct_infer.training.trainers.backbone import AddedLoss, BackboneConfig, TrainedBackbone, train_backbone
 
 # Note [Old classifier]

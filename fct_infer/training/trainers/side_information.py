@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from fct_infer.training.data.augment import Augmentation
 from fct_infer.training.data.images import ImageData, LabelledImages, to_batch
-from fct_infer.training.loop import ProgressCallback, Trained, TrainingConfig, fit, seeded
-from fct_infer.training.losses import nt_xent_loss
+from fct_infer.training.losses.image_losses import nt_xent_loss
 from fct_infer.training.models.base import Backbone
 from fct_infer.training.models.registry import ModelSpec
-from fct_infer.training.run import RunFolder
+from fct_infer.training.runs.folder import RunFolder
+from fct_infer.training.runs.loop import ProgressCallback, Trained, TrainingConfig, fit, seeded
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 from fct_infer.errors import ArtifactError, UsageError
 from fct_infer.storage import copy_file
-from fct_infer.training.checkpoints import CHECKPOINT, SUFFIXES, save_checkpoint
 from fct_infer.training.config import from_plain, to_plain
 from fct_infer.training.data.images import image_shape
 from fct_infer.training.data.sources import DataConfig, open_data
-from fct_infer.training.loop import ProgressCallback
-from fct_infer.training.run import RunFolder
+from fct_infer.training.models.checkpoints import CHECKPOINT, SUFFIXES, save_checkpoint
+from fct_infer.training.runs.folder import RunFolder
+from fct_infer.training.runs.loop import ProgressCallback
 from fct_infer.training.trainers.autoencoder import AutoencoderConfig, train_autoencoder
 from fct_infer.training.trainers.backbone_run import BackboneRunConfig, run_backbone
 from fct_infer.training.trainers.side_information import (

@@ -14,17 +14,17 @@ from torch import Tensor, nn
 
 from fct_infer.errors import ArrayError, UsageError
 from fct_infer.maps import Statistics
-from fct_infer.training.alignment import alignment_loss
 from fct_infer.training.data.batches import Batches, TensorBatches
-from fct_infer.training.fastfill import fastfill_loss
-from fct_infer.training.loop import ProgressCallback, Trained, TrainingConfig, Validate, fit, seeded
+from fct_infer.training.losses.alignment import alignment_loss
+from fct_infer.training.losses.fastfill import fastfill_loss
 from fct_infer.training.models.base import TransformationModule
 from fct_infer.training.models.classifiers import Classifier
 from fct_infer.training.models.registry import ModelSpec
 from fct_infer.training.models.transformation import TRANSFORMATIONS, LayeredTransformation
+from fct_infer.training.runs.loop import ProgressCallback, Trained, TrainingConfig, Validate, fit, seeded
 
 if TYPE_CHECKING:
-    from fct_infer.training.run import RunFolder
+    from fct_infer.training.runs.folder import RunFolder
 
 TransformationLoss = Literal["mse", "l1", "cosine", "fastfill"]
 
@@ -188,7 +188,7 @@ def train_on_batches(
     run: RunFolder | None = None,
     validate: Validate | None = None,
 ) -> TrainedTransformation:
-    """Train h on any source of batches; errors as :func:`fct_infer.training.loop.fit`."""
+    """Train h on any source of batches; errors as :func:`fct_infer.training.runs.loop.fit`."""
     fitted = fit(objective.network, batches, objective.loss_of, training, on_progress, run=run, validate=validate)
     return TrainedTransformation(objective.module, objective.model, fitted=fitted)
 

@@ -14,25 +14,25 @@ import torch
 from fct_infer.errors import GalleryError, OutputError, UsageError
 from fct_infer.gallery import read_npy
 from fct_infer.maps import Statistics
-from fct_infer.training.checkpoints import CLASSIFIER, load_checkpoint
 from fct_infer.training.config import to_plain
 from fct_infer.training.data.sources import DataConfig, open_data
-from fct_infer.training.features import Columns, Features, concatenate
-from fct_infer.training.image_features import ImageFeatures, OnImages, Views
-from fct_infer.training.image_models import open_image_model
+from fct_infer.training.data.splits import Split, usual_share
+from fct_infer.training.features.cached import Columns, Features, concatenate
+from fct_infer.training.features.from_images import ImageFeatures, OnImages, Views
+from fct_infer.training.features.image_models import open_image_model
+from fct_infer.training.models.checkpoints import CLASSIFIER, load_checkpoint
 from fct_infer.training.models.classifiers import Classifier, LinearClassifier
-from fct_infer.training.splits import Split, usual_share
 from fct_infer.training.trainers.transformation import check_labels
 
 if TYPE_CHECKING:
-    from fct_infer.training.run import RunFolder
+    from fct_infer.training.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)
 class FeatureFolders:
     """One set of cached embeddings: folders of ``.npy`` shards or ``.npy`` files, or what ``open_source`` opens.
 
-    The first two are described in :mod:`fct_infer.training.features`; the others are converted to them.
+    The first two are described in :mod:`fct_infer.training.features.cached`; the others are converted to them.
 
     Attributes:
         old, new: embeddings by either model, row i of the same item.

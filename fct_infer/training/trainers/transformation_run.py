@@ -17,23 +17,23 @@ from torch import Tensor
 from fct_infer.errors import UsageError
 from fct_infer.gallery import Gallery
 from fct_infer.maps import MAPS, Recipe, Statistics
-from fct_infer.training.alignment import Alignment, measure_alignment
-from fct_infer.training.chains import compose
-from fct_infer.training.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
+from fct_infer.maps.chains import compose
 from fct_infer.training.config import check_arguments, from_plain, hint, to_plain
 from fct_infer.training.data.batches import batch_ends
-from fct_infer.training.fastfill import write_scores
-from fct_infer.training.feature_batches import FeatureBatches, as_tensors
-from fct_infer.training.feature_sources import models_of_features, prepare_features
-from fct_infer.training.features import Columns
-from fct_infer.training.image_features import OnImages
-from fct_infer.training.loop import Fitted, ProgressCallback, TrainingConfig
+from fct_infer.training.features.cached import Columns
+from fct_infer.training.features.from_images import OnImages
+from fct_infer.training.features.imported import models_of_features, prepare_features
+from fct_infer.training.features.shuffled import FeatureBatches, as_tensors
+from fct_infer.training.losses.alignment import Alignment, measure_alignment
 from fct_infer.training.models.base import TransformationModule
+from fct_infer.training.models.checkpoints import CHECKPOINT, load_checkpoint, save_checkpoint
 from fct_infer.training.models.folding import to_program, to_uncertainty_program
 from fct_infer.training.models.foreign import is_foreign
 from fct_infer.training.models.program import ProgramTransformation, program_arguments
 from fct_infer.training.models.registry import TRAINED, ModelSpec
 from fct_infer.training.models.transformation import LayeredTransformation
+from fct_infer.training.runs.loop import Fitted, ProgressCallback, TrainingConfig
+from fct_infer.training.trainers.scores import write_scores
 from fct_infer.training.trainers.transformation import (
     Objective,
     TransformationConfig,
@@ -52,7 +52,7 @@ from fct_infer.training.trainers.transformation_data import (
 from fct_infer.transformation import Linear, Program, Transformation
 
 if TYPE_CHECKING:
-    from fct_infer.training.run import RunFolder
+    from fct_infer.training.runs.folder import RunFolder
 
 PAPER_RECIPE = TrainingConfig(
     epochs=80,
@@ -80,7 +80,7 @@ class _RunConfig(TransformationConfig):
             rows together.
         model: a trained h (``paper``, ``mlp``, ``residual_mlp``, ``linear``, ``fitted_residual``), a map that is solved
             for (``procrustes``, ``ridge``, ``low_rank``, ``recipe``), or ``chain`` with ``first`` and ``second``, two
-            checkpoints, and ``second_side`` (:func:`fct_infer.training.chains.compose`).
+            checkpoints, and ``second_side`` (:func:`fct_infer.maps.chains.compose`).
         training: schedule of a trained h; the paper's where it does not say otherwise, but in smaller batches where
             rows are few, and in more epochs where batches are.
         classifier: the new model's, for FastFill: the folder of its finished run, or a ``.npy`` file (classes, d_new)
@@ -161,7 +161,7 @@ def run_transformation(
     Raises:
         UsageError: the configuration is neither, or names what does not exist.
         GalleryError: features are missing, malformed, or hold NaN or infinity; names file and row.
-        FctError: as of :class:`fct_infer.training.run.RunFolder` and :func:`fct_infer.training.loop.fit`.
+        FctError: as of :class:`fct_infer.training.runs.folder.RunFolder` and :func:`fct_infer.training.runs.loop.fit`.
     """
     settings = _settings(config)
     if (result := run.open("transformation", settings, settings.training)) is not None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.numpy import save
+from safetensors.numpy import load, save
 from support.programs import residual_mlp
 
 from fct_infer.artifacts.tensors import MAX_HEADER_BYTES, read_tensors, tensor_bytes
@@ -83,3 +83,15 @@ def test_random_headers_are_an_artifact_error(path, data, length):
     path.write_bytes(struct.pack("<Q", length) + data)
     with pytest.raises(ArtifactError):
         read_tensors(path)
+
+
+def test_the_same_program_gives_the_same_bytes():
+    """So that an upgrade goes on with a bundle that was made again."""
+    metadata = {f"key{number}": f'Wert \u00e4 "{number}"' for number in range(12)}
+    files = {tensor_bytes(PROGRAM, dict(order)) for order in (metadata.items(), reversed(metadata.items()))}
+    assert len(files) == 1
+    data = files.pop()
+    assert int.from_bytes(data[:8], "little") % 8 == 0
+    assert {name: tensor.tobytes() for name, tensor in load(data).items()} == {
+        name: tensor.tobytes() for name, tensor in PROGRAM.tensors().items()
+    }

@@ -17,7 +17,7 @@ from support.torch_models import GatedTransformation, TinyBackbone, exported, ou
 
 from fct_infer import load_embedder, load_transformation
 from fct_infer.errors import ArtifactError, MissingExtraError, UnsupportedError, UsageError
-from fct_infer.export import Options, export_backbone, export_transformation, probe
+from fct_infer.export import Options, export_backbone, export_transformation
 
 PROGRAM = plain_mlp(24, 8, 32, hidden=(40,))
 DIMS = {"old": 24, "side": 8}
@@ -35,16 +35,14 @@ def folder(tmp_path_factory):
     torch.manual_seed(0)
     every = ("onnx", "torchscript", "pt2"), ("fp32", "fp16", "bf16", "int8")
     gated, backbone = GatedTransformation(24, 8, 32).eval(), randomized(TinyBackbone(12))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probe, "LARGE_BATCH", 64)
-        export_transformation(PROGRAM, folder / "h", Options(("core", *every[0]), every[1], rows_for(DIMS, 100)))
-        export_transformation(PROGRAM, folder / "core", Options(("core",)))
-        export_transformation(PROGRAM, folder / "onnx", Options(("onnx",)))
-        export_transformation(PROGRAM, folder / "int8", Options(("onnx",), ("int8",), rows_for(DIMS, 100)))
-        export_transformation(PROGRAM, folder / "torch", Options(("torchscript",)))
-        export_transformation(gated, folder / "gated", Options(*every[:1], ("fp32", "fp16")))
-        export_backbone(backbone, folder / "b", Options(every[0], ("fp32", "fp16")), image_shape=SHAPE)
-        export_backbone(backbone, folder / "b.torch", Options(("torchscript", "pt2")), image_shape=SHAPE)
+    export_transformation(PROGRAM, folder / "h", Options(("core", *every[0]), every[1], rows_for(DIMS, 100)))
+    export_transformation(PROGRAM, folder / "core", Options(("core",)))
+    export_transformation(PROGRAM, folder / "onnx", Options(("onnx",)))
+    export_transformation(PROGRAM, folder / "int8", Options(("onnx",), ("int8",), rows_for(DIMS, 100)))
+    export_transformation(PROGRAM, folder / "torch", Options(("torchscript",)))
+    export_transformation(gated, folder / "gated", Options(*every[:1], ("fp32", "fp16")))
+    export_backbone(backbone, folder / "b", Options(every[0], ("fp32", "fp16")), image_shape=SHAPE)
+    export_backbone(backbone, folder / "b.torch", Options(("torchscript", "pt2")), image_shape=SHAPE)
     batch = torch.zeros(2, 24), torch.zeros(2, 8)
     scripted(gated, folder / "gated.pt")
     exported(gated, folder / "gated.pt2", *batch)

@@ -14,7 +14,7 @@ from support.programs import plain_mlp, random_rows
 
 from fct_infer import _core, load_transformation
 from fct_infer.errors import DeviceMemoryError, ResourceError, UnsupportedError, UsageError
-from fct_infer.export import Options, export_transformation, probe
+from fct_infer.export import Options, export_transformation
 
 PROGRAM = plain_mlp(24, 8, 32, hidden=(40,))
 DIMS = {"old": 24, "side": 8}
@@ -29,9 +29,7 @@ NO_DEVICE = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundles") / "h"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probe, "LARGE_BATCH", 64)
-        export_transformation(PROGRAM, folder, Options(("core", "onnx"), ("fp32",), rows_for(DIMS, 100)))
+    export_transformation(PROGRAM, folder, Options(("core", "onnx"), ("fp32",), rows_for(DIMS, 100)))
     return folder
 
 

@@ -24,9 +24,10 @@ from benchmarks.bench_cuda import (
     summary,
     usable_device,
 )
+from benchmarks.device_assignment import FROM_HOST, Assignment
 from benchmarks.device_ceilings import FAST_SUMS, copy_ceilings, matmul_ceiling
 from benchmarks.device_clock import MOST_SETS, REHEARSAL_CACHE_BYTES, DeviceClock, timing
-from benchmarks.device_summary import OURS, best_speed, by_rows, fastest_opponent, gates, host_limit, tables
+from benchmarks.device_summary import OURS, PRODUCT, best_speed, by_rows, fastest_opponent, gates, host_limit, tables
 from benchmarks.opponents import NotMeasuredError
 from benchmarks.opponents.on_device import ON_DEVICE
 from benchmarks.upgrade_runs import fused, run_once
@@ -196,6 +197,26 @@ def test_ceilings_are_of_all_products_together():
     copies = copy_ceilings(clock, 1 << 12, 2, 0.0)
     assert list(copies) == ["host_to_device", "device_to_host", "each_way_at_once", "within_device"]
     assert min(copies.values()) > 0
+
+
+def test_lists_and_codes_are_timed_beside_the_product_alone():
+    bench = Bench(REHEARSAL, "cpu")
+    bench._part("lists and codes", bench.measure_assignment)
+    (case,) = bench.result["assignment"]
+    assert (case["rows"], case["lists"], case["parts"]) == (1000, 16, 4)
+    assert list(case["runtimes"]) == [PRODUCT, FROM_HOST]
+    assert list(bench.not_measured) == ["FAISS, add: a rehearsal"]
+    runtimes = {PRODUCT: speed(200e6), OURS: speed(50e6)}
+    found = tables({**result(), "assignment": [{**case, "runtimes": runtimes}]})
+    (table,) = [table for table in found if table.title.startswith("Lists and codes")]
+    assert table.rows == [["1,000 x 32, IVF16,PQ4", "200 (100 %) ±1 %", "50 (25 %) ±1 %"]]
+
+
+def test_other_lists_than_the_cpu_finds_are_not_timed(monkeypatch):
+    assignment = Assignment(DeviceClock("cpu"), REHEARSAL.assignments[0])
+    monkeypatch.setattr(assignment, "centroids", assignment.centroids[::-1].copy())
+    with pytest.raises(NotMeasuredError, match=r"lists are the CPU's for 0\.\d+ of the rows"):
+        assignment.check()
 
 
 @pytest.mark.parametrize(

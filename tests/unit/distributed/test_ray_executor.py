@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -11,22 +12,34 @@ import textwrap
 import threading
 import time
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
+from support import embeddings, faults
 from support.galleries import write_gallery
 from support.programs import paper_h
+from support.servers import s3_bucket
 
-from fct_infer import Transformation, upgrade_gallery
-from fct_infer.errors import GalleryError, ResourceError, UsageError
+from fct_infer import Transformation, evaluate, upgrade_gallery
+from fct_infer.cli.evaluate import command as evaluate_command
+from fct_infer.cli.gallery import command as gallery_command
+from fct_infer.errors import GalleryError, ResourceError
+from fct_infer.gallery.url_place import UrlPlace
+from fct_infer.index.verify import verify_gallery
+from fct_infer.storage import location, use_filesystem
+from fct_infer.storage.objects import read_object
 from fct_infer.upgrade.crew import Policy
+from fct_infer.upgrade.schedule import run_parts
 from fct_infer.upgrade.settings import Settings
 
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
 
+from fct_infer.distributed import ray_executor  # noqa: E402
 from fct_infer.distributed.ray_executor import RayExecutor  # noqa: E402
 
 H = Transformation(paper_h(old_dim=12, side_dim=6, new_dim=10, inner=16, seed=1), "fp32", threads=1)
@@ -35,7 +48,14 @@ EXECUTOR = RayExecutor(workers=2, policy=Policy(first_wait=0.1, patience=60))
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def bucket():
+    """An S3 server; what is started meanwhile knows its address."""
+    with s3_bucket() as s3:
+        yield s3
+
+
+@pytest.fixture(scope="module")
+def cluster(bucket):
     cluster = Cluster()
     node = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
     cluster.add_node(**node)
@@ -189,43 +209,168 @@ def test_a_node_that_is_removed_while_an_index_is_made_in_shards(tmp_path, galle
     assert time.monotonic() - start < 60
 
 
-class StartedRay:
-    """Ray as far as connecting to it goes: a cluster of one machine with two CPUs."""
+class Fails(faults.FaultyFileSystem):
+    """The first so many calls of some kinds fail, in each process anew."""
 
-    def __init__(self):
-        self.options, self.runs = {}, False
+    def __init__(self, times, **numbers):
+        super().__init__()
+        self.numbers, self.left = numbers, dict.fromkeys(numbers, times)
 
-    def is_initialized(self):
-        return self.runs
-
-    def init(self, **options):
-        self.options, self.runs = options, True
-
-    def cluster_resources(self):
-        return {"CPU": 2.0}
-
-    def shutdown(self):
-        self.runs = False
+    def before(self, call, path):
+        if self.left.get(call, 0) > 0:
+            self.left[call] -= 1
+            raise OSError(self.numbers[call], os.strerror(self.numbers[call]))
 
 
-@pytest.mark.parametrize("wanted", [{"cpus": 3}, {"gpus": 1}])
-def test_workers_that_this_machine_never_has_room_for(monkeypatch, wanted):
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    started = StartedRay()
-    with pytest.raises(UsageError, match="this machine has"):
-        RayExecutor(**wanted)._connect(started)
-    assert not started.runs
-    assert RayExecutor(cpus=2)._connect(started)
+class FailingFiles:
+    """A job on workers whose file system fails."""
+
+    def __init__(self, job, filesystem):
+        self.job, self.filesystem = job, filesystem
+
+    def open(self):
+        self.placed = use_filesystem(self.filesystem)
+        self.placed.__enter__()
+        return self.job.open()
 
 
-def test_a_cluster_that_the_environment_names_may_grow_and_has_its_own_memory(monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    started = StartedRay()
-    assert RayExecutor(cpus=64)._connect(started)
-    assert "object_store_memory" not in started.options
+class FailingStore:
+    """A job on workers whose store refuses the first so many objects, in each process anew."""
+
+    def __init__(self, job, times):
+        self.job, self.left = job, times
+
+    def open(self):
+        from s3fs import S3FileSystem
+
+        ask = S3FileSystem._call_s3
+
+        async def refuse(filesystem, method, *arguments, **options):
+            if method == "put_object" and self.left > 0:
+                self.left -= 1
+                raise PermissionError(errno.EACCES, "Access Denied")  # what fails otherwise s3fs and we repeat
+            return await ask(filesystem, method, *arguments, **options)
+
+        S3FileSystem._call_s3 = refuse
+        return self.job.open()
 
 
-@pytest.mark.parametrize("wrong", [{"workers": 0}, {"cpus": 0}, {"gpus": -1}])
-def test_numbers_that_make_no_sense(wrong):
-    with pytest.raises(UsageError, match="wanted at least"):
-        RayExecutor(**wrong)
+class DiesOnce:
+    """A job whose first part takes its worker along."""
+
+    def __init__(self, job, mark):
+        self.job, self.mark = job, mark
+
+    def open(self):
+        do = self.job.open()
+
+        def die_or_do(part):
+            with suppress(FileExistsError):
+                os.close(os.open(self.mark, os.O_CREAT | os.O_EXCL))
+                os.kill(os.getpid(), signal.SIGKILL)
+            return do(part)
+
+        return die_or_do
+
+
+@dataclass(frozen=True)
+class Unlucky(RayExecutor):
+    """Workers whose jobs are wrapped in another one."""
+
+    job: Any = None
+    how: tuple[Any, ...] = ()
+
+    def _do(self, job, parts, record):
+        return super()._do(self.job(job, *self.how), parts, record)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def by_value():
+    """Workers cannot import tests."""
+    from ray import cloudpickle
+
+    modules = (sys.modules[__name__], faults)
+    for module in modules:
+        cloudpickle.register_pickle_by_value(module)
+    yield
+    for module in modules:
+        cloudpickle.unregister_pickle_by_value(module)
+
+
+@pytest.fixture
+def schedules(monkeypatch):
+    """What came of each job, in the end."""
+    ended = []
+    monkeypatch.setattr(ray_executor, "run_parts", lambda *given: ended.append(run_parts(*given)))
+    return ended
+
+
+def unlucky(job, *how, attempts=8):
+    policy = Policy(attempts=attempts, first_wait=0.1, patience=60)
+    return Unlucky(workers=2, policy=policy, job=job, how=how)
+
+
+def test_what_a_worker_could_not_write_is_done_again(tmp_path, gallery, cluster, schedules):
+    upgrade_gallery(gallery, H, tmp_path / "threads", settings=SETTINGS)
+    executor = unlucky(FailingFiles, Fails(1, write=errno.ENOSPC, fsync=errno.EIO, rename=errno.ESTALE))
+    upgrade_gallery(gallery, H, tmp_path / "ray", settings=SETTINGS, executor=executor)
+    assert schedules[0].counts.failures >= 3
+    assert published(tmp_path / "ray") == published(tmp_path / "threads")
+
+
+def test_a_disk_that_stays_full_ends_it_and_what_is_done_is_kept(tmp_path, gallery, cluster):
+    full = unlucky(FailingFiles, Fails(10**9, write=errno.ENOSPC), attempts=2)
+    with pytest.raises(ResourceError, match=r"part 00000\d failed 2 times.*worker \d.*the disk is full.*is kept"):
+        upgrade_gallery(gallery, H, tmp_path / "ray", settings=SETTINGS, executor=full)
+    assert not (tmp_path / "ray").exists()
+    upgrade_gallery(gallery, H, tmp_path / "ray", settings=SETTINGS)  # by threads
+    upgrade_gallery(gallery, H, tmp_path / "threads", settings=SETTINGS)
+    assert published(tmp_path / "ray") == published(tmp_path / "threads")
+
+
+def test_objects_that_a_store_refused_for_a_while(tmp_path, gallery, cluster, schedules):
+    upgrade_gallery(gallery, H, tmp_path / "threads", settings=SETTINGS)
+    url = "s3://bucket/new"
+    upgrade_gallery(gallery, H, url, settings=SETTINGS, executor=unlucky(FailingStore, 2))
+    assert schedules[0].counts.failures >= 2
+    folder = UrlPlace(location(url)).current()[1]
+    found = {name: read_object(folder / name) for name in published(tmp_path / "threads")}
+    assert found == published(tmp_path / "threads")
+    assert not verify_gallery(url, workers=EXECUTOR).damaged
+
+
+def test_workers_verify_as_this_process_does(tmp_path, gallery, cluster):
+    dest = tmp_path / "new"
+    upgrade_gallery(gallery, H, dest, settings=SETTINGS)
+    assert verify_gallery(dest, workers=EXECUTOR) == verify_gallery(dest)
+    (dest / "ids" / "000004.npy").unlink()
+    for name in ("embeddings/000001.npy", "index.faiss"):
+        data = bytearray((dest / name).read_bytes())
+        data[-1] ^= 1
+        (dest / name).write_bytes(data)
+    found = verify_gallery(dest, workers=EXECUTOR)
+    assert found == verify_gallery(dest)
+    assert list(found.damaged) == ["ids/000004.npy", "embeddings/000001.npy", "index.faiss"]
+    line = ["verify", str(dest), "--executor", "ray", "--workers", "2"]
+    said = CliRunner().invoke(gallery_command, line, standalone_mode=False)
+    assert said.return_value == 4
+    assert "embeddings/000001.npy: is damaged" in said.stderr
+
+
+def test_workers_evaluate_as_this_process_does(tmp_path, cluster, schedules):
+    queries, old, new, query_labels, labels = embeddings.upgrade(1, queries=900, rows=700)
+    arrays = {"queries": queries, "query_labels": query_labels, "gallery": old, "gallery_labels": labels}
+    arrays |= {"old_queries": queries[:, :3].copy(), "old_gallery": new[:, :3].copy()}
+    paths = {name: str(tmp_path / f"{name}.npy") for name in arrays}
+    for name, array in arrays.items():
+        np.save(paths[name], array)
+    line = [word for name, path in paths.items() for word in (f"--{name.replace('_', '-')}", path)]
+    found = CliRunner().invoke(evaluate_command, [*line, "--json", "--executor", "ray"], standalone_mode=False)
+    assert found.exception is None
+    assert found.stdout == CliRunner().invoke(evaluate_command, [*line, "--json"], standalone_mode=False).stdout
+    assert len(schedules) == 2  # old/old, and new/old
+
+    del paths["old_queries"], paths["old_gallery"]
+    lost_once = unlucky(DiesOnce, str(tmp_path / "died"))
+    assert evaluate(**paths, executor=lost_once).as_dict() == evaluate(**paths).as_dict()
+    assert schedules[-1].counts.losses == 1

@@ -57,6 +57,7 @@ def test_an_interrupt_in_the_progress_callback_stops_the_work():
         begun.append(block.start)
         if block.start > 0:
             gate.wait(10)
+            time.sleep(0.005)  # so that the thread that is told to stop gets its turn
 
     def interrupt(_done, _rows):
         gate.set()

@@ -17,8 +17,8 @@ from fct_infer.artifacts.bundle import open_bundle
 from fct_infer.cli.export import command
 from fct_infer.errors import ArtifactError, FctError, UsageError
 from fct_infer.export.checkpoints import open_named
-from fct_infer.training.checkpoints import save_checkpoint
 from fct_infer.training.models.base import Backbone, TransformationModule
+from fct_infer.training.models.checkpoints import save_checkpoint
 from fct_infer.training.models.registry import ModelSpec
 
 RESNET = ModelSpec("resnet", {"embedding_dim": 8, "widths": [4], "blocks": [1]})

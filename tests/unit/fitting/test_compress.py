@@ -13,9 +13,10 @@ from fct_infer.errors import ArrayError, NonFiniteError, UsageError
 from fct_infer.fitting import Settings, Stored, compress, fit_pairs, network_trial
 from fct_infer.fitting import fit as fit_module
 from fct_infer.fitting.compress import Judge, Teachers, is_as_good
-from fct_infer.fitting.crossfit import CrossFit, Split, statistics_of
+from fct_infer.fitting.crossfit import CrossFit, statistics_of
 from fct_infer.fitting.measures import Overlap
 from fct_infer.fitting.network import Schedule, train
+from fct_infer.fitting.splits import Split
 from fct_infer.maps import Recipe
 from fct_infer.training.models.folding import to_program
 
@@ -103,14 +104,14 @@ def test_as_good_is_within_the_noise_or_half_a_point():
 
 def test_a_fit_is_compressed_and_says_how_small_it_became(short, monkeypatch):
     pairs, stored, fresh = curved(600), curved(2000, seed=2), curved(600, seed=1)
-    large = network_trial.Network
 
-    def no_cross_fit(cross_fit, recipe, *_):
-        """Stands in for five trainings that this test does not look at; the closed form's rows judge as well."""
-        program = outside_the_first_fold(pairs)[2]
-        return large(pairs.new[cross_fit.split.judged], program.flops_per_row, Schedule(128, 400, 400), (program,) * 5)
+    def no_screening(screen, budget, seed, progress, model):
+        """Stands in for a training that this test does not look at; rows of the new model judge as well."""
+        program, rows = outside_the_first_fold(pairs)[2], pairs.new[screen.fold.split.judged]
+        trial = screen.trial(network_trial.NAMES[model], rows, program.flops_per_row)
+        return network_trial.Network(trial, rows, program, Schedule(128, 400, 400), 1.0, 1.0)
 
-    monkeypatch.setattr(fit_module, "cross_fit_network", no_cross_fit)
+    monkeypatch.setattr(fit_module, "screen_network", no_screening)
     found = fit_pairs(pairs, Settings(compress=Stored(stored.old, stored.side)))
     assert found.chosen.name == network_trial.NAMES["residual"]
     assert found.program.flops_per_row == found.compression.chosen.flops < 0.25 * found.chosen.flops

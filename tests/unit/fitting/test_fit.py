@@ -8,9 +8,13 @@ import fct_infer
 from fct_infer import Transformation
 from fct_infer.errors import ArrayError, GalleryError, GateError, InputError, NonFiniteError, UsageError
 from fct_infer.fitting import Pairs, Queries, Settings
-from fct_infer.fitting.crossfit import Split, Trial, choose, items_of
+from fct_infer.fitting.crossfit import CrossFit, Trial, choose
+from fct_infer.fitting.findings import copies
+from fct_infer.fitting.forecast import CurvePoint, Growth
 from fct_infer.fitting.measures import ByLabels, ByTruth, Overlap
+from fct_infer.fitting.splits import Split, items_of
 from fct_infer.maps import Recipe
+from fct_infer.measuring import Estimate
 
 CLOSED = Settings(network=False)
 
@@ -40,6 +44,19 @@ def test_of_equals_the_cheapest_is_taken_and_spread_rows_first_if_wanted():
     ]
     assert choose(trials, prefer_spread=False).name == "cheap"
     assert choose(trials, prefer_spread=True).name == "spread"
+
+
+def test_spread_rows_that_lack_little_are_taken_where_rows_alone_judge():
+    scores = np.random.default_rng(0).random(500)
+    trials = [
+        Trial("plain", scores, 100, Recipe()),
+        Trial("spread", 0.96 * scores, 100, Recipe(unit_deviation=True)),  # clearly worse, by a 25th
+        Trial("cheap spread", 0.9 * scores, 10, Recipe(unit_deviation=True)),
+    ]
+    assert choose(trials, prefer_spread=True).name == "plain"
+    assert choose(trials, prefer_spread=True, spread_costs=0.05).name == "spread"
+    assert choose(trials, prefer_spread=True, spread_costs=0.03).name == "plain"
+    assert choose(trials, prefer_spread=False, spread_costs=0.05).name == "plain"
 
 
 def test_candidates_are_judged_on_rows_they_were_not_fitted_on():
@@ -108,6 +125,33 @@ def test_more_pairs_help_along_the_curve():
     curve = fct_infer.fit(old, new, settings=CLOSED).forecast.curve
     assert [point.pairs for point in curve] == [200, 400, 800]  # four fifths are fitted on
     assert curve[0].estimate.mean < curve[2].estimate.mean
+
+
+def test_undecided_names_what_would_decide():
+    rng = np.random.default_rng(0)
+    old = rng.standard_normal((400, 8)).astype(np.float32)
+    unseen = 2 * rng.standard_normal((400, 16))  # which no map of the old rows can know
+    new = (np.pad(old, ((0, 0), (0, 16))) + np.pad(unseen, ((0, 0), (8, 0)))).astype(np.float32)
+    verdict = fct_infer.fit(old, new, settings=CLOSED).forecast.verdict
+    assert verdict.action == "undecided"
+    assert "Next: a few hundred real searches" in verdict.sentence
+    assert (
+        "--queries, --old-queries and --truth" in verdict.sentence
+        and "More pairs alone will hardly" in verdict.sentence
+    )
+
+
+def growth(*shares):
+    return Growth.of(tuple(CurvePoint(100, Estimate(share, 0.0)) for share in shares), 1_000)
+
+
+def test_how_many_pairs_are_wanted_follows_the_curve():
+    steady, shrinking, flat = growth(0.1, 0.2, 0.3), growth(0.1, 0.3, 0.4), growth(0.3, 0.3, 0.3)
+    assert steady.twice == pytest.approx(0.1) and shrinking.twice == pytest.approx(0.05) and flat.twice == 0
+    assert growth(0.3, 0.2, 0.3).twice == pytest.approx(0.1) and growth(0.1, 0.4, 0.3).twice == 0
+    assert steady.pairs_for(0.09) == 2_000 and steady.pairs_for(0.19) == 4_000
+    assert shrinking.pairs_for(0.07) == 4_000 and shrinking.pairs_for(0.1) is None  # a geometric series ends there
+    assert flat.pairs_for(0.01) is None
 
 
 def test_the_same_pairs_give_the_same_map():
@@ -226,6 +270,13 @@ def test_near_copies_are_said():
     assert any("have a near copy among the pairs" in note for note in notes)
 
 
+@pytest.mark.parametrize("factor", [1e-15, 1.0, 1e18])
+def test_rows_of_any_length_are_no_copies(factor):
+    rows = np.random.default_rng(0).standard_normal((300, 16)) * factor
+    pairs = Pairs(rows.astype(np.float32), rows.astype(np.float32), None, np.arange(300))
+    assert copies(CrossFit(pairs, Split.draw(300, None, 0))) == []
+
+
 def test_unit_length_is_judged_as_it_is_shipped():
     """By inner product, rows of h before and after they are given length 1 are found in another order."""
     old, new, _ = clustered(800)
@@ -243,7 +294,17 @@ def test_labels_that_nobody_shares_are_refused_and_rare_ones_are_no_error():
         fct_infer.fit(old, new, labels=np.arange(200), settings=CLOSED)
     labels = np.arange(200)
     labels[1] = 0
-    fct_infer.fit(old, new, labels=labels, settings=CLOSED)
+    by_labels = fct_infer.fit(old, new, labels=labels, settings=CLOSED)
+    assert by_labels.measure == "neighbour overlap@10" and "the labels are too few" in by_labels.notes[0]
+
+
+@pytest.mark.parametrize("asked", [1, 5])
+def test_a_handful_of_queries_neither_chooses_nor_gives_a_verdict(asked):
+    old, new, _ = clustered(200)
+    found = fct_infer.fit(old, new, queries=Queries(new[:asked], np.arange(asked)), settings=CLOSED)
+    assert "the queries are too few to tell one map from another" in found.notes[0]
+    without = fct_infer.fit(old, new, settings=CLOSED)
+    assert found.chosen.name == without.chosen.name and found.forecast == without.forecast
 
 
 def test_swapped_sides_are_told_by_queries_whatever_the_widths():

@@ -7,10 +7,12 @@ import pytest
 from support.pairs import curved
 
 from fct_infer import Transformation
-from fct_infer.fitting import Pairs, Settings, fit_pairs, network_trial
-from fct_infer.fitting.crossfit import CrossFit, Split, statistics_of
-from fct_infer.fitting.measures import Search
+from fct_infer.fitting import Pairs, Queries, Settings, fit_pairs, network_trial
+from fct_infer.fitting.crossfit import CrossFit, statistics_of
+from fct_infer.fitting.measures import ByTruth, Overlap, Search
 from fct_infer.fitting.network import Schedule, _initial, train
+from fct_infer.fitting.network_trial import Network, Screen
+from fct_infer.fitting.splits import Split
 from fct_infer.maps import Recipe
 from fct_infer.reference import apply_float64
 from fct_infer.training.models.folding import to_program
@@ -49,7 +51,18 @@ def _narrow(monkeypatch):
     """A paper's h that is trained in a moment."""
     from fct_infer.fitting import network
 
-    monkeypatch.setattr(network, "PAPER_WIDTH", 32)
+    monkeypatch.setattr(network, "PAPER_WIDTHS", (32, 16))
+    monkeypatch.setattr(network, "paper_steps", lambda rows: (300, 64))
+
+
+def screen_of(pairs, recipe, *, seed=0):
+    """Networks that start from a recipe are judged in the first fold, by the neighbours of its rows."""
+    fold = CrossFit(pairs, Split.draw(len(pairs), None, seed).first_fold())
+    return Screen(fold, recipe, Overlap(pairs.new[fold.split.judged], "l2"), Search("l2"))
+
+
+def quiet(done, steps):
+    """Progress that nobody watches."""
 
 
 @pytest.mark.parametrize("has_side", [True, False])
@@ -72,19 +85,62 @@ def test_the_papers_h_learns_between_standardised_spaces(has_side):
         assert np.mean((found - pairs.new[fresh]) ** 2) < 0.8 * np.mean((ridge - pairs.new[fresh]) ** 2)
 
 
-def test_the_papers_h_is_trained_fold_by_fold_if_it_is_better_than_the_closed_form(monkeypatch):
+def test_the_papers_h_is_trained_outside_the_fold_and_then_on_all_pairs(monkeypatch):
     from fct_infer.fitting import network
 
+    trained = []
     monkeypatch.setattr(network, "STEPS", 150)
-    pairs = curved(1000)
-    cross_fit = CrossFit(pairs, Split.draw(1000, None, 0))
-    found = network_trial.cross_fit_network(
-        cross_fit, Recipe(share=1, side_alpha=1.0), Search("l2"), 1e9, 0, lambda *_: None, "paper"
+    monkeypatch.setattr(
+        network, "train", lambda pairs, rows, *rest, **by: trained.append(rows) or train(pairs, rows, *rest, **by)
     )
-    assert isinstance(found, network_trial.Network)
-    assert (found.schedule.model, found.schedule.hidden, len(found.programs)) == ("paper", 32, 5)
-    program = network_trial.final_network(cross_fit, Recipe(side_alpha=1.0), found, lambda *_: None)
-    assert program.structure() == found.programs[0].structure()
+    screen = screen_of(curved(1000), Recipe(share=1, side_alpha=1.0))
+    found = network_trial.screen_network(screen, 1e9, 0, quiet, "paper")
+    assert isinstance(found, Network)
+    assert (found.schedule.model, found.schedule.hidden) == ("paper", 32)
+    assert found.share in network_trial.SHARES and found.trial.name.startswith("the paper's h")
+    assert network_trial.is_better(found, screen.closed_form)
+    np.testing.assert_array_equal(found.transformed, screen.fold.apply(found.program, screen.fold.split.judged))
+    program = network_trial.final_network(screen, found, quiet)
+    assert program.structure() == found.program.structure()
+    outside, everything = trained[-2:]
+    assert not np.isin(outside, screen.fold.split.judged).any() and len(outside) == 800
+    assert len(everything) == 1000
+
+
+def test_the_same_seed_gives_the_same_network(monkeypatch):
+    from fct_infer.fitting import network
+
+    monkeypatch.setattr(network, "STEPS", 40)
+    screen = screen_of(curved(1000), Recipe(share=1, side_alpha=1.0))
+    one, again, other = (network_trial.screen_network(screen, 1e9, seed, quiet) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one.transformed, again.transformed)
+    assert one.schedule == again.schedule and np.any(one.transformed != other.transformed)
+
+
+@pytest.mark.parametrize(("budget", "hidden"), [(33, 32), (17, 16), (15, None)])
+def test_the_papers_h_is_as_wide_as_the_budget_allows(budget, hidden, monkeypatch):
+    from fct_infer.fitting import network
+
+    monkeypatch.setattr(network, "STEPS", 20)
+    monkeypatch.setattr(network_trial, "_seconds", lambda screen, rows, schedule: schedule.hidden)
+    screen = screen_of(curved(1000), Recipe(side_alpha=1.0))
+    found = network_trial.screen_network(screen, budget, 0, quiet, "paper")
+    if hidden is None:
+        assert found == "the paper's h: not tried, it takes about 16 s, 15 s are left"
+    else:
+        assert found.schedule.hidden == found.expected_seconds == hidden
+        assert found.trial.name.startswith("the paper's h" + (", 16 instead of 32 wide" if hidden == 16 else ""))
+
+
+def test_seconds_are_those_of_both_trainings_and_of_looking_at_the_fold(monkeypatch):
+    from fct_infer.fitting import network
+
+    screen = screen_of(curved(1000), Recipe(side_alpha=1.0))
+    rows = np.flatnonzero(screen.fold.split.folds != 0)
+    schedule = Schedule(8, 3000, 3000)
+    clock = iter(np.arange(100.0))  # a second passes whenever it is looked at
+    monkeypatch.setattr(network.time, "monotonic", lambda: next(clock))
+    assert network_trial._seconds(screen, rows, schedule) == 2 * 3000 * 1 + network.CHECKS * 1
 
 
 @pytest.mark.parametrize("error", [0.1, 0.3])
@@ -97,29 +153,56 @@ def test_the_better_of_both_networks_is_chosen(error, monkeypatch):
     budgets = []
     noise = np.random.default_rng(0).standard_normal(pairs.new.shape).astype(np.float32) * pairs.new.std()
 
-    def stand_in(cross_fit, recipe, search, budget, seed, progress, model):
+    def stand_in(screen, budget, seed, progress, model):
         budgets.append(budget)
         wrong = error if model == "paper" else 0.2
-        rows = (pairs.new + wrong * noise)[cross_fit.split.judged]
-        return network_trial.Network(rows, 10, Schedule(4, model=model), (program,) * 5)
+        rows = (pairs.new + wrong * noise)[screen.fold.split.judged]
+        trial = screen.trial(network_trial.NAMES[model], rows, 10)
+        return Network(trial, rows, program, Schedule(4, model=model), 1.0, 1.0)
 
-    monkeypatch.setattr(fit_module, "cross_fit_network", stand_in)
+    monkeypatch.setattr(fit_module, "screen_network", stand_in)
     monkeypatch.setattr(fit_module, "final_network", lambda *_: program)
     found = fit_pairs(pairs)
     assert found.chosen.name == network_trial.NAMES["paper" if error < 0.2 else "residual"]
     assert found.network[1].model == ("paper" if error < 0.2 else "residual")
-    assert {trial.name for trial in found.trials} > set(network_trial.NAMES.values())
+    assert [network.trial.name for network in found.screened.networks] == list(network_trial.NAMES.values())
+    assert found.screened.rows == found.forecast.gallery_rows == 200
+    document = found.as_dict()["networks"]
+    gains = {each["name"]: each["difference"]["mean"] for each in document["networks"]}
+    assert gains[found.chosen.name] == max(gains.values()) > 0
+    assert document["queries"] == (200 - found.forecast.queries) // 2  # half of those that do not report
     assert 0 < budgets[1] < budgets[0] < 300
+
+
+def test_a_network_that_a_user_s_queries_cannot_tell_from_the_closed_form_is_left_out(monkeypatch):
+    """Rows would take it: they see an advantage that the queries, which look for labels of their own, do not."""
+    from fct_infer.fitting import fit as fit_module
+
+    pairs = curved(1000)
+    monkeypatch.setattr(fit_module, "final_network", lambda *_: pytest.fail("trained"))
+
+    def stand_in(screen, budget, seed, progress, model):
+        assert isinstance(screen.measure, ByTruth) and len(screen.comparing) == 67
+        (program,) = screen.fold.programs(screen.recipe)
+        rows = screen.fold.transformed([program])
+        return Network(screen.trial("a network", rows, 10), rows, program, Schedule(4, model=model), 1.0, 1.0)
+
+    monkeypatch.setattr(fit_module, "screen_network", stand_in)
+    sought = np.random.default_rng(1).choice(1000, 100, replace=False)
+    found = fit_pairs(pairs, queries=Queries(pairs.new[sought], sought))
+    assert found.chosen.recipe is not None and found.screened.rows == 200
+    assert "a network: tried, and no better than the best closed form" in found.notes
 
 
 def test_where_rows_bend_a_network_is_chosen_and_beats_the_closed_forms(monkeypatch):
     from fct_infer.fitting import network
 
     monkeypatch.setattr(network, "STEPS", 400)
+    monkeypatch.setattr(network, "PAPER_WIDTHS", (64,))  # it is not the one that is chosen
     pairs, fresh = curved(1200), curved(1000, seed=1)
     found = fit_pairs(pairs, Settings(budget=1e9))
     assert found.chosen.name == network_trial.NAMES["residual"]
-    closed = next(trial for trial in found.trials if trial.recipe is not None)
+    closed = found.screened.closed_form
     assert found.chosen.estimate.mean > closed.estimate.mean + 0.1
     assert found.forecast.measured.mean == pytest.approx(found.chosen.estimate.mean, abs=0.1)
     error = {}
@@ -132,31 +215,43 @@ def test_where_rows_bend_a_network_is_chosen_and_beats_the_closed_forms(monkeypa
     assert error["network"] < 0.5 * error["closed"]
 
 
-def test_where_a_closed_form_is_right_the_network_is_left_out(monkeypatch):
+@pytest.mark.parametrize(
+    ("noise", "said"), [(0.0, "the best closed form finds all"), (0.1, "no better than the best closed form")]
+)
+def test_where_a_closed_form_is_right_the_network_is_left_out(noise, said, monkeypatch):
     from fct_infer.fitting import network
 
     monkeypatch.setattr(network, "STEPS", 200)
+    monkeypatch.setattr(network, "PAPER_WIDTHS", (64,))
     rng = np.random.default_rng(0)
     old = rng.standard_normal((1500, 16)).astype(np.float32)
     new = old @ np.linalg.qr(rng.standard_normal((16, 16)))[0].astype(np.float32)
+    new += np.float32(noise) * rng.standard_normal((1500, 16)).astype(np.float32)
     rows = np.arange(1500)
     found = fit_pairs(Pairs(old, new, None, rows), Settings(budget=1e9))
     assert found.chosen.recipe is not None
-    assert any("no better than the best closed form" in note for note in found.notes)
+    assert any(said in note for note in found.notes) and (found.screened is None) == (noise == 0)
 
 
 @pytest.mark.parametrize(
     ("pairs", "budget", "without_torch", "message"),
     [
         (1500, 0.01, False, "takes about"),
-        (200, 1e9, False, "that takes 500 pairs"),
+        (500, 1e9, False, "that takes 750 pairs"),
         (1500, 1e9, True, r"needs PyTorch \(pip install 'fct-infer\[train\]'\)"),
     ],
 )
 def test_why_no_network_was_tried_is_said(pairs, budget, without_torch, message, monkeypatch):
     if without_torch:
         monkeypatch.setattr(network_trial, "find_spec", lambda name: None)
-    data = curved(pairs)
-    cross_fit = CrossFit(data, Split.draw(pairs, None, 0))
-    said = network_trial.cross_fit_network(cross_fit, Recipe(), Search("l2"), budget, 0, lambda *_: None)
+    said = network_trial.screen_network(screen_of(curved(pairs), Recipe()), budget, 0, quiet)
     assert isinstance(said, str) and re.search(message, said)
+
+
+def test_with_few_queries_no_network_is_tried():
+    pairs = curved(1000)
+    sought = np.arange(60)
+    fold = CrossFit(pairs, Split.draw(1000, 60, 0, kept=sought).first_fold(sought[:, None]))
+    measure = ByTruth(pairs.new[sought], np.searchsorted(fold.split.judged, sought)[:, None], "l2")
+    said = network_trial.screen_network(Screen(fold, Recipe(), measure, Search("l2")), 1e9, 0, quiet)
+    assert said.endswith("that takes 50 queries that look for rows held out from it and do not report; there are 40")

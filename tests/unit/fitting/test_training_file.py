@@ -14,18 +14,18 @@ from fct_infer.fitting.network import Schedule, train
 from fct_infer.fitting.training_file import refuse_existing_config, write_config
 from fct_infer.maps import Recipe
 from fct_infer.reference import apply_float64
-from fct_infer.training.checkpoints import load_checkpoint
 from fct_infer.training.config import read_config
 from fct_infer.training.models.base import TransformationModule
+from fct_infer.training.models.checkpoints import load_checkpoint
 from fct_infer.training.models.folding import to_program
-from fct_infer.training.run import RunFolder
+from fct_infer.training.runs.folder import RunFolder
 from fct_infer.training.trainers.transformation_run import run_transformation
 
 
 def chosen(pairs, recipe, steps=300):
     """What a fit returns, as far as a configuration needs it."""
     schedule = Schedule(32, steps, steps)
-    return SimpleNamespace(network=(recipe, schedule), pairs=len(pairs)), schedule
+    return SimpleNamespace(network=(recipe, schedule, 1.0), pairs=len(pairs)), schedule
 
 
 @pytest.mark.parametrize("recipe", [Recipe(alpha=0.1, side_alpha=0.1), Recipe(alpha=0.1, unit_deviation=True)])
@@ -100,6 +100,18 @@ def test_what_is_there_is_not_replaced_unasked(tmp_path):
 def test_the_papers_h_is_configured_by_its_width():
     from fct_infer.fitting.training_file import network_settings
 
-    found = network_settings(Recipe(side_alpha=1.0), Schedule(64, 300, 200, model="paper"), 1000)
+    found = network_settings(Recipe(side_alpha=1.0), Schedule(64, 300, 200, model="paper", batch_rows=40), 1000)
     assert found["model"] == {"name": "paper", "arguments": {"inner_dim": 64}}
-    assert found["training"]["epochs"] == 52
+    training = found["training"]
+    assert (training["epochs"], training["batch_size"], training["warmup_epochs"]) == (8, 40, 0.5)
+    assert (training["optimizer"], training["weight_decay"]) == ("adam", 2**-15)
+
+
+def test_what_a_network_was_mixed_with_is_said_beside_its_configuration(tmp_path):
+    pairs = replace(curved(100), matched=100)
+    network = Recipe(share=1, side_alpha=1.0), Schedule(64, 300, 200, model="paper"), 0.25
+    screened = SimpleNamespace(closed_form=SimpleNamespace(name="Procrustes, unit deviation"))
+    write_config(SimpleNamespace(network=network, pairs=100, screened=screened), pairs, {}, tmp_path / "h.yaml")
+    text = (tmp_path / "h.yaml").read_text()
+    assert "fct-fit took 25 % of it and 75 % of a closed form (Procrustes, unit deviation)" in text
+    assert read_config(tmp_path / "h.yaml")["model"]["name"] == "paper"

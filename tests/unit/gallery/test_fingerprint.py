@@ -10,7 +10,7 @@ from support.faults import FaultyFileSystem
 
 from fct_infer.errors import GalleryError
 from fct_infer.gallery import fingerprint
-from fct_infer.gallery.fingerprint import PIECE_BYTES, PIECES
+from fct_infer.gallery.fingerprint import PIECE_BYTES, PIECES, packed_fingerprints
 from fct_infer.storage import use_filesystem
 
 LARGE = 5_000_000
@@ -62,3 +62,9 @@ def test_a_small_file_is_hashed_whole(tmp_path, size):
 def test_a_missing_file(tmp_path):
     with pytest.raises(GalleryError, match="missing"):
         fingerprint(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("mtime_ns", [0, -1, 13_569_465_600 * 10**9])  # the last in the year 2400
+def test_packed_fingerprints_hold_any_time_that_a_file_system_does(path, mtime_ns):
+    found = fingerprint(path) | {"mtime_ns": mtime_ns}
+    assert dict(packed_fingerprints([("large", found)])) == {"large": found}

@@ -42,9 +42,22 @@ def test_the_file_is_the_one_faiss_gives(factory, metric):
     assert np.array_equal(ours.search(DATA[:9], 3)[1], theirs.search(DATA[:9], 3)[1])
 
 
-@pytest.mark.parametrize("factory", ["Flat", "HNSW8", "IVF8_HNSW4,Flat", "IDMap2,PQ4"])
+@pytest.mark.parametrize("factory", ["Flat", "HNSW8", "IMI2x3,Flat", "IDMap2,PQ4"])
 def test_what_there_is_no_kernel_for_is_left_to_faiss(factory):
     assert filler_of(trained(factory, METRICS[0])) is None
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("codes", ["Flat", "PQ4"])
+def test_with_a_graph_over_the_lists_rows_get_the_nearest_list(codes, metric):
+    index = trained(f"IVF32_HNSW4,{codes}", metric)
+    centroids = faiss.downcast_index(index.quantizer).reconstruct_n(0, 32)
+    filler_of(index)(DATA, IDS, 2)
+    flat = faiss.IndexFlat(DIM, metric)
+    flat.add(centroids)
+    for number, row in zip(flat.search(DATA, 1)[1][:, 0].tolist(), IDS, strict=True):
+        assert row in faiss.rev_swig_ptr(index.invlists.get_ids(number), index.invlists.list_size(number))
+    assert type(faiss.downcast_index(index.quantizer)) is faiss.IndexHNSWFlat
 
 
 def test_the_lowest_list_wins_among_equals():

@@ -7,11 +7,12 @@ import random
 
 import numpy as np
 import pytest
+from support.elsewhere import Elsewhere
 
 from fct_infer.errors import ArtifactError
 from fct_infer.gallery import GalleryManifest, GalleryWriter
 from fct_infer.index import IndexBuilder, load_index
-from fct_infer.index.verify import verify_gallery
+from fct_infer.index.verify import DigestJob, verify_gallery
 from fct_infer.storage import DigestedFile, sha256_of_file, write_json
 
 ROWS, DIM = 30, 4
@@ -123,3 +124,24 @@ def test_an_index_does_not_open_beside_files_of_other_sizes(published, name):
         file.write(b"x")
     with pytest.raises(ArtifactError, match=f"{name}: is damaged: has"):
         load_index(published)
+
+
+def test_workers_elsewhere_find_the_same_in_the_same_order(published):
+    seen = []
+    for name in ("ids/000001.npy", "embeddings/000001.npy"):
+        data = (published / name).read_bytes()
+        (published / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    found = verify_gallery(published, lambda *call: seen.append(call), workers=Elsewhere())
+    here = verify_gallery(published)
+    assert found == here and list(found.damaged) == list(here.damaged)
+    assert len(found.damaged) == 2
+    assert seen[-1] == ("verify", found.bytes, found.bytes)
+
+
+@pytest.mark.parametrize("change", [lambda file: file.unlink(), lambda file: file.write_bytes(b"another")])
+def test_a_worker_that_does_not_see_the_gallery_says_so(published, change):
+    """It would call every file damaged."""
+    job = DigestJob(published, (published / "manifest.json").read_bytes(), {})
+    change(published / "manifest.json")
+    with pytest.raises(ArtifactError, match="is not there, or another gallery, on "):
+        Elsewhere().each(job, [], None)

@@ -36,7 +36,7 @@ def lists_of(index, rows):
 
 
 @pytest.mark.parametrize(
-    "factory", [f"IVF{LISTS},Flat", f"IVF{LISTS},SQ8", f"IVF{LISTS},PQ4", f"IDMap,IVF{LISTS},Flat"]
+    "factory", [f"IVF{LISTS},Flat", f"IVF{LISTS},SQ8", f"IVF{LISTS},PQ4x4np", f"IDMap,IVF{LISTS},Flat"]
 )
 def test_every_row_is_in_the_list_it_was_in(tmp_path, factory):
     ids = np.random.default_rng(1).permutation(ROWS) * 3 + 7

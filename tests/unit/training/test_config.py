@@ -11,7 +11,7 @@ import yaml
 
 from fct_infer.errors import UsageError
 from fct_infer.training.config import from_plain, read_config, shipped_recipes, to_plain, to_yaml
-from fct_infer.training.loop import TrainingConfig
+from fct_infer.training.runs.loop import TrainingConfig
 from fct_infer.training.trainers.backbone_run import BackboneRunConfig, BctRunConfig
 from fct_infer.training.trainers.side_information_run import AutoencoderRunConfig, SimClrRunConfig
 from fct_infer.training.trainers.transformation_run import ImageTransformationRunConfig, TransformationRunConfig

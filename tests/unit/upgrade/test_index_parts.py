@@ -85,7 +85,7 @@ def settings(index="IVF4,PQ2", **others):
     return Settings(index=index, block_rows=40, **others)
 
 
-@pytest.mark.parametrize("index", ["IVF4,PQ2", "OPQ2,IVF4,PQ2", "PQ2"])
+@pytest.mark.parametrize("index", ["IVF4,PQ2", "OPQ2,IVF4,PQ2", "PQ2", "IVF4_HNSW4,PQ2", "IVF4_HNSW4,SQ8"])
 def test_workers_build_the_parts_and_the_driver_reads_no_row_for_it(tmp_path, gallery, built, monkeypatch, index):
     upgrade_gallery(gallery, H, tmp_path / "threads", settings=settings(index))
     monkeypatch.setattr(_Run, "_replay", None)
@@ -165,7 +165,7 @@ def test_begun_by_threads_ended_elsewhere_and_the_other_way_round(tmp_path, gall
     assert not (tmp_path / "new.partial").exists()
 
 
-@pytest.mark.parametrize("index", ["Flat", "HNSW4", "IVF4_HNSW4,SQ8"])
+@pytest.mark.parametrize("index", ["Flat", "HNSW4", "IMI2x2,SQ8"])
 def test_what_the_core_does_not_fill_or_has_no_parts_is_built_by_the_driver(tmp_path, gallery, built, index):
     executor = Elsewhere()
     upgrade_gallery(gallery, H, tmp_path / "threads", settings=settings(index))
@@ -177,9 +177,7 @@ def test_what_the_core_does_not_fill_or_has_no_parts_is_built_by_the_driver(tmp_
 def test_an_index_that_is_extended_is_built_by_the_driver(tmp_path, gallery, built):
     for name in ("threads", "new"):
         upgrade_gallery(gallery, H, tmp_path / name, settings=settings())
-    write_gallery(tmp_path / "more", (*SIZES, 50), old_dim=12, side_dim=6, ids="int", seed=1)
-    for path in (tmp_path / "more").rglob("000004.npy"):
-        shutil.copy(path, gallery / path.relative_to(tmp_path / "more"))
+    grow(tmp_path, gallery)
     executor = Elsewhere()
     upgrade_gallery(gallery, H, tmp_path / "threads", settings=settings(), append=True)
     report = upgrade_gallery(gallery, H, tmp_path / "new", settings=settings(), append=True, executor=executor)
@@ -209,16 +207,51 @@ def test_an_index_in_shards_answers_as_one_whoever_made_it(tmp_path, gallery, in
         np.testing.assert_array_equal(mine, wanted)
 
 
-def test_a_gallery_with_shards_grows(tmp_path, gallery):
-    asked = settings(sharded_index=True)
-    upgrade_gallery(gallery, H, tmp_path / "new", settings=asked, executor=Elsewhere())
+def grow(tmp_path, gallery):
+    """Add a shard to a gallery."""
     write_gallery(tmp_path / "more", (*SIZES, 50), old_dim=12, side_dim=6, ids="int", seed=1)
     for path in (tmp_path / "more").rglob("000004.npy"):
         shutil.copy(path, gallery / path.relative_to(tmp_path / "more"))
-    upgrade_gallery(gallery, H, tmp_path / "new", settings=asked, append=True, executor=Elsewhere())
-    upgrade_gallery(gallery, H, tmp_path / "one", settings=asked)
-    assert published(tmp_path / "new") == published(tmp_path / "one")
-    upgrade_gallery(gallery, H, tmp_path / "new", settings=settings(), append=True, force=True)
+
+
+def test_an_index_in_shards_grows_by_a_shard(tmp_path, gallery, built):
+    asked = settings(sharded_index=True)
+    for name, of_index in (("new", asked), ("threads", asked), ("whole", settings())):
+        upgrade_gallery(gallery, H, tmp_path / name, settings=of_index)
+    before = published(tmp_path / "new")
+    grow(tmp_path, gallery)
+    built.clear()
+    report = upgrade_gallery(gallery, H, tmp_path / "new", settings=asked, append=True, executor=Elsewhere())
+    assert built == ["000004"]
+    assert "was extended" in report.index_placement["lists"]
+    after = published(tmp_path / "new")
+    del before["index.json"]
+    assert {name: after[name] for name in before} == before
+    assert not verify_gallery(tmp_path / "new").damaged
+    upgrade_gallery(gallery, H, tmp_path / "threads", settings=asked, append=True)
+    assert published(tmp_path / "threads") == after
+    upgrade_gallery(gallery, H, tmp_path / "whole", settings=settings(), append=True)
+    found = [load_index(tmp_path / name).search(QUERIES, 5) for name in ("new", "whole")]
+    for mine, wanted in zip(*found, strict=True):
+        np.testing.assert_array_equal(mine, wanted)
+
+
+@pytest.mark.parametrize(("damaged", "made"), [("index/000001.faiss", 2), ("index_trained.faiss", 5)])
+def test_of_an_index_in_shards_that_grows_what_was_damaged_is_made_again(tmp_path, gallery, built, damaged, made):
+    asked = settings(sharded_index=True)
+    upgrade_gallery(gallery, H, tmp_path / "new", settings=asked)
+    grow(tmp_path, gallery)
+    change(tmp_path / "new" / damaged)
+    built.clear()
+    upgrade_gallery(gallery, H, tmp_path / "new", settings=asked, append=True)
+    assert len(built) == made
+    assert not verify_gallery(tmp_path / "new").damaged
+
+
+def test_shards_are_no_beginning_of_an_index_in_one_file(tmp_path, gallery):
+    upgrade_gallery(gallery, H, tmp_path / "new", settings=settings(sharded_index=True))
+    grow(tmp_path, gallery)
+    upgrade_gallery(gallery, H, tmp_path / "new", settings=settings(), append=True)
     upgrade_gallery(gallery, H, tmp_path / "whole", settings=settings())
     assert published(tmp_path / "new") == published(tmp_path / "whole")
 

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from support.bundles import core_bundle
+from support.commands import run_command
 from support.pairs import clustered
 from support.probes import least_squares
+from support.programs import linear_map
 
 from fct_infer import upgrade_gallery
 from fct_infer.cli.upgrade_gallery import command
@@ -129,3 +131,30 @@ def test_an_earlier_page_is_replaced(upgraded, tmp_path):
     done = CliRunner().invoke(command, [*line, "-o", str(tmp_path / "new"), "--report", str(tmp_path / "p.html")])
     assert done.exit_code == 0, done.output
     assert "of long ago" not in (tmp_path / "p.html").read_text()
+
+
+def test_an_index_that_finds_little_is_published_with_a_warning_and_the_way_out(upgraded, tmp_path):
+    folder, _, _, h = upgraded
+    core_bundle(h.program, tmp_path / "h")
+    page = tmp_path / "p.html"
+    line = [folder / "old.npy", "--transformation", tmp_path / "h", "-o", tmp_path / "new", "--report", page]
+    done = run_command("upgrade_gallery", *line, "--index", "IVF8,PQ1x4")
+    assert done.returncode == 0, done.stderr
+    warning = done.stderr.splitlines()[-1]
+    report = UpgradeReport.load(tmp_path / "new" / "upgrade_infos.json")
+    assert report.verification.recall_at_10 < 0.8
+    assert warning == f"warning: {report.verification.warning}" and "--min-recall" in warning and "SQ8" in warning
+    assert report.verification.warning[1:] in text_of(page.read_text()) and "finds only" in report._repr_html_()
+    assert replace(report.verification, recall_at_10=0.8).warning is None
+    assert "--min-recall" not in replace(report.verification, recall_by_nprobe=()).warning
+
+
+def test_a_dry_run_says_that_it_writes_no_page_and_counts_one_row(tmp_path):
+    np.save(tmp_path / "old.npy", np.ones((1, 4), np.float32))
+    core_bundle(linear_map(4, 3), tmp_path / "h")
+    line = [tmp_path / "old.npy", "--transformation", tmp_path / "h", "-o", tmp_path / "new", "--index", "Flat"]
+    dry = run_command("upgrade_gallery", *line, "--dry-run", "--report", tmp_path / "p.html")
+    assert dry.returncode == 0 and "not by --dry-run" in dry.stderr and not (tmp_path / "p.html").exists()
+    assert "1 row in 1 shard" in dry.stdout and "nothing to train" in dry.stdout
+    done = run_command("upgrade_gallery", *line)
+    assert "1 row in 1 shard" in done.stdout and "warning" not in done.stderr

@@ -10,7 +10,6 @@ from benchmarks.simulate_scale import NothingWillHappenError, VirtualCrew, World
 from fct_infer.errors import GalleryError, ResourceError
 from fct_infer.gallery import Part
 from fct_infer.upgrade.crew import Policy
-from fct_infer.upgrade.executor import PartDone
 from fct_infer.upgrade.schedule import Schedule, run_parts
 
 PARTS = [Part(f"{number:06d}", 100, 100 * number) for number in range(6)]
@@ -244,14 +243,14 @@ def test_an_error_of_the_crew_passes_through():
             raise GalleryError("no such file on any machine")
 
     with pytest.raises(GalleryError, match="no such file"):
-        run_parts(PARTS, Refusing(World(workers=1), 0), lambda done: None)
+        run_parts(PARTS, Refusing(World(workers=1), 0), lambda part, result: None)
 
 
 def test_a_part_recorded_is_the_one_that_was_done():
     crew, seen = VirtualCrew(World(workers=2, parts=3), 0), []
 
-    def record(done: PartDone) -> None:
-        seen.append((done.part.name, done.worker))
+    def record(part: Part, worker: str) -> None:
+        seen.append((part.name, worker))
 
     run_parts(parts_of(crew.world), crew, record, clock=crew.clock)
     assert {worker for _, worker in seen} <= {"worker 0", "worker 1"}

@@ -24,7 +24,7 @@ SETTINGS = Settings(index="none", block_rows=40, shards_at_once=3)
 def shards_of(*rows: int) -> list[Shard]:
     shards, first = [], 0
     for number, count in enumerate(rows):
-        shards.append(Shard(str(number), count, first, Path(f"{number}.npy"), None, None))
+        shards.append(Shard(str(number), count, first, Path("gallery"), has_side=False, has_ids=False))
         first += count
     return shards
 

@@ -301,5 +301,5 @@ def test_other_kernels_are_refused_unless_accepted(tmp_path, gallery):
     other = replace(order, kernels="another CPU's")
     with pytest.raises(UnsupportedError, match="another CPU's"):
         Worker(other)
-    with Worker(other, mixed_cpus=True) as worker:
+    with Worker(replace(order, kernels=None)) as worker:
         assert worker.name

@@ -1,0 +1,105 @@
+#include "integer_lists.h"
+
+#include <algorithm>
+#include <bit>
+#include <limits>
+
+#include "distances.h"
+
+namespace fct::assign {
+namespace {
+
+constexpr int kNoPlace = -1;
+
+std::size_t at(std::int64_t index) { return static_cast<std::size_t>(index); }
+
+std::optional<Projection> projection_of(const std::optional<Directions>& directions) {
+  return directions ? std::optional<Projection>(*directions) : std::nullopt;
+}
+
+}  // namespace
+
+IntegerLists::IntegerLists(const Centroids& centroids, const std::optional<Directions>& directions)
+    : projection_(projection_of(directions)),
+      errors_(projection_ ? projection_->parts() : centroids.dim, projection()),
+      centroids_(centroids, errors_.rounding()) {}
+
+void IntegerLists::place(std::vector<std::int32_t> lists) {
+  lists.resize(at(panels_for(static_cast<int>(lists.size()))) * kPanel, kNone);
+  lists_ = std::move(lists);
+  panels_ = Panels(static_cast<int>(lists_.size()) / kPanel, scored_dim());
+  std::vector<float> projected(at(scored_dim()));
+  for (std::size_t place = 0; place < lists_.size(); ++place) {
+    if (lists_[place] == kNone) continue;
+    const std::size_t list = at(lists_[place]), width = at(centroids_.dim);
+    const float* values = centroids_.values.data() + list * width;
+    Projection::Lengths length{centroids_.lengths[list], 0};
+    if (projection_) {
+      projection_->apply(values, 1, projected.data());
+      values = projected.data();
+      length = projection_->lengths(centroids_.lengths[list], values);
+    }
+    // What is much shorter than the longest keeps the error of what is not: its length counts as that.
+    const float scale = std::max(length.along, centroids_.longest * 1e-6f) / kIntegerLength;
+    panels_.put(place, values, centroids_.longest > 0 ? scale : 0.f, centroids_.biases[list],
+                errors_.of_list(centroids_.lengths[list], length.rest));
+  }
+}
+
+void IntegerLists::meet(const IntegerRows& rows, const std::int32_t* chosen, int count, int first, int last,
+                        Found* found, Bounds& bounds) const {
+  for (int start = 0; start < count; start += kBatch)
+    meet_batch(rows, chosen + start, std::min(kBatch, count - start), first, last, found, bounds);
+}
+
+void IntegerLists::meet_batch(const IntegerRows& rows, const std::int32_t* chosen, int count, int first,
+                              int last, Found* found, Bounds& bounds) const {
+  Hit hits[kPanelsAtOnce * kBatch + 1];
+  float floors[kBatch];
+  int tops[kBatch];
+  const Batch batch = rows.batch(chosen, count, true);
+  for (int panel = first; panel < last; panel += kPanelsAtOnce) {
+    const int scored = std::min(kPanelsAtOnce, last - panel);
+    score(panels_, panel, scored, batch, bounds);
+    // The list of the highest bound comes first: few of the others can be better than that.
+    for (int row = 0; row < count; ++row) {
+      Found& of_row = found[chosen[row]];
+      const float top = largest(bounds.tops[row]);
+      tops[row] = kNoPlace;
+      // Above -infinity, which is what places without a list have.
+      if (top >= of_row.floor && top > -std::numeric_limits<float>::infinity()) {
+        tops[row] = place_of(bounds, row, top);
+        add(rows, chosen[row], panel * kPanel + tops[row], top, of_row);
+      }
+      floors[row] = of_row.floor;
+    }
+    const int reached = reaching(bounds, scored, count, floors, hits);
+    for (int hit = 0; hit < reached; ++hit) {
+      const int row = hits[hit].row, begin = hits[hit].panel * kPanel;
+      Found& of_row = found[chosen[row]];
+      for (unsigned columns = hits[hit].columns; columns != 0; columns &= columns - 1) {
+        const int column = std::countr_zero(columns), place = begin + column;
+        const float high = bounds.highs[hits[hit].panel][row][column];
+        if (place != tops[row] && high >= of_row.floor)
+          add(rows, chosen[row], panel * kPanel + place, high, of_row);
+      }
+    }
+  }
+}
+
+// A score of which parts are left out is computed in full; one of all is known well enough.
+void IntegerLists::add(const IntegerRows& rows, std::int32_t row, int place, float high, Found& found) const {
+  const std::size_t number = at(row), list = at(lists_[at(place)]), width = at(centroids_.dim);
+  const float length = rows.length(number);
+  float slack = rows.error(number) * panels_.lengths[at(place)];
+  if (projection_) {
+    slack = centroids_.float_error_for(length) * centroids_.lengths[list];
+    high = quick_dot(rows.shifted(number), centroids_.values.data() + list * width, width) +
+           centroids_.biases[list] + slack;
+  }
+  const float low = high - 2 * slack;
+  found.candidates.push_back({lists_[at(place)], high});
+  found.floor = std::max(found.floor, low - centroids_.settling_error(length, low));
+}
+
+}  // namespace fct::assign

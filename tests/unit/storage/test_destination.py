@@ -1,0 +1,33 @@
+"""Nothing is made inside what was published, whatever that is; beside it, and inside others' folders, it may."""
+
+from __future__ import annotations
+
+import pytest
+from support.bundles import core_bundle
+from support.galleries import write_gallery
+from support.programs import linear_map
+
+from fct_infer import Transformation, upgrade_gallery
+from fct_infer.errors import UsageError
+from fct_infer.storage import check_place
+from fct_infer.upgrade.settings import Settings
+
+
+def test_what_was_published_is_not_written_into(tmp_path):
+    h, settings = Transformation(linear_map(8, 6)), Settings(index="none")
+    write_gallery(tmp_path / "old", (5,), 8, side_dim=None)
+    upgrade_gallery(tmp_path / "old", h, tmp_path / "dest", settings=settings)
+    core_bundle(linear_map(8, 6), tmp_path / "h")
+    (tmp_path / "link").symlink_to(tmp_path / "dest")
+    for place in ("dest/more", "dest/a/b", "dest/embeddings/c", "h/more", "link/more"):
+        with pytest.raises(UsageError, match=r"lies inside .*, which was published as it is"):
+            upgrade_gallery(tmp_path / "old", h, tmp_path / place, settings=settings)
+    assert sorted(each.name for each in (tmp_path / "dest").iterdir() if each.is_dir()) == ["embeddings"]
+    for place in ("dest", "dest.more", "other/more"):
+        check_place(tmp_path / place, {})
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{\n  "sha256": "' + "0" * 64 + '"\n}\n', '"\n}\n', "\0"])
+def test_others_manifests_keep_nothing_out(tmp_path, text):
+    (tmp_path / "manifest.json").write_text(text)
+    assert check_place(tmp_path / "dest", {}) == tmp_path / "dest"
