@@ -70,6 +70,36 @@ def _runtime_cell(case: dict[str, Any], name: str) -> str:
     return speed + ratio + (" *" if name == case["fastest"] else "")
 
 
+def precisions_tables(result: dict[str, Any]) -> list[Table]:
+    """One table for each program; a row for each number of rows per call and precision."""
+    tables = []
+    for program in dict.fromkeys(case["program"] for case in result["cases"]):
+        cases = [case for case in result["cases"] if case["program"] == program]
+        rows = [
+            [
+                f"{case['rows']:,}",
+                precision,
+                f"{1e-3 * figures['rows_per_second']:,.1f}",
+                f"{figures['ratio']:.2f}x",
+                f"{figures['cpu_seconds_per_million_rows']:.2f}",
+                f"{figures['lowest_cosine']:.5f}",
+            ]
+            for case in cases
+            for precision, figures in case["precisions"].items()
+        ]
+        title = f"{program} h, {cases[0]['flops_per_row'] / 1e6:.3g} MFLOP a row"
+        columns = [
+            "rows per call",
+            "precision",
+            "thousand rows/s",
+            "of fp32's speed",
+            "CPU s, a million rows",
+            "cosine >=",
+        ]
+        tables.append(Table(title, columns, rows))
+    return tables
+
+
 STAGES = {  # as in UpgradeReport.timings
     "load_model": "load model",
     "plan": "plan",
@@ -314,6 +344,7 @@ def show(result: dict[str, Any], tables: list[Table]) -> None:
 
 TABLES = {
     "transformation": transformation_tables,
+    "precisions": precisions_tables,
     "upgrade": upgrade_tables,
     "upgrade_paper-size": upgrade_tables,
     "upgrade_memory": memory_tables,
