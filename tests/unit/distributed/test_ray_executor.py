@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -118,11 +119,11 @@ def test_workers_killed_at_work_are_replaced(tmp_path, gallery, cluster):
 
 
 def worker_pids() -> set[int]:
-    """Processes of our actors: Ray gives them their class's name."""
+    """Processes of our actors: Ray gives them their class's name, and at work that of the stage."""
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it may be gone
-            is_worker = (process / "cmdline").read_text().startswith("ray::_RemoteWorker")
+            is_worker = re.match(r"ray::(_RemoteWorker|\w+ parts)", (process / "cmdline").read_text())
             if is_worker and os.getpid() in ancestors(int(process.name)):
                 found.add(int(process.name))
     return found
