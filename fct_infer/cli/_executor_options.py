@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 import click
 
@@ -46,11 +49,26 @@ def executor_options(command: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(command)
     def run(**given: Any) -> Any:
         names = ("executor", "ray_address", "workers", "resources", "mixed_cpus")
-        return command(executor=_executor(*(given.pop(name) for name in names)), **given)
+        executor = _executor(*(given.pop(name) for name in names))
+        with redirect_stdout(cast("TextIO", _OwnStdout())):
+            return command(executor=executor, **given)
 
     for option in reversed(_OPTIONS):
         run = option(run)
     return run
+
+
+class _OwnStdout:
+    """Standard output, for results; what other threads print, as Ray's does of workers that it lost, goes to stderr."""
+
+    def __init__(self) -> None:
+        self._stdout, self._thread = sys.stdout, get_ident()
+
+    def write(self, text: str) -> int:
+        return (self._stdout if get_ident() == self._thread else sys.stderr).write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stdout, name)
 
 
 def _executor(

@@ -2,7 +2,7 @@
 
 Ray starts processes and says when they end; which part goes where is decided by :mod:`fct_infer.upgrade.schedule`. An
 actor that died is never restarted by Ray, which would hand it its old arguments and have it answer as unavailable
-meanwhile: another one is asked for in its place.
+meanwhile: another one is asked for in its place. One that is without work when a job ends is at hand for the next.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _CANNOT_BEGIN = "raised in its creation task"  # Ray's words for an actor that c
 
 
 class _RemoteWorker:
-    """In an actor: does parts of a job; its errors come back as values, as they are."""
+    """In an actor: does parts of one job after another; their errors come back as values, as they are."""
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self) -> None:
         self._do: Callable[[Part], Any] | None = None
 
-    def open(self) -> str | BaseException:
-        """Get ready; return the worker's machine and process."""
+    def open(self, job: Job) -> str | BaseException:
+        """Get ready for a job; return the worker's machine and process."""
+        self._do = None  # two jobs' galleries may not fit into memory
         try:
-            self._do = self._job.open()
+            self._do = job.open()
         except (FctError, OSError) as error:
             return _portable(error)
         except MemoryError:
@@ -54,26 +54,55 @@ class _RemoteWorker:
 
 
 class Actors:
-    """See :class:`~fct_infer.upgrade.crew.Crew`; keeps ``size`` actors asked for, whatever becomes of them.
+    """The actors of a session: lent to one job after another, as starting a process takes seconds.
 
     Args:
         ray: the module, connected.
+        resources: of each, as Ray calls them.
+    """
+
+    def __init__(self, ray: Any, resources: dict[str, int]) -> None:
+        self.ray = ray
+        self._remote = ray.remote(_RemoteWorker).options(max_restarts=0, max_task_retries=0, **resources)
+        self._asked = 0
+        self._idle: list[tuple[str, Any]] = []
+
+    def take(self) -> tuple[str, Any]:
+        """Return the one given back last, or else ask for another one; with its name, which no other has."""
+        if self._idle:
+            return self._idle.pop()
+        self._asked += 1
+        return f"worker {self._asked}", self._remote.remote()
+
+    def give_back(self, name: str, actor: Any) -> None:
+        """Take back one that has no part in work; that it is gone meanwhile is seen by who takes it next."""
+        self._idle.append((name, actor))
+
+    def close(self) -> None:
+        """End those that nobody has; the others end when they are given back, as then no one holds them."""
+        while self._idle:
+            self.ray.kill(self._idle.pop()[1])
+
+
+class ActorCrew:
+    """See :class:`~fct_infer.upgrade.crew.Crew`; keeps ``size`` actors at a job, whatever becomes of them.
+
+    Args:
+        actors: of the session.
         job: what is done with each part.
         size: how many.
-        resources: of each, as Ray calls them.
         policy: how long to wait before another one is asked for.
     """
 
-    def __init__(self, ray: Any, job: Job, size: int, resources: dict[str, int], policy: Policy) -> None:
+    def __init__(self, actors: Actors, job: Job, size: int, policy: Policy) -> None:
         self.size = size
-        self._ray, self._policy = ray, policy
-        self._job, self._stage = ray.put(job), f"{type(job).__name__} parts"
+        self._of_session, self._ray, self._policy = actors, actors.ray, policy
+        self._job, self._stage = self._ray.put(job), f"{type(job).__name__} parts"
         self._actors: dict[str, Any] = {}
         self._names: dict[str, str] = {}  # machine and process, of those that are open
         self._pending: dict[Any, tuple[str, Part | None]] = {}  # by what Ray will answer; without a part: opening
-        self._asked, self._lost_in_a_row = 0, 0
+        self._lost_in_a_row = 0
         self._ask_at: list[float] = []  # for others in place of those that were lost
-        self._remote = ray.remote(_RemoteWorker).options(max_restarts=0, max_task_retries=0, **resources)
         for _ in range(size):
             self._ask()
 
@@ -103,17 +132,23 @@ class Actors:
         return [self._event(answer, *self._pending.pop(answer)) for answer in ready]
 
     def close(self) -> None:
-        """End all actors, and wait until those that may be writing are gone."""
-        self._end(list(self._actors))
+        """Give back what has no part in work; end the others, and wait until they, who may be writing, are gone."""
+        busy = {worker for worker, part in self._pending.values() if part is not None}
+        self._end([worker for worker in self._actors if worker in busy])
+        for worker in sorted(self._actors, key=self._names.__contains__):  # last, to be taken first, those that began
+            self._of_session.give_back(worker, self._actors.pop(worker))
 
     def _event(self, answer: Any, worker: str, part: Part | None) -> Event:
         try:
             value = self._ray.get(answer)
-        except self._ray.exceptions.RayTaskError:
-            raise  # a bug of ours: another worker would meet it, too
-        except self._ray.exceptions.RayError as error:  # the process, its machine, or the way there
-            if part is None and _CANNOT_BEGIN in str(error):
+        except self._ray.exceptions.RayError as error:
+            is_raised = isinstance(error, self._ray.exceptions.RayTaskError)  # there, by our code or on the way to it
+            is_unreadable = is_raised and isinstance(error, self._ray.exceptions.RaySystemError)  # the job, by Ray
+            if part is None and (is_unreadable or _CANNOT_BEGIN in str(error)):
                 raise UnsupportedError(f"{worker} cannot begin: {_reason(error)}") from error
+            if is_raised:
+                raise  # a bug of ours: another worker would meet it, too
+            # else the process, its machine, or the way there
             self._end([worker])
             self._lost_in_a_row += 1
             self._ask_at.append(time.monotonic() + self._policy.wait(self._lost_in_a_row))
@@ -129,10 +164,9 @@ class Actors:
         return Finished(worker, part, value)
 
     def _ask(self) -> None:
-        self._asked += 1
-        name = f"worker {self._asked}"
-        actor = self._actors[name] = self._remote.remote(self._job)
-        self._pending[actor.open.remote()] = name, None
+        name, actor = self._of_session.take()
+        self._actors[name] = actor
+        self._pending[actor.open.remote(self._job)] = name, None
 
     def _end(self, workers: list[str]) -> None:
         for worker in workers:

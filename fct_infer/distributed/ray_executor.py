@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from fct_infer.distributed.actors import Actors
+from fct_infer.distributed.actors import ActorCrew, Actors
 from fct_infer.distributed.connecting import connect, ray_module
 from fct_infer.errors import UsageError
 from fct_infer.gallery import Part
@@ -44,6 +44,8 @@ class RayExecutor:
     mixed_cpus: bool = False
     policy: Policy = field(default_factory=Policy)
 
+    _lent: list[Actors] = field(default_factory=list, init=False, repr=False, compare=False)  # of the session, if any
+
     name = "ray"
     feeds_index = False
 
@@ -65,17 +67,8 @@ class RayExecutor:
         Raises:
             UsageError: no worker has room on the one machine there is.
         """
-        ray = ray_module()
-        if ray.is_initialized():
+        with self._actors():
             yield
-            return
-        starts_one = connect(ray, self.address)
-        try:
-            if starts_one:
-                self._check_fits(ray)
-            yield
-        finally:
-            ray.shutdown()
 
     def run(self, task: Task) -> dict[str, float]:
         """See :class:`~fct_infer.upgrade.executor.Executor`; seconds are the workers' together, by how many they are.
@@ -106,15 +99,43 @@ class RayExecutor:
 
     def _do(self, job: Job, parts: Sequence[Part], record: Callable[[Part, Any], None]) -> int:
         """Have parts done; return by how many workers."""
-        ray = ray_module()
-        resources = {"num_cpus": self.cpus, "num_gpus": self.gpus}
-        with self.session():
-            crew = Actors(ray, job, min(self._size(ray), len(parts)), resources, self.policy)
+        with self._actors() as actors:
+            crew = ActorCrew(actors, job, min(self._size(actors.ray), len(parts)), self.policy)
             try:
                 run_parts(parts, crew, record, self.policy)
             finally:
                 crew.close()
         return crew.size
+
+    @contextmanager
+    def _actors(self) -> Iterator[Actors]:
+        """Have the actors of the session; without one, begin it."""
+        if lent := self._lent[:]:
+            yield lent[0]
+            return
+        with self._connected() as ray:
+            actors = Actors(ray, {"num_cpus": self.cpus, "num_gpus": self.gpus})
+            self._lent.append(actors)
+            try:
+                yield actors
+            finally:
+                self._lent.remove(actors)
+                actors.close()
+
+    @contextmanager
+    def _connected(self) -> Iterator[Any]:
+        """Have Ray, connected; what was connected before stays so."""
+        ray = ray_module()
+        if ray.is_initialized():
+            yield ray
+            return
+        starts_one = connect(ray, self.address)
+        try:
+            if starts_one:
+                self._check_fits(ray)
+            yield ray
+        finally:
+            ray.shutdown()
 
     def _check_fits(self, ray: Any) -> None:
         """Refuse workers that the one machine never has room for: no other will come."""

@@ -50,7 +50,7 @@ class Scorer:
 
     def __init__(self, queries: Embeddings, galleries: Sequence[Embeddings], metric: Metric) -> None:
         self.metric = metric
-        self._queries, self._galleries = queries, galleries
+        self._queries, self._gallery_rows = queries, len(galleries[0])  # not the galleries, which may be let go of
         self._dim = queries.shape[1]
         for name, array in (("queries", queries), *(("gallery", gallery) for gallery in galleries)):
             check_contents(name, array, metric)
@@ -70,7 +70,7 @@ class Scorer:
 
     def block_rows(self, itemsize: int = 4) -> int:
         """See :func:`rows_at_once`."""
-        return rows_at_once(len(self._galleries[0]), itemsize)
+        return rows_at_once(self._gallery_rows, itemsize)
 
     def prepare(self, queries: Int64Array) -> Float64Array:
         """Return the queries of these row numbers as the methods below take them: (b, columns)."""

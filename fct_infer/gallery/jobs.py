@@ -39,7 +39,7 @@ class Workers(Protocol):
         """See above."""
 
     def session(self) -> AbstractContextManager[None]:
-        """Have them at hand for several jobs; without, each job looks for them itself.
+        """Have them at hand for several jobs, which the same ones do; without, each job looks for them itself.
 
         Raises:
             ResourceError: there are none.

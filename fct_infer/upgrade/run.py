@@ -116,6 +116,7 @@ class _Run:
         self.plan, self.executor, self.progress = plan, executor, progress
         self.timings: dict[str, float] = {}
         self.at_the_end = ExitStack()  # what is to be given back whatever happens
+        self.workers = self.at_the_end.enter_context(ExitStack())  # those elsewhere, as long as parts are to be done
         self.checks = Checks(plan, self._report)
 
     def to_the_end(self, work: Work) -> UpgradeReport:
@@ -155,10 +156,10 @@ class _Run:
         """Do what is not done, and return the index with all rows, if there is to be one."""
         todo = tuple(part for part in self.plan.gallery.parts() if part.name not in done)
         if todo and isinstance(self.executor, Workers):  # that there are none is said before an index is trained
-            self.at_the_end.enter_context(self.executor.session())
+            self.workers.enter_context(self.executor.session())
         if not self.plan.index:
             self._stream(work, todo)
-            self._drop_unrecorded(work)
+            self._let_workers_go(work)
             return None
         assert isinstance(work, FolderWork)  # what else holds no FAISS index
         with self._timed("train_index"):
@@ -169,7 +170,7 @@ class _Run:
             self._in_order(work, builder, done)
             return builder
         self._stream(work, todo, index=index)
-        self._drop_unrecorded(work)
+        self._let_workers_go(work)
         with self._timed("index"), own_work():
             if (gathered := index.gathered(self._report)) is not None:
                 return gathered
@@ -177,8 +178,9 @@ class _Run:
             self._replay(work, builder, parts, parts)
         return builder
 
-    def _drop_unrecorded(self, work: Work) -> None:
+    def _let_workers_go(self, work: Work) -> None:
         """Of threads nothing is left; a worker elsewhere may have been given up with a file half written."""
+        self.workers.close()
         if not self.executor.feeds_index and isinstance(work, FolderWork):
             work.drop_unrecorded()
 

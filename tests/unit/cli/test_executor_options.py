@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from threading import Thread
+
 import click
 import pytest
 from click.testing import CliRunner
@@ -47,3 +49,16 @@ def test_resources_that_are_none(resources):
     with pytest.raises(SystemExit) as ended:
         given("--executor", "ray", "--resources", resources)
     assert ended.value.code == 2
+
+
+def test_what_ray_prints_on_a_thread_of_its_own_is_no_result():
+    @click.command()
+    @executor_options
+    def command(executor):
+        thread = Thread(target=print, args=["a worker died"])
+        thread.start()
+        thread.join()
+        click.echo("found")
+
+    said = CliRunner().invoke(command, ["--executor", "ray"])
+    assert (said.stdout, said.stderr) == ("found\n", "a worker died\n")

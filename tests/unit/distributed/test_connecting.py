@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from contextlib import contextmanager, suppress
 from threading import Thread
+from types import SimpleNamespace
 
 import pytest
 
@@ -28,6 +29,9 @@ class StartedRay:
 
     def cluster_resources(self):
         return {"CPU": 2.0}
+
+    def remote(self, kind):
+        return SimpleNamespace(options=lambda **options: None)
 
     def shutdown(self):
         self.runs = False

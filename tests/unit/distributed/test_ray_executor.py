@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+import weakref
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +22,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from support import embeddings, faults
+from support.elsewhere import Elsewhere
 from support.galleries import write_gallery
 from support.programs import paper_h
 from support.servers import s3_bucket
@@ -27,7 +30,8 @@ from support.servers import s3_bucket
 from fct_infer import Transformation, evaluate, upgrade_gallery
 from fct_infer.cli.evaluate import command as evaluate_command
 from fct_infer.cli.gallery import command as gallery_command
-from fct_infer.errors import GalleryError, ResourceError
+from fct_infer.errors import GalleryError, ResourceError, UnsupportedError
+from fct_infer.gallery import Part
 from fct_infer.gallery.url_place import UrlPlace
 from fct_infer.index.verify import verify_gallery
 from fct_infer.storage import location, use_filesystem
@@ -40,6 +44,7 @@ ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
 
 from fct_infer.distributed import ray_executor  # noqa: E402
+from fct_infer.distributed.actors import _RemoteWorker  # noqa: E402
 from fct_infer.distributed.ray_executor import RayExecutor  # noqa: E402
 
 H = Transformation(paper_h(old_dim=12, side_dim=6, new_dim=10, inner=16, seed=1), "fp32", threads=1)
@@ -81,10 +86,15 @@ def published(dest):
 
 def test_the_same_bytes_as_one_machine(tmp_path, gallery, cluster):
     upgrade_gallery(gallery, H, tmp_path / "threads", settings=SETTINGS)
-    seen = []
-    report = upgrade_gallery(
-        gallery, H, tmp_path / "ray", settings=SETTINGS, executor=EXECUTOR, progress=lambda *what: seen.append(what)
-    )
+    seen, at_work = [], []
+
+    def look(*what):
+        if what[0] == "verify" and not at_work:
+            at_work.append(is_soon(lambda: not worker_pids()))
+        seen.append(what)
+
+    report = upgrade_gallery(gallery, H, tmp_path / "ray", settings=SETTINGS, executor=EXECUTOR, progress=look)
+    assert at_work == [True]  # when all parts are done, the cluster is free
     assert published(tmp_path / "ray") == published(tmp_path / "threads")
     assert ("transform", 471, 471) in seen
     assert report.timings["transform"] > 0
@@ -109,11 +119,11 @@ def test_workers_killed_at_work_are_replaced(tmp_path, gallery, cluster):
 
 
 def worker_pids() -> set[int]:
-    """Processes of our actors: Ray gives them their class's name."""
+    """Processes of our actors: Ray gives them their class's name, and at work that of the stage."""
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it may be gone
-            is_worker = (process / "cmdline").read_text().startswith("ray::_RemoteWorker")
+            is_worker = re.match(r"ray::(_RemoteWorker|\w+ parts)", (process / "cmdline").read_text())
             if is_worker and os.getpid() in ancestors(int(process.name)):
                 found.add(int(process.name))
     return found
@@ -125,6 +135,14 @@ def ancestors(pid: int) -> set[int]:
     while pid > 1:
         pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
         found.add(pid)
+    return found
+
+
+def is_soon(condition):
+    """Whether it is so within half a minute."""
+    end = time.monotonic() + 30
+    while not (found := condition()) and time.monotonic() < end:
+        time.sleep(0.05)
     return found
 
 
@@ -231,7 +249,8 @@ class FailingFiles:
     def open(self):
         self.placed = use_filesystem(self.filesystem)
         self.placed.__enter__()
-        return self.job.open()
+        self.do = self.job.open()
+        return lambda part: self.do(part)  # as long as this is held, the files fail
 
 
 class FailingStore:
@@ -253,6 +272,23 @@ class FailingStore:
 
         S3FileSystem._call_s3 = refuse
         return self.job.open()
+
+
+@dataclass
+class SaysWho:
+    """A job whose parts come to the process that does them; a part that is called by what is wrong does that."""
+
+    known: Any = None
+
+    def open(self):
+        return self.do
+
+    def do(self, part):
+        if part.name == "fails":
+            raise GalleryError("fails")
+        if part.name == "hangs":
+            time.sleep(1000)
+        return os.getpid()
 
 
 class DiesOnce:
@@ -282,6 +318,56 @@ class Unlucky(RayExecutor):
 
     def _do(self, job, parts, record):
         return super()._do(self.job(job, *self.how), parts, record)
+
+
+def who(executor, *names):
+    """Return which process did each part."""
+    found = {}
+    executor.each(SaysWho(), [Part(name, 1, 0) for name in names], lambda part, pid: found.update({part.name: pid}))
+    return found
+
+
+def test_jobs_of_a_session_are_done_by_the_same_workers(cluster):
+    one = replace(EXECUTOR, workers=1)
+    with one.session():
+        with one.session():
+            first = who(one, "a", "b")
+        assert set(who(one, "c").values()) == set(first.values()) == worker_pids()
+        os.kill(first["a"], signal.SIGKILL)  # between two jobs
+        other = who(one, "d")["d"]
+        assert other != first["a"] and is_soon(lambda: worker_pids() == {other})
+    assert is_soon(lambda: not worker_pids())
+    assert who(one, "e")["e"] not in (other, first["a"])
+    assert is_soon(lambda: not worker_pids())
+
+
+def test_what_is_at_work_when_a_job_ends_is_not_there_for_the_next(cluster):
+    with EXECUTOR.session():
+        with pytest.raises(GalleryError, match="fails"):
+            who(EXECUTOR, "hangs", "fails")
+        assert is_soon(lambda: len(worker_pids()) == 1)
+        assert set(who(EXECUTOR, "a", "b").values()) <= worker_pids()  # and nobody waits for the one that hangs
+    assert is_soon(lambda: not worker_pids())
+
+
+def test_a_job_that_workers_cannot_read_is_said_in_a_line(cluster):
+    assert not Elsewhere.__module__.startswith("test")  # it is not sent along, and workers cannot import it
+    with pytest.raises(UnsupportedError, match=r"worker \d+ cannot begin: .*No module named 'support'$"):
+        EXECUTOR.each(SaysWho(Elsewhere()), [Part("a", 1, 0)], lambda *_: pytest.fail("was done"))
+
+
+def test_a_worker_forgets_one_job_before_it_opens_the_next():
+    held, worker = set(), _RemoteWorker()
+
+    class Holds:
+        def open(self):
+            assert not held  # two galleries may be too much
+            held.add(1)
+            weakref.finalize(do := lambda part: None, held.clear)
+            return do
+
+    for _ in range(2):
+        assert isinstance(worker.open(Holds()), str)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -360,7 +446,7 @@ def test_workers_verify_as_this_process_does(tmp_path, gallery, cluster):
 def test_workers_evaluate_as_this_process_does(tmp_path, cluster, schedules):
     queries, old, new, query_labels, labels = embeddings.upgrade(1, queries=900, rows=700)
     arrays = {"queries": queries, "query_labels": query_labels, "gallery": old, "gallery_labels": labels}
-    arrays |= {"old_queries": queries[:, :3].copy(), "old_gallery": new[:, :3].copy()}
+    arrays |= {"old_queries": queries[:, :3].copy(), "old_gallery": new[:, :3].copy(), "new_gallery": new}
     paths = {name: str(tmp_path / f"{name}.npy") for name in arrays}
     for name, array in arrays.items():
         np.save(paths[name], array)
@@ -368,9 +454,9 @@ def test_workers_evaluate_as_this_process_does(tmp_path, cluster, schedules):
     found = CliRunner().invoke(evaluate_command, [*line, "--json", "--executor", "ray"], standalone_mode=False)
     assert found.exception is None
     assert found.stdout == CliRunner().invoke(evaluate_command, [*line, "--json"], standalone_mode=False).stdout
-    assert len(schedules) == 2  # old/old, and new/old
+    assert len(schedules) == 6  # old/old, new/old, new/new, class means, oracle, backfilling
 
-    del paths["old_queries"], paths["old_gallery"]
+    del paths["old_queries"], paths["old_gallery"], paths["new_gallery"]
     lost_once = unlucky(DiesOnce, str(tmp_path / "died"))
     assert evaluate(**paths, executor=lost_once).as_dict() == evaluate(**paths).as_dict()
     assert schedules[-1].counts.losses == 1

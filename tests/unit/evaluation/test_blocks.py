@@ -1,5 +1,6 @@
 """Evaluation by workers elsewhere finds what this process finds."""
 
+import weakref
 from dataclasses import fields
 
 import numpy as np
@@ -135,6 +136,26 @@ def test_what_workers_cannot_read_is_refused_at_once(paths):
 def ranked(paths, workers):
     named = [name_embeddings(paths[name]) for name in ("queries", "gallery")]
     return rank_queries(*named, QUERY_LABELS, LABELS, workers=workers)
+
+
+def test_a_worker_lets_go_of_the_rows_of_a_gallery_once_it_can_score_them(paths, monkeypatch):
+    read, held = blocks.read_named, {}
+
+    def watched(embeddings):
+        array = read(embeddings)
+        held[embeddings.path.name] = weakref.ref(array)
+        return array
+
+    class Looks(Elsewhere):
+        def each(self, job, parts, record):
+            do = job.open()
+            assert held["queries.npy"]() is not None and held["gallery.npy"]() is None
+            for part in parts:
+                record(part, do(part))
+
+    wanted = rank_queries(QUERIES, GALLERY, QUERY_LABELS, LABELS)
+    monkeypatch.setattr(blocks, "read_named", watched)
+    assert_same_ranks(ranked(paths, Looks()), wanted)
 
 
 def test_a_bad_row_is_said_by_file_and_row(paths):
