@@ -203,7 +203,7 @@ def show_fit(found: Fit) -> None:
         console.print(_compression_table(found.compression))
     forecast = found.forecast
     asked = f"{forecast.queries:,} queries that {'did not choose' if forecast.is_independent else 'chose it, too'}"
-    among = "" if found.network is None else f", among the {forecast.gallery_rows:,} rows of the fold"
+    among = "" if forecast.folds > 1 else f", among the {forecast.gallery_rows:,} rows of the fold"
     rows = {found.measure: f"{forecast.measured}, on {asked}{among}"}
     for name, known in (("old/old", forecast.old_old), ("new/new", forecast.new_new)):
         if known is not None:

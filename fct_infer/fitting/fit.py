@@ -14,7 +14,7 @@ from fct_infer.errors import GalleryError, UsageError
 from fct_infer.evaluation import METRICS, Metric
 from fct_infer.fitting.compress import Compression, Judge, Stored, Teachers, compress
 from fct_infer.fitting.crossfit import CrossFit, Trial, choose, statistics_of, try_recipe
-from fct_infer.fitting.findings import copies, side_notes, suspicion
+from fct_infer.fitting.findings import copies, maps_apart, side_notes, suspicion
 from fct_infer.fitting.forecast import Forecast, forecast
 from fct_infer.fitting.measures import ByLabels, ByTruth, Direction, Measure, Overlap, Search
 from fct_infer.fitting.network_trial import NAMES, Network, Screen, Screened, final_network, is_better, screen_network
@@ -175,14 +175,17 @@ def fit_pairs(
     recipe = chosen.recipe
     assert recipe is not None
     transformed = cross_fit.transformed(cross_fit.programs(recipe))
-    notes = [*few, *suspicion(pairs.new[split.judged], transformed, search), *copies(cross_fit), *side_notes(trials)]
+    apart = maps_apart(cross_fit, transformed, search) if by_rows else []
+    mismatched = suspicion(pairs.new[split.judged], transformed, search)
+    notes = [*few, *mismatched, *copies(cross_fit), *apart, *side_notes(trials)]
     fold = CrossFit(pairs, split.first_fold(None if queries is None else queries.truth), is_unit)
     screen = Screen(fold, recipe, _measure(pairs, fold.split.judged, queries, search), search)
     network, screened, said = _networks(screen, settings, began, progress)
     notes += said
     if network is None:
         program = recipe.fit(statistics_of(pairs, np.arange(len(pairs))))
-        expected = forecast(cross_fit, transformed, recipe, measure, queries, search)
+        by = (fold, fold.transformed(fold.programs(recipe))) if apart else (cross_fit, transformed)
+        expected = forecast(*by, recipe, screen.measure if apart else measure, queries, search)
     else:
         chosen, program = network.trial, final_network(screen, network, partial(progress, "train the network"))
         expected = forecast(fold, network.transformed, recipe, screen.measure, queries, search)

@@ -38,6 +38,7 @@ class Forecast:
 
     Attributes:
         gallery_rows: how many rows were searched; larger galleries have lower figures, whatever the map.
+        folds: of how many folds these rows are, each transformed by a map fitted without its own.
         queries, is_independent: how many were asked, and whether they are others than those that chose the map.
         measured: new queries in the transformed gallery (or transformed queries in the old one), by the measure that
             chose.
@@ -51,6 +52,7 @@ class Forecast:
     """
 
     gallery_rows: int
+    folds: int
     queries: int
     is_independent: bool
     measured: Estimate
@@ -114,6 +116,7 @@ def forecast(
         verdict = _verdict_without_truth(agreement, without_map, len(target), growth)
     return Forecast(
         len(target),
+        len(np.unique(split.folds[split.judged])),
         len(reporting),
         len(split.reporting) > 0,
         measured,

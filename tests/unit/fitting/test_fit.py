@@ -96,6 +96,28 @@ def test_side_information_that_helps_is_used_and_said():
     assert any("adds nothing" in note for note in without.notes) and "side" not in without.program.dims
 
 
+def rows_of_all_lengths(rows, orders, seed):
+    """Old rows and their rotation with some noise, shorter and longer by up to so many orders of magnitude."""
+    rng, turned = np.random.default_rng(seed), np.linalg.qr(np.random.default_rng(99).standard_normal((16, 16)))[0]
+    lengths = 10 ** rng.uniform(-orders, orders, (rows, 1))
+    old, noise = rng.standard_normal((2, rows, 16))
+    return tuple((lengths * each).astype(np.float32) for each in (old, old @ turned + 0.3 * noise))
+
+
+@pytest.mark.parametrize("orders", [0, 3])
+def test_what_is_promised_of_rows_of_all_lengths_is_what_fresh_rows_find(orders):
+    """Where maps of two folds differ by more than the length of short rows, these are told apart by fold first."""
+    found = fct_infer.fit(*rows_of_all_lengths(1000, orders, 0), settings=CLOSED)
+    promised = found.forecast
+    assert any("differ by more than many rows are apart" in note for note in found.notes) == (orders == 3)
+    assert (promised.folds, promised.gallery_rows) == ((1, 200) if orders == 3 else (5, 1000))
+    h, true = Transformation(found.program, "fp32"), []
+    for seed in range(1, 6):
+        old, new = rows_of_all_lengths(promised.gallery_rows, orders, seed)
+        true.append(Overlap(new, "l2").within(h(old), np.arange(len(new))).mean())
+    assert promised.measured.mean == pytest.approx(np.mean(true), abs=3 * promised.measured.standard_error)
+
+
 def test_unit_length_is_recognised_and_given_to_the_result():
     old, new, _ = clustered(300)
     new /= np.linalg.norm(new, axis=1, keepdims=True)
