@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import faiss
 import numpy as np
 import pytest
 
 from fct_infer import _core
 from fct_infer.errors import ArrayError
-from fct_infer.index import filling
+from fct_infer.index import filling, leading_directions
 from fct_infer.index.clustering import Clustering
 from fct_infer.index.leading_directions import LISTS_FROM, ROWS_TRIED, LeadingDirections, nearest_lists
 from fct_infer.index.training import train_index
@@ -53,6 +55,23 @@ def test_where_directions_do_not_help_there_are_none():
     assert LeadingDirections(CENTROIDS).enough(CENTROIDS, "l2", ROWS[:0]) is None
     narrow = np.ascontiguousarray(CENTROIDS[:, :20])
     assert LeadingDirections(narrow).enough(narrow, "l2", np.ascontiguousarray(ROWS[:, :20])) is None
+
+
+def test_there_are_fewer_or_none_where_scoring_all_costs_less(monkeypatch):
+    """As in bfloat16 on CPUs that have it."""
+    costs = leading_directions._costs()
+    assert LeadingDirections(CENTROIDS).enough(CENTROIDS, "l2", ROWS) is not None
+    monkeypatch.setattr(leading_directions, "_costs", lambda: replace(costs, in_full=(0.1, 0.1)))
+    assert LeadingDirections(CENTROIDS).enough(CENTROIDS, "l2", ROWS) is None
+
+
+def test_candidates_beyond_the_cache_cost_more_and_so_there_are_more_directions(monkeypatch):
+    costs = replace(leading_directions._AVX512, far_dim=1000)
+    monkeypatch.setattr(leading_directions, "_costs", lambda: costs)
+    near = LeadingDirections(CENTROIDS).enough(CENTROIDS, "l2", ROWS)
+    monkeypatch.setattr(leading_directions, "_CACHE", 0)
+    far = LeadingDirections(CENTROIDS).enough(CENTROIDS, "l2", ROWS)
+    assert far is None or len(far) > len(near)
 
 
 @pytest.mark.parametrize("same", [CENTROIDS[:1], np.zeros((1, DIM), np.float32)])
