@@ -7,6 +7,7 @@ afterwards; at the very end under a lock that holds up writers, not readers, for
 
 from __future__ import annotations
 
+import gc
 import json
 import secrets
 import time
@@ -66,7 +67,7 @@ class PostgresWork:
                 pin_search_path(self.connection)
                 self._open(restart)
         except BaseException:
-            self.connection.close()
+            self.close()
             raise
 
     def _open(self, restart: bool) -> None:
@@ -176,6 +177,7 @@ class PostgresWork:
     def settle(self) -> None:
         """Transform what was written since the snapshot, and compare keys with keys."""
         self.source.snapshot.close()  # it holds back the server's cleaning up, and an index built concurrently
+        gc.collect()  # so does that of a run that failed in this process, whose traceback is a cycle with its source
         self.changes.settle()
 
     def report(self, stage: str, done: int) -> None:

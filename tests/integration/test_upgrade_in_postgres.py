@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import threading
 import time
@@ -17,7 +18,7 @@ from support.programs import paper_h
 from fct_infer import Transformation, upgrade_gallery
 from fct_infer.cli.gallery import command as gallery_command
 from fct_infer.cli.upgrade_gallery import command
-from fct_infer.connectors import SourceOptions, open_destination, open_source
+from fct_infer.connectors import SourceOptions, open_destination, open_source, postgres_work
 from fct_infer.connectors import postgres_source as module
 from fct_infer.connectors.postgres_versions import drop, rollback, versions
 from fct_infer.errors import GalleryError, GateError, OutputError, UsageError
@@ -327,6 +328,35 @@ def test_unfinished_work_of_another_upgrade_is_not_resumed(postgres, connection,
         upgrade(postgres, OTHER)
     assert upgrade(postgres, OTHER, restart=True).resumed_rows == 0
     assert wrong_rows(connection, OTHER) == []
+
+
+@pytest.mark.parametrize("refused_by", ["its work", "the database"])
+def test_no_index_waits_for_the_snapshot_of_a_run_that_failed_before(
+    postgres, connection, items, monkeypatch, refused_by
+):
+    """One is built concurrently, after the last transaction that began before has ended."""
+    if refused_by == "its work":
+        with pytest.raises(KeyboardInterrupt):
+            upgrade(postgres, progress=stop_at("transform", 30))
+    else:
+        connection.execute("CREATE TABLE items_current (x int)")
+    build, waiting = postgres_work.build_index, []
+
+    def build_index(*given):
+        query = "SELECT count(*) FROM pg_stat_activity WHERE state = 'idle in transaction'"
+        waiting.append(connection.execute(query).fetchone()[0])
+        return None if waiting[-1] else build(*given)  # or it would wait for good
+
+    monkeypatch.setattr(postgres_work, "build_index", build_index)
+    gc.disable()
+    try:
+        with pytest.raises(OutputError):
+            upgrade(postgres, OTHER)
+        connection.execute("DROP TABLE IF EXISTS items_current" if refused_by == "the database" else "SELECT 1")
+        upgrade(postgres, OTHER, restart=True)
+    finally:
+        gc.enable()
+    assert waiting == [0]
 
 
 def stop_at(stage, rows=0):
