@@ -347,6 +347,7 @@ TABLES = {
     "precisions": precisions_tables,
     "upgrade": upgrade_tables,
     "upgrade_paper-size": upgrade_tables,
+    "upgrade_wide": upgrade_tables,
     "upgrade_memory": memory_tables,
     "formats": formats_tables,
     "index": index_tables,
