@@ -24,7 +24,7 @@ namespace fct::cpu {
 namespace {
 
 constexpr std::size_t kAlignment = 64;
-constexpr std::int64_t kFewRows = 32, kFewIntegerRows = 128;  // integer products of fewer are slow
+constexpr std::int64_t kFewRows = 128;       // a tile of as many is nearly as fast as larger ones
 constexpr std::size_t kTileBytes = 8 << 20;  // activations of one tile: about one core's share of cache
 
 std::size_t at(int index) { return static_cast<std::size_t>(index); }
@@ -35,7 +35,7 @@ std::vector<int> candidate_tiles(std::size_t bytes_per_row) {
   int largest = 512;
   while (largest > 64 && bytes_per_row * at(largest) > kTileBytes) largest /= 2;
   std::vector<int> tiles{largest};
-  for (int rows : {128, 64, 32, 8})
+  for (int rows : {256, 128, 64, 32, 16, 8})
     if (rows < largest) tiles.push_back(rows);
   return tiles;
 }
@@ -168,32 +168,32 @@ void CpuExecutable::keep_equal_tiles() {
   }
 }
 
-// The largest tile that is at most half of each thread's share of what is left; near the end, as tiles of a
-// few rows are slow, the smallest that holds such a share.
+// The largest tile that is at most half of each thread's share of what is left; near the end, as smaller
+// tiles are slower, the largest that such a share fills but for a fifth.
 std::size_t CpuExecutable::next_tile(std::int64_t rows_left, std::int64_t threads) const {
   const std::int64_t share = (rows_left + threads - 1) / threads;
-  const std::int64_t few_rows = precision_ == Precision::kInt8 ? kFewIntegerRows : kFewRows;
-  if (share <= few_rows) {
-    const auto holds = [&](std::size_t tile) { return tile_rows_[tile] >= share; };
-    return *std::find_if(usable_tiles_.rbegin(), std::prev(usable_tiles_.rend()), holds);
-  }
-  const auto fits = [&](std::size_t tile) { return tile_rows_[tile] <= std::max(share / 2, few_rows); };
+  const std::int64_t most = share <= kFewRows ? share + share / 4 : std::max(share / 2, kFewRows);
+  const auto fits = [&](std::size_t tile) { return tile_rows_[tile] <= most; };
   return *std::find_if(usable_tiles_.begin(), std::prev(usable_tiles_.end()), fits);
 }
 
 void CpuExecutable::work(Call& call) const {
   try {
     const OneThreadPerCaller guard;
-    auto workspace = borrow_workspace();
-    std::int64_t first = call.next_row;
-    while (first < call.rows && !call.failed && first <= call.bad_row) {
-      const std::size_t tile =
-          call.only_tile >= 0 ? at(call.only_tile) : next_tile(call.rows - first, call.threads);
-      if (!call.next_row.compare_exchange_weak(first, first + tile_rows_[tile])) continue;
-      run_tile(call, *workspace, first, tile);
-      first = call.next_row;
-    }
-    return_workspace(std::move(workspace));
+    const auto run_tiles = [&](Workspace& workspace) {
+      std::int64_t first = call.next_row;
+      while (first < call.rows && !call.failed && first <= call.bad_row) {
+        const std::size_t tile =
+            call.only_tile >= 0 ? at(call.only_tile) : next_tile(call.rows - first, call.threads);
+        if (!call.next_row.compare_exchange_weak(first, first + tile_rows_[tile])) continue;
+        run_tile(call, workspace, first, tile);
+        first = call.next_row;
+      }
+    };
+    const auto make = [this] {
+      return std::make_unique<Workspace>(plan_, tile_rows_.front(), scratch_bytes_);
+    };
+    workspaces_.with(make, run_tiles);
   } catch (...) {
     const std::lock_guard lock(call.mutex);
     if (!call.error) call.error = std::current_exception();
@@ -277,23 +277,6 @@ void CpuExecutable::run_step(std::size_t index, std::size_t tile, std::vector<vo
     normalize_rows(data(norm.input), dtype(norm.input), data(norm.output), dtype(norm.output), rows,
                    width(norm.output), scale(norm.output));
   }
-}
-
-std::unique_ptr<Workspace> CpuExecutable::borrow_workspace() const {
-  {
-    const std::lock_guard lock(workspaces_mutex_);
-    if (!workspaces_.empty()) {
-      auto workspace = std::move(workspaces_.back());
-      workspaces_.pop_back();
-      return workspace;
-    }
-  }
-  return std::make_unique<Workspace>(plan_, tile_rows_.front(), scratch_bytes_);
-}
-
-void CpuExecutable::return_workspace(std::unique_ptr<Workspace> workspace) const {
-  const std::lock_guard lock(workspaces_mutex_);
-  workspaces_.push_back(std::move(workspace));
 }
 
 }  // namespace fct::cpu

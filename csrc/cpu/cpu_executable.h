@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "fct/engine.h"
+#include "kept.h"
 #include "linear_op.h"
 #include "plan.h"
 
@@ -49,8 +50,6 @@ class CpuExecutable : public Executable {
   void work(Call& call) const;
   void run_tile(Call& call, Workspace& workspace, std::int64_t first_row, std::size_t tile) const;
   void run_step(std::size_t index, std::size_t tile, std::vector<void*>& values, void* scratch) const;
-  std::unique_ptr<Workspace> borrow_workspace() const;
-  void return_workspace(std::unique_ptr<Workspace> workspace) const;
 
   Program program_;  // without the weights: those live packed in linears_
   Precision precision_;
@@ -60,8 +59,7 @@ class CpuExecutable : public Executable {
   std::vector<std::size_t> usable_tiles_;           // into tile_rows_; see Note [Same bytes]
   std::vector<std::unique_ptr<LinearOp>> linears_;  // by step; null where the step is not linear
   std::size_t scratch_bytes_ = 0;
-  mutable std::mutex workspaces_mutex_;
-  mutable std::vector<std::unique_ptr<Workspace>> workspaces_;  // kept between calls
+  mutable Kept<Workspace> workspaces_;
 };
 
 }  // namespace fct::cpu

@@ -1,9 +1,11 @@
 // What linear layers by oneDNN share.
 #pragma once
 
+#include <algorithm>
 #include <dnnl.hpp>
 #include <new>
 #include <string>
+#include <vector>
 
 #include "fct/error.h"
 #include "linear_op.h"
@@ -26,6 +28,13 @@ inline dnnl::primitive_attr attributes(Activation activation) {
   if (activation == Activation::kGelu) post_ops.append_eltwise(dnnl::algorithm::eltwise_gelu_erf, 0.f, 0.f);
   attr.set_post_ops(post_ops);
   return attr;
+}
+
+inline dnnl::memory floats(const std::vector<float>& values) {
+  dnnl::memory kept({{static_cast<dnnl::memory::dim>(values.size())}, dnnl::memory::data_type::f32, Tag::a},
+                    cpu());
+  std::copy(values.begin(), values.end(), static_cast<float*>(kept.get_data_handle()));
+  return kept;
 }
 
 inline std::string text(const dnnl::error& error, const char* what) {

@@ -17,6 +17,7 @@
 #include "fct/error.h"
 #include "one_thread.h"
 #include "onednn.h"
+#include "onednn_product.h"
 
 namespace fct::cpu {
 namespace {
@@ -34,17 +35,11 @@ memory::data_type type_of(DType dtype) {
 
 bool is_integer(DType dtype) { return size_of(dtype) == 1; }
 
-memory floats(std::size_t count) {
-  return memory({{static_cast<memory::dim>(count)}, memory::data_type::f32, Tag::a}, cpu());
-}
-
-float* data_of(const memory& values) { return static_cast<float*>(values.get_data_handle()); }
-
 // Weights as integers; in `units` what one of each row is worth.
 std::vector<std::int8_t> rounded(const std::vector<float>& weight, std::size_t d_in, int largest,
-                                 float* units) {
+                                 std::vector<float>& units) {
   std::vector<std::int8_t> integers(weight.size());
-  for (std::size_t row = 0; row * d_in < weight.size(); ++row) {
+  for (std::size_t row = 0; row < units.size(); ++row) {
     const float* values = weight.data() + row * d_in;
     float range = 0;
     for (std::size_t i = 0; i < d_in; ++i) range = std::max(range, std::abs(values[i]));
@@ -55,90 +50,67 @@ std::vector<std::int8_t> rounded(const std::vector<float>& weight, std::size_t d
   return integers;
 }
 
+dnnl::primitive_attr attributes(Activation activation, const Operand& output) {
+  auto attributes = onednn::attributes(activation);
+  attributes.set_scales_mask(DNNL_ARG_WEIGHTS, 1);
+  if (is_integer(output.stored)) attributes.set_scales_mask(DNNL_ARG_DST, 0);
+  return attributes;
+}
+
 class IntegerLinear : public LinearOp {
  public:
   IntegerLinear(const Linear& layer, const Operand& input, const Operand& output,
                 const std::vector<int>& tile_rows, int largest_weight)
-      : input_(input), largest_weight_(largest_weight), tile_rows_(tile_rows) {
-    const int d_in = input.width, d_out = output.width;
-    const memory::desc bias_desc({d_out}, memory::data_type::f32, Tag::a);
-    memory::desc weights_desc({d_out, d_in}, memory::data_type::s8, Tag::any);  // fixed by the first tile
-    auto attributes = onednn::attributes(layer.activation);
-    attributes.set_scales_mask(DNNL_ARG_WEIGHTS, 1);
-    if (is_integer(output.stored)) attributes.set_scales_mask(DNNL_ARG_DST, 0);
-    for (int rows : tile_rows) {
-      const memory::desc source({rows, d_in}, type_of(input.multiplied), Tag::ab),
-          target({rows, d_out}, type_of(output.stored), Tag::ab);
-      descs_.emplace_back(cpu(), dnnl::prop_kind::forward_inference, source, weights_desc, bias_desc, target,
-                          attributes);
-      primitives_.emplace_back(descs_.back());
-      weights_desc = descs_.back().weights_desc();
-      scratch_bytes_ = std::max(scratch_bytes_, descs_.back().scratchpad_desc().get_size());
-    }
-    if (!is_integer(input.stored))
-      rounded_bytes_ = aligned(static_cast<std::size_t>(tile_rows.front()) * static_cast<std::size_t>(d_in));
-    pack(layer, weights_desc);
-    bias_ = memory(bias_desc, cpu());
-    std::copy(layer.bias.begin(), layer.bias.end(), data_of(bias_));
-    if (is_integer(output.stored)) *data_of(target_unit_ = floats(1)) = output.scale;
+      : input_(input),
+        largest_weight_(largest_weight),
+        tile_rows_(tile_rows),
+        products_({input.width, type_of(input.multiplied)}, {output.width, type_of(output.stored)},
+                  memory::data_type::s8, attributes(layer.activation, output), tile_rows) {
+    if (!is_integer(input.stored)) rounded_bytes_ = aligned(at(tile_rows.front()) * at(input.width));
+    bind_weights(layer);
+    products_.bind(DNNL_ARG_BIAS, onednn::floats(layer.bias));
+    if (is_integer(output.stored))  // what 1 is worth in it
+      products_.bind(DNNL_ARG_ATTR_SCALES | DNNL_ARG_DST, onednn::floats({output.scale}));
   }
 
   void run(std::size_t tile, const void* input, void* output, void* scratch) const override {
     if (rounded_bytes_ > 0) {
-      const auto count = static_cast<std::size_t>(tile_rows_[tile]) * static_cast<std::size_t>(input_.width);
+      const std::size_t count = at(tile_rows_[tile]) * at(input_.width);
       convert(input, input_.stored, scratch, input_.multiplied, count, input_.scale);
       input = scratch;
     }
     void* own = static_cast<char*>(scratch) + rounded_bytes_;
-    onednn::translated(ErrorKind::kResource, "run", [&] { execute(tile, input, output, own); });
+    onednn::translated(ErrorKind::kResource, "run", [&] { products_.run(tile, input, output, own); });
   }
 
-  std::size_t scratch_bytes() const override { return rounded_bytes_ + scratch_bytes_; }
+  std::size_t scratch_bytes() const override { return rounded_bytes_ + products_.scratch_bytes(); }
   std::string kernel() const override {
-    return descs_.front().impl_info_str() + std::string(largest_weight_ < 127 ? " (weights of 7 bits)" : "");
+    return products_.kernel() + std::string(largest_weight_ < 127 ? " (weights of 7 bits)" : "");
   }
 
  private:
+  static std::size_t at(int value) { return static_cast<std::size_t>(value); }
   static std::size_t aligned(std::size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
-  void pack(const Linear& layer, const memory::desc& packed) {
-    units_ = floats(layer.bias.size());
-    auto integers =
-        rounded(layer.weight, static_cast<std::size_t>(input_.width), largest_weight_, data_of(units_));
-    for (std::size_t row = 0; row < layer.bias.size(); ++row) data_of(units_)[row] *= input_.scale;
+  void bind_weights(const Linear& layer) {
+    std::vector<float> units(layer.bias.size());  // value of the sum 1 in each column
+    auto integers = rounded(layer.weight, at(input_.width), largest_weight_, units);
+    for (float& unit : units) unit *= input_.scale;
     dnnl::stream stream(cpu());
-    memory plain(
-        {{static_cast<memory::dim>(layer.bias.size()), input_.width}, memory::data_type::s8, Tag::ab}, cpu(),
-        integers.data());
-    weights_ = memory(packed, cpu());
-    dnnl::reorder(plain, weights_).execute(stream, plain, weights_);
+    memory plain({{static_cast<memory::dim>(units.size()), input_.width}, memory::data_type::s8, Tag::ab},
+                 cpu(), integers.data());
+    memory weights(products_.weights_desc(), cpu());
+    dnnl::reorder(plain, weights).execute(stream, plain, weights);
     stream.wait();
-  }
-
-  void execute(std::size_t tile, const void* input, void* output, void* scratch) const {
-    const auto& desc = descs_[tile];
-    dnnl::stream stream(cpu());
-    std::unordered_map<int, memory> arguments{
-        {DNNL_ARG_SRC, memory(desc.src_desc(), cpu(), const_cast<void*>(input))},
-        {DNNL_ARG_WEIGHTS, weights_},
-        {DNNL_ARG_BIAS, bias_},
-        {DNNL_ARG_DST, memory(desc.dst_desc(), cpu(), output)},
-        {DNNL_ARG_SCRATCHPAD, memory(desc.scratchpad_desc(), cpu(), scratch)},
-        {DNNL_ARG_ATTR_SCALES | DNNL_ARG_WEIGHTS, units_}};
-    if (target_unit_) arguments.emplace(DNNL_ARG_ATTR_SCALES | DNNL_ARG_DST, target_unit_);
-    primitives_[tile].execute(stream, arguments);
-    stream.wait();
+    products_.bind(DNNL_ARG_WEIGHTS, weights);
+    products_.bind(DNNL_ARG_ATTR_SCALES | DNNL_ARG_WEIGHTS, onednn::floats(units));
   }
 
   Operand input_;
   int largest_weight_;
   std::vector<int> tile_rows_;
-  std::vector<dnnl::inner_product_forward::primitive_desc> descs_;
-  std::vector<dnnl::inner_product_forward> primitives_;
-  memory weights_, bias_;
-  memory units_;        // value of the sum 1 in each column
-  memory target_unit_;  // value of 1 in the output, if that is integers
-  std::size_t scratch_bytes_ = 0, rounded_bytes_ = 0;
+  onednn::Products products_;
+  std::size_t rounded_bytes_ = 0;
 };
 
 // Rows and weights whose products are all as large as can be, of one sign over long stretches, so that

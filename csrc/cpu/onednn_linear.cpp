@@ -2,13 +2,13 @@
 #include <omp.h>
 
 #include <dnnl.hpp>
-#include <unordered_map>
 #include <utility>
 
 #include "fct/error.h"
 #include "linear_op.h"
 #include "onednn.h"
 #include "onednn_integer.h"
+#include "onednn_product.h"
 
 namespace fct::cpu {
 namespace {
@@ -40,54 +40,28 @@ dnnl::memory::data_type type_of(DType dtype) {
 class OnednnLinear : public LinearOp {
  public:
   OnednnLinear(const Linear& layer, const Operand& input, const Operand& output,
-               const std::vector<int>& tile_rows) {
-    using Desc = dnnl::memory::desc;
-    const int d_in = input.width, d_out = output.width;
-    const Desc bias_desc({d_out}, dnnl::memory::data_type::f32, Tag::a);
-    Desc weights_desc({d_out, d_in}, type_of(input.stored), Tag::any);  // fixed by the first, largest tile
-    for (int rows : tile_rows) {
-      const Desc source({rows, d_in}, type_of(input.stored), Tag::ab),
-          target({rows, d_out}, type_of(output.stored), Tag::ab);
-      descs_.emplace_back(cpu(), dnnl::prop_kind::forward_inference, source, weights_desc, bias_desc, target,
-                          onednn::attributes(layer.activation));
-      primitives_.emplace_back(descs_.back());
-      weights_desc = descs_.back().weights_desc();
-      scratch_bytes_ = std::max(scratch_bytes_, descs_.back().scratchpad_desc().get_size());
-    }
+               const std::vector<int>& tile_rows)
+      : products_({input.width, type_of(input.stored)}, {output.width, type_of(output.stored)},
+                  type_of(input.stored), onednn::attributes(layer.activation), tile_rows) {
     dnnl::stream stream(cpu());
-    dnnl::memory plain({{d_out, d_in}, dnnl::memory::data_type::f32, Tag::ab}, cpu(),
+    dnnl::memory plain({{output.width, input.width}, dnnl::memory::data_type::f32, Tag::ab}, cpu(),
                        const_cast<float*>(layer.weight.data()));
-    weights_ = dnnl::memory(weights_desc, cpu());
-    dnnl::reorder(plain, weights_).execute(stream, plain, weights_);
+    dnnl::memory weights(products_.weights_desc(), cpu());
+    dnnl::reorder(plain, weights).execute(stream, plain, weights);
     stream.wait();
-    bias_ = dnnl::memory(bias_desc, cpu());
-    std::copy(layer.bias.begin(), layer.bias.end(), static_cast<float*>(bias_.get_data_handle()));
+    products_.bind(DNNL_ARG_WEIGHTS, weights);
+    products_.bind(DNNL_ARG_BIAS, onednn::floats(layer.bias));
   }
 
   void run(std::size_t tile, const void* input, void* output, void* scratch) const override {
-    translated(ErrorKind::kResource, "run", [&] { execute(tile, input, output, scratch); });
+    translated(ErrorKind::kResource, "run", [&] { products_.run(tile, input, output, scratch); });
   }
 
-  std::size_t scratch_bytes() const override { return scratch_bytes_; }
-  std::string kernel() const override { return descs_.front().impl_info_str(); }
+  std::size_t scratch_bytes() const override { return products_.scratch_bytes(); }
+  std::string kernel() const override { return products_.kernel(); }
 
  private:
-  void execute(std::size_t tile, const void* input, void* output, void* scratch) const {
-    const auto& desc = descs_[tile];
-    dnnl::stream stream(cpu());
-    primitives_[tile].execute(stream,
-                              {{DNNL_ARG_SRC, dnnl::memory(desc.src_desc(), cpu(), const_cast<void*>(input))},
-                               {DNNL_ARG_WEIGHTS, weights_},
-                               {DNNL_ARG_BIAS, bias_},
-                               {DNNL_ARG_DST, dnnl::memory(desc.dst_desc(), cpu(), output)},
-                               {DNNL_ARG_SCRATCHPAD, dnnl::memory(desc.scratchpad_desc(), cpu(), scratch)}});
-    stream.wait();
-  }
-
-  std::vector<dnnl::inner_product_forward::primitive_desc> descs_;
-  std::vector<dnnl::inner_product_forward> primitives_;
-  dnnl::memory weights_, bias_;
-  std::size_t scratch_bytes_ = 0;
+  onednn::Products products_;
 };
 
 class OnednnLibrary : public LinearLibrary {

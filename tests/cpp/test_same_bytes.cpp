@@ -73,10 +73,10 @@ TEST(tiles_that_round_differently_are_dropped) {
   Random random(33);
   const Program program = paper_program(random, 24, 24, 16, 64);
   for (Precision precision : {Precision::kFp32, Precision::kBf16}) {
-    for (const auto& [backwards_below, kept] : {std::pair{8, "tiles 512 128 64 32 8;"},
-                                                {9, "tiles 512 128 64 32;"},
-                                                {100, "tiles 512 128;"},
-                                                {200, "tiles 512;"}}) {
+    for (const auto& [backwards_below, kept] : {std::pair{8, "tiles 512 256 128 64 32 16 8;"},
+                                                {9, "tiles 512 256 128 64 32 16;"},
+                                                {100, "tiles 512 256 128;"},
+                                                {300, "tiles 512;"}}) {
       const cpu::CpuExecutable executable(program, precision,
                                           ReferenceLibrary({.backwards_below = backwards_below}));
       CHECK(executable.description().starts_with(kept), executable.description());
