@@ -110,7 +110,7 @@ _READERS: WeakSet[Database] = WeakSet()
 
 
 class DuckStore(Store):
-    """A table or view of DuckDB.
+    """A table or view of DuckDB; its database is closed with it.
 
     Raises:
         GalleryError: there is none, or it has no vectors, or no key.
@@ -120,6 +120,14 @@ class DuckStore(Store):
 
     def __init__(self, url: EngineUrl, options: SourceOptions, database: Database) -> None:
         self.url, self.database = url, database
+        try:
+            self._open(options)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, options: SourceOptions) -> None:
+        url, database = self.url, self.database
         self.schema = url.more.get("schema", "main")
         self.sql = f"{quoted(self.schema)}.{quoted(url.table)}"
         with duckdb_errors(url):

@@ -170,6 +170,10 @@ class WithIds(Source):
         """See :class:`~fct_infer.gallery.source.Source`."""
         return _ReaderWithIds(self.inner.open_part(part), part, self._ids)
 
+    def close(self) -> None:
+        """See :class:`~fct_infer.gallery.source.Source`."""
+        self.inner.close()
+
     def where(self, row: int, role: str = "embedding") -> str:
         """See :class:`~fct_infer.gallery.source.Source`."""
         return f"{self._ids_path}, row {row}" if role == "id" else self.inner.where(row, role)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -310,3 +310,15 @@ class Target(ABC):
     @abstractmethod
     def close(self) -> None:
         """Let go; a second call does nothing."""
+
+
+_S = TypeVar("_S", bound=Store)
+
+
+def with_target(store: _S, make: Callable[[EngineUrl, _S], Target]) -> tuple[_S, Target]:
+    """Return a store and the target made of it; the store is closed where there is none."""
+    try:
+        return store, make(store.url, store)
+    except BaseException:
+        store.close()
+        raise
