@@ -72,7 +72,7 @@ class Work(Protocol):
     """The unfinished upgrade at its destination; in use by nobody else until it is closed.
 
     Attributes:
-        is_published: an earlier run has published it; only :meth:`discard` is left to do.
+        is_published: an earlier run has published it; :meth:`publish` only cleans up what that has left.
         repeated: parts that were done and found damaged, and which are therefore done again.
     """
 

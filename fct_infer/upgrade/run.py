@@ -105,7 +105,7 @@ class _Run:
         try:
             if work.is_published:  # killed after the rename
                 report = UpgradeReport.of(work.infos())
-                work.discard()
+                work.publish()
                 return report
             if append:
                 assert isinstance(work, FolderWork)  # unchanged_parts has refused anything else
