@@ -17,6 +17,7 @@ from fct_infer.storage.strict_json import parse_strict
 
 EXTRA = "parquet"
 MODEL_KEY = b"fct_infer.model"  # in metadata of a schema or a column: whose vectors they are, as JSON
+MAX_ID = 1 << 16  # characters, or bytes: all ids are held as wide as the longest
 
 
 def pyarrow(module: str = "") -> Any:
@@ -162,7 +163,7 @@ def ids(array: Any, where: str, first: int, file: Path) -> NDArray[Any]:
     """Return the ids in one array as int64, bytes or str.
 
     Raises:
-        GalleryError: an id is null, does not fit int64, or holds a NUL at its end, which text loses.
+        GalleryError: an id is null, does not fit int64, is a whole document, or ends with a NUL, which text loses.
     """
     array = _storage(array, file)
     if pyarrow("types").is_dictionary(array.type):
@@ -171,7 +172,7 @@ def ids(array: Any, where: str, first: int, file: Path) -> NDArray[Any]:
         row = first + int(np.argmax(np.asarray(array.is_null())))
         raise GalleryError(f"{where}, row {row}: has no id (null)")
     if pyarrow("types").is_integer(array.type):
-        return integer_or_text(array.to_numpy(zero_copy_only=False), where)
+        return integer_or_text(array.to_numpy(zero_copy_only=False), where, first)
     if (dtype := id_dtype(array.type)).itemsize:
         return np.array(array.to_pylist(), dtype)
     try:
@@ -182,12 +183,15 @@ def ids(array: Any, where: str, first: int, file: Path) -> NDArray[Any]:
 
 
 def text_ids(values: list[Any], kind: str, where: str, first: int) -> NDArray[Any]:
-    """Return text or bytes as an array of fixed width; refuses what it would change."""
+    """Return text or bytes as an array of fixed width; refuses what it would change, or make too wide."""
     end = "\0" if kind == "U" else b"\0"
+    if (width := max(map(len, values), default=1) or 1) > MAX_ID:
+        long = next(row for row, value in enumerate(values) if len(value) > MAX_ID)
+        raise GalleryError(f"{where}, row {first + long}: its id is {len(values[long]):,} long, more than {MAX_ID:,}")
     row = next((row for row, value in enumerate(values) if value.endswith(end)), None)
     if row is not None:
         raise GalleryError(f"{where}, row {first + row}: id {values[row]!r} ends with a NUL byte")
-    return np.array(values, dtype=f"{kind}{max(map(len, values), default=1) or 1}")
+    return np.array(values, dtype=f"{kind}{width}")
 
 
 def _storage(array: Any, file: Path) -> Any:

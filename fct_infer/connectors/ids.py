@@ -63,7 +63,7 @@ def _read_npy(path: Path, _column: str | None) -> NDArray[Any]:
     ids = read_npy(path)
     if ids.ndim != 1:
         raise GalleryError(f"{path}: has shape {ids.shape}, wanted (rows,)")
-    return integer_or_text(ids, str(path))
+    return integer_or_text(ids, str(path), 0)
 
 
 def _text(path: Path) -> str:
