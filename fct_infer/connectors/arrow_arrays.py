@@ -119,13 +119,13 @@ def id_dtype(kind: Any) -> np.dtype[Any]:
     return np.dtype("U" if types.is_string(kind) or types.is_large_string(kind) else "S")
 
 
-def vectors(array: Any, dim: int | None, where: str, first: int, file: Path) -> NDArray[Any]:
+def vectors(array: Any, dim: int | None, where: str | Callable[[int], str], first: int, file: Path) -> NDArray[Any]:
     """Return the rows of one array of vectors as a read-only (n, dim) view.
 
     Args:
         array: an Arrow array of a type that :func:`is_vector`.
         dim: the width every row must have; None takes that of the first row.
-        where: the part's words, for messages.
+        where: the part's words, for messages; or gives those of a row by its number.
         first: number of the array's first row in that part.
         file: for messages about no row in particular.
 
@@ -135,28 +135,32 @@ def vectors(array: Any, dim: int | None, where: str, first: int, file: Path) -> 
     array = _storage(array, file)
     if array.null_count:
         row = first + int(np.argmax(np.asarray(array.is_null())))
-        raise GalleryError(f"{where}, row {row}: is null, wanted a vector")
+        raise GalleryError(f"{_row(where, row)}: is null, wanted a vector")
     if pyarrow("types").is_fixed_size_list(array.type):
         width = int(array.type.list_size)
         begin, end = array.offset * width, (array.offset + len(array)) * width
         if dim is not None and width != dim:
-            raise GalleryError(f"{where}, row {first}: is {width} wide, wanted {dim}")
+            raise GalleryError(f"{_row(where, first)}: is {width} wide, wanted {dim}")
     else:
         offsets = np.asarray(array.offsets)
         widths = np.diff(offsets)
         width = int(widths[0]) if dim is None else dim
         if (ragged := widths != width).any():
             row = int(np.argmax(ragged))
-            raise GalleryError(f"{where}, row {first + row}: is {widths[row]} wide, wanted {width}")
+            raise GalleryError(f"{_row(where, first + row)}: is {widths[row]} wide, wanted {width}")
         begin, end = int(offsets[0]), int(offsets[-1])
     values = _storage(array.values, file)
     if end > len(values):
-        raise GalleryError(f"{where}: lists reach behind their numbers; the file is damaged")
+        raise GalleryError(f"{_row(where, first)}: lists reach behind their numbers; the file is damaged")
     values = values.slice(begin, end - begin)
     if values.null_count:
         row = first + int(np.argmax(np.asarray(values.is_null()))) // width
-        raise GalleryError(f"{where}, row {row}: holds a null, wanted numbers")
+        raise GalleryError(f"{_row(where, row)}: holds a null, wanted numbers")
     return np.asarray(values.to_numpy(zero_copy_only=True)).reshape(len(array), width)
+
+
+def _row(where: str | Callable[[int], str], row: int) -> str:
+    return f"{where}, row {row}" if isinstance(where, str) else where(row)
 
 
 def ids(array: Any, where: str, first: int, file: Path) -> NDArray[Any]:

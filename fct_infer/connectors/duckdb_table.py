@@ -49,7 +49,7 @@ def books_of(url: str) -> dict[str, dict[str, Any]]:
         with duckdb_errors(parsed):
             cursor = database.cursor()
             query = "SELECT 1 FROM duckdb_tables() WHERE schema_name = ? AND table_name = ?"
-            if not cursor.execute(query, (schema, BOOKS)).fetchone():
+            if not cursor.execute(query, (schema, BOOKS)).fetchall():
                 return {}
             return read_books(
                 lambda *asked: list(cursor.execute(*asked).fetchall()), f"{quoted(schema)}.{BOOKS}", parsed

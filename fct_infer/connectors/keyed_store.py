@@ -111,7 +111,7 @@ def page_of(
     order = np.argsort(found, kind="stable")
     found = found[order]
     if len(found) and (twice := found[1:] == found[:-1]).any():
-        raise GalleryError(f"key {found[1:][twice][0]!r} is there twice")
+        raise GalleryError(f"key {found[1:][twice][0].item()!r} is there twice")
     rows = [payload[place] for place in order] if len(payload) else []
     return Page(found, old[order], None if side is None else side[order], rows)
 
@@ -127,8 +127,8 @@ def check_keys(keys: Keys, url: EngineUrl, name: str) -> Keys:
     keys = np.sort(keys)
     if (twice := keys[1:] == keys[:-1]).any():
         raise GalleryError(
-            f"{url.name}: {name!r} does not tell the rows apart, {keys[1:][twice][0]!r} is there twice; name another "
-            "key with --id-column"
+            f"{url.name}: {name!r} does not tell the rows apart, {keys[1:][twice][0].item()!r} is there twice; name "
+            "another key with --id-column"
         )
     return keys
 

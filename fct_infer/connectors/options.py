@@ -73,7 +73,8 @@ def find_columns(file: Path | str, vectors: Sequence[str], scalars: Sequence[str
     """
     for name in (options.embedding_column, options.side_column, options.id_column):
         if name is not None and name not in (*vectors, *scalars):
-            raise UsageError(f"{file}: has no column {name!r}; it has {_listed([*vectors, *scalars])}")
+            what = "integers or text" if name == options.id_column else "vectors"
+            raise UsageError(f"{file}: has no column {name!r} of {what}; it has {_listed([*vectors, *scalars])}")
     for name in (options.embedding_column, options.side_column):
         if name is not None and name not in vectors:
             raise GalleryError(f"{file}: column {name!r} does not hold vectors of numbers")

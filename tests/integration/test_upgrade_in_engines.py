@@ -126,6 +126,20 @@ def test_text_keys_and_one_row(engine, rows, ids):
     assert wrong_rows(engine) == []
 
 
+def test_lists_of_no_fixed_size(tmp_path, rows):
+    engine = ENGINES["duckdb"](tmp_path)
+    engine.run("CREATE TABLE items (id BIGINT, title VARCHAR, embedding FLOAT[], side FLOAT[])")
+    engine.insert(range(ROWS), *rows)
+    upgrade(engine, options=SourceOptions(embedding_column="embedding", side_column="side", id_column="id"))
+    assert wrong_rows(engine) == []
+    engine.run("UPDATE items SET embedding = embedding[1:7] WHERE id = 33")
+    with pytest.raises(GalleryError, match=r"items.id = 33, column 'embedding': is 7 wide, wanted 12"):
+        upgrade(engine, column="embedding_v3")
+    engine.run("UPDATE items SET id = 32 WHERE id = 33")
+    with pytest.raises(GalleryError, match="'id' does not tell the rows apart, 32 is there twice"):
+        open_source(engine.url())
+
+
 def test_hostile_names_are_names(items, rows):
     other = type(items)(items.folder, HOSTILE)
     other.create(OLD, SIDE)
