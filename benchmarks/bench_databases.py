@@ -101,10 +101,9 @@ def read_by_text(conninfo: str) -> int:
 
 def read_here(conninfo: str) -> int:
     """Read the table as an upgrade does."""
-    source = open_source(f"{conninfo}&table=items", SourceOptions())
-    schema = source.schema
-    old, side = np.empty((PAGE, schema.old_dim), np.float32), np.empty((PAGE, schema.side_dim or 0), np.float32)
-    with SourceReader(source) as reader:
+    with open_source(f"{conninfo}&table=items", SourceOptions()) as source, SourceReader(source) as reader:
+        schema = source.schema
+        old, side = np.empty((PAGE, schema.old_dim), np.float32), np.empty((PAGE, schema.side_dim or 0), np.float32)
         for part in source.parts():
             for start in range(0, part.rows, PAGE):
                 count = min(PAGE, part.rows - start)
@@ -148,7 +147,7 @@ def upgrade_here(conninfo: str, h: Transformation) -> None:
     """Upgrade the table where it is."""
     url = f"{conninfo}&table=items"
     destination = open_destination(url + "&column=embedding_v2")
-    upgrade_gallery(open_source(url), h, destination, settings=Settings(index="none"))
+    upgrade_gallery(url, h, destination, settings=Settings(index="none"))
 
 
 READERS: dict[str, Callable[[str], int]] = {

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from benchmarks.measure import WORK, environment, paired_ratio, save, warn_if_loaded
 from benchmarks.programs import PROGRAMS
 from benchmarks.table import engines_tables, gate, show
-from fct_infer import Transformation, open_source, upgrade_gallery
+from fct_infer import Transformation, upgrade_gallery
 from fct_infer.upgrade.settings import Settings
 
 PROGRAM, ROWS, ROUNDS, QUICK_ROWS = "small", 200_000, 3, 20_000
@@ -178,7 +178,7 @@ def upgrade_here(scheme: str) -> Callable[[Path, Transformation], None]:
 
     def run(path: Path, h: Transformation) -> None:
         url = f"{scheme}://{path}?table=items"
-        upgrade_gallery(open_source(url), h, f"{url}&column=embedding_v2", settings=Settings(index="none"))
+        upgrade_gallery(url, h, f"{url}&column=embedding_v2", settings=Settings(index="none"))
 
     return run
 

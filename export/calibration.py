@@ -10,7 +10,7 @@ from fct_infer.artifacts.precisions import CALIBRATION_ROWS
 from fct_infer.backends.runner import Batch, Shapes
 from fct_infer.connectors import SourceOptions, open_source
 from fct_infer.errors import GalleryError
-from fct_infer.gallery import read_npy, sample_rows
+from fct_infer.gallery import Source, read_npy, sample_rows
 from fct_infer.transformation import Float32Array
 
 _SEED = 20211202  # any fixed number makes exports repeatable
@@ -38,7 +38,11 @@ def read_calibration(path: str | Path, inputs: Shapes, rows: int = CALIBRATION_R
 
 
 def _gallery(path: Path, inputs: Shapes, count: int) -> dict[str, Float32Array]:
-    gallery = open_source(path, SourceOptions(allow_cast=True))  # they are measured with, and stored nowhere
+    with open_source(path, SourceOptions(allow_cast=True)) as gallery:  # they are measured with, and stored nowhere
+        return _sample_of(gallery, inputs, count)
+
+
+def _sample_of(gallery: Source, inputs: Shapes, count: int) -> dict[str, Float32Array]:
     schema = gallery.schema
     wanted = {name: shape[0] for name, shape in inputs.items()}
     side_is_old = "side" in wanted and schema.side_dim is None

@@ -109,19 +109,19 @@ def command(
         from fct_infer.backends.loading import load_transformation
 
         h = load_transformation(transformation)
-    opened = open_source(source, options)
-    if given["order"] == "uncertainty":
-        given["uncertainty"] = given["uncertainty"] or transformation
-    order = _order(given, opened, h, metric)
-    target = None
-    if into is not None:
-        from fct_infer.connectors.table_versions import open_version
+    with open_source(source, options) as opened:
+        if given["order"] == "uncertainty":
+            given["uncertainty"] = given["uncertainty"] or transformation
+        order = _order(given, opened, h, metric)
+        target = None
+        if into is not None:
+            from fct_infer.connectors.table_versions import open_version
 
-        target = open_version(into)
-    new_model = _image_embedder(embed, images) if images is not None else open_embedder(embed)
-    backfiller = Backfiller(opened, folder, new_model, order, h=h, gallery=target, settings=settings)
-    with progress_on_stderr() as progress:
-        report = backfiller.run(progress, restart=restart)
+            target = open_version(into)
+        new_model = _image_embedder(embed, images) if images is not None else open_embedder(embed)
+        backfiller = Backfiller(opened, folder, new_model, order, h=h, gallery=target, settings=settings)
+        with progress_on_stderr() as progress:
+            report = backfiller.run(progress, restart=restart)
     if as_json:
         click.echo(json.dumps(report.as_dict() | {"folder": str(folder)}, indent=2, allow_nan=False))
     else:

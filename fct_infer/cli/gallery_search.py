@@ -60,7 +60,8 @@ def search_command(
         check_results_path(output)
     gallery = open_gallery(dest)
     options = SourceOptions(embedding_column=embedding_column, id_column=id_column, ids=ids, allow_cast=allow_cast)
-    rows, names = read_queries(open_source(queries, options))
+    with open_source(queries, options) as source:
+        rows, names = read_queries(source)
     index = gallery.index
     start = time.perf_counter()
     distances, found = index.search(rows, k)

@@ -209,31 +209,31 @@ def command(
         note(f"{transformation}: {h.assignment}")
     if h.no_device:
         click.echo(f"{h.no_device}; the CPU computes in its place", err=True)
-    gallery = open_source(source, options)
-    columns = columns_text(gallery.schema.columns, gallery.schema.other_columns)
-    if dry_run:
-        plan = make_plan(gallery, h, destination, chosen, append=append)
-        plan.destination.check_replaceable(force=force or append)
-        if executor is not None:
-            executor.check(plan)
-        show_estimate(estimate(plan) | appended(plan, append), as_json)
-        plan.check_resources()
-        if page is not None:
-            note(f"--report: {page} is written by an upgrade, not by --dry-run")
-        return
-    note(f"{gallery.path}: {columns}")
-    with progress_on_stderr() as progress:
-        report = upgrade_gallery(
-            gallery,
-            h,
-            destination,
-            settings=chosen,
-            restart=restart,
-            force=force,
-            append=append,
-            executor=executor,
-            progress=progress,
-        )
+    with open_source(source, options) as gallery:
+        columns = columns_text(gallery.schema.columns, gallery.schema.other_columns)
+        if dry_run:
+            with make_plan(gallery, h, destination, chosen, append=append) as plan:
+                plan.destination.check_replaceable(force=force or append)
+                if executor is not None:
+                    executor.check(plan)
+                show_estimate(estimate(plan) | appended(plan, append), as_json)
+                plan.check_resources()
+            if page is not None:
+                note(f"--report: {page} is written by an upgrade, not by --dry-run")
+            return
+        note(f"{gallery.path}: {columns}")
+        with progress_on_stderr() as progress:
+            report = upgrade_gallery(
+                gallery,
+                h,
+                destination,
+                settings=chosen,
+                restart=restart,
+                force=force,
+                append=append,
+                executor=executor,
+                progress=progress,
+            )
     if page is not None:
         write_page(page, report)
     show_report(report.as_dict(), as_json)

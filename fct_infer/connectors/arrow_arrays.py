@@ -17,6 +17,7 @@ from fct_infer.storage.strict_json import parse_strict
 
 EXTRA = "parquet"
 MODEL_KEY = b"fct_infer.model"  # in metadata of a schema or a column: whose vectors they are, as JSON
+MAX_ID = 1 << 16  # characters, or bytes: all ids are held as wide as the longest
 
 
 def pyarrow(module: str = "") -> Any:
@@ -118,13 +119,13 @@ def id_dtype(kind: Any) -> np.dtype[Any]:
     return np.dtype("U" if types.is_string(kind) or types.is_large_string(kind) else "S")
 
 
-def vectors(array: Any, dim: int | None, where: str, first: int, file: Path) -> NDArray[Any]:
+def vectors(array: Any, dim: int | None, where: str | Callable[[int], str], first: int, file: Path) -> NDArray[Any]:
     """Return the rows of one array of vectors as a read-only (n, dim) view.
 
     Args:
         array: an Arrow array of a type that :func:`is_vector`.
         dim: the width every row must have; None takes that of the first row.
-        where: the part's words, for messages.
+        where: the part's words, for messages; or gives those of a row by its number.
         first: number of the array's first row in that part.
         file: for messages about no row in particular.
 
@@ -134,35 +135,39 @@ def vectors(array: Any, dim: int | None, where: str, first: int, file: Path) -> 
     array = _storage(array, file)
     if array.null_count:
         row = first + int(np.argmax(np.asarray(array.is_null())))
-        raise GalleryError(f"{where}, row {row}: is null, wanted a vector")
+        raise GalleryError(f"{_row(where, row)}: is null, wanted a vector")
     if pyarrow("types").is_fixed_size_list(array.type):
         width = int(array.type.list_size)
         begin, end = array.offset * width, (array.offset + len(array)) * width
         if dim is not None and width != dim:
-            raise GalleryError(f"{where}, row {first}: is {width} wide, wanted {dim}")
+            raise GalleryError(f"{_row(where, first)}: is {width} wide, wanted {dim}")
     else:
         offsets = np.asarray(array.offsets)
         widths = np.diff(offsets)
         width = int(widths[0]) if dim is None else dim
         if (ragged := widths != width).any():
             row = int(np.argmax(ragged))
-            raise GalleryError(f"{where}, row {first + row}: is {widths[row]} wide, wanted {width}")
+            raise GalleryError(f"{_row(where, first + row)}: is {widths[row]} wide, wanted {width}")
         begin, end = int(offsets[0]), int(offsets[-1])
     values = _storage(array.values, file)
     if end > len(values):
-        raise GalleryError(f"{where}: lists reach behind their numbers; the file is damaged")
+        raise GalleryError(f"{_row(where, first)}: lists reach behind their numbers; the file is damaged")
     values = values.slice(begin, end - begin)
     if values.null_count:
         row = first + int(np.argmax(np.asarray(values.is_null()))) // width
-        raise GalleryError(f"{where}, row {row}: holds a null, wanted numbers")
+        raise GalleryError(f"{_row(where, row)}: holds a null, wanted numbers")
     return np.asarray(values.to_numpy(zero_copy_only=True)).reshape(len(array), width)
+
+
+def _row(where: str | Callable[[int], str], row: int) -> str:
+    return f"{where}, row {row}" if isinstance(where, str) else where(row)
 
 
 def ids(array: Any, where: str, first: int, file: Path) -> NDArray[Any]:
     """Return the ids in one array as int64, bytes or str.
 
     Raises:
-        GalleryError: an id is null, does not fit int64, or holds a NUL at its end, which text loses.
+        GalleryError: an id is null, does not fit int64, is a whole document, or ends with a NUL, which text loses.
     """
     array = _storage(array, file)
     if pyarrow("types").is_dictionary(array.type):
@@ -171,7 +176,7 @@ def ids(array: Any, where: str, first: int, file: Path) -> NDArray[Any]:
         row = first + int(np.argmax(np.asarray(array.is_null())))
         raise GalleryError(f"{where}, row {row}: has no id (null)")
     if pyarrow("types").is_integer(array.type):
-        return integer_or_text(array.to_numpy(zero_copy_only=False), where)
+        return integer_or_text(array.to_numpy(zero_copy_only=False), where, first)
     if (dtype := id_dtype(array.type)).itemsize:
         return np.array(array.to_pylist(), dtype)
     try:
@@ -182,12 +187,15 @@ def ids(array: Any, where: str, first: int, file: Path) -> NDArray[Any]:
 
 
 def text_ids(values: list[Any], kind: str, where: str, first: int) -> NDArray[Any]:
-    """Return text or bytes as an array of fixed width; refuses what it would change."""
+    """Return text or bytes as an array of fixed width; refuses what it would change, or make too wide."""
     end = "\0" if kind == "U" else b"\0"
+    if (width := max(map(len, values), default=1) or 1) > MAX_ID:
+        long = next(row for row, value in enumerate(values) if len(value) > MAX_ID)
+        raise GalleryError(f"{where}, row {first + long}: its id is {len(values[long]):,} long, more than {MAX_ID:,}")
     row = next((row for row, value in enumerate(values) if value.endswith(end)), None)
     if row is not None:
         raise GalleryError(f"{where}, row {first + row}: id {values[row]!r} ends with a NUL byte")
-    return np.array(values, dtype=f"{kind}{max(map(len, values), default=1) or 1}")
+    return np.array(values, dtype=f"{kind}{width}")
 
 
 def _storage(array: Any, file: Path) -> Any:

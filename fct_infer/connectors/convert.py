@@ -97,11 +97,12 @@ def convert(
     options = options or SourceOptions()
     if rows_per_shard is not None and rows_per_shard < 1:
         raise UsageError(f"rows_per_shard is {rows_per_shard}, wanted at least 1")
-    opened = open_source(source, options)
-    schema, started = opened.schema, time.perf_counter()
-    inputs = ([opened.path] if isinstance(opened.path, Path) else []) + ([options.ids] if options.ids else [])
-    with new_gallery(dest, inputs, force=force) as folder:
-        model = opened.model
+    started = time.perf_counter()
+    with (
+        open_source(source, options) as opened,
+        new_gallery(dest, _inputs(opened, options), force=force) as folder,
+    ):
+        schema, model = opened.schema, opened.model
         shards = _Shards(folder, schema, dtype, rows_per_shard)
         with shards, SourceReader(opened) as reader:
             done = 0
@@ -130,6 +131,10 @@ def convert(
         model_text(model),
         time.perf_counter() - started,
     )
+
+
+def _inputs(source: Source, options: SourceOptions) -> list[Path]:
+    return ([source.path] if isinstance(source.path, Path) else []) + ([options.ids] if options.ids else [])
 
 
 def _blocks(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import RLock
 from typing import Any
@@ -110,7 +111,7 @@ _READERS: WeakSet[Database] = WeakSet()
 
 
 class DuckStore(Store):
-    """A table or view of DuckDB.
+    """A table or view of DuckDB; its database is closed with it.
 
     Raises:
         GalleryError: there is none, or it has no vectors, or no key.
@@ -120,6 +121,14 @@ class DuckStore(Store):
 
     def __init__(self, url: EngineUrl, options: SourceOptions, database: Database) -> None:
         self.url, self.database = url, database
+        try:
+            self._open(options)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, options: SourceOptions) -> None:
+        url, database = self.url, self.database
         self.schema = url.more.get("schema", "main")
         self.sql = f"{quoted(self.schema)}.{quoted(url.table)}"
         with duckdb_errors(url):
@@ -161,11 +170,11 @@ class DuckStore(Store):
             found = (
                 self.database.reader()
                 .execute(f"SELECT len({quoted(name)}) FROM {self.sql} WHERE {quoted(name)} IS NOT NULL LIMIT 1")
-                .fetchone()
+                .fetchall()  # fetchone would leave the result open, and the next query refused
             )
-        if found is None:
+        if not found:
             raise GalleryError(f"{self.url.name}, column {name!r}: is empty, it holds no vectors")
-        return int(found[0])
+        return int(found[0][0])
 
     @property
     def files(self) -> dict[str, Path]:
@@ -196,14 +205,17 @@ class DuckStore(Store):
         for place, role in enumerate(roles, 1):
             field = self.fields[role]
             column = found.column(place).combine_chunks()
+            words = partial(self._words, found.column(0), field.name)
             if column.null_count:
-                row = column.is_null().to_pylist().index(True)
-                raise GalleryError(f"{self.where(found.column(0)[row].as_py())}, column {field.name!r}: is NULL")
-            values = arrays.vectors(column, field.dim, self.url.name, 0, self.url.path)
+                raise GalleryError(f"{words(column.is_null().to_pylist().index(True))}: is NULL")
+            values = arrays.vectors(column, field.dim, words, 0, self.url.path)
             with np.errstate(over="ignore"):
                 outs.append(np.ascontiguousarray(values, field.dtype))
         found_keys = keys_of(found.column(0).combine_chunks(), self.url)
         return page_of(keys, found_keys, outs[0], outs[1] if len(outs) > 1 else None)
+
+    def _words(self, keys: Any, name: str, row: int) -> str:
+        return f"{self.where(keys[row].as_py())}, column {name!r}"
 
     def rows_of(self, keys: Keys, select: str, key_sql: str) -> Any:
         """Return rows of some keys as a table of Arrow."""

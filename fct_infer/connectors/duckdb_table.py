@@ -13,7 +13,7 @@ from fct_infer.connectors.duckdb_store import TEXT, Database, DuckStore, duckdb_
 from fct_infer.connectors.engine_url import EngineUrl, parse_engine_url
 from fct_infer.connectors.keyed_destination import KeyedDestination
 from fct_infer.connectors.keyed_source import KeyedSource
-from fct_infer.connectors.keyed_store import Keys, Page, Store, Target, page_of
+from fct_infer.connectors.keyed_store import Keys, Page, Store, Target, page_of, with_target
 from fct_infer.connectors.options import SourceOptions
 from fct_infer.connectors.sql_tables import BOOKS, DIGEST, SqlTarget, quoted, read_books
 from fct_infer.gallery.source import Rows
@@ -22,12 +22,7 @@ from fct_infer.gallery.source import Rows
 def open_table(url: str, options: SourceOptions) -> KeyedSource:
     """Open a table for reading."""
     parsed = parse(url)
-    database = Database(parsed, is_read=True)
-    try:
-        return KeyedSource(DuckStore(parsed, options, database), options)
-    except BaseException:
-        database.close()
-        raise
+    return KeyedSource(DuckStore(parsed, options, Database(parsed, is_read=True)), options)
 
 
 def open_destination(url: str) -> KeyedDestination:
@@ -37,13 +32,7 @@ def open_destination(url: str) -> KeyedDestination:
 
 def open_target(url: EngineUrl, options: SourceOptions) -> tuple[Store, Target]:
     """Open a table and the version that a URL names, in one database."""
-    database = Database(url, is_read=False)
-    try:
-        store = DuckStore(url, options, database)
-        return store, DuckTarget(url, store, database)
-    except BaseException:
-        database.close()
-        raise
+    return with_target(DuckStore(url, options, Database(url, is_read=False)), DuckTarget)
 
 
 def parse(url: str) -> EngineUrl:
@@ -60,7 +49,7 @@ def books_of(url: str) -> dict[str, dict[str, Any]]:
         with duckdb_errors(parsed):
             cursor = database.cursor()
             query = "SELECT 1 FROM duckdb_tables() WHERE schema_name = ? AND table_name = ?"
-            if not cursor.execute(query, (schema, BOOKS)).fetchone():
+            if not cursor.execute(query, (schema, BOOKS)).fetchall():
                 return {}
             return read_books(
                 lambda *asked: list(cursor.execute(*asked).fetchall()), f"{quoted(schema)}.{BOOKS}", parsed
@@ -72,9 +61,9 @@ def books_of(url: str) -> dict[str, dict[str, Any]]:
 class DuckTarget(SqlTarget):
     """See :class:`~fct_infer.connectors.keyed_store.Target`."""
 
-    def __init__(self, url: EngineUrl, store: DuckStore, database: Database) -> None:
+    def __init__(self, url: EngineUrl, store: DuckStore) -> None:
         super().__init__(url, store, list(store.kinds))
-        self._store, self._database, self._cursor = store, database, database.cursor()
+        self._store, self._cursor = store, store.database.cursor()
 
     def promises(self) -> dict[str, str]:
         """See :class:`Target`."""
@@ -183,4 +172,4 @@ class DuckTarget(SqlTarget):
 
     def close(self) -> None:
         """See :class:`Target`."""
-        self._database.close()
+        self._store.close()

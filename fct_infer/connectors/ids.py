@@ -63,7 +63,7 @@ def _read_npy(path: Path, _column: str | None) -> NDArray[Any]:
     ids = read_npy(path)
     if ids.ndim != 1:
         raise GalleryError(f"{path}: has shape {ids.shape}, wanted (rows,)")
-    return integer_or_text(ids, str(path))
+    return integer_or_text(ids, str(path), 0)
 
 
 def _text(path: Path) -> str:
@@ -169,6 +169,10 @@ class WithIds(Source):
     def open_part(self, part: Part) -> PartReader:
         """See :class:`~fct_infer.gallery.source.Source`."""
         return _ReaderWithIds(self.inner.open_part(part), part, self._ids)
+
+    def close(self) -> None:
+        """See :class:`~fct_infer.gallery.source.Source`."""
+        self.inner.close()
 
     def where(self, row: int, role: str = "embedding") -> str:
         """See :class:`~fct_infer.gallery.source.Source`."""

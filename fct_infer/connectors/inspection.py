@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fct_infer.connectors.convert import rows_of_block
 from fct_infer.connectors.options import SourceOptions
 from fct_infer.connectors.registry import kind_of, open_source
-from fct_infer.gallery.source import Schema, SourceReader
+from fct_infer.gallery.source import Schema, Source, SourceReader
 from fct_infer.identity import model_text
 
 MAX_COMPARED = 1 << 26  # rows of which duplicates are counted, at 8 bytes a row
@@ -77,7 +77,11 @@ def inspect(
         GalleryError: the source is malformed, or a row is no vector of the right width.
         UsageError: columns must be named.
     """
-    opened = open_source(source, options)
+    with open_source(source, options) as opened:
+        return _inspected(opened, progress)
+
+
+def _inspected(opened: Source, progress: Callable[[str, int, int], None] | None) -> Inspection:
     schema = opened.schema
     counts = _Counts(schema)
     done = 0

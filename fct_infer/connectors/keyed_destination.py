@@ -34,13 +34,13 @@ class KeyedDestination:
         self.url, self.name, self._open = url, url.name, open_target
         if not url.column:
             raise UsageError(f"{self.name}: names no version for the new vectors; add &column=embedding_v2")
-        self._target: Target | None = None
+        self._source: LiveKeys | None = None
 
     @property
     def target(self) -> Target:
         """Known once the source is."""
-        assert self._target is not None
-        return self._target
+        assert self._source is not None
+        return self._source.target
 
     @property
     def atomicity(self) -> Atomicity:
@@ -58,11 +58,9 @@ class KeyedDestination:
                 f"{self.name}: a table is upgraded where it is, so DEST has to name the table that SOURCE is, and its "
                 f"new column; SOURCE is {source.path}"
             )
-        source.store.close()  # some engines open a database for one purpose at a time
-        if self._target is not None:
-            self._target.close()
-        store, self._target = self._open(self.url, source.options)
-        return LiveKeys(store, source.options, self._target.carries_payload)
+        source.close()  # some engines open a database for one purpose at a time
+        self._source = LiveKeys(*self._open(self.url, source.options), source.options)
+        return self._source
 
     def check(self, source: Source, dim: int, dtype: np.dtype[Any]) -> None:
         """What the engine cannot keep depends on the index, too: see :meth:`promises` and :meth:`open_work`."""
@@ -89,9 +87,5 @@ class KeyedDestination:
 
     def open_work(self, job: Job, *, restart: bool, force: bool, progress: Progress | None) -> KeyedWork:
         """See :class:`~fct_infer.gallery.destination.Destination`."""
-        try:
-            self._check_index(job)
-            return KeyedWork(self.target, job, restart=restart, progress=progress)
-        except BaseException:
-            self.target.close()
-            raise
+        self._check_index(job)
+        return KeyedWork(self.target, job, restart=restart, progress=progress)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fct_infer.connectors.keyed_store import Keys, Page, Store, check_keys, chunks
+from fct_infer.connectors.keyed_store import Keys, Page, Store, Target, check_keys, chunks
 from fct_infer.connectors.options import SourceOptions
 from fct_infer.connectors.parted import check_buffer, check_range, cut
 from fct_infer.errors import ArrayError, GalleryError
@@ -27,7 +27,7 @@ class KeyedSource(Source):
     """See :class:`~fct_infer.gallery.source.Source`.
 
     Args:
-        store: what is read; closed with the process.
+        store: what is read; closed with the source, also where there is none of it.
         options: what the user said.
 
     Raises:
@@ -36,6 +36,14 @@ class KeyedSource(Source):
 
     def __init__(self, store: Store, options: SourceOptions) -> None:
         self.store, self.options, self.path = store, options, store.url.name
+        try:
+            self._read_keys()
+        except BaseException:
+            self.close()
+            raise
+
+    def _read_keys(self) -> None:
+        store = self.store
         self._keys = check_keys(store.keys(), store.url, str(store.columns.id))
         embedding, side = store.fields["embedding"], store.fields.get("side")
         self._schema = Schema(
@@ -67,6 +75,10 @@ class KeyedSource(Source):
     def open_part(self, part: Part) -> KeyedReader:
         """See :class:`~fct_infer.gallery.source.Source`."""
         return KeyedReader(self, part)
+
+    def close(self) -> None:
+        """See :class:`~fct_infer.gallery.source.Source`."""
+        self.store.close()
 
     def fingerprint(self) -> dict[str, dict[str, Any]]:
         """Return that of the files, if there are any, and a digest of the keys."""
@@ -138,13 +150,13 @@ class LiveKeys(KeyedSource):
 
     Args:
         store: what is read.
+        target: the new version of its vectors; closed with the source.
         options: what the user said.
-        with_payload: whether rows are read whole.
     """
 
-    def __init__(self, store: Store, options: SourceOptions, with_payload: bool) -> None:
+    def __init__(self, store: Store, target: Target, options: SourceOptions) -> None:
+        self.target, self.with_payload, self.with_side = target, target.carries_payload, True
         super().__init__(store, options)
-        self.with_payload, self.with_side = with_payload, True
         self._read: dict[str, deque[Taken]] = {}
 
     def fingerprint(self) -> dict[str, dict[str, Any]]:
@@ -155,6 +167,11 @@ class LiveKeys(KeyedSource):
     def id_facts(self) -> IdFacts:
         """What a key promises."""
         return IdFacts("text" if self.schema.id_dtype is not None and self.schema.id_dtype.kind == "U" else "labels")
+
+    def close(self) -> None:
+        """Let go of both."""
+        self.target.close()
+        super().close()
 
     def open_part(self, part: Part) -> KeyedReader:
         """Begin a part: what was remembered of it is forgotten."""

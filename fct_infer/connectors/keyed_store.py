@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -111,7 +111,7 @@ def page_of(
     order = np.argsort(found, kind="stable")
     found = found[order]
     if len(found) and (twice := found[1:] == found[:-1]).any():
-        raise GalleryError(f"key {found[1:][twice][0]!r} is there twice")
+        raise GalleryError(f"key {found[1:][twice][0].item()!r} is there twice")
     rows = [payload[place] for place in order] if len(payload) else []
     return Page(found, old[order], None if side is None else side[order], rows)
 
@@ -127,8 +127,8 @@ def check_keys(keys: Keys, url: EngineUrl, name: str) -> Keys:
     keys = np.sort(keys)
     if (twice := keys[1:] == keys[:-1]).any():
         raise GalleryError(
-            f"{url.name}: {name!r} does not tell the rows apart, {keys[1:][twice][0]!r} is there twice; name another "
-            "key with --id-column"
+            f"{url.name}: {name!r} does not tell the rows apart, {keys[1:][twice][0].item()!r} is there twice; name "
+            "another key with --id-column"
         )
     return keys
 
@@ -310,3 +310,15 @@ class Target(ABC):
     @abstractmethod
     def close(self) -> None:
         """Let go; a second call does nothing."""
+
+
+_S = TypeVar("_S", bound=Store)
+
+
+def with_target(store: _S, make: Callable[[EngineUrl, _S], Target]) -> tuple[_S, Target]:
+    """Return a store and the target made of it; the store is closed where there is none."""
+    try:
+        return store, make(store.url, store)
+    except BaseException:
+        store.close()
+        raise

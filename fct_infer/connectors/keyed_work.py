@@ -235,9 +235,7 @@ class KeyedWork:
         """Nothing: a row that cannot be upgraded is found again when it is corrected, and the rest stays."""
 
     def close(self) -> None:
-        """See :class:`~fct_infer.gallery.destination.Work`."""
-        self.target.close()
-        self.source.store.close()
+        """Nothing: what is open is the source's."""
 
 
 def _have(known: tuple[Keys, NDArray[np.int64]], keys: Keys, digests: NDArray[np.int64]) -> NDArray[np.bool_]:

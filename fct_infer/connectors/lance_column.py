@@ -84,7 +84,7 @@ def add_column(gallery: str | Path, dataset: str | Path, column: str, progress: 
     _check_digests(folder)
     read_as = _read_as(folder)
     target = LanceSource(place, SourceOptions(read_as.get("embedding"), id_column=read_as.get("id")))
-    written = open_source(folder)
+    written = open_source(folder)  # a folder: nothing is open
     _check_rows(target, written, read_as["version"], folder)
     lance, names = optional("lance", EXTRA), target.column_names
     if not column or column in names:

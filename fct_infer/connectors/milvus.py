@@ -17,7 +17,16 @@ from fct_infer.connectors.collection_target import BOOKS, DIGEST, CollectionTarg
 from fct_infer.connectors.engine_url import EngineUrl, parse_engine_url
 from fct_infer.connectors.keyed_destination import KeyedDestination
 from fct_infer.connectors.keyed_source import KeyedSource
-from fct_infer.connectors.keyed_store import Keys, Page, Store, Target, find_keyed_columns, make_field, page_of
+from fct_infer.connectors.keyed_store import (
+    Keys,
+    Page,
+    Store,
+    Target,
+    find_keyed_columns,
+    make_field,
+    page_of,
+    with_target,
+)
 from fct_infer.connectors.options import SourceOptions, optional
 from fct_infer.errors import FctError, GalleryError, ResourceError
 from fct_infer.gallery.source import Rows
@@ -45,8 +54,7 @@ def open_destination(url: str) -> KeyedDestination:
 
 def open_target(url: EngineUrl, options: SourceOptions) -> tuple[Store, Target]:
     """Open a collection, and the version that a URL names."""
-    store = MilvusStore(url, options)
-    return store, MilvusTarget(url, store)
+    return with_target(MilvusStore(url, options), MilvusTarget)
 
 
 def books_of(url: str) -> dict[str, dict[str, Any]]:

@@ -176,4 +176,4 @@ def _unpacked(path: Path, name: str) -> Generator[NDArray[Any], None, None]:
         step = max(1, _PIECE_BYTES // max(1, width))
         for start in range(0, rows, step):
             piece = member.read(min(step, rows - start))
-            yield integer_or_text(piece, f"{path}, array {name!r}") if piece.ndim == 1 else piece
+            yield integer_or_text(piece, f"{path}, array {name!r}", start) if piece.ndim == 1 else piece

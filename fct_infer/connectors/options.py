@@ -73,7 +73,8 @@ def find_columns(file: Path | str, vectors: Sequence[str], scalars: Sequence[str
     """
     for name in (options.embedding_column, options.side_column, options.id_column):
         if name is not None and name not in (*vectors, *scalars):
-            raise UsageError(f"{file}: has no column {name!r}; it has {_listed([*vectors, *scalars])}")
+            what = "integers or text" if name == options.id_column else "vectors"
+            raise UsageError(f"{file}: has no column {name!r} of {what}; it has {_listed([*vectors, *scalars])}")
     for name in (options.embedding_column, options.side_column):
         if name is not None and name not in vectors:
             raise GalleryError(f"{file}: column {name!r} does not hold vectors of numbers")
@@ -129,8 +130,13 @@ def check_shape(rows: int, dim: int, where: str) -> None:
         raise GalleryError(f"{where}: rows are said to be {dim:,} wide, at most {MAX_DIM:,} are accepted")
 
 
-def integer_or_text(ids: NDArray[Any], where: str) -> NDArray[Any]:
+def integer_or_text(ids: NDArray[Any], where: str, first: int | None = None) -> NDArray[Any]:
     """Return ids as int64, bytes or str.
+
+    Args:
+        ids: (n, ...).
+        where: they lie, for messages.
+        first: the number there of the first one's row, if the others follow it.
 
     Raises:
         GalleryError: they are of another kind, or do not fit int64.
@@ -140,7 +146,8 @@ def integer_or_text(ids: NDArray[Any], where: str) -> NDArray[Any]:
     if ids.dtype.kind not in "iu":
         raise GalleryError(f"{where}: ids are {ids.dtype}, wanted integers, text or bytes")
     if ids.dtype == np.uint64 and ids.size and (large := ids > np.iinfo(np.int64).max).any():
-        raise GalleryError(f"{where}: id {ids[large][0]} does not fit int64")
+        row = "" if first is None else f", row {first + int(np.argwhere(large)[0][0])}"
+        raise GalleryError(f"{where}{row}: id {ids[large][0]} does not fit int64")
     return ids.astype(np.int64)
 
 

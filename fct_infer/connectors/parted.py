@@ -147,7 +147,8 @@ class ColumnsReader:
         check_range(start, stop, self._part.rows)
         if self._schema.id_dtype is None:
             return np.arange(first + start, first + stop, dtype=np.int64)
-        return integer_or_text(self._column("id").read(first + start, first + stop), self._source.column("id"))
+        ids = self._column("id").read(first + start, first + stop)
+        return integer_or_text(ids, self._source.column("id"), first + start)
 
     def move_to(self, part: Part) -> bool:
         """See :class:`~fct_infer.gallery.source.PartReader`."""

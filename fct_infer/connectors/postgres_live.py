@@ -31,7 +31,7 @@ class LiveTable(PostgresSource):
 
     def refresh(self) -> None:
         """See the table as it is now."""
-        self.snapshot.close()
+        self.close()
         self.snapshot = Snapshot(self.url)
         self._count()
 

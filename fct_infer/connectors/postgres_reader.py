@@ -6,7 +6,6 @@ take it over, each for one part.
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from itertools import islice
@@ -25,18 +24,21 @@ if TYPE_CHECKING:
 
 
 class Snapshot:
-    """What a table holds at one instant, for as many connections as take it over.
-
-    Attributes:
-        close: lets the server clean up behind it; a second call does nothing.
-    """
+    """What a table holds at one instant, for as many connections as take it over, until it is closed."""
 
     def __init__(self, url: TableUrl) -> None:
         self._url, self._holder = url, connect(url)
-        self.close = weakref.finalize(self, self._holder.close)  # a source is not closed, it is forgotten
-        with server_errors(url):
-            self._holder.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            (self._name,) = self._holder.execute("SELECT pg_catalog.pg_export_snapshot()").fetchone()
+        try:
+            with server_errors(url):
+                self._holder.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                (self._name,) = self._holder.execute("SELECT pg_catalog.pg_export_snapshot()").fetchone()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let the server clean up behind it; a second call does nothing."""
+        self._holder.close()
 
     @contextmanager
     def opened(self) -> Iterator[Any]:

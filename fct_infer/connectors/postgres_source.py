@@ -48,9 +48,16 @@ class PostgresSource(Source):
             self.table = find_table(connection, self.url, options)
         self._roles = _columns(self.table, options)
         self.snapshot = Snapshot(self.url)
+        try:
+            self._read_facts(options.allow_cast)
+        except BaseException:
+            self.close()
+            raise
+
+    def _read_facts(self, allow_cast: bool) -> None:
         with self.snapshot.opened() as connection:
-            self.fields = self._vector_fields(connection, options.allow_cast)
-            self._schema = self._read_schema(connection, options.allow_cast)
+            self.fields = self._vector_fields(connection, allow_cast)
+            self._schema = self._read_schema(connection, allow_cast)
             most = max(1, PART_BYTES // self._schema.row_bytes)
             self._parts, self.bounds = _ranges(connection, self.table, cut([self._schema.rows], most))
 
@@ -71,6 +78,10 @@ class PostgresSource(Source):
     def open_part(self, part: Part) -> TableReader:
         """See :class:`~fct_infer.gallery.source.Source`."""
         return TableReader(self, part)
+
+    def close(self) -> None:
+        """Let go of the snapshot, which holds back the server's cleaning up and indexes that are built concurrently."""
+        self.snapshot.close()
 
     def range_of(self, part: Part) -> Any:
         """The condition that a part's rows fulfil."""

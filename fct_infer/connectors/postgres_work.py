@@ -7,7 +7,6 @@ afterwards; at the very end under a lock that holds up writers, not readers, for
 
 from __future__ import annotations
 
-import gc
 import json
 import secrets
 import time
@@ -176,8 +175,7 @@ class PostgresWork:
 
     def settle(self) -> None:
         """Transform what was written since the snapshot, and compare keys with keys."""
-        self.source.snapshot.close()  # it holds back the server's cleaning up, and an index built concurrently
-        gc.collect()  # so does that of a run that failed in this process, whose traceback is a cycle with its source
+        self.source.close()  # or an index would wait for its snapshot
         self.changes.settle()
 
     def report(self, stage: str, done: int) -> None:
@@ -286,7 +284,6 @@ class PostgresWork:
         """See :class:`~fct_infer.gallery.destination.Work`."""
         for sink in self._sinks:
             sink.close()
-        self.source.snapshot.close()
         self.connection.close()
 
     @property

@@ -17,7 +17,16 @@ from fct_infer.connectors.collection_target import BOOKS, DIGEST, CollectionTarg
 from fct_infer.connectors.engine_url import EngineUrl, parse_engine_url
 from fct_infer.connectors.keyed_destination import KeyedDestination
 from fct_infer.connectors.keyed_source import KeyedSource
-from fct_infer.connectors.keyed_store import Keys, Page, Store, Target, find_keyed_columns, make_field, page_of
+from fct_infer.connectors.keyed_store import (
+    Keys,
+    Page,
+    Store,
+    Target,
+    find_keyed_columns,
+    make_field,
+    page_of,
+    with_target,
+)
 from fct_infer.connectors.options import SourceOptions, optional
 from fct_infer.connectors.qdrant_shard import ShardStore, ShardTarget, is_shard, read_shard_books
 from fct_infer.errors import FctError, GalleryError, ResourceError
@@ -38,12 +47,7 @@ def parse(url: str) -> EngineUrl:
 def open_table(url: str, options: SourceOptions) -> KeyedSource:
     """Open a collection for reading."""
     parsed = parse(url)
-    store = ShardStore(parsed, options) if is_shard(parsed) else QdrantStore(parsed, options)
-    try:
-        return KeyedSource(store, options)
-    except BaseException:
-        store.close()
-        raise
+    return KeyedSource(ShardStore(parsed, options) if is_shard(parsed) else QdrantStore(parsed, options), options)
 
 
 def open_destination(url: str) -> KeyedDestination:
@@ -54,10 +58,8 @@ def open_destination(url: str) -> KeyedDestination:
 def open_target(url: EngineUrl, options: SourceOptions) -> tuple[Store, Target]:
     """Open a collection, and the version that a URL names."""
     if is_shard(url):
-        shard = ShardStore(url, options)
-        return shard, ShardTarget(url, shard)
-    store = QdrantStore(url, options)
-    return store, QdrantTarget(url, store)
+        return with_target(ShardStore(url, options), ShardTarget)
+    return with_target(QdrantStore(url, options), QdrantTarget)
 
 
 def books_of(url: str) -> dict[str, dict[str, Any]]:

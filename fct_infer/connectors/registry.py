@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -168,7 +169,7 @@ def open_sink(kind: str, folder: Path, source: Source, dim: int, dtype: np.dtype
 
 
 def open_source(path: str | Path, options: SourceOptions | None = None) -> Source:
-    """Open a gallery in whatever format it lies.
+    """Open a gallery in whatever format it lies; a context manager, as some formats hold a connection until closed.
 
     Args:
         path: a file, a folder of Parquet files or of the project's own layout, the URL of one, or that of a table.
@@ -184,6 +185,16 @@ def open_source(path: str | Path, options: SourceOptions | None = None) -> Sourc
     source = found.say_model(options.model)
     vars(source)["opened_by"] = (path, options)  # sources may be frozen
     return source
+
+
+@contextmanager
+def opened_source(source: str | Path | Source, options: SourceOptions | None = None) -> Iterator[Source]:
+    """Yield a source; one that is given stays open, what is opened here is closed. Errors as of :func:`open_source`."""
+    if isinstance(source, Source):
+        yield source
+        return
+    with open_source(source, options) as opened:
+        yield opened
 
 
 def _whole(path: RemotePath, options: SourceOptions) -> Source:

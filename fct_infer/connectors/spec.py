@@ -68,6 +68,7 @@ class SourceSpec:
         else:
             source = open_source(self.path, self.options)
         if source.schema != self.schema or len(source.parts()) != self.parts:
+            source.close()
             raise GalleryError(f"{self.path}: was changed while the gallery was upgraded, or differs on this machine")
         vars(source)["id_facts"] = self.id_facts
         return source

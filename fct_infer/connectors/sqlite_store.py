@@ -112,6 +112,14 @@ class SqliteStore(Store):
 
     def __init__(self, url: EngineUrl, options: SourceOptions) -> None:
         self.url, self._connection = url, Connection(url, is_read=True)
+        try:
+            self._open(options)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, options: SourceOptions) -> None:
+        url = self.url
         found = self._connection.run("SELECT type, sql FROM sqlite_master WHERE name = ?", (url.table,))
         if not found or found[0][0] not in ("table", "view"):
             raise GalleryError(f"{url.name}: there is no table {url.table!r}")

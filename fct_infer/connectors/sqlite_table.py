@@ -16,7 +16,7 @@ from fct_infer.connectors.arrow_arrays import text_ids
 from fct_infer.connectors.engine_url import EngineUrl, parse_engine_url
 from fct_infer.connectors.keyed_destination import KeyedDestination
 from fct_infer.connectors.keyed_source import KeyedSource
-from fct_infer.connectors.keyed_store import Field, Keys, Page, Store, Target, page_of
+from fct_infer.connectors.keyed_store import Field, Keys, Page, Store, Target, page_of, with_target
 from fct_infer.connectors.options import SourceOptions
 from fct_infer.connectors.sql_tables import BOOKS, DIGEST, SqlTarget, quoted, read_books
 from fct_infer.connectors.sqlite_store import FLOAT, Connection, SqliteStore
@@ -41,8 +41,7 @@ def open_destination(url: str) -> KeyedDestination:
 
 def open_target(url: EngineUrl, options: SourceOptions) -> tuple[Store, Target]:
     """Open a table, and the version that a URL names over a connection of its own."""
-    store = SqliteStore(url, options)
-    return store, SqliteTarget(url, store)
+    return with_target(SqliteStore(url, options), SqliteTarget)
 
 
 def books_of(url: str) -> dict[str, dict[str, Any]]:

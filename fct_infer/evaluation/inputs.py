@@ -101,8 +101,7 @@ def read_ids(gallery: str | Path) -> NDArray[Any]:
     path = location(gallery)
     if not path.is_dir() and path.suffix == ".npy":
         return np.arange(len(name_embeddings(path)))
-    source = open_source(path)
-    with SourceReader(source) as reader:
+    with open_source(path) as source, SourceReader(source) as reader:
         return np.concatenate([reader.at(part).read_ids(0, part.rows) for part in source.parts()])
 
 

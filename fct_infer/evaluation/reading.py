@@ -31,9 +31,9 @@ def name_embeddings(path: str | Path) -> StoredEmbeddings:
     """
     path = location(path)
     if path.is_dir():
-        return _named(path, *read_gallery(path, lambda _: _shape_of_source(open_source(path))))
+        return _named(path, *read_gallery(path, lambda _: _shape_of_source(path)))
     if path.suffix != ".npy":
-        return _named(path, *_shape_of_source(open_source(path)))
+        return _named(path, *_shape_of_source(path))
     with ReadFile(path) as file:
         header = read_npy_header(file)
     _check_npy(path, header.dtype, header.shape)
@@ -67,15 +67,20 @@ def read_embeddings(path: str | Path) -> Embeddings:
     """
     path = location(path)
     if path.is_dir():
-        return read_gallery(path, lambda manifest: read_source(open_source(path), manifest))
+        return read_gallery(path, lambda manifest: _read_all(path, manifest))
     if path.suffix != ".npy":
-        return read_source(open_source(path), None)
+        return _read_all(path, None)
     embeddings = read_npy(path)
     _check_npy(path, embeddings.dtype, embeddings.shape)
     row = first_row_without(embeddings, np.isfinite)
     if row is not None:
         raise GalleryError(f"{path}: row {row} holds a NaN or an infinity")
     return embeddings
+
+
+def _read_all(path: Path, manifest: GalleryManifest | None) -> Embeddings:
+    with open_source(path) as source:
+        return read_source(source, manifest)
 
 
 def read_source(source: Source, manifest: GalleryManifest | None) -> Embeddings:
@@ -115,8 +120,9 @@ def _check_npy(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None
         )
 
 
-def _shape_of_source(source: Source) -> tuple[tuple[int, int], np.dtype[Any]]:
-    schema = source.schema
+def _shape_of_source(path: Path) -> tuple[tuple[int, int], np.dtype[Any]]:
+    with open_source(path) as source:
+        schema = source.schema
     return (schema.rows, schema.old_dim), schema.embedding_dtype
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +45,13 @@ def read_inputs(
         raise UsageError("--queries and --truth go together")
     if "old_queries" in given and "queries" not in given:
         raise UsageError("--old-queries wants --queries, the same by the new model")
-    cast = bool(given.get("allow_cast"))
-    old, new = (_open(given, name) for name in ("old", "new"))
-    side = open_source(given["side"], SourceOptions(allow_cast=cast)) if "side" in given else None
     labels = read_labels(given["labels"]) if "labels" in given else None
     truth = integer_or_text(read_truth(given["truth"]), str(given["truth"])) if "truth" in given else None
     wanted = None if truth is None else np.unique(truth)
-    pairs = read_pairs(old, new, side, labels=labels, wanted=wanted, max_pairs=max_pairs, seed=seed, progress=progress)
+    with _open(given, "old") as old, _open(given, "new") as new, _open_side(given) as side:
+        pairs = read_pairs(
+            old, new, side, labels=labels, wanted=wanted, max_pairs=max_pairs, seed=seed, progress=progress
+        )
     return pairs, None if truth is None else _queries(given, truth, pairs)
 
 
@@ -74,28 +75,34 @@ def read_stored(inputs: Mapping[str, Any], pairs: Pairs, *, seed: int = 0) -> St
             id_column=given.get("id_column"),
             allow_cast=bool(given.get("allow_cast")),
         )
-        source, beside = open_source(given["gallery"], options), None
-        rows = sample_rows(source.schema.rows, MAX_STORED, seed)
+        with open_source(given["gallery"], options) as source:
+            old, side = _gathered(source, None, sample_rows(source.schema.rows, MAX_STORED, seed), pairs)
     else:
-        source = _open(given, "old")
-        beside = (
-            open_source(given["side"], SourceOptions(allow_cast=bool(given.get("allow_cast"))))
-            if "side" in given
-            else None
-        )
-        assert pairs.old_rows is not None
-        rows = np.setdiff1d(np.arange(source.schema.rows), pairs.old_rows)
-        rows = rows[sample_rows(len(rows), MAX_STORED, seed)] if len(rows) else rows
-    if not len(rows):
-        return Stored(pairs.old[:0], None if pairs.side is None else pairs.side[:0])
-    old, side = gather_rows(source, rows, with_side=pairs.side is not None and beside is None)
-    if beside is not None:
-        side, _ = gather_rows(beside, rows, with_side=False)
+        with _open(given, "old") as source, _open_side(given) as beside:
+            assert pairs.old_rows is not None
+            rows = np.setdiff1d(np.arange(source.schema.rows), pairs.old_rows)
+            if not len(rows):
+                return Stored(pairs.old[:0], None if pairs.side is None else pairs.side[:0])
+            old, side = _gathered(source, beside, rows[sample_rows(len(rows), MAX_STORED, seed)], pairs)
     for name, found, wanted in (("", old, pairs.old), ("side-information ", side, pairs.side)):
         if wanted is not None and (found is None or found.shape[1] != wanted.shape[1]):
             width = "none" if found is None else found.shape[1]
             raise UsageError(f"--gallery: its {name}rows are {width} wide, those of OLD {wanted.shape[1]}")
     return Stored(old, side if pairs.side is not None else None)
+
+
+def _gathered(
+    source: Source, beside: Source | None, rows: NDArray[np.int64], pairs: Pairs
+) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """Return embeddings, and where the pairs have side-information that of the rows, maybe from a source beside."""
+    old, side = gather_rows(source, rows, with_side=pairs.side is not None and beside is None)
+    return old, side if beside is None else gather_rows(beside, rows, with_side=False)[0]
+
+
+def _open_side(given: Mapping[str, Any]) -> AbstractContextManager[Source | None]:
+    if "side" not in given:
+        return nullcontext()
+    return open_source(given["side"], SourceOptions(allow_cast=bool(given.get("allow_cast"))))
 
 
 def _open(given: Mapping[str, Any], name: str) -> Source:

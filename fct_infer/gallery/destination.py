@@ -72,7 +72,7 @@ class Work(Protocol):
     """The unfinished upgrade at its destination; in use by nobody else until it is closed.
 
     Attributes:
-        is_published: an earlier run has published it; only :meth:`discard` is left to do.
+        is_published: an earlier run has published it; :meth:`publish` only cleans up what that has left.
         repeated: parts that were done and found damaged, and which are therefore done again.
     """
 
@@ -119,7 +119,7 @@ class Work(Protocol):
         """Drop all that is not published."""
 
     def close(self) -> None:
-        """Let go; what is recorded stays for the next run."""
+        """Let go of all but the source; what is recorded stays for the next run."""
 
 
 class Destination(Protocol):
@@ -139,7 +139,10 @@ class Destination(Protocol):
         """See above."""
 
     def adopt(self, source: Source) -> Source:
-        """Return what is upgraded: the source, or, where it is upgraded in place, as its unfinished work has it."""
+        """Return what is upgraded: the source, or, where it is upgraded in place, as its unfinished work has it.
+
+        That other source takes over what the given one holds, so that closing it closes both.
+        """
 
     def check(self, source: Source, dim: int, dtype: np.dtype[Any]) -> None:
         """Refuse what cannot be carried there, before any work.

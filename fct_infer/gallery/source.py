@@ -102,7 +102,7 @@ Sample: TypeAlias = tuple[NDArray[np.int64], Rows, Rows | None]
 
 
 class Source(ABC):
-    """Where vectors lie.
+    """Where vectors lie; a context manager, closed by whoever opened it.
 
     Attributes:
         path: what the user named; of what lies in a database its URL, without a password.
@@ -162,6 +162,15 @@ class Source(ABC):
     @abstractmethod
     def open_part(self, part: Part) -> PartReader:
         """Return a reader; several may be open at once, each used by one thread."""
+
+    def close(self) -> None:  # noqa: B027 - of files nothing is open between reads
+        """Let go of what is held between reads, such as a connection; a second call does nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     @abstractmethod
     def where(self, row: int, role: str = "embedding") -> str:

@@ -160,7 +160,8 @@ class UrlPlace:
     def publish(self, folder: str, version: str, keep: int) -> None:
         """Let a folder be the gallery, by one put, then drop what is not kept of what it was."""
         before = read_pointer(self.dest)
-        if before is not None and before.current.folder == folder:
+        if before is not None and before.current.folder == folder:  # by a process that was killed then
+            self._drop_all_but(before)
             return
         entries = before.entries if before else ()
         number = 1 + max((each.number for each in entries), default=0)

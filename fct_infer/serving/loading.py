@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from fct_infer.connectors import open_source
+from fct_infer.connectors import open_source, opened_source
 from fct_infer.errors import UnsupportedError
 from fct_infer.gallery.ids import id_blocks
 from fct_infer.gallery.sampling import sample_rows
@@ -34,7 +34,8 @@ Sample: TypeAlias = Callable[[int, int], tuple[Labels, Float32Array]]
 def published_segment(dest: Path) -> Segment:
     """Return the rows of a published gallery; see :meth:`~.mixed_gallery.MixedGallery.published`."""
     index = load_index(dest)
-    ids = all_ids(open_source(dest))
+    with open_source(dest) as source:
+        ids = all_ids(source)
     if index.stored_ids is None:
         ids = ids.astype(np.int64)
         return Segment.of(NewSpace(index), ids, False, ids)
@@ -51,7 +52,18 @@ def source_segment(
 ) -> Segment:
     """Return all rows of a source, transformed; see :meth:`~.mixed_gallery.MixedGallery.open`."""
     check_transformation(h)
-    source = source if isinstance(source, Source) else open_source(source)
+    with opened_source(source) as opened:
+        return _transformed(opened, h, metric, index, threads, progress)
+
+
+def _transformed(
+    source: Source,
+    h: Transformation,
+    metric: str,
+    index: str,
+    threads: int | None,
+    progress: Callable[[str, int, int], None] | None,
+) -> Segment:
     rows = source.schema.rows
 
     def sample(count: int, seed: int) -> tuple[Labels, Float32Array]:

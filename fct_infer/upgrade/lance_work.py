@@ -125,7 +125,8 @@ class LanceWork(FolderWork):
         """Make the rows a column by one commit, then drop the rest of the work."""
         if not self.is_ready:
             self.journal.append("publishing", manifest=sha256_of_file(self.gallery / MANIFEST_NAME))
-        add_column(self.gallery, self.destination.dataset, self.destination.column, self._progress)
+        if not self.is_published:
+            add_column(self.gallery, self.destination.dataset, self.destination.column, self._progress)
         self.discard()
 
     def _was_published(self) -> bool:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from fct_infer.artifacts.precisions import CALIBRATION_ROWS, LIMITS
-from fct_infer.connectors import open_destination, open_source
+from fct_infer.connectors import open_destination, opened_source
 from fct_infer.cuda import device_numbers, device_text
 from fct_infer.errors import GalleryError, ResourceError, UsageError
 from fct_infer.gallery import Source, sample_rows
@@ -49,7 +50,10 @@ SEED = 20211202  # samples for training and verification: any fixed number makes
 
 @dataclass(frozen=True)
 class Plan(Computation):
-    """An upgrade about to run: checked inputs and all that follows from them."""
+    """An upgrade about to run: checked inputs and all that follows from them. A context manager.
+
+    When it ends, a source is closed that was opened for it, or that is upgraded in place; another one stays open.
+    """
 
     destination: Destination
     settings: Settings
@@ -58,6 +62,13 @@ class Plan(Computation):
     fingerprint: Mapping[str, dict[str, Any]]  # of the gallery's files, when the upgrade was planned
     known: tuple[Known, ...] = ()  # of the new model, to probe the result
     old_lists: OldLists | None = None  # to begin training with
+    held: ExitStack = field(default_factory=ExitStack, compare=False)  # what is closed with it
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.held.close()
 
     @property
     def dest(self) -> Path | str:
@@ -252,9 +263,17 @@ def make_plan(
         GalleryError: the gallery is malformed, or its dims do not fit the transformation.
         UsageError: a setting makes no sense, or the FAISS factory string is refused.
     """
-    gallery = source if isinstance(source, Source) else open_source(source)
-    destination = _open_destination(dest, settings, gallery, h)
-    gallery = destination.adopt(gallery)
+    with ExitStack() as held:
+        given = held.enter_context(opened_source(source))
+        destination = _open_destination(dest, settings, given, h)
+        gallery = destination.adopt(given)
+        if gallery is not given:
+            held.enter_context(gallery)
+        plan = _plan_of(gallery, h, destination, settings, append)
+        return replace(plan, held=held.pop_all())
+
+
+def _plan_of(gallery: Source, h: Transformation, destination: Destination, settings: Settings, append: bool) -> Plan:
     schema = gallery.schema
     if schema.old_dim != h.old_dim:
         raise GalleryError(

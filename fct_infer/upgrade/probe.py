@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fct_infer.connectors import SourceOptions, open_source
+from fct_infer.connectors import SourceOptions, opened_source
 from fct_infer.connectors.ids import read_truth
 from fct_infer.connectors.joining import gather_rows, id_kind, join_by_id, rows_of_ids
 from fct_infer.connectors.options import integer_or_text
@@ -96,19 +98,19 @@ def read_probe(
     """
     found = []
     if probe.pairs is not None:
-        found.append(_pairs(probe, gallery, h, seed))
+        options = SourceOptions(probe.column, ids=None if probe.ids is None else Path(probe.ids), allow_cast=True)
+        with _opened(probe.pairs, "--probe", h, options) as source:
+            found.append(_pairs(source, gallery, seed))
     if probe.queries is not None:
-        found.append(_queries(probe, gallery, h, seed))
+        assert probe.truth is not None
+        with _opened(probe.queries, "--probe-queries", h, SourceOptions(allow_cast=True)) as source:
+            found.append(_queries(source, probe.truth, gallery, seed))
     if unit_length:
         found = [replace(known, vectors=directions(known.vectors).astype(np.float32)) for known in found]
     return tuple(found)
 
 
-def _pairs(probe: Probe, gallery: Source, h: Transformation, seed: int) -> Known:
-    assert probe.pairs is not None
-    source = _open(probe.pairs, "--probe", h, SourceOptions(
-        probe.column, ids=None if probe.ids is None else Path(probe.ids), allow_cast=True
-    ))  # fmt: skip
+def _pairs(source: Source, gallery: Source, seed: int) -> Known:
     rows = source.schema.rows
     if source.schema.id_dtype is not None:
         in_gallery, in_source, _ = join_by_id(gallery, source, (str(gallery.path), str(source.path)))
@@ -129,37 +131,40 @@ def _pairs(probe: Probe, gallery: Source, h: Transformation, seed: int) -> Known
     return Known("pairs", vectors, in_gallery, right, rows, rows - matched)
 
 
-def _queries(probe: Probe, gallery: Source, h: Transformation, seed: int) -> Known:
-    assert probe.queries is not None and probe.truth is not None
-    source = _open(probe.queries, "--probe-queries", h, SourceOptions(allow_cast=True))
-    truth = integer_or_text(read_truth(probe.truth), str(probe.truth))
+def _queries(source: Source, given: str | Path, gallery: Source, seed: int) -> Known:
+    truth = integer_or_text(read_truth(given), str(given))
     if (count := len(truth)) != source.schema.rows:
-        raise GalleryError(f"{probe.truth}: is of {count:,} queries, {source.path} holds {source.schema.rows:,}")
+        raise GalleryError(f"{given}: is of {count:,} queries, {source.path} holds {source.schema.rows:,}")
     wanted = gallery.schema.id_dtype or np.dtype(np.int64)
     if id_kind(truth.dtype) != id_kind(wanted):
-        raise UsageError(
-            f"{probe.truth}: names {id_kind(truth.dtype)} as ids, those of the gallery are {id_kind(wanted)}"
-        )
+        raise UsageError(f"{given}: names {id_kind(truth.dtype)} as ids, those of the gallery are {id_kind(wanted)}")
     rows = rows_of_ids(gallery, truth.ravel()).reshape(truth.shape)
     known = np.flatnonzero((rows >= 0).any(axis=1))
-    _check_enough("queries", len(known), f"{probe.truth}, {count:,} queries,", gallery)
+    _check_enough("queries", len(known), f"{given}, {count:,} queries,", gallery)
     chosen = known[sample_rows(len(known), PROBED_ROWS, seed)]
     rows, truth = rows[chosen], truth[chosen]
     first = np.argmax(rows >= 0, axis=1)[:, None]
     right = np.where(rows >= 0, truth, np.take_along_axis(truth, first, 1))  # those no row has are not looked for
     rows = np.take_along_axis(rows, first, 1)[:, 0]
     if (different := len(np.unique(rows))) < FEWEST:
-        raise GalleryError(f"{probe.truth}: names {different} different rows, a probe wants at least {FEWEST}")
+        raise GalleryError(f"{given}: names {different} different rows, a probe wants at least {FEWEST}")
     vectors, _ = gather_rows(source, chosen, with_side=False)
     return Known("queries", vectors, rows, right, count, count - len(known))
 
 
-def _open(given: str | Path | Source, flag: str, h: Transformation, options: SourceOptions) -> Source:
-    try:
-        source = given if isinstance(given, Source) else open_source(given, options)
-    except UsageError as error:
-        error.args = (str(error).replace("--embedding-column", "--probe-column"),)  # whose options are another's
-        raise
+@contextmanager
+def _opened(given: str | Path | Source, flag: str, h: Transformation, options: SourceOptions) -> Iterator[Source]:
+    with ExitStack() as held:
+        try:
+            source = held.enter_context(opened_source(given, options))
+        except UsageError as error:
+            error.args = (str(error).replace("--embedding-column", "--probe-column"),)  # whose options are another's
+            raise
+        _check(source, flag, h)
+        yield source
+
+
+def _check(source: Source, flag: str, h: Transformation) -> None:
     if source.schema.old_dim != h.new_dim:
         raise GalleryError(
             f"{source.column('embedding')}: rows are {source.schema.old_dim} wide, the transformation's results "
@@ -170,7 +175,6 @@ def _open(given: str | Path | Source, flag: str, h: Transformation, options: Sou
         ("the transformation makes vectors", h.new_model),
         "a probe wants vectors of the model that it leads to",
     )
-    return source
 
 
 def _check_enough(what: str, count: int, where: str, gallery: Source) -> None:

@@ -52,7 +52,7 @@ def upgrade_gallery(
 
     Args:
         gallery: folder with ``embeddings/``, and ``side_information/`` and ``ids/`` if there are any; or what
-            :func:`fct_infer.open_source` opened.
+            :func:`fct_infer.open_source` opened, which stays open unless it is upgraded in place.
         h: transformation (arXiv 2112.02805) whose dims fit the gallery.
         dest: folder to create; or the URL of a table and its new column, as text or opened by
             :func:`fct_infer.connectors.open_destination`.
@@ -74,39 +74,18 @@ def upgrade_gallery(
     """
     check_transformation(h)
     started = time.perf_counter()
-    plan = make_plan(gallery, h, dest, settings or Settings(), append=append)
-    executor = executor or ThreadsExecutor()
-    executor.check(plan)
-    if append:
-        unchanged_parts(plan)  # says now what is in the way
-        if is_up_to_date(plan):
-            return published_report(plan)
-    plan.check_resources()
-    run = _Run(plan, executor, progress)
-    run.timings["plan"] = time.perf_counter() - started
-    check_before_work(plan)
-    work = plan.destination.open_work(plan, restart=restart, force=force or append, progress=progress)
-    try:
-        if work.is_published:  # killed after the rename
-            report = UpgradeReport.of(work.infos())
-            work.discard()
-            return report
+    with make_plan(gallery, h, dest, settings or Settings(), append=append) as plan:
+        executor = executor or ThreadsExecutor()
+        executor.check(plan)
         if append:
-            assert isinstance(work, FolderWork)  # unchanged_parts has refused anything else
-            with own_work():
-                take_over(plan, work, progress)
-        report = run.to_the_end(work)
-    except GateError:
-        work.failed_gate()
-        raise
-    except GalleryError:
-        work.discard()  # the input has to change, so this work could never be resumed
-        plan.check_unchanged()  # a file that is edited while it is read looks like a malformed one
-        raise
-    finally:
-        run.at_the_end.close()
-        work.close()
-    return report
+            unchanged_parts(plan)  # says now what is in the way
+            if is_up_to_date(plan):
+                return published_report(plan)
+        plan.check_resources()
+        run = _Run(plan, executor, progress)
+        run.timings["plan"] = time.perf_counter() - started
+        check_before_work(plan)
+        return run.upgrade(restart=restart, force=force, append=append)
 
 
 class _Run:
@@ -119,7 +98,32 @@ class _Run:
         self.workers = self.at_the_end.enter_context(ExitStack())  # those elsewhere, as long as parts are to be done
         self.checks = Checks(plan, self._report)
 
-    def to_the_end(self, work: Work) -> UpgradeReport:
+    def upgrade(self, *, restart: bool, force: bool, append: bool) -> UpgradeReport:
+        """Begin the work, or go on with it, until it is published."""
+        plan, progress = self.plan, self.progress
+        work = plan.destination.open_work(plan, restart=restart, force=force or append, progress=progress)
+        try:
+            if work.is_published:  # killed after the rename
+                report = UpgradeReport.of(work.infos())
+                work.publish()
+                return report
+            if append:
+                assert isinstance(work, FolderWork)  # unchanged_parts has refused anything else
+                with own_work():
+                    take_over(plan, work, progress)
+            return self._to_the_end(work)
+        except GateError:
+            work.failed_gate()
+            raise
+        except GalleryError:
+            work.discard()  # the input has to change, so this work could never be resumed
+            plan.check_unchanged()  # a file that is edited while it is read looks like a malformed one
+            raise
+        finally:
+            self.at_the_end.close()
+            work.close()
+
+    def _to_the_end(self, work: Work) -> UpgradeReport:
         plan = self.plan
         if work.is_ready:  # killed between the last check and the rename
             report = UpgradeReport.of(work.infos())

@@ -168,7 +168,8 @@ class UrlWork(FolderWork):
         if not self.is_ready:
             self.journal.append("publishing", manifest=manifest)
         self._lease.check()
-        self.destination.check_replaceable(force=self.force)
+        if not self.is_published:
+            self.destination.check_replaceable(force=self.force)
         self._place.publish(self.journal.token, manifest[:ID_DIGITS], self._keep)
         self.discard()
 

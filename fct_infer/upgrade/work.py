@@ -36,6 +36,7 @@ from fct_infer.storage import (
     write_json,
     write_pieces,
 )
+from fct_infer.storage.versions import kept_versions, version_id
 from fct_infer.upgrade.journal import Journal, journal_file
 
 _OTHERS = ("journal.jsonl", "journal.jsonl.tmp", "trained.faiss", "trained.faiss.tmp", "index_parts")
@@ -67,7 +68,7 @@ class FolderWork:
         progress: told of the rows whose finished files have been compared with their digests.
 
     Attributes:
-        is_published: a run that was killed after its rename has made DEST already; only cleaning up was left to do.
+        is_published: a run that was killed after its rename has made DEST already; only cleaning up is left to do.
         repeated: shards whose finished files were found damaged, and which are therefore upgraded again.
 
     Raises:
@@ -188,10 +189,13 @@ class FolderWork:
         return self.journal.has("publishing")
 
     def publish(self) -> None:
-        """Make the finished folder DEST by one rename, then drop the rest of the work."""
-        if not self.is_ready:
-            self.journal.append("publishing", manifest=sha256_of_file(self.gallery / "manifest.json"))
-        predecessor = self._staging.publish(replace=self.force, keep=self._keep > 0)
+        """Make the finished folder DEST by one rename, then drop old versions and the rest of the work."""
+        if self.is_published:
+            predecessor = kept_versions(self.dest).get(self.journal.all("publishing")[-1].get("replaces", ""))
+        else:
+            manifest, replaces = sha256_of_file(self.gallery / "manifest.json"), version_id(self.dest) or ""
+            self.journal.append("publishing", manifest=manifest, replaces=replaces)
+            predecessor = self._staging.publish(replace=self.force, keep=self._keep > 0)
         drop_old_versions(self.dest, self._keep, predecessor)
         self.discard()
 

@@ -156,7 +156,8 @@ class Worker:
         return PartDone(part, receipts[0], index, seconds, self.name)
 
     def close(self) -> None:
-        """Let the process write as before; a second call does nothing."""
+        """Close the source, and let the process write as before; a second call does nothing."""
+        self.computation.gallery.close()
         write_under(None)
 
     def __enter__(self) -> Worker:

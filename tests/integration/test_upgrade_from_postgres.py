@@ -40,7 +40,8 @@ def rows(connection, monkeypatch):
 
 
 def test_a_table_becomes_a_folder_with_its_keys_as_ids(postgres, connection, rows, tmp_path):
-    report = upgrade_gallery(open_source(postgres.url("tofolder")), H, tmp_path / "new", settings=SETTINGS)
+    with open_source(postgres.url("tofolder")) as source:
+        report = upgrade_gallery(source, H, tmp_path / "new", settings=SETTINGS)
     assert (report.rows, report.shards) == (ROWS, 4)
     published = open_source(tmp_path / "new")
     new, _ = published.read_rows(np.arange(ROWS), with_side=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -14,18 +15,20 @@ import pytest
 from click.testing import CliRunner
 from support.children import run_code
 from support.engines import ENGINES
+from support.open_files import open_below
 from support.programs import paper_h
 
 from fct_infer import Transformation, upgrade_gallery
 from fct_infer.cli.gallery import command as gallery_command
 from fct_infer.connectors import SourceOptions, keyed_source, keyed_work, open_destination, open_source
 from fct_infer.connectors.table_versions import drop, rollback, versions
-from fct_infer.errors import GalleryError, OutputError, UsageError
+from fct_infer.errors import FctError, GalleryError, OutputError, UsageError
 from fct_infer.upgrade.settings import Settings
 
 ROWS, OLD, SIDE, NEW = 61, 12, 6, 10
 H = Transformation(paper_h(old_dim=OLD, side_dim=SIDE, new_dim=NEW, inner=16, seed=1), threads=1)
 OTHER = Transformation(paper_h(old_dim=OLD, side_dim=SIDE, new_dim=NEW, inner=16, seed=2), threads=1)
+WIDER = Transformation(paper_h(old_dim=OLD + 1, side_dim=SIDE, new_dim=NEW, inner=16, seed=1), threads=1)
 SETTINGS = Settings(index="auto", block_rows=7)
 HOSTILE = "R\"; DROP TABLE items; --.'%s{}?&"
 
@@ -123,6 +126,20 @@ def test_text_keys_and_one_row(engine, rows, ids):
     assert wrong_rows(engine) == []
 
 
+def test_lists_of_no_fixed_size(tmp_path, rows):
+    engine = ENGINES["duckdb"](tmp_path)
+    engine.run("CREATE TABLE items (id BIGINT, title VARCHAR, embedding FLOAT[], side FLOAT[])")
+    engine.insert(range(ROWS), *rows)
+    upgrade(engine, options=SourceOptions(embedding_column="embedding", side_column="side", id_column="id"))
+    assert wrong_rows(engine) == []
+    engine.run("UPDATE items SET embedding = embedding[1:7] WHERE id = 33")
+    with pytest.raises(GalleryError, match=r"items.id = 33, column 'embedding': is 7 wide, wanted 12"):
+        upgrade(engine, column="embedding_v3")
+    engine.run("UPDATE items SET id = 32 WHERE id = 33")
+    with pytest.raises(GalleryError, match="'id' does not tell the rows apart, 32 is there twice"):
+        open_source(engine.url())
+
+
 def test_hostile_names_are_names(items, rows):
     other = type(items)(items.folder, HOSTILE)
     other.create(OLD, SIDE)
@@ -155,6 +172,22 @@ def test_rows_that_are_no_vectors_are_named(items):
     items.run(f"UPDATE {items.name('items')} SET embedding = ? WHERE id = 33", items.vector(np.full(OLD, np.nan, "f4")))
     with pytest.raises(GalleryError, match=r"items.id = 33"):
         upgrade(items)
+
+
+@pytest.mark.parametrize("refused", [(WIDER, {}), (H, {"index": "Flat"}), (H, {"dtype": "float16"}), (OTHER, {})])
+def test_a_refused_upgrade_leaves_nothing_open(items, refused, monkeypatch):
+    """Without the collector, and while what was raised is kept, as notebooks do: its traceback holds the source."""
+    h, settings = refused
+    upgrade_gallery(items.url(), H, items.url(column="embedding_v2"), settings=SETTINGS)
+    gc.disable()
+    try:
+        with pytest.raises(FctError) as kept:
+            upgrade_gallery(items.url(), h, items.url(column="embedding_v2"), settings=Settings(**settings))
+        with pytest.raises(GalleryError) as also_kept:
+            open_source(items.url(), SourceOptions(embedding_column="title"))
+        assert open_below(items.folder) == [] and kept.tb and also_kept.tb
+    finally:
+        gc.enable()
 
 
 def test_what_is_written_after_publishing_is_caught_up_with(items, rows):

@@ -21,12 +21,13 @@ from fct_infer.cli.upgrade_gallery import command
 from fct_infer.connectors import SourceOptions, open_destination, open_source, postgres_work
 from fct_infer.connectors import postgres_source as module
 from fct_infer.connectors.postgres_versions import drop, rollback, versions
-from fct_infer.errors import GalleryError, GateError, OutputError, UsageError
+from fct_infer.errors import FctError, GalleryError, GateError, OutputError, UsageError
 from fct_infer.upgrade.settings import Settings
 
 ROWS, OLD, SIDE, NEW = 61, 12, 6, 10
 H = Transformation(paper_h(old_dim=OLD, side_dim=SIDE, new_dim=NEW, inner=16, seed=1), threads=1)
 OTHER = Transformation(paper_h(old_dim=OLD, side_dim=SIDE, new_dim=NEW, inner=16, seed=2), threads=1)
+WIDER = Transformation(paper_h(old_dim=OLD + 1, side_dim=SIDE, new_dim=NEW, inner=16, seed=1), threads=1)
 SETTINGS = Settings(index="auto", block_rows=7)
 HOSTILE = "R\"; DROP TABLE items; --.'%s{}"
 
@@ -52,9 +53,9 @@ def items(connection, rows):
 
 
 def upgrade(postgres, h=H, *, column="embedding_v2", table="items", settings=SETTINGS, options=None, **more):
-    source = open_source(postgres.url("inplace", table), options)
     destination = open_destination(postgres.url("inplace", table, column=column))
-    return upgrade_gallery(source, h, destination, settings=settings, **more)
+    with open_source(postgres.url("inplace", table), options) as source:
+        return upgrade_gallery(source, h, destination, settings=settings, **more)
 
 
 def wrong_rows(connection, h=H, view="items_current", dim=NEW):
@@ -330,15 +331,17 @@ def test_unfinished_work_of_another_upgrade_is_not_resumed(postgres, connection,
     assert wrong_rows(connection, OTHER) == []
 
 
-@pytest.mark.parametrize("refused_by", ["its work", "the database"])
+@pytest.mark.parametrize("refused_by", ["its plan", "its work", "the database"])
 def test_no_index_waits_for_the_snapshot_of_a_run_that_failed_before(
     postgres, connection, items, monkeypatch, refused_by
 ):
     """One is built concurrently, after the last transaction that began before has ended."""
+    url, dest = postgres.url("inplace"), postgres.url("inplace", column="embedding_v2")
+    refused = WIDER if refused_by == "its plan" else OTHER
     if refused_by == "its work":
         with pytest.raises(KeyboardInterrupt):
             upgrade(postgres, progress=stop_at("transform", 30))
-    else:
+    elif refused_by == "the database":
         connection.execute("CREATE TABLE items_current (x int)")
     build, waiting = postgres_work.build_index, []
 
@@ -350,13 +353,13 @@ def test_no_index_waits_for_the_snapshot_of_a_run_that_failed_before(
     monkeypatch.setattr(postgres_work, "build_index", build_index)
     gc.disable()
     try:
-        with pytest.raises(OutputError):
-            upgrade(postgres, OTHER)
+        with pytest.raises(FctError) as kept:  # as notebooks do
+            upgrade_gallery(url, refused, dest, settings=SETTINGS)
         connection.execute("DROP TABLE IF EXISTS items_current" if refused_by == "the database" else "SELECT 1")
-        upgrade(postgres, OTHER, restart=True)
+        upgrade_gallery(url, OTHER, dest, settings=SETTINGS, restart=True)
     finally:
         gc.enable()
-    assert waiting == [0]
+    assert waiting == [0] and kept.tb
 
 
 def stop_at(stage, rows=0):
@@ -401,7 +404,7 @@ def test_one_of_two_at_once_wins(postgres, connection, items, monkeypatch):
 def test_source_and_destination_are_one_table(postgres, connection, items, rows):
     fill(connection, range(ROWS), *rows, table="others")
     source = open_source(postgres.url("inplace", "others"))
-    with pytest.raises(UsageError, match="DEST has to name the table that SOURCE is"):
+    with source, pytest.raises(UsageError, match="DEST has to name the table that SOURCE is"):
         upgrade_gallery(source, H, open_destination(postgres.url("inplace", column="v2")))
     with pytest.raises(UsageError, match="add &column=embedding_v2"):
         open_destination(postgres.url("inplace"))

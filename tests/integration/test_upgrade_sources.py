@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 from dataclasses import replace
@@ -16,6 +17,7 @@ from support import vector_files as files
 from support.commands import run_command
 from support.faults import FailNth
 from support.galleries import write_gallery
+from support.open_files import open_below
 from support.programs import linear_map, paper_h
 
 from fct_infer import SourceOptions, Transformation, load_index, open_source, upgrade_gallery
@@ -63,6 +65,25 @@ def test_every_format_gives_the_same_rows_and_index(tmp_path, small_parts, h, na
     assert report.rows == 230 and report.shards >= 3
     assert rows_of(tmp_path / "new").tobytes() == rows_of(tmp_path / "expected").tobytes()
     assert (tmp_path / "new/index.faiss").read_bytes() == (tmp_path / "expected/index.faiss").read_bytes()
+
+
+@pytest.mark.parametrize("name", [*files.FLOAT32, *files.FOLDERS])
+def test_no_format_leaves_a_file_open(tmp_path, small_parts, h, name):
+    """Without the collector, and while what was raised in the middle is kept."""
+    (files.FLOAT32 | files.FOLDERS)[name](tmp_path / name, VECTORS)
+
+    def stop(stage, done, _):
+        if stage == "transform" and done >= 60:
+            raise KeyboardInterrupt
+
+    gc.disable()
+    try:
+        upgrade_gallery(tmp_path / name, h, tmp_path / "new", settings=SETTINGS)
+        with pytest.raises(KeyboardInterrupt) as kept:
+            upgrade_gallery(tmp_path / name, h, tmp_path / "stopped", settings=SETTINGS, progress=stop)
+        assert open_below(tmp_path) == [] and kept.tb
+    finally:
+        gc.enable()
 
 
 def test_fifty_thousand_rows_in_six_formats(tmp_path, monkeypatch):

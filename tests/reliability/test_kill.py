@@ -23,6 +23,7 @@ from support.vector_files import lists
 from fct_infer import Transformation, upgrade_gallery
 from fct_infer.connectors import parted
 from fct_infer.errors import OutputError
+from fct_infer.gallery.versions import rollback
 from fct_infer.upgrade.settings import Settings
 
 # Runs an upgrade that kills itself with SIGKILL at the n-th system call of one kind that changes a file.
@@ -134,10 +135,10 @@ def test_killed_while_reading_parquet(tmp_path, monkeypatch, index, suffix):
 
 
 def test_killed_while_replacing(tmp_path):
-    """Readers see the old gallery or the new one, whole, at every moment of a --force."""
+    """Readers see the old gallery or the new one, whole, at every moment of a --force; only the old one is kept."""
     h = Transformation(paper_h(old_dim=12, side_dim=6, new_dim=10, inner=16, seed=1))
     settings = Settings(index="Flat", block_rows=40)
-    for name, seed in (("g", 1), ("before", 2)):
+    for name, seed in (("g", 1), ("before", 2), ("after", 3)):
         write_gallery(tmp_path / name, rows_per_shard=(30,), old_dim=12, side_dim=6, seed=seed)
     upgrade_gallery(tmp_path / "before", h, tmp_path / "dest", settings=settings)
     old = result_of(tmp_path / "dest")
@@ -146,13 +147,17 @@ def test_killed_while_replacing(tmp_path):
     assert old != new
     seen = set()
     for call in range(calls - 18, calls, 2):  # the exchange, and keeping what was replaced
-        upgrade_gallery(tmp_path / "before", h, tmp_path / "dest", settings=settings, force=True, restart=True)
+        for name in ("before", "after"):
+            upgrade_gallery(tmp_path / name, h, tmp_path / "dest", settings=settings, force=True, restart=True)
+        rollback(tmp_path / "dest")  # so that another version than the one replaced is the last that was published
         die_at(call, tmp_path / "g", tmp_path / "dest", "Flat", "force")
         found = result_of(tmp_path / "dest")
         assert found in (old, new)
         seen.add("old" if found == old else "new")
-        upgrade_gallery(tmp_path / "g", h, tmp_path / "dest", settings=settings, force=True)
+        if found == old or (tmp_path / "dest.partial").exists():
+            upgrade_gallery(tmp_path / "g", h, tmp_path / "dest", settings=settings, force=True)
         assert result_of(tmp_path / "dest") == new
+        assert [result_of(kept) for kept in (tmp_path / "dest.versions").iterdir()] == [old]
     assert seen == {"old", "new"}
 
 

@@ -8,7 +8,7 @@ import pyarrow.parquet
 import pytest
 from support import vector_files as files
 
-from fct_infer.connectors import SourceOptions, open_source
+from fct_infer.connectors import SourceOptions, arrow_arrays, open_source
 from fct_infer.connectors.convert import convert
 from fct_infer.errors import GalleryError, UsageError
 
@@ -75,5 +75,17 @@ def test_ids_that_do_not_fit_are_refused(tmp_path):
             open_source(tmp_path / "a.fbin", SourceOptions(ids=tmp_path / name))
     table = pa.table({"id": pa.array([1, 2, 1 << 63, 4], pa.uint64()), "v": files.lists(VECTORS)})
     pa.parquet.write_table(table, tmp_path / "a.parquet")
-    with pytest.raises(GalleryError, match=r"9223372036854775808 does not fit int64"):
+    with pytest.raises(GalleryError, match=r"row group 0, row 2: id 9223372036854775808 does not fit int64"):
         convert(tmp_path / "a.parquet", tmp_path / "gallery")
+    np.save(tmp_path / "large.npy", np.array([1, 2, 3, 1 << 63], np.uint64))
+    with pytest.raises(GalleryError, match=r"large.npy, row 3: id 9223372036854775808 does not fit int64"):
+        open_source(tmp_path / "a.fbin", SourceOptions(ids=tmp_path / "large.npy"))
+
+
+def test_an_id_that_is_a_document_is_refused(tmp_path):
+    """Ids are held as wide as the longest, so that one such id takes as much memory as a document a row."""
+    ids = ["a", "b", "c" * (arrow_arrays.MAX_ID + 1), "d"]
+    pa.parquet.write_table(pa.table({"id": ids, "v": files.lists(VECTORS)}), tmp_path / "a.parquet")
+    with pytest.raises(GalleryError, match=r"row group 0, row 2: its id is 65,537 long, more than 65,536"):
+        convert(tmp_path / "a.parquet", tmp_path / "gallery")
+    assert not (tmp_path / "gallery").exists()

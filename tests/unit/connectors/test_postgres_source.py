@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 import uuid
+from contextlib import ExitStack
 
 import numpy as np
 import psycopg
@@ -34,6 +35,12 @@ def connection(postgres, database):
         connection.execute("DROP SCHEMA IF EXISTS other CASCADE")
         for (name,) in connection.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall():
             connection.execute(sql.SQL("DROP TABLE {} CASCADE").format(sql.Identifier(name)))
+
+
+@pytest.fixture
+def opened():
+    with ExitStack() as held:
+        yield lambda *given: held.enter_context(open_source(*given))
 
 
 @pytest.fixture
@@ -75,13 +82,13 @@ KEYS = {
 
 
 @pytest.mark.parametrize("kind", KEYS)
-def test_rows_come_in_the_order_of_a_key_of_any_type(postgres, database, connection, rows, small_parts, kind):
+def test_rows_come_in_the_order_of_a_key_of_any_type(opened, postgres, database, connection, rows, small_parts, kind):
     keys = [KEYS[kind](number) for number in range(ROWS)]
     order = np.random.default_rng(1).permutation(ROWS)
     fill(connection, [keys[row] for row in order], rows[0][order], rows[1][order], id_type=kind)
     connection.execute("INSERT INTO items SELECT * FROM items WHERE false")
 
-    source = open_source(postgres.url(database))
+    source = opened(postgres.url(database))
     assert [part.rows for part in source.parts()] == [4, 5, 4, 5, 5]
     old, side, ids = read_all(source)
     np.testing.assert_array_equal(old, rows[0])
@@ -97,22 +104,22 @@ def test_rows_come_in_the_order_of_a_key_of_any_type(postgres, database, connect
     assert source.where(9) == f"items.id = {expected[9]}"
 
 
-def test_a_key_of_several_columns(postgres, database, connection, rows, small_parts):
+def test_a_key_of_several_columns(opened, postgres, database, connection, rows, small_parts):
     connection.execute("CREATE TABLE items (n int, tenant text, v vector(6), PRIMARY KEY (tenant, n))")
     keys = sorted((("acme" if row % 3 else 'b"c'), row) for row in range(ROWS))
     for row, (tenant, number) in enumerate(keys):
         connection.execute("INSERT INTO items VALUES (%s, %s, %s)", (number, tenant, text(rows[0][row])))
-    source = open_source(postgres.url(database))
+    source = opened(postgres.url(database))
     old, side, ids = read_all(source)
     np.testing.assert_array_equal(old, rows[0])
     assert side is None and ids[0] == '["acme", 1]' and ids[-1] == '["b\\"c", 21]'
     assert source.where(0) == "items.(tenant, n) = (acme, 1)"
-    assert open_source(postgres.url(database), SourceOptions(id_column="tenant, n")).table.key == ("tenant", "n")
+    assert opened(postgres.url(database), SourceOptions(id_column="tenant, n")).table.key == ("tenant", "n")
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("vector", np.float32), ("halfvec", np.float16), ("real[]", np.float32)])
 @pytest.mark.parametrize("declared", [True, False])
-def test_kinds_of_vectors(postgres, database, connection, rows, kind, dtype, declared):
+def test_kinds_of_vectors(opened, postgres, database, connection, rows, kind, dtype, declared):
     name = f"{kind}({OLD})" if declared and kind != "real[]" else kind
     connection.execute(f"CREATE TABLE items (id int PRIMARY KEY, e {name})")
     for row, values in enumerate(rows[0].tolist()):
@@ -120,17 +127,17 @@ def test_kinds_of_vectors(postgres, database, connection, rows, kind, dtype, dec
             f"INSERT INTO items VALUES (%s, %s{'::real[]' if kind == 'real[]' else ''})",
             (row, values if kind == "real[]" else str(values)),
         )
-    source = open_source(postgres.url(database))
+    source = opened(postgres.url(database))
     assert (source.schema.old_dim, source.schema.embedding_dtype) == (OLD, dtype)
     np.testing.assert_array_equal(read_all(source)[0], rows[0].astype(dtype))
 
 
-def test_double_precision_is_narrowed_only_if_asked(postgres, database, connection):
+def test_double_precision_is_narrowed_only_if_asked(opened, postgres, database, connection):
     connection.execute("CREATE TABLE items (id int PRIMARY KEY, e double precision[])")
     connection.execute("INSERT INTO items VALUES (1, '{1, 2, 0.1}')")
     with pytest.raises(GalleryError, match=r"holds float64.*--allow-cast"):
-        open_source(postgres.url(database))
-    source = open_source(postgres.url(database), SourceOptions(allow_cast=True))
+        opened(postgres.url(database))
+    source = opened(postgres.url(database), SourceOptions(allow_cast=True))
     np.testing.assert_array_equal(read_all(source)[0], np.array([[1, 2, 0.1]], np.float32))
 
 
@@ -146,12 +153,12 @@ def test_double_precision_is_narrowed_only_if_asked(postgres, database, connecti
         ("real[]", "[0:5]={1,2,3,4,5,6}", "begins at subscript 0, wanted 1"),
     ],
 )
-def test_a_row_that_is_no_vector_is_named_by_its_key(postgres, database, connection, kind, value, words):
+def test_a_row_that_is_no_vector_is_named_by_its_key(opened, postgres, database, connection, kind, value, words):
     connection.execute(f"CREATE TABLE items (id int PRIMARY KEY, e {kind})")
     good = "{1,2,3,4,5,6}" if kind == "real[]" else "[1,2,3,4,5,6]"
     for row in range(9):
         connection.execute("INSERT INTO items VALUES (%s, %s)", (row + 36, value if row == 6 else good))
-    source = open_source(postgres.url(database))
+    source = opened(postgres.url(database))
     with pytest.raises(GalleryError) as caught:
         read_all(source)
     assert str(caught.value) == f"items.id = 42, column 'e': {words}"
@@ -159,28 +166,28 @@ def test_a_row_that_is_no_vector_is_named_by_its_key(postgres, database, connect
         source.read_rows(np.array([1, 6], np.int64))
 
 
-def test_a_hostile_table_name_is_a_name(postgres, database, connection, rows, small_parts):
+def test_a_hostile_table_name_is_a_name(opened, postgres, database, connection, rows, small_parts):
     connection.execute("CREATE TABLE items (id int)")
     fill(connection, range(ROWS), *rows, table=HOSTILE)
-    source = open_source(postgres.url(database, HOSTILE))
+    source = opened(postgres.url(database, HOSTILE))
     np.testing.assert_array_equal(read_all(source)[0], rows[0])
     assert connection.execute("SELECT count(*) FROM items").fetchone() == (0,)
     for name in ("nothing", "items; DROP TABLE items", 'x"', "public.items"):
         with pytest.raises(GalleryError, match="there is no table"):
-            open_source(postgres.url(database, name))
+            opened(postgres.url(database, name))
 
 
-def test_the_schema_is_named_or_found(postgres, database, connection, rows):
+def test_the_schema_is_named_or_found(opened, postgres, database, connection, rows):
     connection.execute("CREATE SCHEMA other; CREATE TABLE items (id int PRIMARY KEY, e vector(2))")
     fill(connection, range(ROWS), *rows, schema="other")
-    assert open_source(postgres.url(database, schema="other")).schema.rows == ROWS
+    assert opened(postgres.url(database, schema="other")).schema.rows == ROWS
     with pytest.raises(GalleryError, match="is empty"):
-        open_source(postgres.url(database))
+        opened(postgres.url(database))
 
 
-def test_all_rows_are_of_one_instant(postgres, database, connection, rows, small_parts):
+def test_all_rows_are_of_one_instant(opened, postgres, database, connection, rows, small_parts):
     fill(connection, range(ROWS), *rows)
-    source = open_source(postgres.url(database))
+    source = opened(postgres.url(database))
     before = source.fingerprint()
     connection.execute("UPDATE items SET embedding = %s WHERE id = 3", (text(np.zeros(OLD)),))
     connection.execute(
@@ -188,48 +195,48 @@ def test_all_rows_are_of_one_instant(postgres, database, connection, rows, small
     )
     np.testing.assert_array_equal(read_all(source)[0], rows[0])
     assert source.fingerprint() == before
-    assert open_source(postgres.url(database)).fingerprint() != before
+    assert opened(postgres.url(database)).fingerprint() != before
 
 
 @pytest.mark.parametrize(
     "change",
     ["UPDATE items SET title = title WHERE id = 3", "DELETE FROM items WHERE id = 3"],
 )
-def test_any_change_alters_the_fingerprint(postgres, database, connection, rows, change):
+def test_any_change_alters_the_fingerprint(opened, postgres, database, connection, rows, change):
     fill(connection, range(ROWS), *rows)
-    before = open_source(postgres.url(database)).fingerprint()
-    assert open_source(postgres.url(database)).fingerprint() == before
+    before = opened(postgres.url(database)).fingerprint()
+    assert opened(postgres.url(database)).fingerprint() == before
     connection.execute(change)
-    assert open_source(postgres.url(database)).fingerprint() != before
+    assert opened(postgres.url(database)).fingerprint() != before
 
 
-def test_what_has_no_key_is_refused(postgres, database, connection, rows):
+def test_what_has_no_key_is_refused(opened, postgres, database, connection, rows):
     connection.execute("CREATE TABLE items (id int, e vector(2)); INSERT INTO items VALUES (1, '[1,2]')")
     with pytest.raises(GalleryError, match="'id' is not; add a primary key"):
-        open_source(postgres.url(database))
+        opened(postgres.url(database))
     connection.execute("CREATE VIEW seen AS SELECT * FROM items")
-    assert open_source(postgres.url(database, "seen")).schema.rows == 1
+    assert opened(postgres.url(database, "seen")).schema.rows == 1
     connection.execute("INSERT INTO items VALUES (1, '[1,2]')")
     with pytest.raises(GalleryError, match="'id' does not tell its rows apart"):
-        open_source(postgres.url(database, "seen"))
+        opened(postgres.url(database, "seen"))
 
 
-def test_columns_must_be_named_where_several_could_be_meant(postgres, database, connection):
+def test_columns_must_be_named_where_several_could_be_meant(opened, postgres, database, connection):
     connection.execute("CREATE TABLE items (id int PRIMARY KEY, a vector(2), b vector(3), c int)")
     connection.execute("INSERT INTO items VALUES (1, '[1,2]', '[1,2,3]', 1)")
     with pytest.raises(UsageError, match="'a', 'b' hold vectors"):
-        open_source(postgres.url(database))
-    source = open_source(postgres.url(database), SourceOptions(embedding_column="b", side_column="a"))
+        opened(postgres.url(database))
+    source = opened(postgres.url(database), SourceOptions(embedding_column="b", side_column="a"))
     assert (source.schema.old_dim, source.schema.side_dim) == (3, 2)
     with pytest.raises(UsageError, match="has no column 'x'"):
-        open_source(postgres.url(database), SourceOptions(id_column="x"))
+        opened(postgres.url(database), SourceOptions(id_column="x"))
     with pytest.raises(GalleryError, match="'c' is of type integer, wanted vector"):
-        open_source(postgres.url(database), SourceOptions(embedding_column="c"))
+        opened(postgres.url(database), SourceOptions(embedding_column="c"))
 
 
-def test_a_lost_snapshot_is_no_fault_of_the_table(postgres, database, connection, rows):
+def test_a_lost_snapshot_is_no_fault_of_the_table(opened, postgres, database, connection, rows):
     fill(connection, range(ROWS), *rows)
-    source = open_source(postgres.url(database))
+    source = opened(postgres.url(database))
     connection.execute(
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'fct_infer' AND pid <> "
         "pg_backend_pid()"
@@ -239,47 +246,47 @@ def test_a_lost_snapshot_is_no_fault_of_the_table(postgres, database, connection
 
 
 @pytest.mark.parametrize("secret", ["s3cret", "p%40ss%2Fword%3A%25", "%zz"])
-def test_a_password_is_never_shown(postgres, database, connection, rows, secret):
+def test_a_password_is_never_shown(opened, postgres, database, connection, rows, secret):
     fill(connection, range(ROWS), *rows)
     path = postgres.url(database).replace("postgres@", f"postgres:{secret}@")
     shown = []
     if secret != "%zz":
-        source = open_source(path + "&sslpassword=" + secret)
+        source = opened(path + "&sslpassword=" + secret)
         shown += [repr(source.url), str(source.path), str(source.fingerprint()), source.column("x")]
         assert source.schema.rows == ROWS
     for wrong in (path + "&nonsense=1", path.replace("host=", "host=/nowhere"), path + "&table=again", path + "1"):
         with pytest.raises(FctError) as caught:
-            open_source(wrong)
+            opened(wrong)
         shown.append("".join(traceback.format_exception(caught.value)))
     plain = psycopg.conninfo.conninfo_to_dict(path.split("&")[0])["password"] if secret != "%zz" else secret
     assert not any(each in text for text in shown for each in (secret, plain))
 
 
-def test_a_role_that_may_not_read_is_told_so(postgres, database, connection, rows):
+def test_a_role_that_may_not_read_is_told_so(opened, postgres, database, connection, rows):
     fill(connection, range(ROWS), *rows)
     connection.execute("DROP ROLE IF EXISTS nobody; CREATE ROLE nobody LOGIN")
     with pytest.raises(UsageError, match=r"permission denied for table items; docs/postgres.md"):
-        open_source(postgres.url(database, user="nobody"))
+        opened(postgres.url(database, user="nobody"))
     connection.execute("GRANT SELECT ON items TO nobody")
-    assert open_source(postgres.url(database, user="nobody")).schema.rows == ROWS
+    assert opened(postgres.url(database, user="nobody")).schema.rows == ROWS
     connection.execute("DROP OWNED BY nobody; DROP ROLE nobody")
 
 
-def test_what_the_server_says_in_the_middle_of_a_copy_is_an_error(postgres, database, connection):
+def test_what_the_server_says_in_the_middle_of_a_copy_is_an_error(opened, postgres, database, connection):
     """Rows have been sent by then, and more were promised."""
     connection.execute("CREATE TABLE raw (id int PRIMARY KEY, n int)")
     connection.execute("INSERT INTO raw SELECT g, g FROM generate_series(1, 2000) g")
     connection.execute(
         "CREATE VIEW items AS SELECT id, ARRAY[1.0 / (1000 - n), 2]::real[] AS e FROM raw WHERE n < 1000 OR id > 0"
     )
-    source = open_source(postgres.url(database, "items"))
+    source = opened(postgres.url(database, "items"))
     with pytest.raises(GalleryError, match="division by zero"):
         read_all(source, 100)
     connection.execute("DROP VIEW items; DROP TABLE raw")
 
 
-def test_an_empty_part_is_read_to_its_end(postgres, database, connection, rows):
+def test_an_empty_part_is_read_to_its_end(opened, postgres, database, connection, rows):
     fill(connection, range(ROWS), *rows)
-    source = open_source(postgres.url(database))
+    source = opened(postgres.url(database))
     with source.snapshot.opened() as own, module.copied(own, "SELECT 1 WHERE false") as found:
         assert list(found) == []
