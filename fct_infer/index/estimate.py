@@ -15,9 +15,9 @@ import numpy as np
 from fct_infer.index.clustering import Clustering, cluster_codebooks, iterations_for
 from fct_infer.index.factory import IndexPlan, make_index
 from fct_infer.index.faiss_module import faiss, faiss_threads
-from fct_infer.index.filling import CODE_BITS, filler_of, metric_names
+from fct_infer.index.filling import CODE_BITS, filler_of, graph_is_sooner, metric_names
 from fct_infer.index.leading_directions import ROWS_TRIED, nearest_lists
-from fct_infer.index.two_levels import LISTS_FROM, two_levels
+from fct_infer.index.two_levels import two_levels
 from fct_infer.transformation import Float32Array
 
 Draw: TypeAlias = Callable[[int], Float32Array]
@@ -100,7 +100,7 @@ def _lists(ivf: Any, centroids: Float32Array, timing: _Timing, plan: IndexPlan, 
     trained_on = min(plan.training_rows, ivf.cp.max_points_per_centroid * ivf.nlist)
     training = more * iterations_for(ivf.cp.niter) * timing.of(iterate, trained_on)
     coarse = f"IVF{len(centroids)}"
-    if has_graph and ivf.nlist >= LISTS_FROM and two_levels(centroids, metric, threads) is None:
+    if has_graph and two_levels(centroids, metric, threads) is None and graph_is_sooner(centroids, metric):
         coarse, centroids = f"IVF{_GRAPH_LISTS}_HNSW32", centroids[:_GRAPH_LISTS]  # which FAISS searches
         more = log(ivf.nlist) / log(_GRAPH_LISTS)
     fewer = make_index(re.sub(r"IVF\d+(_HNSW\d*)?", coarse, plan.factory), plan.dim, plan.metric)
