@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,21 +57,29 @@ class Clustering:
         leading = LeadingDirections(centroids)  # which move, but stay among the rows
 
         def refine(start: Float32Array) -> Float32Array:
-            levels = two_levels(start, self.metric, self.threads, self.rows)
-            directions = leading.enough(start, self.metric, self.rows) if levels is None else None
-            found: Float32Array = _core.refine_centroids(
-                self.rows,
-                start,
-                metric=self.metric,
-                spherical=self.spherical,
-                iterations=1,
-                threads=self.threads,
-                groups=levels.groups if levels else None,
-                directions=directions,
-            )
-            return found
+            return self.moved(start, self.ways(start, leading))
 
         return _refined(centroids, self.iterations, refine)
+
+    def ways(self, centroids: Float32Array, leading: LeadingDirections) -> dict[str, Any]:
+        """Return how the nearest of centroids are found soonest: ``groups`` or ``directions``, for :meth:`moved`."""
+        levels = two_levels(centroids, self.metric, self.threads, self.rows)
+        if levels is not None:
+            return {"groups": levels.groups}
+        return {"directions": leading.enough(centroids, self.metric, self.rows)}
+
+    def moved(self, centroids: Float32Array, ways: dict[str, Any]) -> Float32Array:
+        """Return centroids after one plain iteration."""
+        found: Float32Array = _core.refine_centroids(
+            self.rows,
+            centroids,
+            metric=self.metric,
+            spherical=self.spherical,
+            iterations=1,
+            threads=self.threads,
+            **ways,
+        )
+        return found
 
     def lists(self, centroids: Float32Array) -> NDArray[np.int64]:
         """Return the list of each row (n,)."""

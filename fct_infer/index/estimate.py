@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import log
 from typing import Any, TypeAlias
@@ -16,14 +16,15 @@ from fct_infer.index.clustering import Clustering, cluster_codebooks, iterations
 from fct_infer.index.factory import IndexPlan, make_index
 from fct_infer.index.faiss_module import faiss, faiss_threads
 from fct_infer.index.filling import CODE_BITS, filler_of, graph_is_sooner, metric_names
-from fct_infer.index.leading_directions import ROWS_TRIED, nearest_lists
+from fct_infer.index.leading_directions import ROWS_TRIED, LeadingDirections, nearest_lists
 from fct_infer.index.two_levels import two_levels
 from fct_infer.transformation import Float32Array
 
 Draw: TypeAlias = Callable[[int], Float32Array]
 """Returns so many of the rows (n, dim) that an index is made of, or all if there are no more."""
 
-_ROWS, _LISTS, _GRAPH_ROWS, _GRAPH_LISTS = 8192, 1 << 16, 2000, 2048  # timed with
+_ROWS, _LISTS, _GRAPH_ROWS, _GRAPH_LISTS = 8192, 1 << 14, 2000, 2048  # timed with
+_ROWS_OF_A_LIST, _ITERATIONS = 4, 3
 _LEAST_SECONDS = 0.1
 _SEED = 17
 
@@ -40,7 +41,7 @@ def index_seconds(plan: IndexPlan, rows: int, threads: int, draw: Draw) -> Index
     """Return what building an index on CPUs will take; None for kinds that are not known well enough to say.
 
     Known are ``Flat``, ``SQ``, ``PQ``, ``HNSW``, and inverted lists of the first three. How soon the nearest of many
-    lists is found depends on the rows: as many are drawn as there are lists, up to 65,536, and 8,192 more. Takes a
+    lists is found depends on the rows: of each list, up to 16,384 of them, four are drawn, and 8,192 more. Takes a
     second or two, some seconds with more than 4,096 lists.
     """
     whole = make_index(plan.factory, plan.dim, plan.metric)  # to be held: FAISS frees what lies inside with it
@@ -59,10 +60,10 @@ def index_seconds(plan: IndexPlan, rows: int, threads: int, draw: Draw) -> Index
         return None
     if isinstance(inner, module.IndexIVFPQ) and inner.pq.nbits != CODE_BITS:
         return None
-    some = draw(min(inner.nlist, _LISTS) + _ROWS)
+    lists = min(inner.nlist, _LISTS)
+    some = draw(_ROWS_OF_A_LIST * lists + _ROWS)
     some = some[np.random.default_rng(_SEED).permutation(len(some))]
-    # Lists are rows, as training begins with; at its end they lie so that it takes as long to find the nearest.
-    return _lists(inner, some[: min(inner.nlist, _LISTS)], _Timing(some[-_ROWS:], threads), plan, rows)
+    return _lists(inner, some[: _ROWS_OF_A_LIST * lists], lists, _Timing(some[-_ROWS:], threads), plan, rows)
 
 
 @dataclass(frozen=True)
@@ -89,16 +90,23 @@ class _Timing:
         return begun + self.of(lambda part: fill(part, None, self.threads), rows)
 
 
-def _lists(ivf: Any, centroids: Float32Array, timing: _Timing, plan: IndexPlan, rows: int) -> IndexSeconds:
+def _lists(ivf: Any, some: Float32Array, lists: int, timing: _Timing, plan: IndexPlan, rows: int) -> IndexSeconds:
     module, metric = faiss(), metric_names()[ivf.metric_type]
     has_graph = isinstance(module.downcast_index(ivf.quantizer), module.IndexHNSWFlat)
-    threads, more = timing.threads, ivf.nlist / len(centroids)
+    threads, more, iterations = timing.threads, ivf.nlist / lists, iterations_for(ivf.cp.niter)
 
-    def iterate(part: Float32Array) -> None:
-        Clustering(part, "l2" if has_graph else metric, bool(ivf.cp.spherical), 1, threads).refined(centroids)
-
+    cluster = Clustering(some, "l2" if has_graph else metric, bool(ivf.cp.spherical), _ITERATIONS, threads)
     trained_on = min(plan.training_rows, ivf.cp.max_points_per_centroid * ivf.nlist)
-    training = more * iterations_for(ivf.cp.niter) * timing.of(iterate, trained_on)
+
+    def iteration(centroids: Float32Array) -> float:
+        start = time.perf_counter()
+        ways = cluster.ways(centroids, LeadingDirections(centroids))
+        found = time.perf_counter() - start
+        return found + timing.of(lambda part: replace(cluster, rows=part).moved(centroids, ways), trained_on)
+
+    # Training begins with rows. Where it ends the nearest list is found sooner, and so it is after a few iterations.
+    centroids = cluster.refined(some[:lists])
+    training = more * (iteration(some[:lists]) + (iterations - 1) * iteration(centroids))
     coarse = f"IVF{len(centroids)}"
     if has_graph and two_levels(centroids, metric, threads) is None and graph_is_sooner(centroids, metric):
         coarse, centroids = f"IVF{_GRAPH_LISTS}_HNSW32", centroids[:_GRAPH_LISTS]  # which FAISS searches

@@ -59,7 +59,7 @@ def test_lists_are_found_as_the_run_finds_them(monkeypatch):
     assert none is None
 
 
-@pytest.mark.parametrize(("rows", "drawn"), [(100_000, 64 + 8192), (1000, 1000)])
+@pytest.mark.parametrize(("rows", "drawn"), [(100_000, 4 * 64 + 8192), (1000, 1000)])
 def test_seconds_are_those_of_as_many_rows_and_iterations_as_the_run_has(rows, drawn, monkeypatch):
     asked = []
     monkeypatch.setattr(estimate, "_seconds", lambda work: (work(), 1.0)[1])  # of a sample of any size
@@ -71,7 +71,7 @@ def test_seconds_are_those_of_as_many_rows_and_iterations_as_the_run_has(rows, d
 
     sample = min(8192, drawn)
     found = index_seconds(describe_index("IVF64,PQ8", 32, rows, "l2"), rows, 1, drawing)
-    assert asked == [64 + 8192]
+    assert asked == [4 * 64 + 8192]
     k_means = 6 * min(rows, 256 * 64) / sample  # of FAISS's 10 iterations
-    assert found.training == pytest.approx(k_means + min(rows, 65_536) / sample + 14)  # residuals, codebooks
+    assert found.training == pytest.approx(k_means + min(rows, 65_536) / sample + 14, abs=0.5)  # residuals, codebooks
     assert found.adding == pytest.approx(rows / sample, abs=1)  # and what precedes the first row
