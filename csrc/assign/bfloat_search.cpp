@@ -26,12 +26,13 @@ struct Buffers : ListSearch::Workspace {
   Buffers(int dim, int lists, std::size_t scratch_bytes)
       : shifted(at(kTileRows) * at(dim)),
         scores(at(kTileRows) * at(std::min(kChunk, lists))),
+        lengths(at(kTileRows)),
         errors(at(kTileRows)),
         rounded(shifted.size()),
         scratch(static_cast<char*>(std::aligned_alloc(64, (scratch_bytes + 63) / 64 * 64))) {
     if (!scratch) throw std::bad_alloc();
   }
-  std::vector<float> shifted, scores, errors;
+  std::vector<float> shifted, scores, lengths, errors;  // the last two of rows
   std::vector<std::uint16_t> rounded;
   std::unique_ptr<char, Free> scratch;
 };
@@ -66,6 +67,7 @@ class BfloatSearch : public ListSearch {
     for (std::int64_t row = 0; row < count; ++row) {
       const float length =
           centroids_.shift(rows + at(row) * at(dim()), buffers.shifted.data() + at(row) * at(dim()));
+      buffers.lengths[at(row)] = length;
       buffers.errors[at(row)] = centroids_.error_for(length);
       found[row].clear();
     }
@@ -92,9 +94,11 @@ class BfloatSearch : public ListSearch {
       Found& row = found[index];
       const float error = buffers.errors[at(index)];
       const float* scores = buffers.scores.data() + at(index) * lists;
+      float low = row.floor;
       for (std::size_t start = 0; start < lists; start += kBlock)
         highs[start / kBlock] =
-            bounds_of(scores + start, lengths + start, error, std::min(kBlock, lists - start), row.floor);
+            bounds_of(scores + start, lengths + start, error, std::min(kBlock, lists - start), low);
+      row.floor = std::max(row.floor, low - centroids_.settling_error(buffers.lengths[at(index)], low));
       for (std::size_t start = 0; start < lists; start += kBlock) {
         if (highs[start / kBlock] < row.floor) continue;
         for (std::size_t list = start; list < std::min(start + kBlock, lists); ++list) {

@@ -73,7 +73,7 @@ void IntegerLists::meet_batch(const IntegerRows& rows, const std::int32_t* chose
       }
       floors[row] = of_row.floor;
     }
-    const int reached = reaching(bounds, scored, count, floors, hits);
+    const int reached = reaching(bounds.highs, scored, count, floors, hits);
     for (int hit = 0; hit < reached; ++hit) {
       const int row = hits[hit].row, begin = hits[hit].panel * kPanel;
       Found& of_row = found[chosen[row]];
@@ -84,6 +84,53 @@ void IntegerLists::meet_batch(const IntegerRows& rows, const std::int32_t* chose
           add(rows, chosen[row], panel * kPanel + place, high, of_row);
       }
     }
+  }
+}
+
+Spans IntegerLists::spans() const {
+  const int count = (panels_.count + Spans::kPanels - 1) / Spans::kPanels;
+  return {count, AlignedVector<float>(at(count) * kBatch * kPanel), std::vector<Hit>(at(count) * kBatch + 1)};
+}
+
+void IntegerLists::meet_all(const IntegerRows& rows, const std::int32_t* chosen, int count, Found* found,
+                            Bounds& bounds, Spans& spans) const {
+  for (int start = 0; start < count; start += kBatch)
+    meet_batch_twice(rows, chosen + start, std::min(kBatch, count - start), found, bounds, spans);
+}
+
+void IntegerLists::meet_batch_twice(const IntegerRows& rows, const std::int32_t* chosen, int count,
+                                    Found* found, Bounds& bounds, Spans& spans) const {
+  auto* tops = reinterpret_cast<float(*)[kBatch][kPanel]>(spans.tops.data());
+  const Batch batch = rows.batch(chosen, count, true);
+  for (int span = 0, panel = 0; span < spans.count; ++span, panel += Spans::kPanels)
+    score_tops(panels_, panel, std::min(Spans::kPanels, panels_.count - panel), batch, tops[span]);
+  int best[kBatch];
+  float floors[kBatch];
+  for (int row = 0; row < count; ++row) {
+    best[row] = span_of_top(tops, spans.count, row);
+    meet_span(rows, chosen[row], best[row], found[chosen[row]], bounds);
+    floors[row] = found[chosen[row]].floor;
+  }
+  const int reached = reaching(tops, spans.count, count, floors, spans.hits.data());
+  for (int hit = 0; hit < reached; ++hit) {
+    const auto [span, row, columns] = spans.hits[at(hit)];
+    if (span != best[row]) meet_span(rows, chosen[row], span, found[chosen[row]], bounds);
+  }
+}
+
+// The list of the highest bound comes first, then those that may be better than that.
+void IntegerLists::meet_span(const IntegerRows& rows, std::int32_t row, int span, Found& found,
+                             Bounds& bounds) const {
+  const int first = span * Spans::kPanels, count = std::min(Spans::kPanels, panels_.count - first);
+  score(panels_, first, count, rows.batch(&row, 1, true), bounds);
+  const float top = largest(bounds.tops[0]);
+  if (top < found.floor || top == -std::numeric_limits<float>::infinity()) return;
+  const int best = place_of(bounds, 0, top);
+  add(rows, row, first * kPanel + best, top, found);
+  for (int place = 0; place < count * kPanel; ++place) {
+    const float high = bounds.highs[place / kPanel][0][place % kPanel];
+    if (place != best && high >= found.floor && lists_[at(first * kPanel + place)] != kNone)
+      add(rows, row, first * kPanel + place, high, found);
   }
 }
 

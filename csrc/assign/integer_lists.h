@@ -10,6 +10,14 @@
 
 namespace fct::assign {
 
+// What is kept of the scores of a batch for all panels: the largest of each column of so many panels.
+struct Spans {
+  static constexpr int kPanels = 8;
+  int count;
+  AlignedVector<float> tops;  // (count, kBatch, kPanel)
+  std::vector<Hit> hits;      // for one more than all
+};
+
 class IntegerLists {
  public:
   static constexpr std::int32_t kNone = -1;
@@ -30,12 +38,19 @@ class IntegerLists {
   // is of all rows.
   void meet(const IntegerRows& rows, const std::int32_t* chosen, int count, int first, int last, Found* found,
             Bounds& bounds) const;
+  // The same of all panels, of which those that matter are scored twice (Note [Leading directions]).
+  void meet_all(const IntegerRows& rows, const std::int32_t* chosen, int count, Found* found, Bounds& bounds,
+                Spans& spans) const;
+  Spans spans() const;
 
  private:
   const Projection* projection() const { return projection_ ? &*projection_ : nullptr; }
   int scored_dim() const { return projection_ ? projection_->parts() : centroids_.dim; }
   void meet_batch(const IntegerRows& rows, const std::int32_t* chosen, int count, int first, int last,
                   Found* found, Bounds& bounds) const;
+  void meet_batch_twice(const IntegerRows& rows, const std::int32_t* chosen, int count, Found* found,
+                        Bounds& bounds, Spans& spans) const;
+  void meet_span(const IntegerRows& rows, std::int32_t row, int span, Found& found, Bounds& bounds) const;
   void add(const IntegerRows& rows, std::int32_t row, int place, float high, Found& found) const;
 
   std::optional<Projection> projection_;

@@ -47,13 +47,14 @@ template <int kLanes>
 
 template <int kLanes>
 [[gnu::always_inline]] inline void score_panels_with(const Panels& panels, int first, int count,
-                                                     const Batch& batch, Bounds& bounds) {
+                                                     const Batch& batch, float (*highs)[kBatch][kPanel],
+                                                     float (*tops)[kPanel]) {
   using Floats = typename Lanes<kLanes>::Floats;
   using Ints = typename Lanes<kLanes>::Ints;
   constexpr int kVectors = kPanel / kLanes, kRows = 8 / kVectors;  // sums that fit into registers
   static_assert(kRowsAtOnce % kRows == 0 && kBatch % kRowsAtOnce == 0);
   const int pairs = pairs_of(panels.dim);
-  for (int row = 0; row < batch.count; ++row) std::fill_n(bounds.tops[row], kPanel, kLowest);
+  for (int row = 0; row < batch.count; ++row) std::fill_n(tops[row], kPanel, kLowest);
   for (int panel = first; panel < first + count; ++panel) {
     const std::int32_t* values = panels.values.data() + at(panel) * at(pairs) * kPanel;
     const float* scales = panels.scales.data() + at(panel) * kPanel;
@@ -86,9 +87,9 @@ template <int kLanes>
                                 *reinterpret_cast<const Floats*>(biases + lane);
           const Floats slack = *reinterpret_cast<const Floats*>(lengths + lane) * batch.errors[row + i];
           const Floats high = middle + slack;
-          *reinterpret_cast<Floats*>(bounds.highs[panel - first][row + i] + lane) = high;
-          Floats& tops = *reinterpret_cast<Floats*>(bounds.tops[row + i] + lane);
-          tops = high > tops ? high : tops;
+          if (highs) *reinterpret_cast<Floats*>(highs[panel - first][row + i] + lane) = high;
+          Floats& top = *reinterpret_cast<Floats*>(tops[row + i] + lane);
+          top = high > top ? high : top;
         }
     }
   }
@@ -109,8 +110,8 @@ template <int kLanes>
 }
 
 template <int kLanes>
-[[gnu::always_inline]] inline int reaching_floor_with(const Bounds& bounds, int panels, int rows,
-                                                      const float* floors, Hit* hits) {
+[[gnu::always_inline]] inline int reaching_floor_with(const float (*highs)[kBatch][kPanel], int panels,
+                                                      int rows, const float* floors, Hit* hits) {
   using Floats = typename Lanes<kLanes>::Floats;
   int count = 0;
   for (int panel = 0; panel < panels; ++panel)
@@ -118,22 +119,21 @@ template <int kLanes>
       unsigned columns = 0;
 #pragma GCC unroll 4
       for (int lane = 0; lane < kPanel; lane += kLanes)
-        columns |=
-            bits_of<kLanes>(*reinterpret_cast<const Floats*>(bounds.highs[panel][row] + lane) >= floors[row])
-            << lane;
-      hits[count] = {static_cast<std::uint8_t>(panel), static_cast<std::uint8_t>(row),
-                     static_cast<std::uint16_t>(columns)};
+        columns |= bits_of<kLanes>(*reinterpret_cast<const Floats*>(highs[panel][row] + lane) >= floors[row])
+                   << lane;
+      hits[count] = {panel, static_cast<std::uint16_t>(row), static_cast<std::uint16_t>(columns)};
       count += columns != 0;
     }
   return count;
 }
 
 FCT_BY_LANES(void, score_panels,
-             (const Panels& panels, int first, int count, const Batch& batch, Bounds& bounds),
-             (panels, first, count, batch, bounds))
+             (const Panels& panels, int first, int count, const Batch& batch, float (*highs)[kBatch][kPanel],
+              float (*tops)[kPanel]),
+             (panels, first, count, batch, highs, tops))
 FCT_BY_LANES(int, reaching_floor,
-             (const Bounds& bounds, int panels, int rows, const float* floors, Hit* hits),
-             (bounds, panels, rows, floors, hits))
+             (const float (*highs)[kBatch][kPanel], int panels, int rows, const float* floors, Hit* hits),
+             (highs, panels, rows, floors, hits))
 
 }  // namespace
 
@@ -172,7 +172,11 @@ void Panels::put(std::size_t place, const float* vector, float scale, float bias
 }
 
 void score(const Panels& panels, int first, int count, const Batch& batch, Bounds& bounds) {
-  score_panels(panels, first, count, batch, bounds);
+  score_panels(panels, first, count, batch, bounds.highs, bounds.tops);
+}
+
+void score_tops(const Panels& panels, int first, int count, const Batch& batch, float (*tops)[kPanel]) {
+  score_panels(panels, first, count, batch, nullptr, tops);
 }
 
 float largest(const float (&columns)[kPanel]) {
@@ -183,6 +187,23 @@ float largest(const float (&columns)[kPanel]) {
   return left[0];
 }
 
+FCT_VECTOR int span_of_top(const float (*tops)[kBatch][kPanel], int spans, int row) {
+  float highest[kPanel];
+  int of[kPanel] = {};
+  std::copy_n(tops[0][row], kPanel, highest);
+  for (int span = 1; span < spans; ++span)
+    for (int column = 0; column < kPanel; ++column) {
+      const bool is_higher = tops[span][row][column] > highest[column];
+      highest[column] = is_higher ? tops[span][row][column] : highest[column];
+      of[column] = is_higher ? span : of[column];
+    }
+  int best = 0;
+  for (int column = 1; column < kPanel; ++column)
+    if (highest[column] > highest[best] || (highest[column] == highest[best] && of[column] < of[best]))
+      best = column;
+  return of[best];
+}
+
 int place_of(const Bounds& bounds, int row, float high) {
   int column = 0, panel = 0;
   while (bounds.tops[row][column] != high) ++column;
@@ -190,8 +211,8 @@ int place_of(const Bounds& bounds, int row, float high) {
   return panel * kPanel + column;
 }
 
-int reaching(const Bounds& bounds, int panels, int rows, const float* floors, Hit* hits) {
-  return reaching_floor(bounds, panels, rows, floors, hits);
+int reaching(const float (*highs)[kBatch][kPanel], int panels, int rows, const float* floors, Hit* hits) {
+  return reaching_floor(highs, panels, rows, floors, hits);
 }
 
 }  // namespace fct::assign

@@ -68,20 +68,25 @@ struct Bounds {
 
 // Scores a batch for at most kPanelsAtOnce panels.
 void score(const Panels& panels, int first, int count, const Batch& batch, Bounds& bounds);
+// The same, but writes the tops only.
+void score_tops(const Panels& panels, int first, int count, const Batch& batch, float (*tops)[kPanel]);
 
 float largest(const float (&columns)[kPanel]);
+
+// Of (spans, kBatch, kPanel) the span with the largest value of a row, the first among equals.
+int span_of_top(const float (*tops)[kBatch][kPanel], int spans, int row);
 
 // The place, among the panels that were scored, of a high that is among the tops of a row.
 int place_of(const Bounds& bounds, int row, float high);
 
 // Columns of a panel with a high of a row that is not below its floor, a bit for each.
 struct Hit {
-  std::uint8_t panel, row;
-  std::uint16_t columns;
+  std::int32_t panel;
+  std::uint16_t row, columns;
 };
 
 // Writes the hits of each panel, from 0 on, and each row; returns how many. There is room for one more than
 // all.
-int reaching(const Bounds& bounds, int panels, int rows, const float* floors, Hit* hits);
+int reaching(const float (*highs)[kBatch][kPanel], int panels, int rows, const float* floors, Hit* hits);
 
 }  // namespace fct::assign

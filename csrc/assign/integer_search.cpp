@@ -7,11 +7,13 @@ namespace fct::assign {
 namespace {
 
 constexpr int kTileRows = 128;
+constexpr int kHeldPanels = 2 * kPanelsAtOnce;  // up to so many, what is met once is met sooner
 
 struct Buffers : ListSearch::Workspace {
-  explicit Buffers(IntegerRows tile) : rows(std::move(tile)) {}
+  Buffers(IntegerRows tile, Spans of_lists) : rows(std::move(tile)), spans(std::move(of_lists)) {}
   IntegerRows rows;
   Bounds bounds;
+  Spans spans;
 };
 
 std::vector<std::int32_t> numbers(int count) {
@@ -23,26 +25,32 @@ std::vector<std::int32_t> numbers(int count) {
 class IntegerSearch : public ListSearch {
  public:
   IntegerSearch(const Centroids& centroids, const std::optional<Directions>& directions)
-      : lists_(centroids, directions), numbers_(numbers(kTileRows)) {
+      : lists_(centroids, directions),
+        are_met_twice_(directions && panels_for(centroids.count) > kHeldPanels),
+        numbers_(numbers(kTileRows)) {
     lists_.place(numbers(centroids.count));
   }
 
   int tile_rows() const override { return kTileRows; }
 
   std::unique_ptr<Workspace> make_workspace() const override {
-    return std::make_unique<Buffers>(lists_.rows(kTileRows));
+    return std::make_unique<Buffers>(lists_.rows(kTileRows), lists_.spans());
   }
 
   void search(const float* rows, std::int64_t count, Found* found, Workspace& workspace) const override {
     auto& buffers = static_cast<Buffers&>(workspace);
     lists_.fill(buffers.rows, rows, count);
     for (std::int64_t row = 0; row < count; ++row) found[row].clear();
-    lists_.meet(buffers.rows, numbers_.data(), static_cast<int>(count), 0, lists_.panels(), found,
-                buffers.bounds);
+    const int rows_here = static_cast<int>(count);
+    if (are_met_twice_)
+      lists_.meet_all(buffers.rows, numbers_.data(), rows_here, found, buffers.bounds, buffers.spans);
+    else
+      lists_.meet(buffers.rows, numbers_.data(), rows_here, 0, lists_.panels(), found, buffers.bounds);
   }
 
  private:
   IntegerLists lists_;
+  bool are_met_twice_;
   std::vector<std::int32_t> numbers_;  // of a tile's rows
 };
 

@@ -6,6 +6,11 @@
 // directions change the time only. The error r |y| |d| of what is summed and |y~| |d~| become one product,
 // sqrt((K r |y|)^2 + |y~|^2) sqrt((|d| / K)^2 + |d~|^2), by Cauchy and Schwarz again, so that a search of any
 // kind has one error of a row and one length of a list.
+//
+// How many lists are scored in full depends on what is known when they are met: of thousands, most come
+// before the row's own one. So all are bounded before any is scored. A cache does not hold that many bounds;
+// kept are the largest of each span of panels, and the few spans that may hold the nearest list are bounded
+// again.
 #include "projection.h"
 
 #include <algorithm>

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from fct_infer.transformation import Float32Array
 # of 65,536 rows of 128 dims, 1,024 lists: 108.9 after 6 against 109.0 after 10; 32 codebooks: 9.527 after 14 against
 # 9.523 after 25; another seed makes more of a difference. The last step is the plain one.
 _STEP = 1.8
-_ITERATIONS = 0.56
+_ITERATIONS = 14, 25  # that are worth so many plain ones
 _A_JUMP = 100.0  # times the median squared step: a centroid without rows was put beside another, which is no direction
 
 _Refine: TypeAlias = Callable[[Float32Array], Float32Array]
@@ -29,7 +29,8 @@ _Refine: TypeAlias = Callable[[Float32Array], Float32Array]
 
 def iterations_for(plain: int) -> int:
     """Return how many iterations are worth so many plain ones."""
-    return ceil(_ITERATIONS * plain)
+    longer, plainer = _ITERATIONS
+    return ceil(plain * longer / plainer)
 
 
 @dataclass(frozen=True)
@@ -56,21 +57,29 @@ class Clustering:
         leading = LeadingDirections(centroids)  # which move, but stay among the rows
 
         def refine(start: Float32Array) -> Float32Array:
-            levels = two_levels(start, self.metric, self.threads, self.rows)
-            directions = leading.enough(start, self.metric, self.rows) if levels is None else None
-            found: Float32Array = _core.refine_centroids(
-                self.rows,
-                start,
-                metric=self.metric,
-                spherical=self.spherical,
-                iterations=1,
-                threads=self.threads,
-                groups=levels.groups if levels else None,
-                directions=directions,
-            )
-            return found
+            return self.moved(start, self.ways(start, leading))
 
         return _refined(centroids, self.iterations, refine)
+
+    def ways(self, centroids: Float32Array, leading: LeadingDirections) -> dict[str, Any]:
+        """Return how the nearest of centroids are found soonest: ``groups`` or ``directions``, for :meth:`moved`."""
+        levels = two_levels(centroids, self.metric, self.threads, self.rows)
+        if levels is not None:
+            return {"groups": levels.groups}
+        return {"directions": leading.enough(centroids, self.metric, self.rows)}
+
+    def moved(self, centroids: Float32Array, ways: dict[str, Any]) -> Float32Array:
+        """Return centroids after one plain iteration."""
+        found: Float32Array = _core.refine_centroids(
+            self.rows,
+            centroids,
+            metric=self.metric,
+            spherical=self.spherical,
+            iterations=1,
+            threads=self.threads,
+            **ways,
+        )
+        return found
 
     def lists(self, centroids: Float32Array) -> NDArray[np.int64]:
         """Return the list of each row (n,)."""

@@ -45,11 +45,11 @@ def filler_of(index: Any, threads: int = 1, on_device: MakeAssigner | None = Non
 
     Below 16,384 lists that is the nearest list: the one FAISS finds with a flat quantizer, up to rows between two
     centroids that float32 cannot tell apart, for which FAISS's own answer depends on how many rows it is given at once;
-    with a graph FAISS misses the nearest list of a few rows in a hundred. From there on it is the nearest list for all
-    rows but about one in 2,000, and another near one for those (see :mod:`fct_infer.index.two_levels`). Codes are those
-    FAISS gives in that list. The quantizer stays as it is, for searching: a graph then misses some lists that rows were
-    put into, which FAISS's own filling misses as well. Of 16,384 lists, 64 searched, recall@10 was 0.001 to 0.002
-    lower by 4,000 queries (by 500, in one of four sets, 0.004).
+    with a graph FAISS misses the nearest list of a few rows in a hundred. From there on, where two levels are sooner,
+    it is the nearest list for all rows but about one in 2,000, and another near one for those (see
+    :mod:`fct_infer.index.two_levels`). Codes are those FAISS gives in that list. The quantizer stays as it is, for
+    searching: a graph then misses some lists that rows were put into, which FAISS's own filling misses as well. Of
+    16,384 lists, 64 searched, recall@10 was 0.001 to 0.002 lower by 4,000 queries (by 500, in one of four sets, 0.004).
 
     Args:
         index: of FAISS.
@@ -133,8 +133,9 @@ def _inverted_file(index: Any, threads: int, on_device: MakeAssigner | None) -> 
         assigner_for = _always(on_device(centroids, codebooks, metric=metric, by_residual=by_residual))
     else:
         levels = two_levels(centroids, metric, threads)
-        if levels is None and isinstance(coarse, module.IndexHNSWFlat) and index.nlist >= LISTS_FROM:
-            return None  # scoring all lists takes longer than the graph
+        has_graph = isinstance(coarse, module.IndexHNSWFlat)
+        if has_graph and levels is None and graph_is_sooner(centroids, metric):
+            return None
         make = partial(_core.Assigner, centroids, codebooks, metric=metric, by_residual=by_residual)
         assigner_for = _ByRows(make, centroids, metric) if levels is None else _always(make(groups=levels.groups))
 
@@ -150,6 +151,15 @@ def _inverted_file(index: Any, threads: int, on_device: MakeAssigner | None) -> 
             index.add_sa_codes(np.hstack([_list_bytes(lists, index.coarse_code_size()), codes]), ids)
 
     return fill
+
+
+def graph_is_sooner(centroids: Float32Array, metric: str) -> bool:
+    """Whether FAISS finds a list of a row in a graph over the lists sooner than the core the nearest among all."""
+    if len(centroids) < LISTS_FROM:
+        return False
+    are_tried = np.arange(len(centroids)) % (len(centroids) // ROWS_TRIED) == 0  # as rows, among the rest
+    rest = centroids[~are_tried]
+    return LeadingDirections(rest).enough(rest, metric, centroids[are_tried]) is None
 
 
 def _always(assigner: _core.Assigner) -> Callable[[Any], _core.Assigner]:

@@ -92,23 +92,33 @@ class LeadingDirections:
             metric: ``l2`` or ``ip``.
             rows: (n, dim) float32; some of them are tried.
         """
+        count, _ = self._fewest(centroids, metric, rows)
+        return self._all[:count] if count else None
+
+    def share(self, centroids: Float32Array, metric: str, rows: Float32Array) -> float:
+        """Return the work with :meth:`enough` of them, as a share of that without any; 1 where none are enough."""
+        count, work = self._fewest(centroids, metric, rows)
+        return work / _costs().without(*centroids.shape) if count else 1.0
+
+    def _fewest(self, centroids: Float32Array, metric: str, rows: Float32Array) -> tuple[int, float]:
+        """Return how many directions leave the least work, 0 for none, and the work."""
         lists, dim = centroids.shape
         numbers = range(_STEP, dim // 2 + 1, max(1, dim // 2 // _STEP // _MOST_STEPS) * _STEP)
         if lists < LISTS_FROM or not len(rows) or not numbers:
-            return None
+            return 0, 0.0
         mean = centroids.mean(axis=0)
         tried = rows[:: -(-len(rows) // ROWS_TRIED)] - mean
         shifted = centroids - mean
         biases = np.einsum("ij,j->i", shifted, mean) if metric == "ip" else np.einsum("ij,ij->i", shifted, shifted) / -2
         costs = _costs()
-        best, least = None, _WORTH_IT * costs.without(lists, dim)
+        best, least = 0, _WORTH_IT * costs.without(lists, dim)
         with one_blas_thread(), np.errstate(all="ignore"):  # rows that are not finite are the core's to refuse
             found = self._candidates(tried, shifted, biases, numbers)
         for count, candidates in zip(numbers, found, strict=True):
             work = costs.with_directions(lists, dim, count, candidates)
             if work < least:
                 best, least = count, work
-        return None if best is None else self._all[:best]
+        return best, least
 
     def _candidates(
         self, rows: Float32Array, lists: Float32Array, biases: NDArray[np.float32], numbers: range

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer import _core
-from fct_infer.index.leading_directions import nearest_lists
+from fct_infer.index.leading_directions import LeadingDirections, nearest_lists
 from fct_infer.transformation import Float32Array
 
 # Note [Enough groups]
@@ -18,10 +18,12 @@ from fct_infer.transformation import Float32Array
 # While lists are trained there are rows; later only the centroids are at hand, whichever process fills the index, and
 # all must take the same number. Then centroids stand for rows, each with the nearest of the others as its list: those
 # lie as far apart as rows from their centroids, and want more groups than rows do, not fewer.
-# Where that many groups hold most of the lists (rows without clusters, few lists), two levels are no use.
+# Where that many groups hold most of the lists (rows without clusters, few lists), two levels are no use, nor where
+# scores along a few directions find the nearest list as soon. Nor where the core does not find in these groups what it
+# should: a centroid that is longer than all others by many orders of magnitude leaves its integers no digits for those.
 LISTS_FROM = 1 << 14  # below, all lists are scored sooner
-WORTH_IT = 0.4  # of all scores: those of scattered rows and short groups take longer each
-_SHARE = 0.9995
+WORTH_IT = 0.4  # of all scores, or what directions leave of them: of scattered rows, in short groups, each takes longer
+_SHARE, _LEAST_SHARE = 0.9995, 0.99  # wanted; found by the core, or groups are not to be trusted
 _TRIED = 4096  # rows
 _GROUPS = 4  # times the root of the lists
 _MOST_GROUPS = 1024  # the core's limit
@@ -48,7 +50,7 @@ def two_levels(
     """Return how to look for the nearest of centroids (lists, dim) by groups; None if that is no sooner.
 
     Found are the nearest lists of all rows but one in 2,000, measured on some of ``rows`` (n, dim), or without them on
-    the centroids themselves. The same whatever the threads.
+    the centroids themselves. The same whatever the threads, on CPUs of one kind.
     """
     lists = len(centroids)
     if lists < LISTS_FROM:
@@ -61,29 +63,26 @@ def two_levels(
     )
     group_of, _ = _core.Assigner(centers, None).assign(centroids, threads)
     assert group_of is not None  # there are centroids
-    if rows is None:
-        tried, nearest = _others(centroids, metric, threads, rng)
+    if rows is None:  # some of the centroids, among the rest
+        order = rng.permutation(lists)
+        of_tried, of_rest = np.split(order, [min(_TRIED, lists // 8)])
+        tried, searched, searched_groups = centroids[of_tried], centroids[of_rest], group_of[of_rest]
     else:
         tried = rows[np.sort(rng.permutation(len(rows))[:_TRIED])]
-        nearest = nearest_lists(centroids, metric, tried, threads)
+        searched, searched_groups = centroids, group_of
+    nearest = nearest_lists(searched, metric, tried, threads)
     scores = _scores(tried, centers, metric)
-    wanted = np.take_along_axis(scores, group_of[nearest][:, None], axis=1)
+    wanted = np.take_along_axis(scores, searched_groups[nearest][:, None], axis=1)
     before = np.sort((scores > wanted).sum(axis=1))
     probes = int(before[ceil(_SHARE * len(before)) - 1]) + 1
     sizes = np.bincount(group_of, minlength=count)
-    searched = np.argpartition(-scores, probes - 1, axis=1)[:, :probes]
-    cost = float(count + sizes[searched].sum(axis=1).mean()) / lists
-    return TwoLevels((centers, probes), cost) if cost <= WORTH_IT else None
-
-
-def _others(
-    centroids: Float32Array, metric: str, threads: int, rng: np.random.Generator
-) -> tuple[Float32Array, NDArray[np.int64]]:
-    """Return some centroids and the nearest of the rest to each of them."""
-    order = rng.permutation(len(centroids))
-    tried, rest = np.split(order, [min(_TRIED, len(centroids) // 8)])
-    rows = centroids[tried]
-    return rows, rest[nearest_lists(centroids[rest], metric, rows, threads)]
+    visited = np.argpartition(-scores, probes - 1, axis=1)[:, :probes]
+    levels = TwoLevels((centers, probes), float(count + sizes[visited].sum(axis=1).mean()) / lists)
+    if levels.cost > WORTH_IT * LeadingDirections(searched).share(searched, metric, tried):
+        return None
+    found, _ = _core.Assigner(centroids, None, metric=metric, groups=levels.groups).assign(tried, threads)
+    expected = tried if rows is None else centroids[nearest]  # a centroid finds itself, or one that is the same
+    return levels if np.mean((centroids[found] == expected).all(axis=1)) >= _LEAST_SHARE else None
 
 
 def _scores(rows: Float32Array, centers: Float32Array, metric: str) -> NDArray[np.float64]:

@@ -8,21 +8,25 @@ from typing import Any
 
 import numpy as np
 
+from fct_infer.gallery import sample_rows
 from fct_infer.index import index_seconds
 from fct_infer.machine import usable_cpus
-from fct_infer.transformation import Transformation
+from fct_infer.transformation import Float32Array, Transformation
 from fct_infer.upgrade.meaning import check_before_work
 from fct_infer.upgrade.plan import SEED, Plan
+from fct_infer.upgrade.stream import index_rows
 
 _TIMED_ROWS = 4096
 _ID_KINDS = {"i": "integers", "u": "integers", "S": "bytes", "U": "text"}
 
 
 def estimate(plan: Plan) -> dict[str, Any]:
-    """Return what ``--dry-run`` shows; times the transformation on random rows for a moment.
+    """Return what ``--dry-run`` shows; times the transformation on random rows for a moment, and the index on some
+    of the gallery's.
 
     Raises:
         GateError: the rows that the probe knows are no better than chance.
+        GalleryError: one of the rows that are looked at holds NaN or infinity.
     """
     speed, gallery, schema = rows_per_second(plan.transformation, plan.block_rows), plan.gallery, plan.gallery.schema
     return {
@@ -58,7 +62,14 @@ def _index_seconds(plan: Plan) -> dict[str, float] | None:
     """Return the seconds of training and of adding; None without an index, or where they cannot be told."""
     if plan.index is None or plan.index_device != "cpu":
         return None
-    found = index_seconds(plan.index, plan.gallery.schema.rows, min(plan.transformation.threads, usable_cpus()))
+    rows, threads = plan.gallery.schema.rows, min(plan.transformation.threads, usable_cpus())
+
+    def draw(count: int) -> Float32Array:
+        are_near = "random_rows" in plan.gallery.capabilities  # else the first ones, or all before the last is read
+        chosen = sample_rows(rows, count, SEED) if are_near else np.arange(min(count, rows))
+        return index_rows(plan.transform_rows(chosen), plan.metric)
+
+    found = index_seconds(plan.index, rows, threads, draw)
     return None if found is None else asdict(found)
 
 

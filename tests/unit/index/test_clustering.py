@@ -47,3 +47,7 @@ def test_rows_that_are_few_many_times_over():
     found = Clustering(rows, "l2", False, 6, 1).refined(np.ascontiguousarray(rows[::8]))
     assert np.isfinite(found).all()
     assert squared_error(rows, found, Clustering(rows, "l2", False, 1, 1).lists(found)) < 1e-3
+
+
+def test_longer_steps_are_fewer():
+    assert [iterations_for(plain) for plain in (1, 10, 25)] == [1, 6, 14]

@@ -41,6 +41,27 @@ def test_few_directions_are_enough_and_change_no_list(metric):
     np.testing.assert_array_equal(nearest_lists(CENTROIDS, metric, ROWS, 1), every)
 
 
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+@pytest.mark.parametrize("lists", [2049, 5000])
+def test_of_thousands_of_lists_none_is_missed(lists, metric):
+    """They are bounded before any is scored; some rows lie on centroids, of which some are twice there, and some so far
+    that float32 tells few lists apart, whose answer is the same however lists are looked for."""
+    centroids = rows_with_a_shape(lists)
+    centroids[lists // 2 :: 7] = centroids[: len(centroids[lists // 2 :: 7])]
+    rows = np.concatenate([ROWS[:999], centroids[-500:], np.float32(1e6) * ROWS[:200], np.zeros((2, DIM), np.float32)])
+    directions = LeadingDirections(centroids).enough(centroids, metric, ROWS)
+    assert directions is not None
+    every, _ = _core.Assigner(centroids, None, metric=metric).assign(rows, 1)
+    has_bfloat = "bf16" in _core.precisions()
+    all_kinds = (_core.Assigner(centroids, None, metric=metric, reduced=each) for each in {False, has_bfloat})
+    for kind in all_kinds:
+        np.testing.assert_array_equal(kind.assign(rows, 1)[0], every)
+    for count in (16, len(directions), 40):
+        some = np.ascontiguousarray(LeadingDirections(centroids)._all[:count])
+        found, _ = _core.Assigner(centroids, None, metric=metric, directions=some).assign(rows, 2)
+        np.testing.assert_array_equal(found, every)
+
+
 def test_directions_of_other_centroids_change_no_list_either():
     directions = LeadingDirections(ROWS[-500:]).enough(CENTROIDS, "l2", ROWS)
     every, _ = _core.Assigner(CENTROIDS, None).assign(ROWS, 1)

@@ -11,6 +11,7 @@ from fct_infer.errors import ArrayError
 from fct_infer.index import two_levels as module
 from fct_infer.index.clustering import Clustering, squared_error
 from fct_infer.index.filling import filler_of
+from fct_infer.index.leading_directions import LeadingDirections
 from fct_infer.index.two_levels import two_levels
 
 DIM, LISTS = 16, 1024
@@ -50,6 +51,20 @@ def test_where_groups_do_not_help_there_are_none():
     assert two_levels(RNG.standard_normal((LISTS, 64)).astype(np.float32), "l2", 1) is None
     assert two_levels(CENTROIDS[:500], "l2", 1) is None
     assert two_levels(np.repeat(CENTROIDS[:1], LISTS, axis=0), "l2", 1) is None
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e15])
+def test_where_the_core_tells_no_groups_apart_there_are_none(scale):
+    """All centroids, or one of them, are longer or shorter than it multiplies integers for."""
+    centroids = CENTROIDS.copy()
+    centroids[:: 1 if scale < 1 else LISTS] *= np.float32(scale)
+    assert two_levels(CENTROIDS, "l2", 1) is not None
+    assert two_levels(centroids, "l2", 1) is None
+
+
+def test_where_directions_find_lists_as_soon_there_are_none(monkeypatch):
+    monkeypatch.setattr(LeadingDirections, "share", lambda *_: 0.05)
+    assert two_levels(CENTROIDS, "l2", 1, ROWS) is None
 
 
 def test_training_by_groups_is_as_tight():
