@@ -252,7 +252,7 @@ def _split(pairs: Pairs, queries: Queries | None, seed: int) -> Split:
             f"new rows are); wanted at least {MIN_PAIRS}"
         )
     if queries is None:
-        return Split.draw(len(pairs), None, seed, items=items)
+        return Split.draw(len(pairs), None, seed, items=items, labels=pairs.labels)
     wanted = np.unique(queries.truth[queries.truth >= 0])
     return Split.draw(len(pairs), len(queries.new), seed, kept=wanted, items=items)
 
@@ -292,7 +292,7 @@ def _measure(pairs: Pairs, judged: Int64Array, queries: Queries | None, search: 
 def _judge(screen: Screen, search: Search) -> Judge:
     """Return what compares maps that were fitted without the first fold: as networks are, if enough queries can."""
     split = screen.fold.split
-    if split.are_rows or len(split.choosing) >= MIN_PAIRS:
+    if isinstance(screen.measure, Overlap) or len(split.choosing) >= MIN_PAIRS:
         return Judge(split.judged, screen.measure, split.choosing)
     rows = np.arange(len(split.judged))[:QUERIES]
     return Judge(split.judged, Overlap(screen.fold.pairs.new[split.judged], *search), rows)

@@ -58,7 +58,8 @@ class Screen:
     def missing(self) -> str | None:
         """What a screening lacks here, to be said; None if nothing."""
         if len(self.stopping) < MIN_QUERIES:
-            return f"that takes {_MIN_PAIRS:,} pairs, so that held-out rows tell when to stop"
+            who = "pairs" if self.fold.split.labels is None else "pairs that share their label with others"
+            return f"that takes {_MIN_PAIRS:,} {who}, so that held-out rows tell when to stop"
         if len(self.comparing) < MIN_QUERIES:
             return (
                 f"that takes {MIN_QUERIES} queries that look for rows held out from it and do not report; "

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.pairs import curved
+from support.pairs import curved, families
 
 from fct_infer import Transformation
 from fct_infer.fitting import Pairs, Queries, Settings, fit_pairs, network_trial
 from fct_infer.fitting.crossfit import CrossFit, statistics_of
-from fct_infer.fitting.measures import ByTruth, Overlap, Search
+from fct_infer.fitting.fit import _judge
+from fct_infer.fitting.measures import ByLabels, ByTruth, Overlap, Search
 from fct_infer.fitting.network import Schedule, _initial, train
 from fct_infer.fitting.network_trial import Network, Screen
 from fct_infer.fitting.splits import Split
@@ -255,3 +257,30 @@ def test_with_few_queries_no_network_is_tried():
     measure = ByTruth(pairs.new[sought], np.searchsorted(fold.split.judged, sought)[:, None], "l2")
     said = network_trial.screen_network(Screen(fold, Recipe(), measure, Search("l2")), 1e9, 0, quiet)
     assert said.endswith("that takes 50 queries that look for rows held out from it and do not report; there are 40")
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_in_the_fold_labels_that_few_rows_share_say_what_fresh_rows_find(size):
+    """Else most rows would be alone in it and find nothing, whatever the map: no network could show what it gains."""
+    old, new, labels = families(3000, size)
+    split = Split.draw(3000, None, 0, labels=labels).first_fold()
+    fold, rows = CrossFit(Pairs(old, new, None, np.arange(3000), labels), split), len(split.judged)
+    closed = Screen(fold, Recipe(), ByLabels(new[split.judged], labels[split.judged], "l2"), Search("l2")).closed_form
+    h, true = Transformation(fold.programs(Recipe())[0], "fp32"), []
+    for seed in range(1, 5):
+        old, new, labels = families(rows, size, seed)
+        true.append(ByLabels(new, labels, "l2").scores(h(old), np.arange(rows)).mean())
+    assert len(closed.scores) > 190 and rows == pytest.approx(600, abs=size)
+    assert closed.estimate.mean == pytest.approx(np.mean(true), abs=3 * closed.estimate.standard_error)
+
+
+def test_labels_that_hardly_any_rows_of_the_fold_share_judge_neither_networks_nor_small_maps():
+    pairs = curved(3000)
+    labels = np.where(np.arange(3000) < 300, np.arange(3000) // 2, 3000 + np.arange(3000))
+    fold = CrossFit(replace(pairs, labels=labels), Split.draw(3000, None, 0, labels=labels).first_fold())
+    judged = fold.split.judged
+    screen = Screen(fold, Recipe(), ByLabels(pairs.new[judged], labels[judged], "l2"), Search("l2"))
+    said = network_trial.screen_network(screen, 1e9, 0, quiet)
+    assert "that takes 750 pairs that share their label with others" in said
+    judge = _judge(screen, Search("l2"))
+    assert isinstance(judge.measure, Overlap) and len(judge.queries) == len(judge.rows) == 600
