@@ -56,7 +56,8 @@ class CrossFit:
         # rounding made of it, in columns that do not vary elsewhere, too.
         after = [*list(accumulate(own[:0:-1], _merged))[::-1], None]
         before: Statistics | None = None
-        for fold, mine, rest in zip(folds, own, after, strict=True):
+        for fold in folds:
+            mine, rest = own.pop(0), after.pop(0)  # of wide rows each is large
             if fold in self._folds:
                 yield _some(_merged(before, rest))
             before = _merged(before, mine)
