@@ -17,6 +17,7 @@ import numpy as np
 
 from fct_infer.connectors.joining import Int64Array
 from fct_infer.errors import ArrayError, NonFiniteError
+from fct_infer.fitting.budget import Budget
 from fct_infer.fitting.crossfit import CrossFit, is_within_noise, statistics_of
 from fct_infer.fitting.measures import Measure
 from fct_infer.fitting.pairs import Pairs
@@ -152,7 +153,7 @@ def compress(
     judge: Judge,
     teachers: Teachers,
     stored: Stored,
-    settings: tuple[float, int],
+    settings: tuple[Budget, int],
     progress: Callable[[int, int], None],
 ) -> tuple[Program, Compression] | str:
     """Train students of several sizes, and return the cheapest that is not worse, or say why there is none.
@@ -162,7 +163,7 @@ def compress(
         judge: see :class:`Judge`.
         teachers: see :class:`Teachers`.
         stored: rows to learn from, beside the old rows of the pairs.
-        settings: seconds that all trainings may take, and the seed.
+        settings: the budget of all trainings together, and the seed.
         progress: told steps done, of all.
     """
     budget, seed = settings
@@ -181,9 +182,9 @@ def compress(
         rounds = 1 + -(-len(shapes) // at_once)
         largest = Schedule(shapes[-1][0], layers=shapes[-1][1])
         pace = rounds * first_steps(lessons, everything, start, largest)[0] if largest.layers else 0.0
-        steps = next((steps for steps in STEPS if steps * pace <= budget), None)
+        steps = next((steps for steps in STEPS if steps * pace <= budget.left), None)
         if steps is None:
-            return f"nothing was compressed: it takes about {STEPS[-1] * pace:,.0f} s, {max(budget, 0):,.0f} s are left"
+            return f"nothing was compressed: {budget.refuse(STEPS[-1] * pace)}"
         schedules = [Schedule(width, steps, steps, seed, layers) for width, layers in shapes]
         total = (1 + len(shapes)) * steps
         students = []

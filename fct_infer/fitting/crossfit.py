@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from fct_infer.fitting.measures import Measure
 from fct_infer.fitting.pairs import Pairs
 from fct_infer.fitting.splits import Split
 from fct_infer.maps import Recipe, Statistics
+from fct_infer.maps.affine import without_scaling
 from fct_infer.maps.statistics import Float64Array
 from fct_infer.measuring import Estimate
-from fct_infer.transformation import Float32Array, Program, Transformation
+from fct_infer.transformation import Float32Array, Normalize, Program, Transformation
 
 
 class CrossFit:
@@ -31,23 +33,34 @@ class CrossFit:
     def __init__(self, pairs: Pairs, split: Split, unit_length: bool = False) -> None:
         self.pairs, self.split, self.unit_length = pairs, split, unit_length
         self._folds = np.unique(split.folds[split.judged])
-        self._statistics: dict[float, list[Statistics]] = {}
+        self._statistics: list[Statistics] = []
 
-    def statistics(self, share: float = 1.0) -> list[Statistics]:
-        """Return those of the rows outside each judged fold, or of the first of them in a fixed random order."""
-        if share not in self._statistics:
-            rows = len(self.pairs)
-            among = np.random.default_rng(0).permutation(rows)[: max(2, round(share * rows))]
-            chosen = np.zeros(rows, bool)
-            chosen[among] = True
-            self._statistics[share] = [
-                statistics_of(self.pairs, np.flatnonzero(chosen & (self.split.folds != fold))) for fold in self._folds
-            ]
-        return self._statistics[share]
+    def statistics(self) -> list[Statistics]:
+        """Return those of the rows outside each judged fold."""
+        self._statistics = self._statistics or list(self._outside_folds(1.0))
+        return self._statistics
 
     def programs(self, recipe: Recipe, share: float = 1.0) -> list[Program]:
-        """Return the maps of each judged fold's rows, fitted on the others."""
-        return [recipe.fit(statistics) for statistics in self.statistics(share)]
+        """Return the maps of each judged fold's rows, fitted on the others, or on those among a share of all pairs."""
+        return [recipe.fit(each) for each in (self.statistics() if share == 1 else self._outside_folds(share))]
+
+    def _outside_folds(self, share: float) -> Iterator[Statistics]:
+        """Yield the statistics of the rows outside each judged fold, among the first of a fixed random order."""
+        rows = len(self.pairs)
+        among = np.random.default_rng(0).permutation(rows)[: max(2, round(share * rows))]
+        chosen = np.zeros(rows, bool)
+        chosen[among] = True
+        folds = np.unique(self.split.folds)
+        own = [_statistics_of(self.pairs, np.flatnonzero(chosen & (self.split.folds == fold))) for fold in folds]
+        # Added up from both ends, so that each row is read once: taken from the sum of all, a fold would leave what
+        # rounding made of it, in columns that do not vary elsewhere, too.
+        after = [*list(accumulate(own[:0:-1], _merged))[::-1], None]
+        before: Statistics | None = None
+        for fold in folds:
+            mine, rest = own.pop(0), after.pop(0)  # of wide rows each is large
+            if fold in self._folds:
+                yield _some(_merged(before, rest))
+            before = _merged(before, mine)
 
     def transformed(self, programs: Sequence[Program]) -> Float32Array:
         """Return the judged rows, (m, d_new), each by the map of its fold."""
@@ -60,9 +73,15 @@ class CrossFit:
 
     def apply(self, program: Program, rows: Int64Array) -> Float32Array:
         """Return some pairs' old rows transformed in float32, as an upgrade computes them."""
-        h = Transformation(program.with_normalization() if self.unit_length else program, "fp32")
+        # Compiled, a layer that scales would take d_new * d_new weights, for each fold of each candidate.
+        program, scaling = without_scaling(program)
+        h = Transformation(program, "fp32")
         side = self.pairs.side[rows] if h.side_dim and self.pairs.side is not None else None
-        return h(self.pairs.old[rows], side)
+        result = h(self.pairs.old[rows], side)
+        if scaling is not None:
+            result *= scaling.weight.diagonal()
+            result += scaling.bias
+        return _normalized(result) if self.unit_length else result
 
 
 @dataclass(frozen=True)
@@ -97,15 +116,31 @@ def statistics_of(pairs: Pairs, rows: Int64Array) -> Statistics:
     Raises:
         GalleryError: there are none: nearly all pairs are copies of each other, and all of them are held out.
     """
+    return _some(_statistics_of(pairs, rows))
+
+
+def _statistics_of(pairs: Pairs, rows: Int64Array) -> Statistics | None:
     names = {"old": pairs.old, "new": pairs.new} | ({} if pairs.side is None else {"side": pairs.side})
-    blocks = (
+    return Statistics.of_blocks(
         {name: array[rows[start : start + 16_384]] for name, array in names.items()}
         for start in range(0, len(rows), 16_384)
     )
-    found = Statistics.of_blocks(blocks)
+
+
+def _merged(one: Statistics | None, other: Statistics | None) -> Statistics | None:
+    return one.merged(other) if one is not None and other is not None else one or other
+
+
+def _some(found: Statistics | None) -> Statistics:
     if found is None:
         raise GalleryError("nearly all pairs have their old row or their new row in common; wanted different items")
     return found
+
+
+def _normalized(rows: Float32Array) -> Float32Array:
+    """Return rows of length 1, as the core makes them."""
+    unit = Program({"old": rows.shape[1]}, (Normalize("old", "unit"),), "unit")
+    return Transformation(unit, "fp32")(rows)
 
 
 def try_recipe(cross_fit: CrossFit, measure: Measure, recipe: Recipe) -> Trial:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
@@ -12,6 +11,7 @@ import numpy as np
 from fct_infer.connectors.joining import Int64Array, Progress
 from fct_infer.errors import GalleryError, UsageError
 from fct_infer.evaluation import METRICS, Metric
+from fct_infer.fitting.budget import Budget
 from fct_infer.fitting.compress import Compression, Judge, Stored, Teachers, compress
 from fct_infer.fitting.crossfit import CrossFit, Trial, choose, statistics_of, try_recipe
 from fct_infer.fitting.findings import copies, maps_apart, side_notes, suspicion
@@ -153,7 +153,8 @@ def fit_pairs(
         UsageError: queries of another width, or for a map of queries.
         ArrayError: queries or truth of another kind or shape, or that name no pair.
     """
-    began, settings, progress = time.monotonic(), settings or Settings(), progress or (lambda stage, done, rows: None)
+    settings, progress = settings or Settings(), progress or (lambda stage, done, rows: None)
+    budget = Budget(settings.budget)
     _check(pairs)
     if settings.direction == "new-to-old":
         if queries is not None:
@@ -180,7 +181,7 @@ def fit_pairs(
     notes = [*few, *mismatched, *copies(cross_fit), *apart, *side_notes(trials)]
     fold = CrossFit(pairs, split.first_fold(None if queries is None else queries.truth), is_unit)
     screen = Screen(fold, recipe, _measure(pairs, fold.split.judged, queries, search), search)
-    network, screened, said = _networks(screen, settings, began, progress)
+    network, screened, said = _networks(screen, settings, budget, progress)
     notes += said
     if network is None:
         program = recipe.fit(statistics_of(pairs, np.arange(len(pairs))))
@@ -194,9 +195,8 @@ def fit_pairs(
         (without_fold,) = fold.programs(recipe) if network is None else (network.program,)
         teachers = Teachers(chosen.name, without_fold, program)
         judge = _judge(screen, search)
-        left = settings.budget - (time.monotonic() - began)
         small = compress(
-            cross_fit, judge, teachers, settings.compress, (left, settings.seed), partial(progress, "compress")
+            cross_fit, judge, teachers, settings.compress, (budget, settings.seed), partial(progress, "compress")
         )
         if isinstance(small, str):
             notes.append(small)
@@ -214,7 +214,7 @@ def fit_pairs(
         expected,
         tuple(notes),
         len(pairs),
-        time.monotonic() - began,
+        budget.spent,
         compression,
         None if network is None else (screen.start, network.schedule, network.share),
         screened,
@@ -222,15 +222,15 @@ def fit_pairs(
 
 
 def _networks(
-    screen: Screen, settings: Settings, began: float, progress: Progress
+    screen: Screen, settings: Settings, budget: Budget, progress: Progress
 ) -> tuple[Network | None, Screened | None, list[str]]:
     """Try networks within the budget; return the best if it beats the closed form, all of them, and what to say."""
     tried, notes = list[Network](), list[str]()
     for model, name in NAMES.items() if settings.network else ():
-        left, stage = settings.budget - (time.monotonic() - began), partial(progress, f"try {name}")
-        if model == "paper" and settings.compress is not None:
-            left /= 2  # students are trained after it
-        found = screen_network(screen, left, settings.seed, stage, model)
+        # Students are trained after the paper's h.
+        share = 0.5 if model == "paper" and settings.compress is not None else 1.0
+        stage = partial(progress, f"try {name}")
+        found = screen_network(screen, replace(budget, share=share), settings.seed, stage, model)
         if isinstance(found, str):
             notes += [found] if found not in notes else []
             continue
@@ -252,7 +252,7 @@ def _split(pairs: Pairs, queries: Queries | None, seed: int) -> Split:
             f"new rows are); wanted at least {MIN_PAIRS}"
         )
     if queries is None:
-        return Split.draw(len(pairs), None, seed, items=items)
+        return Split.draw(len(pairs), None, seed, items=items, labels=pairs.labels)
     wanted = np.unique(queries.truth[queries.truth >= 0])
     return Split.draw(len(pairs), len(queries.new), seed, kept=wanted, items=items)
 
@@ -292,7 +292,7 @@ def _measure(pairs: Pairs, judged: Int64Array, queries: Queries | None, search: 
 def _judge(screen: Screen, search: Search) -> Judge:
     """Return what compares maps that were fitted without the first fold: as networks are, if enough queries can."""
     split = screen.fold.split
-    if split.are_rows or len(split.choosing) >= MIN_PAIRS:
+    if isinstance(screen.measure, Overlap) or len(split.choosing) >= MIN_PAIRS:
         return Judge(split.judged, screen.measure, split.choosing)
     rows = np.arange(len(split.judged))[:QUERIES]
     return Judge(split.judged, Overlap(screen.fold.pairs.new[split.judged], *search), rows)

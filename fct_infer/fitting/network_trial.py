@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fct_infer.connectors.joining import Int64Array
+from fct_infer.fitting.budget import Budget
 from fct_infer.fitting.crossfit import CrossFit, Trial, statistics_of
 from fct_infer.fitting.measures import Measure, Overlap, Search
 from fct_infer.fitting.splits import FOLDS
@@ -58,7 +59,8 @@ class Screen:
     def missing(self) -> str | None:
         """What a screening lacks here, to be said; None if nothing."""
         if len(self.stopping) < MIN_QUERIES:
-            return f"that takes {_MIN_PAIRS:,} pairs, so that held-out rows tell when to stop"
+            who = "pairs" if self.fold.split.labels is None else "pairs that share their label with others"
+            return f"that takes {_MIN_PAIRS:,} {who}, so that held-out rows tell when to stop"
         if len(self.comparing) < MIN_QUERIES:
             return (
                 f"that takes {MIN_QUERIES} queries that look for rows held out from it and do not report; "
@@ -149,13 +151,13 @@ class Screened:
 
 
 def screen_network(
-    screen: Screen, budget: float, seed: int, progress: Callable[[int, int], None], model: Model = "residual"
+    screen: Screen, budget: Budget, seed: int, progress: Callable[[int, int], None], model: Model = "residual"
 ) -> Network | str:
     """Train a network outside the fold, as wide a one as the budget allows, or say why none was trained.
 
     Args:
         screen: see :class:`Screen`.
-        budget: seconds that this training and one on all pairs may take together.
+        budget: of this training and one on all pairs together.
         seed: of weights and batches.
         progress: told steps done and steps in all.
         model: what kind of network.
@@ -171,10 +173,10 @@ def screen_network(
     with few_threads():
         for schedule in _schedules(model, screen, seed):
             needed = _seconds(screen, rows, schedule)
-            if needed <= budget:
+            if needed <= budget.left:
                 break
         else:
-            return f"{NAMES[model]}: not tried, it takes about {needed:,.0f} s, {max(budget, 0):,.0f} s are left"
+            return f"{NAMES[model]}: not tried, {budget.refuse(needed)}"
         watch = _Watch(screen, schedule)
         train(pairs, rows, start, schedule, watch.check, progress)
     return watch.best(needed)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fct_infer.connectors.joining import Int64Array
+from fct_infer.fitting.measures import ByLabels
 from fct_infer.fitting.pairs import Pairs
 
 FOLDS = 5
@@ -23,7 +26,9 @@ class Split:
         judged: (m,) pairs that make up the gallery in which candidates are searched, ascending; of all folds or some.
         choosing, reporting: queries, by number in the measure: candidates are chosen by the ones, and what is said of
             the chosen one is measured with the others.
-        are_rows: whether the queries are the judged rows, by number; False of a user's.
+        are_rows: whether the queries are judged rows, by number; False of a user's.
+        labels: (n,) by which one judged row is right for another, and only rows that others are right for ask; None
+            where something else says what is right.
     """
 
     folds: Int64Array
@@ -31,6 +36,7 @@ class Split:
     choosing: Int64Array
     reporting: Int64Array
     are_rows: bool
+    labels: NDArray[Any] | None = None
 
     @classmethod
     def draw(
@@ -41,6 +47,7 @@ class Split:
         *,
         kept: Int64Array | None = None,
         items: Int64Array | None = None,
+        labels: NDArray[Any] | None = None,
     ) -> Split:
         """Draw the split.
 
@@ -52,9 +59,13 @@ class Split:
                 as it holds them, so that :meth:`first_fold` keeps their queries.
             items: (pairs,) numbers that are equal for copies of one item, which are held out together; see
                 :func:`items_of`.
+            labels: (pairs,) see :class:`Split`. Rows of a label that few have are judged and held out together, see
+                :func:`first_of_few`: alone in its fold, a row has nothing to find there.
         """
         rng = np.random.default_rng(seed)
-        of_pair = np.arange(pairs) if items is None else np.unique(items, return_inverse=True)[1]
+        items = np.arange(pairs) if items is None else items
+        first = np.arange(pairs) if labels is None else first_of_few(labels, items)
+        of_pair = np.unique(items[first], return_inverse=True)[1]
         of_item = rng.permutation(np.arange(of_pair.max() + 1) % FOLDS)
         order = rng.permutation(pairs)
         if kept is not None:
@@ -63,11 +74,12 @@ class Split:
             sought_first = np.concatenate([sought, np.setdiff1d(np.arange(len(of_item)), sought)])
             of_item[sought_first] = np.concatenate([of_item[of_item == 0], of_item[of_item > 0]])
         folds = of_item[of_pair]
+        order = order[np.argsort(np.argsort(order)[first[order]], kind="stable")]  # each after the first of its few
         judged = np.sort(order[: max(JUDGED_ROWS, 0 if kept is None else len(kept))])
-        asked = rng.permutation(len(judged) if queries is None else queries)
+        asked = rng.permutation(_asking(judged, labels) if queries is None else queries)
         reporting = min(len(asked) // 3, QUERIES)
         choosing = asked[reporting:][:QUERIES]
-        return cls(folds, judged, np.sort(choosing), np.sort(asked[:reporting]), queries is None)
+        return cls(folds, judged, np.sort(choosing), np.sort(asked[:reporting]), queries is None, labels)
 
     def first_fold(self, truth: Int64Array | None = None) -> Split:
         """Return a split that judges by the rows of the first fold alone, for what is too slow to be fitted five times.
@@ -82,7 +94,10 @@ class Split:
         is_judged = np.isin(fold, self.judged)
         judged = np.concatenate([fold[is_judged], rng.permutation(fold[~is_judged])])
         judged = np.sort(judged[: max(JUDGED_ROWS, int(is_judged.sum()))])
-        asked = judged if truth is None else np.flatnonzero(np.isin(truth, judged).any(axis=1))
+        if truth is None:
+            asked = judged[_asking(judged, self.labels)]
+        else:
+            asked = np.flatnonzero(np.isin(truth, judged).any(axis=1))
         chose, reported = (
             self.judged[queries] if self.are_rows else queries for queries in (self.choosing, self.reporting)
         )
@@ -92,7 +107,7 @@ class Split:
         choosing = np.sort(rng.permutation(np.setdiff1d(asked, reporting))[:QUERIES])
         if self.are_rows:
             choosing, reporting = np.searchsorted(judged, choosing), np.searchsorted(judged, reporting)
-        return Split(self.folds, judged, choosing, reporting, self.are_rows)
+        return Split(self.folds, judged, choosing, reporting, self.are_rows, self.labels)
 
 
 def items_of(pairs: Pairs) -> Int64Array:
@@ -113,3 +128,30 @@ def items_of(pairs: Pairs) -> Int64Array:
             items = smallest[part]
         if np.array_equal(items, before):
             return items
+
+
+def first_of_few(labels: NDArray[Any], items: Int64Array) -> Int64Array:
+    """Return (n,) for each row the first one of its label if at most :data:`FOLDS` rows have it, else itself.
+
+    Of more rows most have another one in their fold. Labels that a copy of an item ties to other labels count as those
+    that many have: held out together, one after the other would draw all rows into one fold.
+
+    Args:
+        labels: (n,).
+        items: (n,) numbers that are equal for copies of one item.
+    """
+    _, first, of_row, rows = np.unique(labels, return_index=True, return_inverse=True, return_counts=True)
+    of_item = np.unique(items, return_inverse=True)[1]
+    lowest, highest = np.full(len(items), len(items)), np.full(len(items), -1)
+    np.minimum.at(lowest, of_item, of_row)
+    np.maximum.at(highest, of_item, of_row)
+    few = rows <= FOLDS
+    few[of_row[(lowest < highest)[of_item]]] = False
+    return np.where(few[of_row], first[of_row], np.arange(len(items)))
+
+
+def _asking(judged: Int64Array, labels: NDArray[Any] | None) -> Int64Array:
+    """Return which judged rows, by number, ask: those whose label another one has."""
+    if labels is None:
+        return np.arange(len(judged))
+    return np.flatnonzero(np.isin(labels[judged], ByLabels.repeated(labels[judged])))

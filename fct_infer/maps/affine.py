@@ -41,7 +41,21 @@ def affine_program(
 def unit_deviation_steps(deviation: str, mean: Float64Array, radius: float) -> list[Step]:
     """Return the steps from the value ``deviation``, which is h - mean, to mean + radius (h - mean) / ||h - mean||."""
     unit = f"{deviation}.unit"
-    return [Normalize(deviation, unit), _linear(unit, OUTPUT, radius * np.eye(len(mean)), mean)]
+    weight = np.diag(np.full(len(mean), radius, np.float32))
+    return [Normalize(deviation, unit), Linear(unit, OUTPUT, weight, mean.astype(np.float32))]
+
+
+def without_scaling(program: Program) -> tuple[Program, Linear | None]:
+    """Return a program that ends in :func:`unit_deviation_steps` up to the unit vectors, and the layer it lacks then.
+
+    Of any other program all is returned, and None.
+    """
+    *steps, last = program.steps
+    if isinstance(last, Linear) and steps and isinstance(steps[-1], Normalize) and steps[-1].output == last.input:
+        on_diagonal = np.count_nonzero(last.weight.diagonal())
+        if last.activation == "none" and np.count_nonzero(last.weight) == on_diagonal:
+            return Program(program.dims, tuple(steps), last.input), last
+    return program, None
 
 
 def _linear(source: str, output: str, weight: Float64Array, bias: Float64Array) -> Linear:

@@ -55,19 +55,20 @@ class Recipe:
             training = training.without_side
         d_in = training.input_dim
         factors = self._factors(training)
-        offset = training.mean[d_in:] - training.mean[:d_in] @ np.linalg.multi_dot([*factors, np.eye(len(training.yy))])
+        offset = training.mean[d_in:] - np.linalg.multi_dot([training.mean[:d_in], *factors])
         return affine_program(training, factors, offset, unit_deviation=self.unit_deviation)
 
     def _factors(self, training: Statistics) -> list[Float64Array]:
         if self.share == 1:
             return [training.rotation]
-        weight = ridge_weight(training, self.alpha, self.side_alpha or 0.0)
+        penalties = self.alpha, self.side_alpha or 0.0
+        weight = ridge_weight(training, *penalties)
         if self.rank is not None:
-            _, vectors = np.linalg.eigh(weight.T @ training.xx @ weight)  # eigenvalues ascend
-            directions = vectors[:, ::-1][:, : self.rank]
+            directions = _directions(training, *penalties)[:, : self.rank]
             return [weight @ directions, directions.T]
         if self.share:
-            of_old, rotation = weight[: training.old_dim], training.rotation
+            weight, rotation = weight.copy(), training.rotation
+            of_old = weight[: training.old_dim]
             scale = np.linalg.norm(of_old) / np.linalg.norm(rotation)
             of_old += self.share * (scale * rotation - of_old)
         return [weight]
@@ -76,11 +77,34 @@ class Recipe:
 def ridge_weight(training: Statistics, alpha: float, side_alpha: float = 0.0) -> Float64Array:
     """Return the W (d_in, d_out) of the smallest ||X W - Y||^2 + lambda ||W||^2 of centred rows.
 
+    It is kept by the statistics until another one is asked for: recipes that share their penalties follow each other.
+
     Args:
         training: of the rows.
         alpha, side_alpha: of the columns of ``old`` and of ``side``: lambda is alpha times the mean over these columns
             of their summed squared deviations.
     """
+    key = "weight", alpha, side_alpha
+    weight = training.solved.get(key)
+    if weight is None:
+        weight = _solved(training, alpha, side_alpha)
+        training.solved.clear()
+        training.solved[key] = weight
+    return weight
+
+
+def _directions(training: Statistics, alpha: float, side_alpha: float) -> Float64Array:
+    """Return in which directions (d_out, d_out) the fitted values of the ridge solution vary, the most first."""
+    key = "directions", alpha, side_alpha
+    directions = training.solved.get(key)
+    if directions is None:
+        weight = ridge_weight(training, alpha, side_alpha)
+        directions = np.linalg.eigh(weight.T @ training.xx @ weight)[1][:, ::-1]  # eigenvalues ascend
+        training.solved[key] = directions
+    return directions
+
+
+def _solved(training: Statistics, alpha: float, side_alpha: float) -> Float64Array:
     xx = training.xx.copy()
     parts = (slice(0, training.old_dim), alpha), (slice(training.old_dim, training.input_dim), side_alpha)
     diagonal = xx.reshape(-1)[:: len(xx) + 1]

@@ -58,8 +58,10 @@ class Statistics:
         rows = self.rows + other.rows
         difference = other.mean - self.mean
         mean = self.mean + difference * (other.rows / rows)
-        between = np.outer(difference, difference) * (self.rows * other.rows / rows)
-        return Statistics(self.old_dim, self.side_dim, rows, mean, self.scatter + other.scatter + between)
+        scatter = np.outer(difference, difference * (self.rows * other.rows / rows))
+        scatter += self.scatter
+        scatter += other.scatter
+        return Statistics(self.old_dim, self.side_dim, rows, mean, scatter)
 
     @cached_property
     def without_side(self) -> Statistics:
@@ -74,6 +76,11 @@ class Statistics:
         """The orthogonal Procrustes solution (old_dim, d_out) from centred old rows to new (Schönemann 1966)."""
         u, _, vt = np.linalg.svd(self.xy[: self.old_dim], full_matrices=False)
         return cast(Float64Array, u @ vt)
+
+    @cached_property
+    def solved(self) -> dict[tuple[str, float, float], Float64Array]:
+        """What was last solved for, kept for maps that follow and want the same; see :func:`~.recipes.ridge_weight`."""
+        return {}
 
     @property
     def input_dim(self) -> int:

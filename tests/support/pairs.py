@@ -17,6 +17,19 @@ def clustered(rows, old_dim=12, new_dim=16, clusters=20, seed=0):
     return old.astype(np.float32), new.astype(np.float32), labels
 
 
+def families(rows, size, seed=0):
+    """Items of which so many at a time share a label, seen by two models that are always the same: old, new, labels."""
+    rng, fixed = np.random.default_rng(seed), np.random.default_rng(99)
+    centres, spread = rng.standard_normal((2, rows, 24))
+    labels = rng.permutation(np.arange(rows) // size)
+    items = centres[labels] + spread
+    old, new = (
+        items @ fixed.standard_normal((24, dim)) + noise * rng.standard_normal((rows, dim))
+        for dim, noise in ((32, 2.0), (40, 0.5))
+    )
+    return old.astype(np.float32), new.astype(np.float32), labels
+
+
 def shuffled_rows(array, share, seed=0):
     """A copy with that share of the rows in another order."""
     rows = np.random.default_rng(seed).permutation(len(array))[: round(share * len(array))]

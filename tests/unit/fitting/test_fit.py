@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support.pairs import clustered, shuffled_rows
+from support.pairs import clustered, families, shuffled_rows
 
 import fct_infer
 from fct_infer import Transformation
@@ -116,6 +116,23 @@ def test_what_is_promised_of_rows_of_all_lengths_is_what_fresh_rows_find(orders)
         old, new = rows_of_all_lengths(promised.gallery_rows, orders, seed)
         true.append(Overlap(new, "l2").within(h(old), np.arange(len(new))).mean())
     assert promised.measured.mean == pytest.approx(np.mean(true), abs=3 * promised.measured.standard_error)
+
+
+@pytest.mark.parametrize(("size", "alone"), [(2, 0.0), (2, 0.5), (3, 0.0), (6, 0.0)])
+def test_what_is_promised_by_labels_that_few_rows_share_is_what_fresh_rows_find(size, alone):
+    """Rows whose label no other row has are not asked, here or there."""
+
+    def rows(seed):
+        old, new, labels = families(1500, size, seed)
+        return old, new, np.where(np.arange(1500) < alone * 1500, 1500 + np.arange(1500), labels)
+
+    found = fct_infer.fit(*rows(0)[:2], labels=rows(0)[2], settings=CLOSED)
+    promised, h, true = found.forecast.measured, Transformation(found.program, "fp32"), []
+    for seed in range(1, 5):
+        old, new, labels = rows(seed)
+        asked = np.flatnonzero(np.isin(labels, ByLabels.repeated(labels)))
+        true.append(ByLabels(new, labels, "l2").scores(h(old), asked).mean())
+    assert promised.mean == pytest.approx(np.mean(true), abs=3 * promised.standard_error)
 
 
 def test_unit_length_is_recognised_and_given_to_the_result():

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.pairs import curved
+from support.pairs import curved, families
 
 from fct_infer import Transformation
-from fct_infer.fitting import Pairs, Queries, Settings, fit_pairs, network_trial
+from fct_infer.fitting import Pairs, Queries, Settings, Stored, fit_pairs, network_trial
+from fct_infer.fitting import budget as budgets
+from fct_infer.fitting.budget import Budget
 from fct_infer.fitting.crossfit import CrossFit, statistics_of
-from fct_infer.fitting.measures import ByTruth, Overlap, Search
+from fct_infer.fitting.fit import _judge
+from fct_infer.fitting.measures import ByLabels, ByTruth, Overlap, Search
 from fct_infer.fitting.network import Schedule, _initial, train
 from fct_infer.fitting.network_trial import Network, Screen
 from fct_infer.fitting.splits import Split
@@ -94,7 +98,7 @@ def test_the_papers_h_is_trained_outside_the_fold_and_then_on_all_pairs(monkeypa
         network, "train", lambda pairs, rows, *rest, **by: trained.append(rows) or train(pairs, rows, *rest, **by)
     )
     screen = screen_of(curved(1000), Recipe(share=1, side_alpha=1.0))
-    found = network_trial.screen_network(screen, 1e9, 0, quiet, "paper")
+    found = network_trial.screen_network(screen, Budget(1e9), 0, quiet, "paper")
     assert isinstance(found, Network)
     assert (found.schedule.model, found.schedule.hidden) == ("paper", 32)
     assert found.share in network_trial.SHARES and found.trial.name.startswith("the paper's h")
@@ -112,7 +116,7 @@ def test_the_same_seed_gives_the_same_network(monkeypatch):
 
     monkeypatch.setattr(network, "STEPS", 40)
     screen = screen_of(curved(1000), Recipe(share=1, side_alpha=1.0))
-    one, again, other = (network_trial.screen_network(screen, 1e9, seed, quiet) for seed in (1, 1, 2))
+    one, again, other = (network_trial.screen_network(screen, Budget(1e9), seed, quiet) for seed in (1, 1, 2))
     np.testing.assert_array_equal(one.transformed, again.transformed)
     assert one.schedule == again.schedule and np.any(one.transformed != other.transformed)
 
@@ -123,10 +127,11 @@ def test_the_papers_h_is_as_wide_as_the_budget_allows(budget, hidden, monkeypatc
 
     monkeypatch.setattr(network, "STEPS", 20)
     monkeypatch.setattr(network_trial, "_seconds", lambda screen, rows, schedule: schedule.hidden)
+    monkeypatch.setattr(budgets, "monotonic", lambda: 0.0)
     screen = screen_of(curved(1000), Recipe(side_alpha=1.0))
-    found = network_trial.screen_network(screen, budget, 0, quiet, "paper")
+    found = network_trial.screen_network(screen, Budget(budget, began=0), 0, quiet, "paper")
     if hidden is None:
-        assert found == "the paper's h: not tried, it takes about 16 s, 15 s are left"
+        assert found == "the paper's h: not tried, it takes about 16 s, 15 s are left; --budget 1m would do"
     else:
         assert found.schedule.hidden == found.expected_seconds == hidden
         assert found.trial.name.startswith("the paper's h" + (", 16 instead of 32 wide" if hidden == 16 else ""))
@@ -154,7 +159,7 @@ def test_the_better_of_both_networks_is_chosen(error, monkeypatch):
     noise = np.random.default_rng(0).standard_normal(pairs.new.shape).astype(np.float32) * pairs.new.std()
 
     def stand_in(screen, budget, seed, progress, model):
-        budgets.append(budget)
+        budgets.append(budget.left)
         wrong = error if model == "paper" else 0.2
         rows = (pairs.new + wrong * noise)[screen.fold.split.judged]
         trial = screen.trial(network_trial.NAMES[model], rows, 10)
@@ -244,7 +249,7 @@ def test_where_a_closed_form_is_right_the_network_is_left_out(noise, said, monke
 def test_why_no_network_was_tried_is_said(pairs, budget, without_torch, message, monkeypatch):
     if without_torch:
         monkeypatch.setattr(network_trial, "find_spec", lambda name: None)
-    said = network_trial.screen_network(screen_of(curved(pairs), Recipe()), budget, 0, quiet)
+    said = network_trial.screen_network(screen_of(curved(pairs), Recipe()), Budget(budget), 0, quiet)
     assert isinstance(said, str) and re.search(message, said)
 
 
@@ -253,5 +258,85 @@ def test_with_few_queries_no_network_is_tried():
     sought = np.arange(60)
     fold = CrossFit(pairs, Split.draw(1000, 60, 0, kept=sought).first_fold(sought[:, None]))
     measure = ByTruth(pairs.new[sought], np.searchsorted(fold.split.judged, sought)[:, None], "l2")
-    said = network_trial.screen_network(Screen(fold, Recipe(), measure, Search("l2")), 1e9, 0, quiet)
+    said = network_trial.screen_network(Screen(fold, Recipe(), measure, Search("l2")), Budget(1e9), 0, quiet)
     assert said.endswith("that takes 50 queries that look for rows held out from it and do not report; there are 40")
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_in_the_fold_labels_that_few_rows_share_say_what_fresh_rows_find(size):
+    """Else most rows would be alone in it and find nothing, whatever the map: no network could show what it gains."""
+    old, new, labels = families(3000, size)
+    split = Split.draw(3000, None, 0, labels=labels).first_fold()
+    fold, rows = CrossFit(Pairs(old, new, None, np.arange(3000), labels), split), len(split.judged)
+    closed = Screen(fold, Recipe(), ByLabels(new[split.judged], labels[split.judged], "l2"), Search("l2")).closed_form
+    h, true = Transformation(fold.programs(Recipe())[0], "fp32"), []
+    for seed in range(1, 5):
+        old, new, labels = families(rows, size, seed)
+        true.append(ByLabels(new, labels, "l2").scores(h(old), np.arange(rows)).mean())
+    assert len(closed.scores) > 190 and rows == pytest.approx(600, abs=size)
+    assert closed.estimate.mean == pytest.approx(np.mean(true), abs=3 * closed.estimate.standard_error)
+
+
+def test_labels_that_hardly_any_rows_of_the_fold_share_judge_neither_networks_nor_small_maps():
+    pairs = curved(3000)
+    labels = np.where(np.arange(3000) < 300, np.arange(3000) // 2, 3000 + np.arange(3000))
+    fold = CrossFit(replace(pairs, labels=labels), Split.draw(3000, None, 0, labels=labels).first_fold())
+    judged = fold.split.judged
+    screen = Screen(fold, Recipe(), ByLabels(pairs.new[judged], labels[judged], "l2"), Search("l2"))
+    said = network_trial.screen_network(screen, Budget(1e9), 0, quiet)
+    assert "that takes 750 pairs that share their label with others" in said
+    judge = _judge(screen, Search("l2"))
+    assert isinstance(judge.measure, Overlap) and len(judge.queries) == len(judge.rows) == 600
+
+
+def test_the_budget_that_would_do_counts_what_comes_first(monkeypatch):
+    """Closed forms took 200 of 300 seconds; what was refused before would be done with a larger budget."""
+    now = [0.0]
+    monkeypatch.setattr(budgets, "monotonic", lambda: now[0])
+    budget = Budget(300, began=0)
+    now[0] = 200
+    assert budget.left == 100 and replace(budget, share=0.5).left == 50
+    assert budget.refuse(340) == "it takes about 340 s, 100 s are left; --budget 10m would do"
+    now[0] = 400
+    assert replace(budget, share=0.5).refuse(160) == "it takes about 160 s, 0 s are left; --budget 20m would do"
+
+
+@pytest.mark.parametrize("has_students", [False, True])
+def test_with_the_budget_that_was_said_to_do_a_network_is_tried(has_students, monkeypatch):
+    """Closed forms take 1,000 seconds by this clock, each network 300; half of what is left is for students."""
+    from fct_infer.fitting import fit as fit_module
+
+    now, tried = [0.0], []
+    monkeypatch.setattr(budgets, "monotonic", lambda: now[0])
+    monkeypatch.setattr(network_trial, "_seconds", lambda *_: 300.0)
+
+    class TrainedError(Exception):
+        """A training began, which takes half of what both take."""
+
+    def train(pairs, rows, start, schedule, check, progress):
+        tried.append(schedule.model)
+        now[0] += 150
+        raise TrainedError
+
+    def screen_network(*args):
+        try:
+            return network_trial.screen_network(*args)
+        except TrainedError:
+            return "tried"
+
+    monkeypatch.setattr("fct_infer.fitting.network.train", train)
+    monkeypatch.setattr(fit_module, "screen_network", screen_network)
+    screen = screen_of(curved(1000), Recipe(side_alpha=1.0))
+    settings = Settings(compress=Stored(screen.fold.pairs.old) if has_students else None)
+
+    def said(seconds):
+        now[0] = 1000.0
+        return fit_module._networks(screen, settings, Budget(seconds, began=0), lambda *_: None)[2]
+
+    minutes = [int(re.search(r"--budget (\d+)m would do", note)[1]) for note in said(300)]
+    assert not tried and len(minutes) == 2
+    said(60 * minutes[0])
+    assert tried[0] == "residual"
+    tried.clear()
+    said(60 * minutes[1])
+    assert tried == ["residual", "paper"]

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.linalg import orthogonal_procrustes
 from sklearn.linear_model import Ridge
 
-from fct_infer.maps import Recipe, Statistics
+from fct_infer.maps import Recipe, Statistics, recipes
+from fct_infer.maps.affine import without_scaling
 from fct_infer.reference import apply_float64
+from fct_infer.transformation import Program
 
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}
 
@@ -89,3 +93,30 @@ def test_names_say_what_a_recipe_is():
     assert Recipe(share=1, unit_deviation=True).name == "Procrustes, unit deviation"
     assert Recipe(share=0.75, alpha=0.003, side_alpha=0.1).name == "ridge, alpha 0.003, with 75 % Procrustes, side 0.1"
     assert Recipe(rank=32).name == "low rank 32, alpha 0.1"
+
+
+def test_recipes_that_share_their_penalties_are_solved_for_once(monkeypatch):
+    """And none of them changes what the next one is given."""
+    solved, solve = [], recipes._solved
+    monkeypatch.setattr(recipes, "_solved", lambda *given: solved.append(given[1:]) or solve(*given))
+    columns = problem(side_dim=0)
+    tried = [Recipe(share=0.5), Recipe(), Recipe(rank=2), Recipe(rank=3), Recipe(alpha=1.0), Recipe(alpha=1.0, rank=2)]
+    training = Statistics.of_block(columns)
+    programs = [recipe.fit(training) for recipe in tried]
+    assert solved == [(0.1, 0.0), (1.0, 0.0)]
+    for recipe, program in zip(tried, programs, strict=True):
+        assert program.digest == recipe.fit(Statistics.of_block(columns)).digest
+
+
+def test_only_a_layer_that_scales_unit_vectors_can_be_left_out():
+    columns = problem(side_dim=0)
+    program, found = applied(Recipe(unit_deviation=True), columns)
+    rest, scaling = without_scaling(program)
+    unit = apply_float64(rest, columns["old"])
+    np.testing.assert_allclose(np.linalg.norm(unit, axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(unit * scaling.weight.diagonal() + scaling.bias, found, **CLOSE)
+    turned = program.steps[-1].weight[:, ::-1].copy()
+    others = Program(program.dims, (*program.steps[:-1], replace(scaling, weight=turned)), program.output)
+    bent = Program(program.dims, (*program.steps[:-1], replace(scaling, activation="relu")), program.output)
+    for each in (others, bent, applied(Recipe(), columns)[0]):
+        assert without_scaling(each) == (each, None)
