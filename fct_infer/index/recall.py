@@ -11,7 +11,7 @@ import numpy as np
 from fct_infer.errors import ArtifactError, NonFiniteError
 from fct_infer.index.builder import Ids, IndexBuilder
 from fct_infer.index.faiss_module import faiss_threads
-from fct_infer.index.widening import Widening
+from fct_infer.index.widening import Wanted, Widening
 from fct_infer.transformation import Float32Array, Linear, Program, Transformation
 
 ENOUGH_RECALL = 0.95
@@ -133,6 +133,19 @@ class _Near:
         return None if len(self._ids) > MAX_TIES else self._ids[np.argsort(self._distances, kind="stable")]
 
 
+@dataclass(frozen=True)
+class Found:
+    """How many exact neighbours an index finds, of how many; a query's own row is left out on both sides."""
+
+    hits: int
+    wanted: int
+
+    @property
+    def recall(self) -> float:
+        """The share; 1 where nothing is wanted."""
+        return self.hits / self.wanted if self.wanted else 1.0
+
+
 def measure_recall(builder: IndexBuilder, queries: Float32Array, own_ids: Ids, exact: ExactNeighbours) -> float:
     """Return the share of exact neighbours the index finds, a query's own row left out on both sides.
 
@@ -144,10 +157,10 @@ def measure_recall(builder: IndexBuilder, queries: Float32Array, own_ids: Ids, e
 
     A query with too many equally near rows is not counted; if that leaves none, the recall is 1.
     """
-    return _share_found(builder.search(queries, exact.k)[1], own_ids, exact)
+    return _compare(builder.search(queries, exact.k)[1], own_ids, exact).recall
 
 
-def _share_found(found: Ids, own_ids: Ids, exact: ExactNeighbours) -> float:
+def _compare(found: Ids, own_ids: Ids, exact: ExactNeighbours) -> Found:
     hits = wanted = 0
     for own, near, found_ids in zip(own_ids.tolist(), exact.ids, found.tolist(), strict=True):
         if near is not None:
@@ -155,7 +168,7 @@ def _share_found(found: Ids, own_ids: Ids, exact: ExactNeighbours) -> float:
             possible = min(len(others), exact.k - (own in near))
             hits += min(possible, len(others & set(found_ids)))
             wanted += possible
-    return hits / wanted if wanted else 1.0
+    return Found(hits, wanted)
 
 
 def tune_nprobe(
@@ -165,24 +178,53 @@ def tune_nprobe(
     exact: ExactNeighbours,
     target: float | None,
     tried: dict[int, float] | None = None,
+    near: tuple[Ids, Float32Array] | None = None,
 ) -> float:
     """Double ``nprobe`` until recall reaches ``target``; without one, until it is enough or doubling adds little.
 
-    Returns the recall reached. Arguments as in :func:`measure_recall`; ``tried`` is given the recall of each nprobe.
+    Args:
+        builder, queries, own_ids, exact: as in :func:`measure_recall`.
+        target: recall wanted.
+        tried: is given the recall of each nprobe.
+        near: ids (r,) and rows (r, dim) of the exact neighbours; with them a search is spared that cannot add enough.
+
+    Returns:
+        The recall reached.
     """
     tried = {} if tried is None else tried
     widening = Widening(builder, queries, exact.k)
-    recall = _share_found(widening.search(), own_ids, exact)
+    wanted = None if near is None or target is not None else _wanted(own_ids, exact, *near)
+    found = _compare(widening.search(), own_ids, exact)
     if builder.nprobe is not None:
-        tried[builder.nprobe] = recall
-    while builder.nprobe is not None and builder.nprobe < builder.nlist and recall < (target or ENOUGH_RECALL):
-        before, nprobe = recall, builder.nprobe
-        builder.nprobe = min(2 * nprobe, builder.nlist)
-        recall = tried[builder.nprobe] = _share_found(widening.search(), own_ids, exact)
-        if target is None and recall < before + WORTH_DOUBLING:
-            builder.nprobe, recall = nprobe, before
+        tried[builder.nprobe] = found.recall
+    while builder.nprobe is not None and builder.nprobe < builder.nlist and found.recall < (target or ENOUGH_RECALL):
+        before, nprobe = found, builder.nprobe
+        enough = before.recall + WORTH_DOUBLING if target is None else 0
+        doubled = min(2 * nprobe, builder.nlist)
+        if (
+            wanted is not None
+            and Found(before.hits + widening.most_added(doubled, wanted), before.wanted).recall < enough
+        ):
             break
-    return recall
+        builder.nprobe = doubled
+        found = _compare(widening.search(), own_ids, exact)
+        tried[doubled] = found.recall
+        if found.recall < enough:
+            builder.nprobe, found = nprobe, before
+            break
+    return found.recall
+
+
+def _wanted(own_ids: Ids, exact: ExactNeighbours, near_ids: Ids, near_rows: Float32Array) -> Wanted | None:
+    """Return all exact neighbours but the queries themselves; None if rows of some are missing."""
+    of_query = np.repeat(np.arange(len(own_ids)), [0 if ids is None else len(ids) for ids in exact.ids])
+    ids = np.concatenate([np.empty(0, np.int64), *(ids for ids in exact.ids if ids is not None)])
+    are_others = ids != own_ids[of_query]
+    of_query, ids = of_query[are_others], ids[are_others]
+    if not np.isin(ids, near_ids).all():
+        return None
+    order = np.argsort(near_ids)
+    return Wanted(of_query, ids, near_rows[order[np.searchsorted(near_ids, ids, sorter=order)]])
 
 
 class _Distances:

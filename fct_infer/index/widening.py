@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fct_infer.errors import UsageError
 from fct_infer.index.builder import Ids, IndexBuilder
 from fct_infer.index.faiss_module import faiss, faiss_errors, faiss_threads, inner_indexes, transforms_of
 from fct_infer.transformation import Float32Array
+
+_LISTS_AHEAD = 4  # nearest lists are looked up for as many times the nprobe asked for
+_ROUNDING = 1e-4  # share of a distance by which two ways of computing it may differ
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Rows that searches should find.
+
+    Attributes:
+        queries: (p,) the query that each should be found for.
+        ids: (p,) under which the index holds them.
+        rows: (p, dim) float32, as they were added.
+    """
+
+    queries: NDArray[np.int64]
+    ids: Ids
+    rows: Float32Array
 
 
 class Widening:
@@ -28,6 +50,7 @@ class Widening:
         self._builder, self._queries, self._k = builder, queries, k
         self._lists = 0  # searched so far, the nearest ones
         self._found: tuple[Float32Array, Ids] | None = None
+        self._nearest: tuple[Float32Array, Ids] | None = None  # lists of each query, as many as are known
 
     def search(self) -> Ids:
         """Return the ids (m, k), -1 for none, found in as many lists as the index visits now: no fewer than before."""
@@ -39,23 +62,61 @@ class Widening:
         self._found, self._lists = found, nprobe or 0
         return found[1]
 
+    def most_added(self, nprobe: int, wanted: Wanted) -> int:
+        """Return how many wanted rows that were not found so far a search of so many lists finds at most.
+
+        Those whose list it visits anew, and whose code, as FAISS makes it, is as near as the last row found so far.
+        """
+        if self._found is None or (ivf := _separable(self._builder.index)) is None:
+            return len(wanted.ids)
+        distances, ids = (each[wanted.queries] for each in self._found)
+        missing = np.flatnonzero((ids != wanted.ids[:, None]).all(axis=1))
+        of_query, last = wanted.queries[missing], distances[missing, -1]
+        with self._faiss():
+            _, lists = self._nearest_lists(ivf, nprobe)
+            rows, queries = (self._transformed(each) for each in (wanted.rows[missing], self._queries))
+            own = ivf.quantizer.search(rows, 1)[1] if len(rows) else np.empty((0, 1), np.int64)
+            codes = ivf.sa_decode(ivf.sa_encode(rows)) if len(rows) else rows
+        is_visited = (lists[of_query, self._lists : nprobe] == own).any(axis=1)
+        slack = _ROUNDING * np.abs(last)
+        if _larger_is_nearer(ivf):
+            is_near = np.einsum("ij,ij->i", queries[of_query], codes) >= last - slack
+        else:
+            apart = queries[of_query] - codes
+            is_near = np.einsum("ij,ij->i", apart, apart) <= last + slack
+        return int(np.count_nonzero(is_visited & is_near))
+
     def _in_more_lists(self, ivf: Any, nprobe: int) -> tuple[Float32Array, Ids]:
-        builder, queries = self._builder, self._queries
         new = slice(self._lists, nprobe)
-        with (
-            faiss_threads(builder.threads),
-            faiss_errors(f"index {builder.factory!r} cannot be searched", UsageError),
-        ):
-            for outer in inner_indexes(builder.index):
-                for transform in transforms_of(outer):
-                    queries = transform.apply(queries)
-            distances, lists = (np.ascontiguousarray(each[:, new]) for each in ivf.quantizer.search(queries, nprobe))
+        with self._faiss():
+            distances, lists = (np.ascontiguousarray(each[:, new]) for each in self._nearest_lists(ivf, nprobe))
             ivf.nprobe = nprobe - self._lists  # FAISS compares it with the shape of the lists
             try:
+                queries = self._transformed(self._queries)
                 found: tuple[Float32Array, Ids] = ivf.search_preassigned(queries, self._k, lists, distances)
             finally:
                 ivf.nprobe = nprobe
         return found
+
+    def _nearest_lists(self, ivf: Any, nprobe: int) -> tuple[Float32Array, Ids]:
+        """Return the distances (m, n) and numbers (m, n) of at least so many lists, the nearest first."""
+        known = self._nearest
+        if known is None or known[1].shape[1] < nprobe:
+            ahead = min(_LISTS_AHEAD * nprobe, ivf.nlist)
+            known = self._nearest = ivf.quantizer.search(self._transformed(self._queries), ahead)
+        return known
+
+    def _transformed(self, rows: Float32Array) -> Float32Array:
+        for outer in inner_indexes(self._builder.index):
+            for transform in transforms_of(outer):
+                rows = transform.apply(rows)
+        return rows
+
+    @contextmanager
+    def _faiss(self) -> Iterator[None]:
+        what = f"index {self._builder.factory!r} cannot be searched"
+        with faiss_threads(self._builder.threads), faiss_errors(what, UsageError):
+            yield
 
 
 def _separable(index: Any) -> Any | None:

@@ -74,19 +74,26 @@ class Checks:
         names, old, side, new = work.read_back_rows(near)
         verify_cosine(plan, names, old, side, new)
         self._report("verify", written.schema.rows)
-        self.queries = index_rows(new[np.searchsorted(near, rows)], plan.metric)
-        own_ids = labels_of_rows(plan, rows)
+        near_rows, near_ids = index_rows(new, plan.metric), labels_of_rows(plan, near)
+        own = np.searchsorted(near, rows)
+        self.queries = near_rows[own]
         with own_work():
-            recall, tried = self._recall(builder, own_ids, with_labels(plan, written, exact))
+            recall, tried = self._recall(
+                builder, near_ids[own], with_labels(plan, written, exact), (near_ids, near_rows)
+            )
         return replace(verification, queries=len(rows), recall_at_10=recall, recall_by_nprobe=tried)
 
     def _recall(
-        self, builder: IndexBuilder, own_ids: NDArray[np.int64], exact: ExactNeighbours
+        self,
+        builder: IndexBuilder,
+        own_ids: NDArray[np.int64],
+        exact: ExactNeighbours,
+        near: tuple[NDArray[np.int64], Float32Array],
     ) -> tuple[float, tuple[tuple[int, float], ...]]:
         """Measure recall@10 against exact search over all published rows, choosing nprobe on the way."""
         limit = self._plan.settings.min_recall
         tried: dict[int, float] = {}
-        recall = tune_nprobe(builder, self.queries, own_ids, exact, limit, tried)
+        recall = tune_nprobe(builder, self.queries, own_ids, exact, limit, tried, near)
         if limit is not None and not recall >= limit:
             way_out = "--force --restart trains one on all rows" if builder.loaded_rows else "choose another --index"
             raise GateError(f"recall@{RECALL_K} of the index is {recall:.3f}, below {limit}; {way_out}")

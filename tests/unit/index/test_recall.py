@@ -154,6 +154,22 @@ def test_nprobe_is_doubled_until_the_target(target):
         assert measure_recall(builder, rows[chosen], ids[chosen], exact) < target
 
 
+@pytest.mark.parametrize("are_given", ["all", "not all", "none"])
+def test_a_search_that_cannot_add_enough_is_spared(are_given, monkeypatch):
+    rows, ids = rows_of(4000), np.arange(4000) + 7
+    chosen = np.arange(0, 4000, 40)
+    exact = exact_neighbours(rows[chosen], blocks_of(rows, ids, 1000), 11, "l2", threads=1)
+    builder, tried, searches = built("IVF64,PQ4np", rows, ids), {}, []
+    search = recall.Widening.search
+    monkeypatch.setattr(recall.Widening, "search", lambda self: searches.append(builder.nprobe) or search(self))
+    given = {"all": slice(None), "not all": slice(2000), "none": None}[are_given]
+    backwards = ids[given][::-1], rows[given][::-1]
+    reached = tune_nprobe(builder, rows[chosen], ids[chosen], exact, None, tried, given and backwards)
+    assert builder.nprobe == 16 and reached == tried[16] < 0.9
+    assert reached == measure_recall(builder, rows[chosen], ids[chosen], exact)
+    assert searches == list(tried) == ([1, 2, 4, 8, 16] if are_given == "all" else [1, 2, 4, 8, 16, 32])
+
+
 def test_an_index_without_lists_is_left_as_it_is():
     rows, ids = rows_of(500), np.arange(500)
     exact = exact_neighbours(rows[:20], blocks_of(rows, ids, 100), 11, "l2", threads=1)

@@ -7,7 +7,7 @@ import pytest
 
 from fct_infer.index import IndexBuilder
 from fct_infer.index.faiss_module import ivf_of
-from fct_infer.index.widening import Widening
+from fct_infer.index.widening import Wanted, Widening
 
 ROWS, DIM, K, LISTS = 1500, 16, 7, 16
 QUERIES = 12
@@ -44,6 +44,32 @@ def test_each_finds_what_a_search_of_its_own_finds(factory, metric, monkeypatch)
         builder.nprobe = nprobe
         np.testing.assert_array_equal(widening.search(), expected[nprobe])
         assert builder.nprobe == nprobe
+
+
+@pytest.mark.parametrize("metric", ["l2", "ip"])
+@pytest.mark.parametrize(
+    "factory", [f"IVF{LISTS},Flat", f"IVF{LISTS},SQ8", f"IVF{LISTS},PQ4np", f"OPQ4,IVF{LISTS},PQ4np"]
+)
+def test_no_more_wanted_rows_are_added_than_foretold(factory, metric):
+    builder, queries = built(factory, metric)
+    values = np.random.default_rng(0).standard_normal((ROWS, DIM), np.float32)
+    rows = np.random.default_rng(1).permutation(ROWS)[:600]  # some of them far away
+    wanted = Wanted(np.arange(600) % QUERIES, rows * 5 + 3, values[rows])
+    widening = Widening(builder, queries, K)
+    builder.nprobe = 1
+    before, limits = widening.search(), []
+    for nprobe in (2, 4, LISTS):
+        most = widening.most_added(nprobe, wanted)
+        builder.nprobe = nprobe
+        found = widening.search()
+        was, now = ((each[wanted.queries] == wanted.ids[:, None]).any(axis=1) for each in (before, found))
+        assert np.count_nonzero(now & ~was) <= most
+        if nprobe == 2 and factory.endswith("Flat"):
+            assert most > 0  # codes are rows: what is as near as the last one found is found, but for what it displaces
+        limits.append(most)
+        before = found
+    assert all(most < 60 for most in limits)  # of some 600
+    assert widening.most_added(LISTS, wanted) == 0
 
 
 @pytest.mark.parametrize(
