@@ -133,19 +133,6 @@ class _Near:
         return None if len(self._ids) > MAX_TIES else self._ids[np.argsort(self._distances, kind="stable")]
 
 
-@dataclass(frozen=True)
-class Found:
-    """How many exact neighbours an index finds, of how many; a query's own row is left out on both sides."""
-
-    hits: int
-    wanted: int
-
-    @property
-    def recall(self) -> float:
-        """The share; 1 where nothing is wanted."""
-        return self.hits / self.wanted if self.wanted else 1.0
-
-
 def measure_recall(builder: IndexBuilder, queries: Float32Array, own_ids: Ids, exact: ExactNeighbours) -> float:
     """Return the share of exact neighbours the index finds, a query's own row left out on both sides.
 
@@ -157,10 +144,10 @@ def measure_recall(builder: IndexBuilder, queries: Float32Array, own_ids: Ids, e
 
     A query with too many equally near rows is not counted; if that leaves none, the recall is 1.
     """
-    return _compare(builder.search(queries, exact.k)[1], own_ids, exact).recall
+    return _share_found(builder.search(queries, exact.k)[1], own_ids, exact)
 
 
-def _compare(found: Ids, own_ids: Ids, exact: ExactNeighbours) -> Found:
+def _share_found(found: Ids, own_ids: Ids, exact: ExactNeighbours) -> float:
     hits = wanted = 0
     for own, near, found_ids in zip(own_ids.tolist(), exact.ids, found.tolist(), strict=True):
         if near is not None:
@@ -168,7 +155,7 @@ def _compare(found: Ids, own_ids: Ids, exact: ExactNeighbours) -> Found:
             possible = min(len(others), exact.k - (own in near))
             hits += min(possible, len(others & set(found_ids)))
             wanted += possible
-    return Found(hits, wanted)
+    return hits / wanted if wanted else 1.0
 
 
 def tune_nprobe(
@@ -192,27 +179,22 @@ def tune_nprobe(
         The recall reached.
     """
     tried = {} if tried is None else tried
-    widening = Widening(builder, queries, exact.k)
     wanted = None if near is None or target is not None else _wanted(own_ids, exact, *near)
-    found = _compare(widening.search(), own_ids, exact)
+    widening = Widening(builder, queries, exact.k, wanted)
+    recall = _share_found(widening.search(), own_ids, exact)
     if builder.nprobe is not None:
-        tried[builder.nprobe] = found.recall
-    while builder.nprobe is not None and builder.nprobe < builder.nlist and found.recall < (target or ENOUGH_RECALL):
-        before, nprobe = found, builder.nprobe
-        enough = before.recall + WORTH_DOUBLING if target is None else 0
-        doubled = min(2 * nprobe, builder.nlist)
-        if (
-            wanted is not None
-            and Found(before.hits + widening.most_added(doubled, wanted), before.wanted).recall < enough
-        ):
+        tried[builder.nprobe] = recall
+    while builder.nprobe is not None and builder.nprobe < builder.nlist and recall < (target or ENOUGH_RECALL):
+        before, nprobe, doubled = recall, builder.nprobe, min(2 * builder.nprobe, builder.nlist)
+        enough = before + WORTH_DOUBLING if target is None else 0
+        if (best := widening.best_search(doubled)) is not None and _share_found(best, own_ids, exact) < enough:
             break
         builder.nprobe = doubled
-        found = _compare(widening.search(), own_ids, exact)
-        tried[doubled] = found.recall
-        if found.recall < enough:
-            builder.nprobe, found = nprobe, before
+        recall = tried[doubled] = _share_found(widening.search(), own_ids, exact)
+        if recall < enough:
+            builder.nprobe, recall = nprobe, before
             break
-    return found.recall
+    return recall
 
 
 def _wanted(own_ids: Ids, exact: ExactNeighbours, near_ids: Ids, near_rows: Float32Array) -> Wanted | None:

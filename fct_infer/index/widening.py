@@ -24,7 +24,7 @@ class Wanted:
     """Rows that searches should find.
 
     Attributes:
-        queries: (p,) the query that each should be found for.
+        queries: (p,) the query that each should be found for, sorted.
         ids: (p,) under which the index holds them.
         rows: (p, dim) float32, as they were added.
     """
@@ -44,10 +44,13 @@ class Widening:
         builder: the index.
         queries: (m, dim) float32.
         k: neighbours of each.
+        wanted: rows that :meth:`best_search` is asked about.
     """
 
-    def __init__(self, builder: IndexBuilder, queries: Float32Array, k: int) -> None:
+    def __init__(self, builder: IndexBuilder, queries: Float32Array, k: int, wanted: Wanted | None = None) -> None:
         self._builder, self._queries, self._k = builder, queries, k
+        self._wanted = wanted if wanted is not None and len(wanted.ids) else None
+        self._codes: tuple[NDArray[np.int64], Float32Array] | None = None  # of what is wanted
         self._lists = 0  # searched so far, the nearest ones
         self._found: tuple[Float32Array, Ids] | None = None
         self._nearest: tuple[Float32Array, Ids] | None = None  # lists of each query, as many as are known
@@ -62,29 +65,36 @@ class Widening:
         self._found, self._lists = found, nprobe or 0
         return found[1]
 
-    def most_added(self, nprobe: int, wanted: Wanted) -> int:
-        """Return how many wanted rows that were not found so far a search of so many lists finds at most.
+    def best_search(self, nprobe: int) -> Ids | None:
+        """Return what :meth:`search` would find in so many lists if wanted rows alone lay in those it visits anew.
 
-        Those whose list it visits anew, and whose code, as FAISS makes it, is as near as the last row found so far.
+        No search finds more of them: other rows only take their places. None where that is not known beforehand.
         """
-        if self._found is None or (ivf := _separable(self._builder.index)) is None:
-            return len(wanted.ids)
-        distances, ids = (each[wanted.queries] for each in self._found)
-        missing = np.flatnonzero((ids != wanted.ids[:, None]).all(axis=1))
-        of_query, last = wanted.queries[missing], distances[missing, -1]
+        if self._found is None or self._wanted is None or (ivf := _separable(self._builder.index)) is None:
+            return None
         with self._faiss():
-            _, lists = self._nearest_lists(ivf, nprobe)
-            rows, queries = (self._transformed(each) for each in (wanted.rows[missing], self._queries))
-            own = ivf.quantizer.search(rows, 1)[1] if len(rows) else np.empty((0, 1), np.int64)
-            codes = ivf.sa_decode(ivf.sa_encode(rows)) if len(rows) else rows
-        is_visited = (lists[of_query, self._lists : nprobe] == own).any(axis=1)
-        slack = _ROUNDING * np.abs(last)
+            if self._codes is None:
+                self._codes = self._encode(ivf, self._wanted)
+            lists = self._nearest_lists(ivf, nprobe)[1]
+        of_query, (own, distances) = self._wanted.queries, self._codes
+        new = np.flatnonzero((lists[of_query, self._lists : nprobe] == own).any(axis=1))
+        place = np.arange(len(new)) - np.searchsorted(of_query[new], of_query[new])  # among those of its query
+        shape = len(self._queries), place.max(initial=-1) + 1
+        best = np.full(shape, -np.inf if _larger_is_nearer(ivf) else np.inf, np.float32), np.full(shape, -1, np.int64)
+        best[0][of_query[new], place], best[1][of_query[new], place] = distances[new], self._wanted.ids[new]
+        return _nearest(self._found, best, self._k, _larger_is_nearer(ivf))[1]
+
+    def _encode(self, ivf: Any, wanted: Wanted) -> tuple[NDArray[np.int64], Float32Array]:
+        """Return the list (p, 1) of each wanted row, and the least distance (p,) from the query to its code."""
+        rows, queries = (self._transformed(each) for each in (wanted.rows, self._queries))
+        queries, codes = queries[wanted.queries], ivf.sa_decode(ivf.sa_encode(rows))
         if _larger_is_nearer(ivf):
-            is_near = np.einsum("ij,ij->i", queries[of_query], codes) >= last - slack
+            distances = np.einsum("ij,ij->i", queries, codes)
+            nearest = distances + _ROUNDING * np.abs(distances)
         else:
-            apart = queries[of_query] - codes
-            is_near = np.einsum("ij,ij->i", apart, apart) <= last + slack
-        return int(np.count_nonzero(is_visited & is_near))
+            apart = queries - codes
+            nearest = (1 - _ROUNDING) * np.einsum("ij,ij->i", apart, apart)
+        return ivf.quantizer.search(rows, 1)[1], nearest
 
     def _in_more_lists(self, ivf: Any, nprobe: int) -> tuple[Float32Array, Ids]:
         new = slice(self._lists, nprobe)
