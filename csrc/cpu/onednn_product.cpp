@@ -6,8 +6,8 @@
 
 namespace fct::cpu::onednn {
 
-// Of one call. They are kept between calls, and only told where rows lie: making them anew takes oneDNN some
-// thirty allocations, a tenth of the time of 128 rows by 256 x 256 in bfloat16.
+// Of one call. They are kept between calls, and only told where rows lie: made anew for each tile, with all
+// that oneDNN allocates for them, calls of 512 rows by two hidden layers of 256 took 11 to 17 % longer.
 struct Products::Arguments {
   dnnl::stream stream;
   dnnl::memory source, target, scratch;

@@ -19,6 +19,7 @@ from fct_infer.connectors.keyed_store import Keys, Page, Store, find_keyed_colum
 from fct_infer.connectors.options import SourceOptions, optional
 from fct_infer.connectors.sql_tables import quoted
 from fct_infer.errors import FctError, GalleryError, OutputError, ResourceError
+from fct_infer.storage.closing import closed_if_refused
 
 TEXT = ("VARCHAR", "UUID")
 _INTEGERS = ("TINYINT", "SMALLINT", "INTEGER", "BIGINT", "UTINYINT", "USMALLINT", "UINTEGER")
@@ -121,11 +122,8 @@ class DuckStore(Store):
 
     def __init__(self, url: EngineUrl, options: SourceOptions, database: Database) -> None:
         self.url, self.database = url, database
-        try:
+        with closed_if_refused(self):
             self._open(options)
-        except BaseException:
-            self.close()
-            raise
 
     def _open(self, options: SourceOptions) -> None:
         url, database = self.url, self.database

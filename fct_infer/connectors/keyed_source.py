@@ -19,6 +19,7 @@ from fct_infer.connectors.parted import check_buffer, check_range, cut
 from fct_infer.errors import ArrayError, GalleryError
 from fct_infer.gallery.ids import IdFacts
 from fct_infer.gallery.source import Part, Rows, Schema, Source
+from fct_infer.storage.closing import closed_if_refused
 
 PART_BYTES = 32 << 20  # of a part's vectors: held in memory until they are written as one
 
@@ -36,11 +37,8 @@ class KeyedSource(Source):
 
     def __init__(self, store: Store, options: SourceOptions) -> None:
         self.store, self.options, self.path = store, options, store.url.name
-        try:
+        with closed_if_refused(self):
             self._read_keys()
-        except BaseException:
-            self.close()
-            raise
 
     def _read_keys(self) -> None:
         store = self.store

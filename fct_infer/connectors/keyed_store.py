@@ -24,6 +24,7 @@ from fct_infer.connectors.options import Columns, SourceOptions, check_shape, fi
 from fct_infer.errors import GalleryError, UsageError
 from fct_infer.gallery.destination import Atomicity
 from fct_infer.gallery.source import Rows
+from fct_infer.storage.closing import closed_if_refused
 
 Keys: TypeAlias = NDArray[Any]
 """(n,) int64 or str, sorted, each once."""
@@ -317,8 +318,5 @@ _S = TypeVar("_S", bound=Store)
 
 def with_target(store: _S, make: Callable[[EngineUrl, _S], Target]) -> tuple[_S, Target]:
     """Return a store and the target made of it; the store is closed where there is none."""
-    try:
+    with closed_if_refused(store):
         return store, make(store.url, store)
-    except BaseException:
-        store.close()
-        raise

@@ -30,6 +30,7 @@ from fct_infer.connectors.keyed_store import (
 from fct_infer.connectors.options import SourceOptions, optional
 from fct_infer.errors import FctError, GalleryError, ResourceError
 from fct_infer.gallery.source import Rows
+from fct_infer.storage.closing import closed_if_refused
 
 _METRICS = {"l2": "L2", "ip": "IP", "cosine": "COSINE"}
 _MAX_BOOK = 65_000  # characters of a VARCHAR
@@ -112,11 +113,8 @@ class MilvusStore(Store):
 
     def __init__(self, url: EngineUrl, options: SourceOptions) -> None:
         self.url, self.client = url, _connect(url)
-        try:
+        with closed_if_refused(self.client):
             self._open(options)
-        except BaseException:
-            self.client.close()
-            raise
 
     def _open(self, options: SourceOptions) -> None:
         url, kinds = self.url, optional("pymilvus", "milvus").DataType

@@ -15,6 +15,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 from fct_infer.connectors.options import optional
 from fct_infer.errors import FctError, GalleryError, OutputError, ResourceError, UsageError
+from fct_infer.storage.closing import closed_if_refused
 
 SCHEMES = ("postgresql", "postgres")
 MAX_NAME = 63  # bytes of an identifier; PostgreSQL cuts off the rest without a word
@@ -155,16 +156,13 @@ def connect(url: TableUrl) -> Any:
             connection = library.connect(url.conninfo, autocommit=True, connect_timeout=10)
         except library.ProgrammingError:  # libpq's words repeat the piece that it could not read
             raise UsageError(f"{url.name}: libpq cannot read this URL; check its options and %-signs") from None
-        try:
+        with closed_if_refused(connection):
             # All in one round trip; what this server does not know is left out.
             connection.execute(
                 "SELECT set_config(s.name, w.value, false) FROM pg_catalog.pg_settings s "
                 "JOIN unnest(%s::text[], %s::text[]) AS w (name, value) ON s.name = w.name",
                 (list(_SESSION), list(_SESSION.values())),
             )
-        except BaseException:
-            connection.close()
-            raise
         return connection
 
 

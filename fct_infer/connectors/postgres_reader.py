@@ -18,6 +18,7 @@ from fct_infer.connectors.postgres import TableUrl, connect, pin_search_path, ps
 from fct_infer.connectors.postgres_rows import messages_of
 from fct_infer.errors import ArrayError, GalleryError, ResourceError
 from fct_infer.gallery.source import Part, Rows
+from fct_infer.storage.closing import closed_if_refused
 
 if TYPE_CHECKING:
     from fct_infer.connectors.postgres_source import PostgresSource
@@ -28,13 +29,9 @@ class Snapshot:
 
     def __init__(self, url: TableUrl) -> None:
         self._url, self._holder = url, connect(url)
-        try:
-            with server_errors(url):
-                self._holder.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                (self._name,) = self._holder.execute("SELECT pg_catalog.pg_export_snapshot()").fetchone()
-        except BaseException:
-            self.close()
-            raise
+        with closed_if_refused(self), server_errors(url):
+            self._holder.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            (self._name,) = self._holder.execute("SELECT pg_catalog.pg_export_snapshot()").fetchone()
 
     def close(self) -> None:
         """Let the server clean up behind it; a second call does nothing."""

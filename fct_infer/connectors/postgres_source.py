@@ -20,6 +20,7 @@ from fct_infer.connectors.postgres_rows import KINDS, VectorField, VectorRows
 from fct_infer.connectors.postgres_table import Bound, Table, find_table
 from fct_infer.errors import GalleryError, UsageError
 from fct_infer.gallery.source import Part, Rows, Schema, Source
+from fct_infer.storage.closing import closed_if_refused
 
 _AT_ONCE = 4096  # messages that are decoded together
 TABLE = "table"  # its name among the facts of the fingerprint
@@ -48,11 +49,8 @@ class PostgresSource(Source):
             self.table = find_table(connection, self.url, options)
         self._roles = _columns(self.table, options)
         self.snapshot = Snapshot(self.url)
-        try:
+        with closed_if_refused(self):
             self._read_facts(options.allow_cast)
-        except BaseException:
-            self.close()
-            raise
 
     def _read_facts(self, allow_cast: bool) -> None:
         with self.snapshot.opened() as connection:

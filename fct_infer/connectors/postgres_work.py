@@ -39,6 +39,7 @@ from fct_infer.gallery import GalleryManifest, Part
 from fct_infer.gallery.destination import Job, Progress, check_same_upgrade
 from fct_infer.gallery.sink import Receipt
 from fct_infer.gallery.source import Rows
+from fct_infer.storage.closing import closed_if_refused
 
 _TAKEN_OVER = "another upgrade has taken this one over"
 
@@ -61,13 +62,9 @@ class PostgresWork:
         self._sinks: list[TableSink] = []
         self.connection = connect(self.url)
         self.changes = Changes(self)
-        try:
-            with server_errors(self.url):
-                pin_search_path(self.connection)
-                self._open(restart)
-        except BaseException:
-            self.close()
-            raise
+        with closed_if_refused(self), server_errors(self.url):
+            pin_search_path(self.connection)
+            self._open(restart)
 
     def _open(self, restart: bool) -> None:
         connection, names = self.connection, self.names

@@ -31,6 +31,7 @@ from fct_infer.connectors.options import SourceOptions, optional
 from fct_infer.connectors.qdrant_shard import ShardStore, ShardTarget, is_shard, read_shard_books
 from fct_infer.errors import FctError, GalleryError, ResourceError
 from fct_infer.gallery.source import Rows
+from fct_infer.storage.closing import closed_if_refused
 
 UNNAMED = "vector"  # what a vector without a name is called here
 _DISTANCES = {"l2": "Euclid", "ip": "Dot", "cosine": "Cosine"}
@@ -130,11 +131,8 @@ class QdrantStore(Store):
 
     def __init__(self, url: EngineUrl, options: SourceOptions) -> None:
         self.url, self.client = url, _connect(url)
-        try:
+        with closed_if_refused(self.client):
             self._open(options)
-        except BaseException:
-            self.client.close()
-            raise
 
     def _open(self, options: SourceOptions) -> None:
         url = self.url

@@ -20,6 +20,7 @@ from fct_infer.errors import FctError, GalleryError, OutputError, ResourceError,
 from fct_infer.gallery.destination import Atomicity
 from fct_infer.gallery.source import Rows
 from fct_infer.storage import write_json
+from fct_infer.storage.closing import closed_if_refused
 
 CONFIG = "edge_config.json"
 _BOOKS = "fct_upgrades.json"
@@ -77,11 +78,8 @@ class ShardStore(Store):
         self.edge = optional("qdrant_edge", "qdrant")
         with edge_errors(url):
             self.shard = self.edge.EdgeShard.load(str(folder_of(url)))
-        try:
+        with closed_if_refused(self):
             self._open(options)
-        except BaseException:
-            self.close()
-            raise
 
     def _open(self, options: SourceOptions) -> None:
         url = self.url

@@ -22,6 +22,7 @@ from fct_infer.connectors.options import SourceOptions, optional
 from fct_infer.connectors.sql_tables import quoted
 from fct_infer.errors import GalleryError, ResourceError, UsageError
 from fct_infer.gallery.source import Rows
+from fct_infer.storage.closing import closed_if_refused
 
 _WAIT_SECONDS = 60.0  # for another writer's transaction
 FLOAT = np.dtype("<f4")
@@ -112,11 +113,8 @@ class SqliteStore(Store):
 
     def __init__(self, url: EngineUrl, options: SourceOptions) -> None:
         self.url, self._connection = url, Connection(url, is_read=True)
-        try:
+        with closed_if_refused(self):
             self._open(options)
-        except BaseException:
-            self.close()
-            raise
 
     def _open(self, options: SourceOptions) -> None:
         url = self.url

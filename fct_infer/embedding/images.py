@@ -19,6 +19,7 @@ from fct_infer.embedding.preprocessing import preprocess
 from fct_infer.errors import ArrayError, ArtifactError, InputError, UsageError
 from fct_infer.images import IMAGE_SUFFIXES, find_images, pillow, read_image
 from fct_infer.storage import ReadFile, read_npy_header
+from fct_infer.storage.closing import closed_if_refused
 from fct_infer.transformation import Float32Array
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ class ArrayFile(ImageSource):
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = ReadFile(path)
-        try:
+        with closed_if_refused(self._file):
             self._header = read_npy_header(self._file)
             shape, dtype = self._header.shape, self._header.dtype
             self._is_prepared = dtype == np.float32
@@ -170,9 +171,6 @@ class ArrayFile(ImageSource):
                 raise ArrayError(f"{path}: holds no images, shape {shape}")
             if not self._is_prepared:
                 pillow()
-        except BaseException:
-            self._file.close()
-            raise
 
     def __len__(self) -> int:
         return self._header.shape[0]

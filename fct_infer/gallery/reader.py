@@ -12,6 +12,7 @@ from fct_infer.errors import ArrayError, GalleryError
 from fct_infer.gallery.layout import Shard
 from fct_infer.gallery.source import Part
 from fct_infer.storage import NpyHeader, ReadFile, read_npy_header
+from fct_infer.storage.closing import closed_if_refused
 
 
 class RowFile:
@@ -24,13 +25,10 @@ class RowFile:
     def __init__(self, path: Path, rows: int) -> None:
         self.path = path
         self._file = ReadFile(path)
-        try:
+        with closed_if_refused(self._file):
             self.header: NpyHeader = read_npy_header(self._file)
             if self.header.shape[:1] != (rows,):
                 raise GalleryError(f"{path}: has changed: it had {rows} rows, now its shape is {self.header.shape}")
-        except BaseException:
-            self._file.close()
-            raise
 
     def read_into(self, start: int, stop: int, out: NDArray[Any], name: str) -> None:
         """Fill ``out``, which ``name`` stands for in messages, with entries ``start`` to ``stop``."""

@@ -36,6 +36,7 @@ from fct_infer.storage import (
     write_json,
     write_pieces,
 )
+from fct_infer.storage.closing import closed_if_refused
 from fct_infer.storage.versions import kept_versions, version_id
 from fct_infer.upgrade.journal import Journal, journal_file
 
@@ -85,7 +86,7 @@ class FolderWork:
         self.is_published = False
         self.repeated: list[str] = []
         self._take()
-        try:
+        with closed_if_refused(self):
             self.is_published = not restart and self._was_published()
             if self.is_published:
                 return
@@ -93,9 +94,6 @@ class FolderWork:
             if restart or self._is_left_over():
                 self.clear()
             self._begin_or_resume()
-        except BaseException:
-            self.close()
-            raise
 
     def _take(self) -> None:
         """Keep others out, and open the journal of what an earlier run has achieved."""
@@ -105,11 +103,8 @@ class FolderWork:
         if not self.root.exists():
             self._refuse_existing_dest()
         self._staging = Staging(self.dest, "gallery", others=_OTHERS, foreign=_FOREIGN, keeps_versions=True)
-        try:
+        with closed_if_refused(self._staging):
             self.journal = Journal(journal_file(self.dest))
-        except BaseException:
-            self._staging.close()
-            raise
 
     @property
     def index_parts(self) -> Path:
