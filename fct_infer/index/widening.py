@@ -16,6 +16,7 @@ from fct_infer.index.faiss_module import faiss, faiss_errors, faiss_threads, inn
 from fct_infer.transformation import Float32Array
 
 _LISTS_AHEAD = 4  # nearest lists are looked up for as many times the nprobe asked for
+_OVER_QUERIES = 3  # FAISS's parallel_mode that shares queries out to threads here, too, where its default uses one
 _ROUNDING = 1e-4  # share of a distance by which two ways of computing it may differ
 
 
@@ -87,25 +88,30 @@ class Widening:
     def _encode(self, ivf: Any, wanted: Wanted) -> tuple[NDArray[np.int64], Float32Array]:
         """Return the list (p, 1) of each wanted row, and the least distance (p,) from the query to its code."""
         rows, queries = (self._transformed(each) for each in (wanted.rows, self._queries))
-        queries, codes = queries[wanted.queries], ivf.sa_decode(ivf.sa_encode(rows))
+        codes = ivf.sa_encode(rows)
+        bytes_of_list = codes[:, : ivf.coarse_code_size()].astype(np.int64)  # the lowest first
+        lists = (bytes_of_list << (8 * np.arange(bytes_of_list.shape[1]))).sum(axis=1, keepdims=True)
+        queries, decoded = queries[wanted.queries], ivf.sa_decode(codes)
         if _larger_is_nearer(ivf):
-            distances = np.einsum("ij,ij->i", queries, codes)
+            distances = np.einsum("ij,ij->i", queries, decoded)
             nearest = distances + _ROUNDING * np.abs(distances)
         else:
-            apart = queries - codes
+            apart = queries - decoded
             nearest = (1 - _ROUNDING) * np.einsum("ij,ij->i", apart, apart)
-        return ivf.quantizer.search(rows, 1)[1], nearest
+        return lists, nearest
 
     def _in_more_lists(self, ivf: Any, nprobe: int) -> tuple[Float32Array, Ids]:
         new = slice(self._lists, nprobe)
         with self._faiss():
             distances, lists = (np.ascontiguousarray(each[:, new]) for each in self._nearest_lists(ivf, nprobe))
+            before = ivf.parallel_mode
             ivf.nprobe = nprobe - self._lists  # FAISS compares it with the shape of the lists
+            ivf.parallel_mode = _OVER_QUERIES
             try:
                 queries = self._transformed(self._queries)
                 found: tuple[Float32Array, Ids] = ivf.search_preassigned(queries, self._k, lists, distances)
             finally:
-                ivf.nprobe = nprobe
+                ivf.nprobe, ivf.parallel_mode = nprobe, before
         return found
 
     def _nearest_lists(self, ivf: Any, nprobe: int) -> tuple[Float32Array, Ids]:

@@ -247,6 +247,13 @@ def test_gates_publish_nothing_and_keep_the_work(tmp_path, program):
     assert report.resumed_rows == sum(ROWS)
 
 
+def test_wrong_rows_are_said_before_an_index_that_misses_some(tmp_path, program):
+    write_gallery(tmp_path / "g", rows_per_shard=ROWS, old_dim=96, side_dim=32, seed=11)
+    settings = Settings(index="IVF64,PQ2x2", min_recall=1.0, min_cosine=1.0)
+    with pytest.raises(GateError, match="cosine"):
+        upgrade_gallery(tmp_path / "g", Transformation(program), tmp_path / "new", settings=settings)
+
+
 GATES = {"IVF64,PQ2x2": {"min_recall": 1.0}, "none": {"min_cosine": 1.0}}
 
 

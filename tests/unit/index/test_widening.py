@@ -44,6 +44,7 @@ def test_each_finds_what_a_search_of_its_own_finds(factory, metric, monkeypatch)
         builder.nprobe = nprobe
         np.testing.assert_array_equal(widening.search(), expected[nprobe])
         assert builder.nprobe == nprobe
+    assert ivf_of(builder.index).parallel_mode == 0
 
 
 @pytest.mark.parametrize("metric", ["l2", "ip"])
@@ -74,6 +75,21 @@ def test_no_more_wanted_rows_are_found_than_in_the_best_case(factory, metric):
     assert count(widening.best_search(LISTS)) == before
     rest = Widening(builder, queries, K, Wanted(wanted.queries[:0], wanted.ids[:0], wanted.rows[:0]))
     assert rest.search() is not None and rest.best_search(LISTS) is None
+
+
+def test_numbers_of_many_lists():
+    """Codes begin with as many bytes as the number of a list needs."""
+    builder, queries = built("IVF300,Flat")
+    values = np.random.default_rng(0).standard_normal((ROWS, DIM), np.float32)
+    rows = ((queries[:, None] - values) ** 2).sum(axis=2).argsort(axis=1)[:, K - 1]
+    widening = Widening(builder, queries, K, Wanted(np.arange(QUERIES), rows * 5 + 3, values[rows]))
+    builder.nprobe = 1
+    found, best = widening.search(), widening.best_search(40)
+    missing = ~(found == rows[:, None] * 5 + 3).any(axis=1)
+    builder.nprobe = 40
+    reached = (widening.search() == rows[:, None] * 5 + 3).any(axis=1)
+    assert missing.any() and (reached & missing).any()
+    np.testing.assert_array_equal((best == rows[:, None] * 5 + 3).any(axis=1), reached)
 
 
 @pytest.mark.parametrize(
