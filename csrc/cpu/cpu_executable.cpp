@@ -24,7 +24,7 @@ namespace fct::cpu {
 namespace {
 
 constexpr std::size_t kAlignment = 64;
-constexpr std::int64_t kFewRows = 128;       // a tile of as many is nearly as fast as larger ones
+constexpr std::int64_t kFewRows = 256;       // a tile of as many is nearly as fast as larger ones
 constexpr std::size_t kTileBytes = 8 << 20;  // activations of one tile: about one core's share of cache
 
 std::size_t at(int index) { return static_cast<std::size_t>(index); }
@@ -73,21 +73,26 @@ Workspace::Workspace(const Plan& plan, int rows, std::size_t scratch_bytes) {
 void Workspace::Free::operator()(char* pointer) const { std::free(pointer); }
 
 // Rows are handed out in order, to whichever thread asks next, in tiles that get smaller towards the end: the
-// threads end together though one was delayed, and large tiles, which are faster, do most of the work. The
-// lowest row that was not finite wins, whichever thread met it, as tiles before a bad one are always
-// finished.
+// threads end together though one was delayed, and large tiles, which are faster, do most of the work. There
+// are as many tiles of each size as threads, or several times as many: what others are still busy with is not
+// left. The lowest row that was not finite wins, whichever thread met it, as tiles before a bad one are
+// always finished.
 struct CpuExecutable::Call {
   InputRows old, side;
   OutputRows out;
   std::int64_t rows;
-  std::int64_t threads;
-  int only_tile = -1;  // the tile to take whatever is left
+  std::vector<Stretch> stretches;
   std::atomic<std::int64_t> next_row{0};
   std::atomic<bool> failed{false};
   std::atomic<std::int64_t> bad_row{kNoRow};
   std::mutex mutex{};
   const char* bad_array = nullptr;
   std::exception_ptr error{};
+
+  std::size_t tile_at(std::int64_t row) const {
+    const auto begins_here = [row](const Stretch& stretch) { return stretch.first_row <= row; };
+    return std::find_if(stretches.rbegin(), stretches.rend(), begins_here)->tile;
+  }
 
   void report_bad_row(const char* array, std::int64_t row) {
     const std::lock_guard lock(mutex);
@@ -128,7 +133,7 @@ Operand CpuExecutable::operand(ValueId value) const {
 void CpuExecutable::run(InputRows old, InputRows side, OutputRows out, std::int64_t rows, int threads) const {
   const std::int64_t least = tile_rows_[usable_tiles_.back()];
   const std::int64_t useful = std::clamp<std::int64_t>((rows + least - 1) / least, 1, threads);
-  Call call{old, side, out, rows, useful};
+  Call call{old, side, out, rows, stretches(rows, useful)};
   on_threads(useful, [&] { work(call); });
   if (call.error) std::rethrow_exception(call.error);
   if (call.bad_row != kNoRow) throw NonFiniteRow(call.bad_array, call.bad_row);
@@ -154,7 +159,7 @@ void CpuExecutable::keep_equal_tiles() {
   auto result = [&](std::size_t tile) {
     std::vector<float> out(at(rows) * at(new_dim()));
     const void* side_data = program_.has_side() ? side.data() : nullptr;
-    Call call{{old.data()}, {side_data}, {out.data()}, rows, 1, static_cast<int>(tile)};
+    Call call{{old.data()}, {side_data}, {out.data()}, rows, {{0, tile}}};
     work(call);
     if (call.error) std::rethrow_exception(call.error);
     return out;
@@ -177,14 +182,23 @@ std::size_t CpuExecutable::next_tile(std::int64_t rows_left, std::int64_t thread
   return *std::find_if(usable_tiles_.begin(), std::prev(usable_tiles_.end()), fits);
 }
 
+std::vector<CpuExecutable::Stretch> CpuExecutable::stretches(std::int64_t rows, std::int64_t threads) const {
+  std::vector<Stretch> found;
+  for (std::int64_t first = 0; first < rows;) {
+    const std::size_t tile = next_tile(rows - first, threads);
+    if (found.empty() || found.back().tile != tile) found.push_back({first, tile});
+    first += threads * tile_rows_[tile];
+  }
+  return found;
+}
+
 void CpuExecutable::work(Call& call) const {
   try {
     const OneThreadPerCaller guard;
     const auto run_tiles = [&](Workspace& workspace) {
       std::int64_t first = call.next_row;
       while (first < call.rows && !call.failed && first <= call.bad_row) {
-        const std::size_t tile =
-            call.only_tile >= 0 ? at(call.only_tile) : next_tile(call.rows - first, call.threads);
+        const std::size_t tile = call.tile_at(first);
         if (!call.next_row.compare_exchange_weak(first, first + tile_rows_[tile])) continue;
         run_tile(call, workspace, first, tile);
         first = call.next_row;

@@ -42,11 +42,16 @@ class CpuExecutable : public Executable {
   std::string description() const override;
 
  private:
-  struct Call;  // the arguments of one run() and where it stands
+  struct Call;      // the arguments of one run() and where it stands
+  struct Stretch {  // rows in tiles of one size, up to where the next one begins
+    std::int64_t first_row;
+    std::size_t tile;
+  };
 
   Operand operand(ValueId value) const;
   void keep_equal_tiles();
   std::size_t next_tile(std::int64_t rows_left, std::int64_t threads) const;
+  std::vector<Stretch> stretches(std::int64_t rows, std::int64_t threads) const;
   void work(Call& call) const;
   void run_tile(Call& call, Workspace& workspace, std::int64_t first_row, std::size_t tile) const;
   void run_step(std::size_t index, std::size_t tile, std::vector<void*>& values, void* scratch) const;

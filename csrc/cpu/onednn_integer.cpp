@@ -96,13 +96,7 @@ class IntegerLinear : public LinearOp {
     std::vector<float> units(layer.bias.size());  // value of the sum 1 in each column
     auto integers = rounded(layer.weight, at(input_.width), largest_weight_, units);
     for (float& unit : units) unit *= input_.scale;
-    dnnl::stream stream(cpu());
-    memory plain({{static_cast<memory::dim>(units.size()), input_.width}, memory::data_type::s8, Tag::ab},
-                 cpu(), integers.data());
-    memory weights(products_.weights_desc(), cpu());
-    dnnl::reorder(plain, weights).execute(stream, plain, weights);
-    stream.wait();
-    products_.bind(DNNL_ARG_WEIGHTS, weights);
+    products_.bind_weights(memory::data_type::s8, integers.data());
     products_.bind(DNNL_ARG_ATTR_SCALES | DNNL_ARG_WEIGHTS, onednn::floats(units));
   }
 

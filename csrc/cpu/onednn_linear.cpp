@@ -1,4 +1,4 @@
-// Linear layers by oneDNN's inner product: bias and activation as post-ops, weights packed for the CPU once.
+// Linear layers by oneDNN's products: bias and activation as post-ops, weights packed for the CPU once.
 #include <omp.h>
 
 #include <dnnl.hpp>
@@ -13,8 +13,6 @@
 namespace fct::cpu {
 namespace {
 
-using onednn::cpu;
-using onednn::Tag;
 using onednn::translated;
 
 // In the order in which each holds all that the CPUs with those before it have, as far as they are
@@ -43,13 +41,7 @@ class OnednnLinear : public LinearOp {
                const std::vector<int>& tile_rows)
       : products_({input.width, type_of(input.stored)}, {output.width, type_of(output.stored)},
                   type_of(input.stored), onednn::attributes(layer.activation), tile_rows) {
-    dnnl::stream stream(cpu());
-    dnnl::memory plain({{output.width, input.width}, dnnl::memory::data_type::f32, Tag::ab}, cpu(),
-                       const_cast<float*>(layer.weight.data()));
-    dnnl::memory weights(products_.weights_desc(), cpu());
-    dnnl::reorder(plain, weights).execute(stream, plain, weights);
-    stream.wait();
-    products_.bind(DNNL_ARG_WEIGHTS, weights);
+    products_.bind_weights(dnnl::memory::data_type::f32, layer.weight.data());
     products_.bind(DNNL_ARG_BIAS, onednn::floats(layer.bias));
   }
 

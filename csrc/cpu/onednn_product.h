@@ -1,4 +1,4 @@
-// oneDNN's inner product, output = activation(input @ weights.T + bias), for a few fixed row counts.
+// oneDNN's product, output = activation(input @ weights.T + bias), for a few fixed row counts.
 #pragma once
 
 #include <dnnl.hpp>
@@ -24,11 +24,11 @@ class Products {
            const dnnl::primitive_attr& attributes, const std::vector<int>& tile_rows);
   ~Products();
 
-  // How weights lie: all row counts share what the first, largest one wants.
-  const dnnl::memory::desc& weights_desc() const { return weights_desc_; }
-
   // Sets what is the same in every call, before the first: weights and bias at least.
   void bind(int argument, const dnnl::memory& values) { bound_.emplace_back(argument, values); }
+  // Weights (output, input), C-contiguous, are packed: all row counts share what the first, largest one
+  // wants.
+  void bind_weights(dnnl::memory::data_type type, const void* plain);
 
   // As LinearOp::run.
   void run(std::size_t tile, const void* input, void* output, void* scratch) const;
@@ -40,9 +40,9 @@ class Products {
 
   std::unique_ptr<Arguments> make_arguments(std::size_t tile) const;
 
-  std::vector<dnnl::inner_product_forward::primitive_desc> descs_;
-  std::vector<dnnl::inner_product_forward> primitives_;
-  dnnl::memory::desc weights_desc_;
+  bool is_matmul_ = false;
+  std::vector<dnnl::primitive_desc> descs_;  // by tile
+  std::vector<dnnl::primitive> primitives_;
   std::vector<std::pair<int, dnnl::memory>> bound_;
   std::size_t scratch_bytes_ = 0;
   mutable std::vector<Kept<Arguments>> arguments_;  // by tile

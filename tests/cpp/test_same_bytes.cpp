@@ -1,5 +1,8 @@
 // Note [Same bytes] in csrc/cpu/cpu_executable.cpp: a row's result depends on nothing but the row.
 #include <algorithm>
+#include <mutex>
+#include <tuple>
+#include <utility>
 
 #include "bounded.h"
 #include "check.h"
@@ -82,6 +85,67 @@ TEST(tiles_that_round_differently_are_dropped) {
       CHECK(executable.description().starts_with(kept), executable.description());
       check_same_bytes(random, program, executable, 550, 4);
     }
+  }
+}
+
+// Writes down the rows of every tile.
+class NotingLibrary : public cpu::LinearLibrary {
+ public:
+  std::unique_ptr<cpu::LinearOp> make(const Linear& layer, const cpu::Operand& input,
+                                      const cpu::Operand& output,
+                                      const std::vector<int>& tile_rows) const override {
+    return std::make_unique<Op>(ReferenceLibrary().make(layer, input, output, tile_rows), tile_rows, *this);
+  }
+  std::vector<int> noted() const {
+    std::sort(rows_.rbegin(), rows_.rend());
+    return std::exchange(rows_, {});
+  }
+
+ private:
+  struct Op : cpu::LinearOp {
+    Op(std::unique_ptr<cpu::LinearOp> real, std::vector<int> tile_rows, const NotingLibrary& library)
+        : real_(std::move(real)), tile_rows_(std::move(tile_rows)), library_(library) {}
+    void run(std::size_t tile, const void* input, void* output, void* scratch) const override {
+      real_->run(tile, input, output, scratch);
+      const std::lock_guard lock(library_.mutex_);
+      library_.rows_.push_back(tile_rows_[tile]);
+    }
+    std::size_t scratch_bytes() const override { return real_->scratch_bytes(); }
+    std::string kernel() const override { return real_->kernel(); }
+
+    std::unique_ptr<cpu::LinearOp> real_;
+    std::vector<int> tile_rows_;
+    const NotingLibrary& library_;
+  };
+
+  mutable std::mutex mutex_;
+  mutable std::vector<int> rows_;
+};
+
+// What another thread is still busy with counts as its share: nobody is left with ever smaller tiles of what
+// remains.
+TEST(threads_share_a_call_in_tiles_of_one_size) {
+  Random random(34);
+  const NotingLibrary library;
+  const Linear layer{0, 1, std::vector<float>(32, 1), std::vector<float>(4), Activation::kNone};
+  const Program program{{8, 4}, 0, -1, 1, {layer}};
+  const cpu::CpuExecutable executable(program, Precision::kFp32, library);
+  library.noted();
+  for (const auto& [rows, threads, tiles] :
+       std::vector<std::tuple<int, int, std::vector<int>>>{{256, 2, {128, 128}},
+                                                           {512, 2, {256, 256}},
+                                                           {384, 2, {128, 128, 64, 64}},
+                                                           {500, 2, {256, 256}},
+                                                           {512, 4, {128, 128, 128, 128}},
+                                                           {2048, 2, {512, 512, 256, 256, 256, 256}},
+                                                           {40, 1, {32, 8}}}) {
+    const Rows old = Rows::normal(random, DType::kFloat32, rows, 8);
+    Rows out(DType::kFloat32, rows, 4);
+    executable.run(old.input(), {}, out.output(), rows, threads);
+    const auto noted = library.noted();
+    std::string what = std::to_string(rows) + " rows, " + std::to_string(threads) + " threads:";
+    for (int tile : noted) what.append(" ").append(std::to_string(tile));
+    CHECK(noted == tiles, what);
   }
 }
 
