@@ -49,6 +49,10 @@ def read_rows(source: Source, rows: NDArray[np.int64], with_side: bool = True) -
         side_buffer = None if side is None else np.empty((longest, side.shape[1]), side.dtype)
         with SourceReader(source) as reader:
             for part, place, start, stop, chosen in some:
+                if len(chosen) == 1:  # read where it belongs
+                    here = slice(place, place + 1)
+                    reader.at(part).read_into(start, stop, old[here], None if side is None else side[here])
+                    continue
                 old_run = old_buffer[: stop - start]
                 side_run = None if side_buffer is None else side_buffer[: stop - start]
                 reader.at(part).read_into(start, stop, old_run, side_run)
