@@ -10,13 +10,43 @@ namespace {
 
 using Desc = dnnl::memory::desc;
 
-Desc weights_of(const dnnl::primitive_desc& product) { return product.query_md(dnnl::query::weights_md); }
+Desc rows_of(int rows, const Columns& columns) { return {{rows, columns.width}, columns.type, Tag::ab}; }
 
-// A general product (`matmul`) is the faster one in float32, by a tenth with 2,048 columns, if oneDNN has a
-// kernel of blocks for it, as it has with AVX-512; its other kernels are slower by a third. In 16 and 8 bits
-// both are alike.
-bool is_blocked(const dnnl::primitive_desc& product) {
-  return std::string_view(product.impl_info_str()).starts_with("brg");
+// oneDNN has two primitives for the same product. `matmul` is the faster one in float32, by a tenth with
+// 2,048 columns, if it has a kernel of blocks, as it has with AVX-512; its other kernels are slower by a
+// third. In 16 and 8 bits both are alike. Returned is one for each row count, all with weights as the first
+// one wants them; none if oneDNN has no kernel of blocks for one of them.
+std::vector<dnnl::primitive_desc> blocked_matmuls(const Columns& input, const Columns& output,
+                                                  const dnnl::primitive_attr& attributes,
+                                                  const std::vector<int>& tile_rows) {
+  const Desc bias({1, output.width}, dnnl::memory::data_type::f32, Tag::ab);
+  Desc weights({input.width, output.width}, dnnl::memory::data_type::f32, Tag::any);
+  std::vector<dnnl::primitive_desc> found;
+  for (int rows : tile_rows) {
+    const dnnl::matmul::primitive_desc desc(cpu(), rows_of(rows, input), weights, bias, rows_of(rows, output),
+                                            attributes, true);
+    if (!desc || !std::string_view(desc.impl_info_str()).starts_with("brg")) return {};
+    weights = desc.weights_desc();
+    found.push_back(desc);
+  }
+  return found;
+}
+
+std::vector<dnnl::primitive_desc> inner_products(const Columns& input, const Columns& output,
+                                                 dnnl::memory::data_type weights_type,
+                                                 const dnnl::primitive_attr& attributes,
+                                                 const std::vector<int>& tile_rows) {
+  const Desc bias({output.width}, dnnl::memory::data_type::f32, Tag::a);
+  Desc weights({output.width, input.width}, weights_type, Tag::any);
+  std::vector<dnnl::primitive_desc> found;
+  for (int rows : tile_rows) {
+    const dnnl::inner_product_forward::primitive_desc desc(cpu(), dnnl::prop_kind::forward_inference,
+                                                           rows_of(rows, input), weights, bias,
+                                                           rows_of(rows, output), attributes);
+    weights = desc.weights_desc();
+    found.push_back(desc);
+  }
+  return found;
 }
 
 }  // namespace
@@ -32,32 +62,10 @@ struct Products::Arguments {
 Products::Products(const Columns& input, const Columns& output, dnnl::memory::data_type weights_type,
                    const dnnl::primitive_attr& attributes, const std::vector<int>& tile_rows)
     : arguments_(tile_rows.size()) {
-  const auto make = [&](auto desc_of) {
-    std::vector<dnnl::primitive_desc> made;
-    for (int rows : tile_rows) {
-      const Desc source({rows, input.width}, input.type, Tag::ab),
-          target({rows, output.width}, output.type, Tag::ab);
-      made.push_back(desc_of(source, target, made.empty() ? nullptr : &made.front()));
-    }
-    return made;
-  };
-  if (weights_type == dnnl::memory::data_type::f32) {
-    descs_ = make([&](const Desc& source, const Desc& target, const dnnl::primitive_desc* first) {
-      const Desc weights({input.width, output.width}, weights_type, Tag::any),
-          bias({1, output.width}, dnnl::memory::data_type::f32, Tag::ab);
-      return dnnl::matmul::primitive_desc(cpu(), source, first ? weights_of(*first) : weights, bias, target,
-                                          attributes);
-    });
-    is_matmul_ = std::all_of(descs_.begin(), descs_.end(), is_blocked);
-  }
-  if (!is_matmul_)
-    descs_ = make([&](const Desc& source, const Desc& target, const dnnl::primitive_desc* first) {
-      const Desc weights({output.width, input.width}, weights_type, Tag::any),
-          bias({output.width}, dnnl::memory::data_type::f32, Tag::a);
-      return dnnl::inner_product_forward::primitive_desc(cpu(), dnnl::prop_kind::forward_inference, source,
-                                                         first ? weights_of(*first) : weights, bias, target,
-                                                         attributes);
-    });
+  if (weights_type == dnnl::memory::data_type::f32)
+    descs_ = blocked_matmuls(input, output, attributes, tile_rows);
+  is_matmul_ = !descs_.empty();
+  if (!is_matmul_) descs_ = inner_products(input, output, weights_type, attributes, tile_rows);
   for (const auto& desc : descs_) {
     primitives_.emplace_back(desc);
     scratch_bytes_ = std::max(scratch_bytes_, desc.scratchpad_desc().get_size());
@@ -65,7 +73,7 @@ Products::Products(const Columns& input, const Columns& output, dnnl::memory::da
 }
 
 void Products::bind_weights(dnnl::memory::data_type type, const void* plain) {
-  const Desc packed = weights_of(descs_.front());
+  const Desc packed = descs_.front().query_md(dnnl::query::weights_md);
   const Desc given(packed.get_dims(), type, is_matmul_ ? Tag::ba : Tag::ab);
   dnnl::stream stream(cpu());
   dnnl::memory source(given, cpu(), const_cast<void*>(plain)), weights(packed, cpu());
