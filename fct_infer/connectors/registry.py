@@ -84,7 +84,7 @@ def kind_of(path: Path | str) -> str:
 
     Raises:
         GalleryError: it does not exist or cannot be read.
-        UsageError: it is of no kind known here.
+        UsageError: it is of no kind known here, or a folder of several.
     """
     if isinstance(path, str):
         return _url_scheme(path)
@@ -93,8 +93,7 @@ def kind_of(path: Path | str) -> str:
             return "lance"
         if is_dataset(path):
             return "dataset"
-        folder = path / "embeddings" if (path / "embeddings").exists() else path
-        return "parquet" if _has_parquet(folder) else "folder"
+        return _kind_of_shards(path)
     by_suffix = _SUFFIXES.get(path.suffix.lower())
     with ReadFile(path) as file:
         head = file.read(min(8, file.size))
@@ -147,8 +146,22 @@ def open_destination(place: str | Path) -> Destination | Path:
     return opener(place)
 
 
-def _has_parquet(path: Path) -> bool:
-    return any(next(path.rglob(pattern), None) for pattern in ("*.parquet", "*.pq"))
+def _kind_of_shards(path: Path) -> str:
+    """Return what a folder's rows lie in. What lies beside ``embeddings/`` tells nothing.
+
+    Raises:
+        UsageError: some in Parquet, some in NumPy's files: whichever is read, the others would be missed.
+    """
+    folder = path / "embeddings" if (path / "embeddings").exists() else path
+    parquet = next((file for pattern in ("*.parquet", "*.pq") for file in folder.rglob(pattern)), None)
+    if parquet is None:
+        return "folder"
+    if npy := next(folder.glob("[!.]*.npy"), None):
+        raise UsageError(
+            f"{folder}: holds Parquet files ({parquet.relative_to(folder)}) and NumPy's ({npy.name}), wanted rows of "
+            "one kind; name the file that holds them, or move the others into another folder"
+        )
+    return "parquet"
 
 
 def open_sink(kind: str, folder: Path, source: Source, dim: int, dtype: np.dtype[Any]) -> Sink:

@@ -33,7 +33,7 @@ class _RemoteWorker:
 
     def open(self, job: Job) -> str | BaseException:
         """Get ready for a job; return the worker's machine and process."""
-        self._do = None  # two jobs' galleries may not fit into memory
+        self.close()  # two jobs' galleries may not fit into memory
         try:
             self._do = job.open()
         except (FctError, OSError) as error:
@@ -51,6 +51,12 @@ class _RemoteWorker:
             return _portable(error)
         except MemoryError:  # another machine may have more
             return ResourceError(f"{socket.gethostname()}: out of memory")
+
+    def close(self) -> None:
+        """Forget the job, and let go of what it holds open; without one, nothing is done."""
+        do, self._do = self._do, None
+        if (close := getattr(do, "close", None)) is not None:
+            close()
 
 
 class Actors:
@@ -132,9 +138,13 @@ class ActorCrew:
         return [self._event(answer, *self._pending.pop(answer)) for answer in ready]
 
     def close(self) -> None:
-        """Give back what has no part in work; end the others, and wait until they, who may be writing, are gone."""
+        """Close the job of what has no part in work, and give it back; end the others, who may be writing, and wait."""
         busy = {worker for worker, part in self._pending.values() if part is not None}
         self._end([worker for worker in self._actors if worker in busy])
+        closed = {worker: actor.close.remote() for worker, actor in self._actors.items()}
+        begun = [answer for worker, answer in closed.items() if worker in self._names]
+        if begun:  # those that still open their job, or wait for room, are not waited for
+            self._ray.wait(begun, num_returns=len(begun), timeout=_SECONDS_TO_DIE)
         for worker in sorted(self._actors, key=self._names.__contains__):  # last, to be taken first, those that began
             self._of_session.give_back(worker, self._actors.pop(worker))
 

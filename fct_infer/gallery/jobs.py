@@ -15,6 +15,8 @@ class Job(Protocol):
     def open(self) -> Callable[[Part], Any]:
         """Return what does one part; called once by each worker, before its first one.
 
+        If that has a ``close``, it is called once, when the worker has done its last one.
+
         Raises:
             FctError: this machine cannot do it.
         """

@@ -7,6 +7,7 @@ that, or a folder inside it.
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -41,8 +42,8 @@ def check_place(dest: str | Path, inputs: Mapping[str, str | Path]) -> Path:
         inputs: what it is made from, by what each is called in a message.
 
     Raises:
-        UsageError: no folder can have this name, an input would be lost or written into, ``dest`` is a mount point, or
-            lies inside something that was published.
+        UsageError: no folder can have this name or lie there, an input would be lost or written into, ``dest`` is a
+            mount point, or lies inside something that was published.
     """
     target = _absolute(dest)
     _check_length(target)
@@ -119,8 +120,20 @@ def _absolute(dest: str | Path) -> Path:
     return Path(dest).absolute()
 
 
+def _folder_above(target: Path) -> Path:
+    """Return the nearest folder there is, in which those between it and ``target`` can be made."""
+    folder = next(parent for parent in target.parents if os.path.lexists(parent))
+    try:
+        if stat.S_ISDIR(folder.stat().st_mode):
+            return folder
+        found = "is not a folder"
+    except OSError as error:
+        found = f"is a link that leads to no folder ({error.strerror})"
+    raise UsageError(f"{target}: cannot be made, as {folder} {found}; choose another output")
+
+
 def _check_length(target: Path) -> None:
-    folder = next(parent for parent in target.parents if parent.is_dir())
+    folder = _folder_above(target)
     longest, longest_path = os.pathconf(folder, "PC_NAME_MAX"), os.pathconf(folder, "PC_PATH_MAX")
     for name in target.relative_to(folder).parts:
         extra = len(REPLACED_SUFFIX) if name == target.name else 0
@@ -157,7 +170,7 @@ def _identities(path: Path) -> list[tuple[int, int]]:
 
 def _identity(path: Path) -> tuple[int, int] | None:
     try:
-        stat = path.stat()
+        found = path.stat()
     except OSError:
         return None
-    return stat.st_dev, stat.st_ino
+    return found.st_dev, found.st_ino

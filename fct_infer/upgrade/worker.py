@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Event
 from typing import Any
@@ -86,9 +85,9 @@ class WorkOrder:
             index=index,
         )
 
-    def open(self) -> Callable[[Part], PartDone]:
+    def open(self) -> Worker:
         """See :class:`~fct_infer.gallery.jobs.Job`; errors as of :class:`Worker`."""
-        return Worker(self).run
+        return Worker(self)
 
 
 class Worker:
@@ -154,6 +153,8 @@ class Worker:
             assert self._order.index is not None
             index = builder.end(self._order.index.path(part.name)).as_record()
         return PartDone(part, receipts[0], index, seconds, self.name)
+
+    __call__ = run
 
     def close(self) -> None:
         """Close the source, and let the process write as before; a second call does nothing."""

@@ -16,6 +16,7 @@ from support.galleries import write_gallery
 
 from fct_infer.connectors import SourceOptions, open_source
 from fct_infer.connectors.convert import convert
+from fct_infer.connectors.registry import kind_of
 from fct_infer.errors import ArrayError, GalleryError, UsageError
 from fct_infer.gallery import Gallery
 
@@ -82,6 +83,31 @@ def test_a_folder_of_parquet_files_is_one_source(tmp_path):
     pyarrow.parquet.write_to_dataset(table, tmp_path / "data", partition_cols=["group"])
     convert(tmp_path / "data", tmp_path / "gallery")
     assert converted(tmp_path / "gallery")[0].tobytes() == VECTORS.tobytes()
+
+
+@pytest.mark.parametrize("folder", [".", "embeddings"])
+def test_a_folder_of_two_kinds_is_refused_by_a_file_of_each(tmp_path, folder):
+    (tmp_path / folder / "part=0").mkdir(parents=True)
+    files.FLOAT32["fixed.parquet"](tmp_path / folder / "part=0" / "a.parquet", VECTORS)
+    np.save(tmp_path / folder / "b.npy", VECTORS)
+    said = r"holds Parquet files \(part=0/a\.parquet\) and NumPy's \(b\.npy\), .* name the file that holds them"
+    with pytest.raises(UsageError, match=said):
+        open_source(tmp_path)
+    for named in ("part=0/a.parquet", "b.npy"):
+        assert open_source(tmp_path / folder / named).schema.rows == 230
+
+
+@pytest.mark.parametrize(("kind", "stray"), [("parquet", "b.npy"), ("folder", "b.parquet")])
+def test_what_lies_beside_the_rows_does_not_tell_their_kind(tmp_path, kind, stray):
+    if kind == "folder":
+        write_gallery(tmp_path / "a", (230,), 12, ids="str")
+    else:
+        (tmp_path / "a" / "embeddings" / "deep").mkdir(parents=True)
+        files.FLOAT32["fixed.parquet"](tmp_path / "a" / "embeddings" / "a.parquet", VECTORS)
+        np.save(tmp_path / "a" / "embeddings" / ".hidden.npy", VECTORS)
+        np.save(tmp_path / "a" / "embeddings" / "deep" / "mean.npy", VECTORS)
+    (tmp_path / "a" / stray).write_bytes(b"none of the rows")
+    assert kind_of(tmp_path / "a") == kind and open_source(tmp_path / "a").schema.rows == 230
 
 
 def test_the_projects_own_folder_is_a_source(tmp_path):

@@ -31,14 +31,16 @@ from fct_infer import Transformation, evaluate, upgrade_gallery
 from fct_infer.cli.evaluate import command as evaluate_command
 from fct_infer.cli.gallery import command as gallery_command
 from fct_infer.errors import GalleryError, ResourceError, UnsupportedError
-from fct_infer.gallery import Part
+from fct_infer.gallery import Gallery, Part
 from fct_infer.gallery.url_place import UrlPlace
 from fct_infer.index.verify import verify_gallery
 from fct_infer.storage import location, use_filesystem
 from fct_infer.storage.objects import read_object
 from fct_infer.upgrade.crew import Policy
+from fct_infer.upgrade.plan import make_plan
 from fct_infer.upgrade.schedule import run_parts
 from fct_infer.upgrade.settings import Settings
+from fct_infer.upgrade.worker import WorkOrder
 
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
@@ -291,6 +293,29 @@ class SaysWho:
         return os.getpid()
 
 
+@dataclass
+class Holds:
+    """A job that has a file in a folder as long as a worker holds it open."""
+
+    folder: Path
+
+    def open(self):
+        self.file.touch(exist_ok=False)
+        return self
+
+    def __call__(self, part):
+        if part.name == "fails":
+            raise GalleryError("fails")
+        return self.file.name
+
+    def close(self):
+        self.file.unlink()
+
+    @property
+    def file(self):
+        return self.folder / str(os.getpid())
+
+
 class DiesOnce:
     """A job whose first part takes its worker along."""
 
@@ -359,7 +384,7 @@ def test_a_job_that_workers_cannot_read_is_said_in_a_line(cluster):
 def test_a_worker_forgets_one_job_before_it_opens_the_next():
     held, worker = set(), _RemoteWorker()
 
-    class Holds:
+    class IsLarge:
         def open(self):
             assert not held  # two galleries may be too much
             held.add(1)
@@ -367,7 +392,32 @@ def test_a_worker_forgets_one_job_before_it_opens_the_next():
             return do
 
     for _ in range(2):
-        assert isinstance(worker.open(Holds()), str)
+        assert isinstance(worker.open(IsLarge()), str)
+
+
+def test_a_job_is_closed_where_it_ends_and_its_workers_stay(tmp_path, cluster):
+    with EXECUTOR.session():
+        for _ in range(2):
+            held, parts = [], [Part(name, 1, 0) for name in "abcd"]
+            EXECUTOR.each(Holds(tmp_path), parts, lambda _, name, held=held: held.append((tmp_path / name).exists()))
+            assert held == [True] * 4 and not list(tmp_path.iterdir())
+        with pytest.raises(GalleryError, match="fails"):
+            EXECUTOR.each(Holds(tmp_path), [Part("fails", 1, 0)], lambda *_: None)
+        assert not list(tmp_path.iterdir()) and len(worker_pids()) == 2
+
+
+def test_a_worker_closes_its_job_once_and_an_upgrade_lets_go_of_its_gallery(tmp_path, gallery, monkeypatch):
+    worker, closed, held = _RemoteWorker(), [], Holds(tmp_path)
+    monkeypatch.setattr(Gallery, "close", lambda opened: closed.append(opened.path))
+    with make_plan(gallery, H, tmp_path / "dest", SETTINGS) as plan:
+        order = replace(WorkOrder.of(plan, 1), index=None)
+    closed.clear()
+    assert isinstance(worker.open(order), str) and not closed
+    worker.close()
+    worker.close()
+    assert closed == [gallery]
+    assert isinstance(worker.open(held), str) and held.file.exists()
+    assert isinstance(worker.open(SaysWho()), str) and not held.file.exists()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -31,3 +31,27 @@ def test_what_was_published_is_not_written_into(tmp_path):
 def test_others_manifests_keep_nothing_out(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
     assert check_place(tmp_path / "dest", {}) == tmp_path / "dest"
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("loop", r"is a link that leads to no folder \(Too many levels of symbolic links\)"),
+        ("nowhere", r"is a link that leads to no folder \(No such file or directory\)"),
+        ("file", "is not a folder"),
+    ],
+)
+def test_where_no_folder_can_be_made_what_is_in_the_way_is_named(tmp_path, name, found):
+    write_gallery(tmp_path / "old", (5,), 8, side_dim=None)
+    (tmp_path / "loop").symlink_to(tmp_path / "pool")
+    (tmp_path / "pool").symlink_to(tmp_path / "loop")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    (tmp_path / "file").touch()
+    there = sorted(tmp_path.iterdir())
+    h, said = Transformation(linear_map(8, 6)), f"cannot be made, as {tmp_path / name} {found}"
+    for place in (tmp_path / name / "dest", tmp_path / name / "more" / "dest"):
+        with pytest.raises(UsageError, match=f"{place}: {said}"):
+            upgrade_gallery(tmp_path / "old", h, place, settings=Settings(index="none"))
+    assert sorted(tmp_path.iterdir()) == there
+    (tmp_path / "link").symlink_to(tmp_path / "old")
+    check_place(tmp_path / "link" / "more" / "dest", {})  # a link that leads to a folder is in nobody's way
