@@ -284,7 +284,7 @@ def _let_threads_wait_briefly() -> None:
     A step of a small network is a hundred products, after each of which threads wait for the last one by spinning: for
     milliseconds, as OpenMP's library takes the cores to be theirs. Where other work needs them, the last one cannot run
     meanwhile, and steps were seen to take 0.4 s instead of 4 ms, for as long as that lasts. The library reads how often
-    they spin while it is loaded, by PyTorch or by the core; idle machines lose less than a tenth.
+    they spin while it is loaded, by PyTorch or by the core. On an idle machine a step takes a tenth to a fifth longer.
     """
     if {_SPINS, "OMP_WAIT_POLICY"}.isdisjoint(os.environ):
         os.environ[_SPINS] = "1000"  # what libgomp itself takes where its own threads outnumber the cores
