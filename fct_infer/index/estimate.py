@@ -96,11 +96,12 @@ def _lists(ivf: Any, some: Float32Array, lists: int, timing: _Timing, plan: Inde
     threads, more, iterations = timing.threads, ivf.nlist / lists, iterations_for(ivf.cp.niter)
 
     cluster = Clustering(some, "l2" if has_graph else metric, bool(ivf.cp.spherical), _ITERATIONS, threads)
+    fresh = replace(cluster, rows=timing.sample)  # the few rows of each list lie nearer to it than the many of a run
     trained_on = min(plan.training_rows, ivf.cp.max_points_per_centroid * ivf.nlist)
 
     def iteration(centroids: Float32Array) -> float:
         start = time.perf_counter()
-        ways = cluster.ways(centroids, LeadingDirections(centroids))
+        ways = fresh.ways(centroids, LeadingDirections(centroids))
         found = time.perf_counter() - start
         return found + timing.of(lambda part: replace(cluster, rows=part).moved(centroids, ways), trained_on)
 
