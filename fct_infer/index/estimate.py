@@ -114,13 +114,13 @@ def _lists(ivf: Any, some: Float32Array, lists: int, timing: _Timing, plan: Inde
         more = log(ivf.nlist) / log(_GRAPH_LISTS)
     fewer = make_index(re.sub(r"IVF\d+(_HNSW\d*)?", coarse, plan.factory), plan.dim, plan.metric)
     fewer.quantizer.add(centroids)
+    if fewer.by_residual:
+        trained_on = min(plan.training_rows, fewer.train_encoder_num_vectors())
+        training += timing.of(lambda part: nearest_lists(centroids, metric, part, threads), trained_on)
     if isinstance(fewer, module.IndexIVFPQ):
-        if fewer.by_residual:
-            trained_on = min(plan.training_rows, fewer.pq.cp.max_points_per_centroid * fewer.pq.ksub)
-            training += timing.of(lambda part: nearest_lists(centroids, metric, part, threads), trained_on)
         training += _codebooks(fewer, timing, plan)
     else:
-        training += timing.of(fewer.train, min(plan.training_rows, fewer.train_encoder_num_vectors()))
+        fewer.train(timing.sample)  # in no time, beside that
     return IndexSeconds(training, more * timing.filling(fewer, rows))
 
 
