@@ -93,7 +93,8 @@ class _Timing:
 def _lists(ivf: Any, some: Float32Array, lists: int, timing: _Timing, plan: IndexPlan, rows: int) -> IndexSeconds:
     module, metric = faiss(), metric_names()[ivf.metric_type]
     has_graph = isinstance(module.downcast_index(ivf.quantizer), module.IndexHNSWFlat)
-    threads, more, iterations = timing.threads, ivf.nlist / lists, iterations_for(ivf.cp.niter)
+    threads, more = timing.threads, ivf.nlist / lists
+    iterations = iterations_for(ivf.cp.niter, spherical=bool(ivf.cp.spherical))
 
     cluster = Clustering(some, "l2" if has_graph else metric, bool(ivf.cp.spherical), _ITERATIONS, threads)
     fresh = replace(cluster, rows=timing.sample)  # the few rows of each list lie nearer to it than the many of a run
