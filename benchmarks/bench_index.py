@@ -31,6 +31,7 @@ PROGRAM, ROWS, ROUNDS, INDEX = "small", 1_000_000, 3, "IVF1024,PQ32np"
 QUICK_ROWS, QUICK_ROUNDS, QUICK_INDEX = 100_000, 1, "IVF256,PQ16np"
 NPROBE, QUERIES, NEIGHBOURS = 16, 1000, 10
 WANTED_TRAIN, WANTED_ADD, WANTED_RECALL = 2.5, 3.5, -0.2
+FAISS_METRICS = {"l2": faiss.METRIC_L2, "ip": faiss.METRIC_INNER_PRODUCT}
 Times = dict[str, list[dict[str, float]]]
 
 
@@ -54,18 +55,20 @@ def timed(call: Callable[[], object]) -> dict[str, float]:
     return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
 
 
-def build_stages(rows: Float32Array, factory: str, rounds: int) -> tuple[dict[str, Times], dict[str, float]]:
-    """Train and fill in turn; return the times by stage and contestant, and the recall of the last round's indexes."""
-    plan = describe_index(factory, rows.shape[1], len(rows), "l2")
+def build_stages(
+    rows: Float32Array, factory: str, metric: str, rounds: int
+) -> tuple[dict[str, Times], dict[str, float]]:
+    """Train and fill in turn; return the times by stage and contestant, and the recall of their indexes."""
+    plan = describe_index(factory, rows.shape[1], len(rows), metric)
     times: dict[str, Times] = {stage: {name: [] for name in BUILDERS} for stage in ("train", "add")}
     queries = rows[np.linspace(0, len(rows) - 1, QUERIES).astype(int)]
-    _, exact = faiss.knn(queries, rows, NEIGHBOURS)
+    _, exact = faiss.knn(queries, rows, NEIGHBOURS, metric=FAISS_METRICS[metric])
     recalls: dict[str, float] = {}
     for number in range(rounds):
         print(f"round {number + 1} of {rounds}: train and add ...", file=sys.stderr, flush=True)
         rng = np.random.default_rng(number)
         sample = rows[np.sort(rng.choice(len(rows), plan.training_rows, replace=False))]
-        builders = {name: kind(factory, rows.shape[1], "l2", cores()) for name, kind in BUILDERS.items()}
+        builders = {name: kind(factory, rows.shape[1], metric, cores()) for name, kind in BUILDERS.items()}
         ids = np.arange(len(rows))
         for name, builder in builders.items():
             times["train"][name].append(timed(partial(builder.train, sample)))
@@ -104,18 +107,26 @@ def summary(times: Times) -> dict[str, Any]:
     return found
 
 
-def bench(folder: Path, rows: int, rounds: int, factory: str) -> dict[str, Any]:
+def bench(folder: Path, rows: int, rounds: int, factory: str, metric: str, *, stages_only: bool) -> dict[str, Any]:
     """Return the result, ready for JSON."""
     header, h = environment(), PROGRAMS[PROGRAM]
     write_gallery(folder / "gallery", rows, h.dims)
     vectors = np.concatenate(list(read_shards(folder / "gallery")))
-    times, recalls = build_stages(vectors, factory, rounds)
-    times["whole upgrade"] = whole_upgrades(folder / "gallery", factory, rounds)
+    times, recalls = build_stages(vectors, factory, metric, rounds)
+    if not stages_only:
+        times["whole upgrade"] = whole_upgrades(folder / "gallery", factory, rounds)
     stages = {stage: summary(each) for stage, each in times.items()}
     gained = 100 * (recalls["fct_infer"] - recalls["FAISS"])
     return {
         **header,
-        "parameters": {"rows": rows, "dim": vectors.shape[1], "rounds": rounds, "program": PROGRAM, "index": factory},
+        "parameters": {
+            "rows": rows,
+            "dim": vectors.shape[1],
+            "rounds": rounds,
+            "program": PROGRAM,
+            "index": factory,
+            "metric": metric,
+        },
         "stages": stages,
         "recall_at_10": recalls,
         "not_measured": [],
@@ -131,17 +142,20 @@ def bench(folder: Path, rows: int, rounds: int, factory: str) -> dict[str, Any]:
 @click.option("--rows", default=ROWS, show_default=True)
 @click.option("--rounds", default=ROUNDS, show_default=True)
 @click.option("--index", "factory", default=INDEX, show_default=True)
+@click.option("--metric", type=click.Choice(list(FAISS_METRICS)), help="Train and add by it: implies --stages-only.")
+@click.option("--stages-only", is_flag=True, help="No whole upgrades; nothing is written to results/.")
 @click.option("--quick", is_flag=True, help="A tenth of the rows, one round; nothing is written to results/.")
-def main(rows: int, rounds: int, factory: str, quick: bool) -> None:
+def main(rows: int, rounds: int, factory: str, metric: str | None, stages_only: bool, quick: bool) -> None:
     """Compare building an index by the core and by FAISS, and write results/index.json."""
     if quick:
         rows, rounds, factory = QUICK_ROWS, QUICK_ROUNDS, QUICK_INDEX
     warn_if_loaded()
     WORK.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=WORK) as folder:
-        result = bench(Path(folder), rows, rounds, factory)
+        stages_only = stages_only or metric is not None
+        result = bench(Path(folder), rows, rounds, factory, metric or "l2", stages_only=stages_only)
     show(result, index_tables(result))
-    if not quick:
+    if not (quick or stages_only):
         print(f"written: {save('index', result)}; python -m benchmarks.table puts it into README.md")
 
 

@@ -185,7 +185,8 @@ def index_tables(result: dict[str, Any]) -> list[Table]:
         rows.append([stage, *cells, f"{ratio['wall']:.2f}x", f"{ratio['cpu']:.2f}x"])
     rows.append(["recall@10", *(f"{value:.4f}" for value in result["recall_at_10"].values()), "", ""])
     title = (
-        f"{parameters['rows']:,} rows x {parameters['dim']}, {parameters['index']}, rounds: {parameters['rounds']}: "
+        f"{parameters['rows']:,} rows x {parameters['dim']}, {parameters['index']} "
+        f"({parameters.get('metric', 'l2')}), rounds: {parameters['rounds']}: "
         "seconds (CPU seconds); x = FAISS over fct_infer"
     )
     return [Table(title, ["stage", *result["recall_at_10"], "wall", "CPU"], rows)]

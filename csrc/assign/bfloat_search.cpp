@@ -96,13 +96,13 @@ class BfloatSearch : public ListSearch {
       const float* scores = buffers.scores.data() + at(index) * lists;
       float low = row.floor;
       for (std::size_t start = 0; start < lists; start += kBlock)
-        highs[start / kBlock] =
-            bounds_of(scores + start, lengths + start, error, std::min(kBlock, lists - start), low);
+        highs[start / kBlock] = bounds_of(scores + start, lengths + start, error, centroids_.own_rounding,
+                                          std::min(kBlock, lists - start), low);
       row.floor = std::max(row.floor, low - centroids_.settling_error(buffers.lengths[at(index)], low));
       for (std::size_t start = 0; start < lists; start += kBlock) {
         if (highs[start / kBlock] < row.floor) continue;
         for (std::size_t list = start; list < std::min(start + kBlock, lists); ++list) {
-          const float high = scores[list] + lengths[list] * error;
+          const float high = scores[list] + lengths[list] * error + centroids_.own_error(lengths[list]);
           if (!(high < row.floor)) row.candidates.push_back({static_cast<std::int64_t>(first + list), high});
         }
       }

@@ -80,21 +80,22 @@ FCT_VECTOR void subtract(const float* left, const float* right, float* out, std:
 
 template <int kLanes>
 [[gnu::always_inline]] inline float bounds_of_with(const float* scores, const float* lengths, float error,
-                                                   std::size_t count, float& floor) {
+                                                   float own_rounding, std::size_t count, float& floor) {
   using Values = typename cpu::Vector<kLanes>::Floats;
   constexpr float kLowest = -std::numeric_limits<float>::infinity();
   Values lows = Values{} + kLowest, highs = lows;
   std::size_t i = 0;
   for (; i + kLanes <= count; i += kLanes) {
     const Values values = *reinterpret_cast<const Values*>(scores + i);
-    const Values errors = *reinterpret_cast<const Values*>(lengths + i) * error;
-    const Values low = values - errors, high = values + errors;
+    const Values length = *reinterpret_cast<const Values*>(lengths + i);
+    const Values slack = (length * own_rounding + error) * length;
+    const Values low = values - slack, high = values + slack;
     lows = low > lows ? low : lows;
     highs = high > highs ? high : highs;
   }
   float highest = kLowest;
   for (; i < count; ++i) {
-    const float slack = lengths[i] * error;
+    const float slack = (lengths[i] * own_rounding + error) * lengths[i];
     floor = std::max(floor, scores[i] - slack);  // max keeps the first of two if the second is NaN
     highest = std::max(highest, scores[i] + slack);
   }
@@ -106,7 +107,8 @@ template <int kLanes>
 }
 
 FCT_BY_LANES(float, bounds_of,
-             (const float* scores, const float* lengths, float error, std::size_t count, float& floor),
-             (scores, lengths, error, count, floor))
+             (const float* scores, const float* lengths, float error, float own_rounding, std::size_t count,
+              float& floor),
+             (scores, lengths, error, own_rounding, count, floor))
 
 }  // namespace fct::assign

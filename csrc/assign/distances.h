@@ -13,8 +13,9 @@ float dot(const float* left, const float* right, std::size_t count);
 float quick_dot(const float* left, const float* right, std::size_t count);
 void subtract(const float* left, const float* right, float* out, std::size_t count);
 
-// Scores known up to error * lengths[i]: raises `floor` to the largest of what they are at least, and returns
-// the largest of what they are at most. NaN is passed over.
-float bounds_of(const float* scores, const float* lengths, float error, std::size_t count, float& floor);
+// Scores known up to (error + own_rounding * lengths[i]) * lengths[i]: raises `floor` to the largest of what
+// they are at least, and returns the largest of what they are at most. NaN is passed over.
+float bounds_of(const float* scores, const float* lengths, float error, float own_rounding, std::size_t count,
+                float& floor);
 
 }  // namespace fct::assign

@@ -39,9 +39,10 @@ void IntegerLists::place(std::vector<std::int32_t> lists) {
       values = projected.data();
       length = projection_->lengths(centroids_.lengths[list], values);
     }
-    // What is much shorter than the longest keeps the error of what is not: its length counts as that.
-    const float scale = std::max(length.along, centroids_.longest * 1e-6f) / kIntegerLength;
-    panels_.put(place, values, centroids_.longest > 0 ? scale : 0.f, centroids_.biases[list],
+    // As in lengths: what is so short that its products may vanish keeps the error of what is not.
+    const float scale = std::max(length.along, ShiftedCentroids::kShortest) / kIntegerLength;
+    panels_.put(place, values, scale,
+                centroids_.biases[list] + centroids_.own_error(centroids_.lengths[list]),
                 errors_.of_list(centroids_.lengths[list], length.rest));
   }
 }
@@ -137,10 +138,10 @@ void IntegerLists::meet_span(const IntegerRows& rows, std::int32_t row, int span
 // A score of which parts are left out is computed in full; one of all is known well enough.
 void IntegerLists::add(const IntegerRows& rows, std::int32_t row, int place, float high, Found& found) const {
   const std::size_t number = at(row), list = at(lists_[at(place)]), width = at(centroids_.dim);
-  const float length = rows.length(number);
-  float slack = rows.error(number) * panels_.lengths[at(place)];
+  const float length = rows.length(number), own_error = centroids_.own_error(centroids_.lengths[list]);
+  float slack = rows.error(number) * panels_.lengths[at(place)] + own_error;
   if (projection_) {
-    slack = centroids_.float_error_for(length) * centroids_.lengths[list];
+    slack = centroids_.float_error_for(length) * centroids_.lengths[list] + own_error;
     high = quick_dot(rows.shifted(number), centroids_.values.data() + list * width, width) +
            centroids_.biases[list] + slack;
   }

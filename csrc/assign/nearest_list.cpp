@@ -7,7 +7,8 @@
 // A score is -|x - c|^2 / 2, or x . c, less what is the same for all lists. With m the mean of the centroids,
 // y = x - m and d = c - m it is y . d + bias, bias = -|d|^2 / 2 or m . d: shifted, because errors grow with
 // the lengths of what is multiplied, and rows of models are often far from 0. By Cauchy and Schwarz the error
-// is at most (r |y| + b) |d|, r from rounding both factors and summing, b from the bias.
+// is at most r |y| |d|, r from rounding both factors and summing, and that of the bias: a share of |d|^2 or
+// of |m| |d|. Each list's is its own: Note [Far centroids], shifted_centroids.cpp.
 #include "nearest_list.h"
 
 #include <limits>

@@ -66,9 +66,9 @@ TwoLevelSearch::TwoLevelSearch(const Centroids& centroids, const Groups& groups)
   std::iota(numbers_.begin(), numbers_.end(), 0);
   std::vector<float> shifted(at(centroids.dim));
   for (std::size_t group = 0; group < at(groups_); ++group) {
-    const ShiftedCentroids& shift = lists_.centroids();
-    const float length = shift.shift(groups.centers.data() + group * shifted.size(), shifted.data());
-    centers_.put(group, shifted.data(), length / kIntegerLength, shift.bias_of(shifted.data()), 0);
+    const auto scored =
+        lists_.centroids().score(groups.centers.data() + group * shifted.size(), shifted.data());
+    centers_.put(group, shifted.data(), scored.length / kIntegerLength, scored.bias, 0);
   }
   std::vector<std::vector<std::int32_t>> members(at(groups_));
   const auto group_of = groups_of(centroids, groups);

@@ -8,14 +8,14 @@
 namespace fct::cuda {
 
 // How far the scores of a row may be off. With r the length of the row and d that of the centroid, both less
-// the mean of the centroids: by (by_length * r + always) * d; and the distance itself, seen as a score, by
-// rounding * (r + reach)^2.
+// the mean of the centroids: by (by_length * r + always + by_centroid * d) * d; and the distance itself, seen
+// as a score, by rounding * (r + reach)^2.
 struct ScoreErrors {
-  float by_length = 0, always = 0, rounding = 0, reach = 0;
+  float by_length = 0, always = 0, by_centroid = 0, rounding = 0, reach = 0;
 };
 
-// Rows longer than this, or centroids, are not compared by scores: no product comes near the largest float.
-constexpr float kSafeLength = 1e15f;
+// Rows longer than this are not compared by scores: no product comes near the largest float.
+constexpr float kSafeLength = 1e17f;
 
 // Centroids in the device's memory.
 struct DeviceCentroids {
@@ -29,7 +29,7 @@ struct DeviceCentroids {
 
 // What is known about a row after some of the lists: kept on the device from one chunk of them to the next.
 struct ListSearch {
-  float error = 0;         // of a score, for a centroid of length 1
+  float error = 0;         // of a score, for a centroid of length 1, but for what that adds itself
   float slack = 0;         // of the distance, as a score
   float floor = 0;         // what the best score is at least
   float away = 0;          // how far `list` is away, by the distance itself; NaN: nobody had to know

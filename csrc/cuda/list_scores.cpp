@@ -11,7 +11,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "assign/distances.h"
 #include "assign/shifted_centroids.h"
 #include "layout.h"
 
@@ -39,7 +38,6 @@ LinearSpec empty_layer(std::int64_t lists, std::int64_t dim) {
 ListScores::ListScores(const Centroids& centroids) {
   const assign::ShiftedCentroids shifted(centroids, kTwoTf32Roundings);
   const std::size_t dim = at(shifted.dim);
-  const bool is_l2 = shifted.metric == Metric::kL2;
   for (std::int64_t list = 0; list < shifted.count; ++list) {
     if (list % kMostChunk == 0)
       layers.push_back(empty_layer(std::min<std::int64_t>(kMostChunk, shifted.count - list), shifted.dim));
@@ -52,12 +50,20 @@ ListScores::ListScores(const Centroids& centroids) {
   lengths = shifted.lengths;
   lengths.resize(at(padded_width(shifted.count)), 0);
 
-  const auto mean_length = static_cast<float>(std::sqrt(assign::squared_length(mean.data(), dim)) * 1.0001);
   const auto additions = static_cast<float>(dim + 8);
-  errors.by_length = kTwoTf32Roundings + additions * kSumRounding;
-  errors.always = additions * kSumRounding * (is_l2 ? shifted.longest : mean_length) + 1e-18f;
-  errors.rounding = additions * kDistanceRounding;
-  errors.reach = shifted.longest + (is_l2 ? 0.f : mean_length);
+  const float sum = additions * kSumRounding, distance = additions * kDistanceRounding;
+  errors.by_length = kTwoTf32Roundings + sum;
+  errors.always = 1e-18f;
+  errors.rounding = distance;
+  if (shifted.metric == Metric::kL2) {
+    errors.by_centroid = sum;
+    errors.reach = shifted.longest;  // no row is farther from its list
+  } else {                           // of which the distance is a product, too
+    errors.by_length += distance;
+    errors.always += (sum + distance) * shifted.mean_length;
+    errors.reach = shifted.mean_length;
+  }
+  if (!shifted.are_safe) errors.reach = INFINITY;
 }
 
 }  // namespace fct::cuda

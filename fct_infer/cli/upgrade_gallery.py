@@ -305,6 +305,8 @@ def _time_text(estimate: dict[str, Any]) -> str:
     if (index := estimate["index_seconds"]) is None:
         return f"{text}, plus the index, whose kind has no estimate"
     training = f"{duration_text(index['training'])} for training the index, " if index["training"] else ""
+    if "old_index" in estimate["settings"]:
+        training += "or less if the old index's lists prove as good, "
     return f"{text}, {training}{duration_text(index['adding'])} for filling it"
 
 

@@ -27,8 +27,10 @@ _A_JUMP = 100.0  # times the median squared step: a centroid without rows was pu
 _Refine: TypeAlias = Callable[[Float32Array], Float32Array]
 
 
-def iterations_for(plain: int) -> int:
+def iterations_for(plain: int, *, spherical: bool = False) -> int:
     """Return how many iterations are worth so many plain ones."""
+    if spherical:
+        return plain
     longer, plainer = _ITERATIONS
     return ceil(plain * longer / plainer)
 
@@ -59,7 +61,7 @@ class Clustering:
         def refine(start: Float32Array) -> Float32Array:
             return self.moved(start, self.ways(start, leading))
 
-        return _refined(centroids, self.iterations, refine)
+        return _refined(centroids, self.iterations, refine, 1.0 if self.spherical else _STEP)
 
     def ways(self, centroids: Float32Array, leading: LeadingDirections) -> dict[str, Any]:
         """Return how the nearest of centroids are found soonest: ``groups`` or ``directions``, for :meth:`moved`."""
@@ -102,7 +104,7 @@ def squared_error(rows: Float32Array, centroids: Float32Array, lists: NDArray[np
     return float(np.einsum("ij,ij->", rest, rest, dtype=np.float64) / max(1, len(rows)))
 
 
-def _refined(centroids: Float32Array, iterations: int, refine: _Refine) -> Float32Array:
+def _refined(centroids: Float32Array, iterations: int, refine: _Refine, step: float = _STEP) -> Float32Array:
     """Iterate; see Note [Longer steps]."""
     for _ in range(iterations - 1):
         steps = refine(centroids) - centroids
@@ -110,5 +112,5 @@ def _refined(centroids: Float32Array, iterations: int, refine: _Refine) -> Float
         if not squares.any():
             return centroids
         is_step = squares <= _A_JUMP * np.median(squares, axis=-1, keepdims=True)
-        centroids = centroids + np.where(is_step, np.float32(_STEP), np.float32(1))[..., None] * steps
+        centroids = centroids + np.where(is_step, np.float32(step), np.float32(1))[..., None] * steps
     return refine(centroids)

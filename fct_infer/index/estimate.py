@@ -93,14 +93,16 @@ class _Timing:
 def _lists(ivf: Any, some: Float32Array, lists: int, timing: _Timing, plan: IndexPlan, rows: int) -> IndexSeconds:
     module, metric = faiss(), metric_names()[ivf.metric_type]
     has_graph = isinstance(module.downcast_index(ivf.quantizer), module.IndexHNSWFlat)
-    threads, more, iterations = timing.threads, ivf.nlist / lists, iterations_for(ivf.cp.niter)
+    threads, more = timing.threads, ivf.nlist / lists
+    iterations = iterations_for(ivf.cp.niter, spherical=bool(ivf.cp.spherical))
 
     cluster = Clustering(some, "l2" if has_graph else metric, bool(ivf.cp.spherical), _ITERATIONS, threads)
+    fresh = replace(cluster, rows=timing.sample)  # the few rows of each list lie nearer to it than the many of a run
     trained_on = min(plan.training_rows, ivf.cp.max_points_per_centroid * ivf.nlist)
 
     def iteration(centroids: Float32Array) -> float:
         start = time.perf_counter()
-        ways = cluster.ways(centroids, LeadingDirections(centroids))
+        ways = fresh.ways(centroids, LeadingDirections(centroids))
         found = time.perf_counter() - start
         return found + timing.of(lambda part: replace(cluster, rows=part).moved(centroids, ways), trained_on)
 
@@ -113,13 +115,13 @@ def _lists(ivf: Any, some: Float32Array, lists: int, timing: _Timing, plan: Inde
         more = log(ivf.nlist) / log(_GRAPH_LISTS)
     fewer = make_index(re.sub(r"IVF\d+(_HNSW\d*)?", coarse, plan.factory), plan.dim, plan.metric)
     fewer.quantizer.add(centroids)
+    if fewer.by_residual:
+        trained_on = min(plan.training_rows, fewer.train_encoder_num_vectors())
+        training += timing.of(lambda part: nearest_lists(centroids, metric, part, threads), trained_on)
     if isinstance(fewer, module.IndexIVFPQ):
-        if fewer.by_residual:
-            trained_on = min(plan.training_rows, fewer.pq.cp.max_points_per_centroid * fewer.pq.ksub)
-            training += timing.of(lambda part: nearest_lists(centroids, metric, part, threads), trained_on)
         training += _codebooks(fewer, timing, plan)
     else:
-        training += timing.of(fewer.train, min(plan.training_rows, fewer.train_encoder_num_vectors()))
+        fewer.train(timing.sample)  # in no time, beside that
     return IndexSeconds(training, more * timing.filling(fewer, rows))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ from fct_infer.transformation import Float32Array
 # is the same whatever the directions, so how many there are is measured on whichever rows are at hand, a few. Taken
 # are those by which the least is left to do: fewer parts to multiply, but more lists to score in full. Where no number
 # of directions leaves much less than scoring everything (rows without a shape, few lists), there are none.
+# Centroids that are far off, of one row a million times as long as the others, would be a direction each and hide the
+# rest; the core tells them from all others by their own length, so they are left out here.
 LISTS_FROM = 256  # below, little is left to save
 _WORTH_IT = 0.85  # of the work without directions: what was measured is uncertain
 _STEP = 16  # directions the core takes at once
@@ -25,6 +28,7 @@ _MOST_STEPS = 8
 ROWS_TRIED = 64
 _ROWS_FROM = 4096  # below, looking for directions takes longer than they save
 _MOST_LISTS = 4096  # the directions of so many centroids are those of all
+_FAR_OFF = 8.0  # times the median length, as in the core (Note [Far centroids], csrc/assign/shifted_centroids.cpp)
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class LeadingDirections:
     def _all(self) -> Float32Array:
         """All directions (dim, dim), the first the best; looked for only where some may be enough."""
         some = self._centroids[:: -(-len(self._centroids) // _MOST_LISTS)].astype(np.float64)
-        shifted = some - some.mean(axis=0)
+        shifted, _ = _less_mean_of_most(some)
         with one_blas_thread():
             _, vectors = np.linalg.eigh(shifted.T @ shifted)
         return np.ascontiguousarray(vectors[:, ::-1].T, np.float32)
@@ -106,9 +110,8 @@ class LeadingDirections:
         numbers = range(_STEP, dim // 2 + 1, max(1, dim // 2 // _STEP // _MOST_STEPS) * _STEP)
         if lists < LISTS_FROM or not len(rows) or not numbers:
             return 0, 0.0
-        mean = centroids.mean(axis=0)
+        shifted, mean = _less_mean_of_most(centroids)
         tried = rows[:: -(-len(rows) // ROWS_TRIED)] - mean
-        shifted = centroids - mean
         biases = np.einsum("ij,j->i", shifted, mean) if metric == "ip" else np.einsum("ij,ij->i", shifted, shifted) / -2
         costs = _costs()
         best, least = 0, _WORTH_IT * costs.without(lists, dim)
@@ -142,6 +145,18 @@ class LeadingDirections:
             found.append(float((highs >= floors[:, None]).sum(axis=1).mean()))
             before = count
         return found
+
+
+def _less_mean_of_most(centroids: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return centroids (most, dim) less their mean, and that (dim,): those that are not far off it."""
+    while True:
+        mean = centroids.mean(axis=0, dtype=np.float64).astype(centroids.dtype)
+        shifted = centroids - mean
+        squares = np.einsum("ij,ij->i", shifted, shifted, dtype=np.float64)
+        are_near = squares <= _FAR_OFF**2 * np.median(squares)
+        if are_near.all():
+            return shifted, mean
+        centroids = centroids[are_near]
 
 
 def nearest_lists(centroids: Float32Array, metric: str, rows: Float32Array, threads: int) -> NDArray[np.int64]:

@@ -23,9 +23,10 @@ def train_index(index: Any, sample: Float32Array, threads: int, warm: WarmStart 
 
     By the core: the centroids of inverted lists, and codebooks of product quantizers with 8 bits a code; as tight as
     FAISS's iterations make them (see :mod:`fct_infer.index.clustering`), from rows chosen as it does, on as many rows;
-    lists from an old index's, if ``warm`` names them and they prove as good. All else, transforms (OPQ, PCA) and other
-    codes, is left to FAISS, and so is a sample with fewer rows than centroids, which it refuses. The core's part
-    depends on the rows alone, not on the threads.
+    lists from an old index's, if ``warm`` names them and they prove as good. Scalar quantizers are trained by FAISS, on
+    what the core's lists leave of rows. All else, transforms (OPQ, PCA) and other codes, is left to FAISS, and so is a
+    sample with fewer rows than centroids, which it refuses. The core's part depends on the rows alone, not on the
+    threads.
 
     Raises:
         RuntimeError: FAISS's.
@@ -42,14 +43,12 @@ def train_index(index: Any, sample: Float32Array, threads: int, warm: WarmStart 
                 transform.train(rows)
             rows = transform.apply(rows)
     centroids = _train_lists(inner, rows, threads, warm) if isinstance(inner, module.IndexIVF) else None
-    if _has_known_codes(inner) and not any(isinstance(part, module.IndexRefine) for part in outer):
-        residuals = _residuals(inner, rows, centroids, threads)
-        if residuals is not None and len(residuals) >= inner.pq.ksub:
-            _train_codebooks(inner, residuals, threads)
-            for part in outer:
-                part.is_trained = True
-            return
-    index.train(sample)  # finds the lists trained, if they are
+    refines = any(isinstance(part, module.IndexRefine) for part in outer)
+    if refines or not _train_codes(inner, rows, centroids, threads):
+        index.train(sample)  # finds the lists trained, if they are
+        return
+    for part in outer:
+        part.is_trained = True
 
 
 def _train_lists(ivf: Any, rows: Float32Array, threads: int, warm: WarmStart | None) -> Float32Array | None:
@@ -69,7 +68,7 @@ def _train_lists(ivf: Any, rows: Float32Array, threads: int, warm: WarmStart | N
         rows,
         metric=metric_names()[coarse.metric_type] if is_flat else "l2",  # FAISS's choice for a graph
         spherical=bool(ivf.cp.spherical),
-        iterations=iterations_for(ivf.cp.niter),
+        iterations=iterations_for(ivf.cp.niter, spherical=bool(ivf.cp.spherical)),
         threads=threads,
     )
     centroids = None if warm is None or lists is None else warm.centroids(cluster, lists, ivf.nlist)
@@ -80,22 +79,37 @@ def _train_lists(ivf: Any, rows: Float32Array, threads: int, warm: WarmStart | N
     return centroids
 
 
-def _has_known_codes(index: Any) -> bool:
+def _train_codes(index: Any, rows: Float32Array, centroids: Float32Array | None, threads: int) -> bool:
+    """Train what encodes rows, of kinds that are known, with lists that are trained; return whether it was done."""
     module = faiss()
-    return (
+    is_scalar = type(index) is module.IndexIVFScalarQuantizer
+    is_product = (
         type(index) in (module.IndexIVFPQ, module.IndexPQ)
         and index.pq.nbits == CODE_BITS
         and not index.do_polysemous_training
     )
+    if not (is_scalar or is_product):
+        return False
+    residuals = _residuals(index, rows, centroids, threads)
+    if residuals is None or (is_product and len(residuals) < index.pq.ksub):
+        return False
+    if is_product:
+        _train_codebooks(index, residuals, threads)
+    else:
+        index.train_encoder(len(residuals), module.swig_ptr(residuals), None)
+    index.is_trained = True
+    return True
 
 
 def _residuals(index: Any, rows: Float32Array, centroids: Float32Array | None, threads: int) -> Float32Array | None:
-    """Return what codebooks are to be trained on: rows, less their centroids where the index encodes that."""
-    rows, _ = _at_most(rows, index.pq.cp.max_points_per_centroid * index.pq.ksub)
-    if not isinstance(index, faiss().IndexIVF) or not index.by_residual:
-        return rows
+    """Return what codes are to be trained on: rows, or what their lists leave of them; None if that is unknown."""
+    if not isinstance(index, faiss().IndexIVF):
+        return _at_most(rows, index.pq.cp.max_points_per_centroid * index.pq.ksub)[0]
     if centroids is None:
         return None
+    rows, _ = _at_most(rows, index.train_encoder_num_vectors())
+    if not index.by_residual:
+        return rows
     return rows - centroids[nearest_lists(centroids, metric_names()[index.metric_type], rows, threads)]
 
 
@@ -107,7 +121,6 @@ def _train_codebooks(index: Any, rows: Float32Array, threads: int) -> None:
     start = np.ascontiguousarray(start.transpose(1, 0, 2))
     codebooks = cluster_codebooks(rows, start, iterations=iterations_for(quantizer.cp.niter), threads=threads)
     module.copy_array_to_vector(codebooks.ravel(), quantizer.centroids)
-    index.is_trained = True
     if isinstance(index, module.IndexIVF) and index.by_residual:
         index.precompute_table()
 

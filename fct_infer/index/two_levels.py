@@ -20,7 +20,7 @@ from fct_infer.transformation import Float32Array
 # lie as far apart as rows from their centroids, and want more groups than rows do, not fewer.
 # Where that many groups hold most of the lists (rows without clusters, few lists), two levels are no use, nor where
 # scores along a few directions find the nearest list as soon. Nor where the core does not find in these groups what it
-# should: a centroid that is longer than all others by many orders of magnitude leaves its integers no digits for those.
+# should: most centroids are shorter or longer than it multiplies.
 LISTS_FROM = 1 << 14  # below, all lists are scored sooner
 WORTH_IT = 0.4  # of all scores, or what directions leave of them: of scattered rows, in short groups, each takes longer
 _SHARE, _LEAST_SHARE = 0.9995, 0.99  # wanted; found by the core, or groups are not to be trusted

@@ -58,11 +58,14 @@ void search_rows(const cuda::AssignedRows& rows, const cuda::DeviceCentroids& ce
                  cuda::ListSearch* searches) {
   for (std::int64_t row = 0; row < rows.count; ++row) {
     cuda::ListSearch& search = searches[row];
-    const float* lengths = centroids.lengths + first_list;
+    const auto error_of = [&](std::int64_t list) {
+      const float length = centroids.lengths[first_list + list];
+      return length * (search.error + centroids.errors.by_centroid * length);
+    };
     for (std::int64_t list = 0; list < lists; ++list)
-      search.floor = std::fmax(search.floor, load_element(scores, row, list) - lengths[list] * search.error);
+      search.floor = std::fmax(search.floor, load_element(scores, row, list) - error_of(list));
     for (std::int64_t list = 0; list < lists; ++list) {
-      const float high = load_element(scores, row, list) + lengths[list] * search.error;
+      const float high = load_element(scores, row, list) + error_of(list);
       if (high < search.floor - 2 * search.slack) continue;
       const float away = float_distance(rows.rows + row * centroids.dim,
                                         centroids.values + (first_list + list) * centroids.dim, centroids.dim,

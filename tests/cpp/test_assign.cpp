@@ -3,7 +3,9 @@
 #include <cmath>
 #include <limits>
 
+#include "assign/list_search.h"
 #include "check.h"
+#include "cpu/linear_op.h"
 #include "fct/assign.h"
 #include "fct/error.h"
 #include "random_values.h"
@@ -281,6 +283,57 @@ TEST(centroids_of_any_length_are_told_apart) {
         else  // squares vanish: the first of equals
           CHECK(found.lists[at(row)] == 0);
     }
+  }
+}
+
+// How many lists of all rows are left to be settled by the distance itself.
+std::size_t candidates_of(const assign::ListSearch& search, const std::vector<float>& rows, int dim) {
+  const auto count = static_cast<std::int64_t>(rows.size()) / dim;
+  std::vector<assign::Found> found(at(search.tile_rows()));
+  const auto workspace = search.make_workspace();
+  std::size_t candidates = 0;
+  for (std::int64_t first = 0; first < count; first += search.tile_rows()) {
+    const auto here = std::min<std::int64_t>(search.tile_rows(), count - first);
+    search.search(rows.data() + first * dim, here, found.data(), *workspace);
+    for (std::int64_t row = 0; row < here; ++row)
+      for (const auto& candidate : found[at(row)].candidates)
+        candidates += !(candidate.high < found[at(row)].floor);
+  }
+  return candidates;
+}
+
+TEST(a_far_centroid_leaves_the_others_told_apart) {
+  const Case plain{500, 300, 4, 4}, inner{500, 300, 4, 4, Metric::kInnerProduct};
+  const int dim = plain.dim();
+  for (const auto& [test, scale] : {std::pair{plain, 1e6f},
+                                    {plain, 1e15f},
+                                    {plain, 1e18f},  // on the edge of what is multiplied
+                                    {plain, 3e37f},
+                                    {inner, 1e6f},
+                                    {inner, 1e15f}}) {
+    Centroids centroids = test.centroids();
+    auto rows = test.data();
+    const auto far = centroids.values.begin() + 5 * dim;
+    for (auto value = far; value < far + dim; ++value) *value *= scale;
+    std::copy(far, far + dim, rows.begin());
+    const std::vector<float> near_rows(rows.begin() + dim, rows.end());
+    std::vector<std::unique_ptr<assign::ListSearch>> searches;
+    searches.push_back(assign::make_integer_search(centroids));
+    searches.push_back(assign::make_integer_search(centroids, directions_of(12, dim)));
+    searches.push_back(assign::make_two_level_search(centroids, groups_of(centroids, 20, 20)));
+    try {
+      searches.push_back(assign::make_bfloat_search(centroids, *cpu::make_onednn_library()));
+    } catch (const Error& error) {  // no bfloat16 with these instructions
+      CHECK(error.kind() == ErrorKind::kUnsupported, error.what());
+    }
+    for (const auto& search : searches)
+      CHECK(candidates_of(*search, near_rows, dim) < 2 * near_rows.size() / at(dim));
+    const Found found = run(*make_assigner(centroids, std::nullopt, false), rows, 1);
+    CHECK(run(*make_assigner(centroids, std::nullopt, true, std::nullopt, directions_of(12, dim)), rows, 2) ==
+          found);
+    for (std::int64_t row = scale < 1e19f ? 0 : 1; row < test.rows; ++row)  // where squares are floats
+      CHECK(is_nearest(rows.data() + row * dim, centroids.values.data(), test.lists, dim,
+                       found.lists[at(row)], test.metric));
   }
 }
 

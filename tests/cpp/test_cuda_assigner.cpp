@@ -168,6 +168,19 @@ TEST(cuda_rows_and_centroids_near_the_largest_float_have_a_list) {
   CHECK(run(*test.on(device), test.data) == expected(test));
 }
 
+TEST(cuda_a_far_centroid_does_not_blur_the_scores_of_others) {
+  for (Metric metric : {Metric::kL2, Metric::kInnerProduct}) {
+    AssignCase test{300, 60, 3, 4, metric};
+    const cuda::ScoreErrors plain = cuda::ListScores(*test.centroids).errors;
+    for (std::size_t i = 24; i < 36; ++i) test.centroids->values[i] *= 1e15f;
+    std::copy_n(test.centroids->values.begin() + 24, 12, test.data.begin());
+    const cuda::ScoreErrors errors = cuda::ListScores(*test.centroids).errors;
+    CHECK(errors.by_length == plain.by_length && errors.by_centroid == plain.by_centroid);
+    CHECK(errors.always < 1.5f * plain.always && errors.reach < 1.5f * plain.reach);
+    CHECK(run(*test.on(std::make_shared<FakeDevice>()), test.data) == expected(test));
+  }
+}
+
 // Rows at one point, centroids that are equal: the first of them.
 TEST(cuda_the_first_of_equal_lists_is_taken) {
   AssignCase test{5, 40, 1, 3};

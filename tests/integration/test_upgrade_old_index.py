@@ -111,6 +111,9 @@ def test_unknown_ids_are_named(tmp_path, gallery, old):
 def test_on_the_command_line(tmp_path, old):
     core_bundle(linear_map(6, 8), tmp_path / "h")
     arguments = [str(tmp_path / "g"), "--transformation", str(tmp_path / "h"), "-o", str(tmp_path / "dest")]
-    done = CliRunner().invoke(command, [*arguments, "--old-index", str(old)])
+    arguments += ["--old-index", str(old)]
+    said = CliRunner().invoke(command, [*arguments, "--dry-run"]).output
+    assert "for training the index, or less if the old index's lists prove as good" in " ".join(said.split())
+    done = CliRunner().invoke(command, arguments)
     assert done.exit_code == 0, done.output
     assert "as the old index's" in " ".join(done.output.split())

@@ -73,7 +73,7 @@ struct Data {
   Both<float> data, values, mean, lengths, book;
   Both<std::int64_t> found_lists{{}}, first_bad{{cuda::kNoBadRow}};
   Both<std::uint8_t> codes;
-  cuda::ScoreErrors errors{0.01f, 0.001f, 1e-7f, 3};
+  cuda::ScoreErrors errors{0.01f, 0.001f, 0.02f, 1e-7f, 3};
   Metric metric = random_bits() % 2 == 0 ? Metric::kL2 : Metric::kInnerProduct;
 
   static std::vector<float> lengths_of(std::int64_t count) {

@@ -115,12 +115,14 @@ __global__ void search_kernel(AssignedRows rows, DeviceCentroids centroids, cons
   for_each_row(rows.count, [&](std::int64_t index) {
     const float* of_row = scores + index * stride;
     ListSearch search = searches[index];
+    const auto error_of = [&](float length) {
+      return length * (search.error + centroids.errors.by_centroid * length);
+    };
 #pragma unroll 4
     for (std::int64_t list = lane() * kVector; list < lists; list += kWarp * kVector) {
       const FourFloats score(of_row + list), length(lengths + list);
       for (int k = 0; k < kVector; ++k)  // fmaxf passes over NaN
-        if (list + k < lists)
-          search.floor = fmaxf(search.floor, score.values[k] - length.values[k] * search.error);
+        if (list + k < lists) search.floor = fmaxf(search.floor, score.values[k] - error_of(length.values[k]));
     }
     for (int distance = kWarp / 2; distance > 0; distance /= 2)
       search.floor = fmaxf(search.floor, __shfl_xor_sync(kAllLanes, search.floor, distance));
@@ -132,7 +134,7 @@ __global__ void search_kernel(AssignedRows rows, DeviceCentroids centroids, cons
       if (own < lists) {
         const FourFloats score(of_row + own), length(lengths + own);
         for (int k = 0; k < kVector; ++k)
-          if (own + k < lists && !(score.values[k] + length.values[k] * search.error < least_high))
+          if (own + k < lists && !(score.values[k] + error_of(length.values[k]) < least_high))
             may_be |= 1u << k;
       }
       if (__ballot_sync(kAllLanes, may_be != 0) == 0) continue;

@@ -51,3 +51,13 @@ def test_rows_that_are_few_many_times_over():
 
 def test_longer_steps_are_fewer():
     assert [iterations_for(plain) for plain in (1, 10, 25)] == [1, 6, 14]
+
+
+def test_lists_on_a_sphere_are_as_near_as_after_plain_iterations():
+    rng = np.random.default_rng(3)
+    rows = rng.standard_normal((16_384, 24), np.float32) @ rng.standard_normal((24, 64), np.float32)
+    iterations = iterations_for(10, spherical=True)
+    plain = _core.refine_centroids(rows, rows[:256].copy(), metric="ip", spherical=True, iterations=10, threads=1)
+    found = Clustering(rows, metric="ip", spherical=True, iterations=iterations, threads=1).refined(rows[:256].copy())
+    nearest = [(rows @ centroids.T).max(axis=1).mean() for centroids in (found, plain)]
+    assert nearest[0] >= 0.997 * nearest[1]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fct_infer.index import describe_index, estimate, filling, index_seconds
+from fct_infer.index.clustering import Clustering
 from fct_infer.index.leading_directions import LeadingDirections
 
 RNG = np.random.default_rng(0)
@@ -57,6 +58,23 @@ def test_lists_are_found_as_the_run_finds_them(monkeypatch):
     few, none = found
     assert few is not None and len(few) == 16
     assert none is None
+
+
+def test_ways_are_found_with_rows_that_no_list_was_trained_on(monkeypatch):
+    """To the few it was trained on, a list looks nearer than to those of the run, and fewer directions enough."""
+    seen = []
+
+    class Watched(Clustering):
+        def ways(self, *args):
+            seen.append(self.rows)
+            return super().ways(*args)
+
+    monkeypatch.setattr(estimate, "Clustering", Watched)
+    index_seconds(describe_index("IVF64,Flat", 32, 100_000, "l2"), 100_000, 1, draw)
+    *while_trained, first, last = seen
+    assert {len(rows) for rows in while_trained} == {4 * 64}
+    assert len(first) == len(last) == 8192
+    assert not (last[:, None, :4] == while_trained[0][:, :4]).all(axis=2).any()
 
 
 @pytest.mark.parametrize(("rows", "drawn"), [(100_000, 4 * 64 + 8192), (1000, 1000)])

@@ -78,6 +78,20 @@ def test_where_directions_do_not_help_there_are_none():
     assert LeadingDirections(narrow).enough(narrow, "l2", np.ascontiguousarray(ROWS[:, :20])) is None
 
 
+@pytest.mark.parametrize("scale", [1e6, 1e15, 1e30])
+def test_far_centroids_hide_no_directions_and_change_no_list(scale):
+    centroids = CENTROIDS.copy()
+    centroids[3] *= np.float32(scale)
+    centroids[9] *= np.float32(-scale / 1000)
+    directions, plain = (LeadingDirections(each).enough(each, "l2", ROWS) for each in (centroids, CENTROIDS))
+    assert directions is not None and len(directions) <= len(plain)
+    rows = np.concatenate([ROWS, centroids])
+    every, _ = _core.Assigner(centroids, None).assign(rows, 1)
+    found, _ = _core.Assigner(centroids, None, directions=directions).assign(rows, 2)
+    np.testing.assert_array_equal(found, every)
+    np.testing.assert_array_equal(every[-len(centroids) :], np.arange(len(centroids)))
+
+
 def test_there_are_fewer_or_none_where_scoring_all_costs_less(monkeypatch):
     """As in bfloat16 on CPUs that have it."""
     costs = leading_directions._costs()

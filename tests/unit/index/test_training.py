@@ -76,6 +76,24 @@ def test_codes_are_as_near_as_those_faiss_trains(factory):
     assert errors[0] <= 1.08 * errors[1]  # of other random rows to start from either differs by 2 %
 
 
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("factory", ["IVF16,SQ8", "IVF16,SQ4", "PCA12,IVF16,SQ8"])
+def test_scalar_quantizers_are_those_faiss_trains_without_its_finding_lists_again(factory, metric, monkeypatch):
+    left_to_faiss = []
+    train = faiss.IndexIVFScalarQuantizer.train
+    monkeypatch.setattr(faiss.IndexIVFScalarQuantizer, "train", lambda *_: left_to_faiss.append("lists"))
+    monkeypatch.setattr(faiss.IndexPreTransform, "train", lambda *_: left_to_faiss.append("lists"))
+    ours = trained(factory, metric)
+    assert not left_to_faiss
+    inner, rows = ours, DATA
+    if factory.startswith("PCA"):
+        inner, rows = faiss.downcast_index(ours.index), ours.chain.at(0).apply(DATA)
+    theirs = faiss.clone_index(inner)
+    theirs.is_trained = False
+    train(theirs, rows)
+    np.testing.assert_array_equal(*(faiss.vector_to_array(each.sq.trained) for each in (inner, theirs)))
+
+
 @pytest.mark.parametrize("factory", ["Flat", "SQ8", "IMI2x3,PQ4", "PQ4x4", "PCA12,HNSW8"])
 def test_what_there_is_no_kernel_for_is_trained_by_faiss(factory):
     ours, theirs = trained(factory), empty(factory)

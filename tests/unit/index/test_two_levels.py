@@ -53,13 +53,21 @@ def test_where_groups_do_not_help_there_are_none():
     assert two_levels(np.repeat(CENTROIDS[:1], LISTS, axis=0), "l2", 1) is None
 
 
-@pytest.mark.parametrize("scale", [1e-20, 1e15])
-def test_where_the_core_tells_no_groups_apart_there_are_none(scale):
-    """All centroids, or one of them, are longer or shorter than it multiplies integers for."""
-    centroids = CENTROIDS.copy()
-    centroids[:: 1 if scale < 1 else LISTS] *= np.float32(scale)
+def test_where_the_core_tells_no_groups_apart_there_are_none():
+    """All centroids are shorter than it multiplies integers for."""
     assert two_levels(CENTROIDS, "l2", 1) is not None
-    assert two_levels(centroids, "l2", 1) is None
+    assert two_levels(CENTROIDS * np.float32(1e-20), "l2", 1) is None
+
+
+@pytest.mark.parametrize("scale", [1e6, 1e15, 1e30])
+def test_a_far_centroid_hides_no_groups(scale):
+    centroids = CENTROIDS.copy()
+    centroids[7] *= np.float32(scale)
+    levels, plain = two_levels(centroids, "l2", 1), two_levels(CENTROIDS, "l2", 1)
+    assert levels is not None and levels.cost <= 1.25 * plain.cost
+    exact, _ = _core.Assigner(CENTROIDS, None).assign(ROWS, 1)
+    found, _ = _core.Assigner(centroids, None, groups=levels.groups).assign(ROWS, 1)
+    assert (found == exact)[exact != 7].mean() >= 0.995
 
 
 def test_where_directions_find_lists_as_soon_there_are_none(monkeypatch):
