@@ -122,7 +122,8 @@ __global__ void search_kernel(AssignedRows rows, DeviceCentroids centroids, cons
     for (std::int64_t list = lane() * kVector; list < lists; list += kWarp * kVector) {
       const FourFloats score(of_row + list), length(lengths + list);
       for (int k = 0; k < kVector; ++k)  // fmaxf passes over NaN
-        if (list + k < lists) search.floor = fmaxf(search.floor, score.values[k] - error_of(length.values[k]));
+        if (list + k < lists)
+          search.floor = fmaxf(search.floor, score.values[k] - error_of(length.values[k]));
     }
     for (int distance = kWarp / 2; distance > 0; distance /= 2)
       search.floor = fmaxf(search.floor, __shfl_xor_sync(kAllLanes, search.floor, distance));
