@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from math import ceil
 from typing import Any, TypeAlias
 
@@ -55,13 +57,16 @@ class Clustering:
 
     def refined(self, centroids: Float32Array) -> Float32Array:
         """Return centroids (lists, dim) after all iterations from those given."""
+        return _after(self.iterations, self.refinements(centroids))
 
+    def refinements(self, centroids: Float32Array) -> Iterator[Float32Array]:
+        """Yield centroids (lists, dim) after one iteration from those given, after two, and so on while they move."""
         leading = LeadingDirections(centroids)  # which move, but stay among the rows
 
         def refine(start: Float32Array) -> Float32Array:
             return self.moved(start, self.ways(start, leading))
 
-        return _refined(centroids, self.iterations, refine, 1.0 if self.spherical else _STEP)
+        return _refinements(centroids, refine, 1.0 if self.spherical else _STEP)
 
     def ways(self, centroids: Float32Array, leading: LeadingDirections) -> dict[str, Any]:
         """Return how the nearest of centroids are found soonest: ``groups`` or ``directions``, for :meth:`moved`."""
@@ -95,7 +100,7 @@ def cluster_codebooks(rows: Float32Array, codebooks: Float32Array, *, iterations
         found: Float32Array = _core.refine_codebooks(rows, start, iterations=1, threads=threads)
         return found
 
-    return _refined(codebooks, iterations, refine)
+    return _after(iterations, _refinements(codebooks, refine))
 
 
 def squared_error(rows: Float32Array, centroids: Float32Array, lists: NDArray[np.int64]) -> float:
@@ -104,13 +109,19 @@ def squared_error(rows: Float32Array, centroids: Float32Array, lists: NDArray[np
     return float(np.einsum("ij,ij->", rest, rest, dtype=np.float64) / max(1, len(rows)))
 
 
-def _refined(centroids: Float32Array, iterations: int, refine: _Refine, step: float = _STEP) -> Float32Array:
-    """Iterate; see Note [Longer steps]."""
-    for _ in range(iterations - 1):
-        steps = refine(centroids) - centroids
+def _refinements(centroids: Float32Array, refine: _Refine, step: float = _STEP) -> Iterator[Float32Array]:
+    """Yield what each iteration ends with: the last step is the plain one. See Note [Longer steps]."""
+    while True:
+        plain = refine(centroids)
+        yield plain
+        steps = plain - centroids
         squares = np.einsum("...i,...i->...", steps, steps)
         if not squares.any():
-            return centroids
+            return
         is_step = squares <= _A_JUMP * np.median(squares, axis=-1, keepdims=True)
         centroids = centroids + np.where(is_step, np.float32(step), np.float32(1))[..., None] * steps
-    return refine(centroids)
+
+
+def _after(iterations: int, refinements: Iterator[Float32Array]) -> Float32Array:
+    """Return the last of so many; of fewer, where nothing moves any more."""
+    return deque(islice(refinements, iterations), maxlen=1).pop()
