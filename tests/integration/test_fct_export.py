@@ -207,7 +207,7 @@ def run_main(monkeypatch, capsys, folder, *arguments: object) -> tuple[int, str]
         (["h.pt", "--engine-rows", "64,8"], 2, "--engine-rows"),
         (["h.pt", "--device", "gpu"], 2, "device 'gpu' does not exist"),
         (["h.pt", "-o", "."], 2, "is not the name of a folder"),
-        (["h.pt", "-o", "h.pt/b"], 5, "h.pt"),
+        (["h.pt", "-o", "h.pt/b"], 2, "h.pt is not a folder"),
     ],
 )  # fmt: skip
 def test_mistakes_end_with_one_line_and_an_exit_code(folder, monkeypatch, capsys, arguments, exit_code, message):
