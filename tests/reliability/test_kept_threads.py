@@ -34,7 +34,7 @@ def busy():
 workers = [threading.Thread(target=busy) for _ in range(2)]
 for worker in workers:
     worker.start()
-for _ in range(10):
+for _ in range(100):
     child = os.fork()
     if child == 0:
         signal.alarm(20)

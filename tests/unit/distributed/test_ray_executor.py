@@ -403,7 +403,8 @@ def test_a_job_is_closed_where_it_ends_and_its_workers_stay(tmp_path, cluster):
             assert held == [True] * 4 and not list(tmp_path.iterdir())
         with pytest.raises(GalleryError, match="fails"):
             EXECUTOR.each(Holds(tmp_path), [Part("fails", 1, 0)], lambda *_: None)
-        assert not list(tmp_path.iterdir()) and len(worker_pids()) == 2
+        assert not list(tmp_path.iterdir())
+        assert is_soon(lambda: len(worker_pids()) == 2)  # one may have done all before the other was there
 
 
 def test_a_worker_closes_its_job_once_and_an_upgrade_lets_go_of_its_gallery(tmp_path, gallery, monkeypatch):
