@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fct_infer.errors import GateError
 from fct_infer.gallery.destination import Work
-from fct_infer.index import IndexBuilder, tune_nprobe
+from fct_infer.index import ExactNeighbours, IndexBuilder, tune_nprobe
 from fct_infer.transformation import Float32Array
 from fct_infer.upgrade.meaning import exact_search, measure_meaning, searched_by_index
 from fct_infer.upgrade.neighbours import RECALL_K, Neighbours, with_labels
@@ -60,8 +61,9 @@ class Checks:
         """
         plan = self._plan
         self._report("verify", 0)
+        verification = verify_cosine(plan, *work.read_back(plan.settings.verify_rows, SEED + 1))
         if builder is None:
-            return self._verify_sample(work)
+            return verification
         assert isinstance(work, FolderWork) and self._neighbours is not None
         with own_work():
             written = work.open_written(plan.gallery.parts())
@@ -70,25 +72,32 @@ class Checks:
             exact = self._neighbours.among_all(written, self._report)
         rows, near = self._neighbours.rows, self._neighbours.rows_near(exact)
         names, old, side, new = work.read_back_rows(near)
+        verify_cosine(plan, names, old, side, new)
+        self._report("verify", written.schema.rows)
         near_rows, near_ids = index_rows(new, plan.metric), labels_of_rows(plan, near)
         own = np.searchsorted(near, rows)
         self.queries = near_rows[own]
         with own_work():
-            exact = with_labels(plan, written, exact)
-        # Before anything in float64: NumPy's BLAS keeps a core busy for a while after it, which FAISS would lack.
-        limit = plan.settings.min_recall
+            recall, tried = self._recall(
+                builder, near_ids[own], with_labels(plan, written, exact), (near_ids, near_rows)
+            )
+        return replace(verification, queries=len(rows), recall_at_10=recall, recall_by_nprobe=tried)
+
+    def _recall(
+        self,
+        builder: IndexBuilder,
+        own_ids: NDArray[np.int64],
+        exact: ExactNeighbours,
+        near: tuple[NDArray[np.int64], Float32Array],
+    ) -> tuple[float, tuple[tuple[int, float], ...]]:
+        """Measure recall@10 against exact search over all published rows, choosing nprobe on the way."""
+        limit = self._plan.settings.min_recall
         tried: dict[int, float] = {}
-        recall = tune_nprobe(builder, self.queries, near_ids[own], exact, limit, tried, (near_ids, near_rows))
-        verification = self._verify_sample(work)
-        verify_cosine(plan, names, old, side, new)
-        self._report("verify", written.schema.rows)
+        recall = tune_nprobe(builder, self.queries, own_ids, exact, limit, tried, near)
         if limit is not None and not recall >= limit:
             way_out = "--force --restart trains one on all rows" if builder.loaded_rows else "choose another --index"
             raise GateError(f"recall@{RECALL_K} of the index is {recall:.3f}, below {limit}; {way_out}")
-        return replace(verification, queries=len(rows), recall_at_10=recall, recall_by_nprobe=tuple(tried.items()))
-
-    def _verify_sample(self, work: Work) -> Verification:
-        return verify_cosine(self._plan, *work.read_back(self._plan.settings.verify_rows, SEED + 1))
+        return recall, tuple(tried.items())
 
     def probe(self, work: Work, builder: IndexBuilder | None) -> tuple[Meaning, ...]:
         """Measure what was written by what is known of the new model.
