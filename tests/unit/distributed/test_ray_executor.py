@@ -62,7 +62,7 @@ def bucket():
 
 
 @pytest.fixture(scope="module")
-def cluster(bucket):
+def two_nodes(bucket):
     cluster = Cluster()
     node = {"num_cpus": 1, "object_store_memory": 80 << 20, "include_dashboard": False}
     cluster.add_node(**node)
@@ -71,6 +71,13 @@ def cluster(bucket):
     yield cluster
     ray.shutdown()
     cluster.shutdown()
+
+
+@pytest.fixture
+def cluster(two_nodes):
+    """Two nodes with nothing at work: Ray ends actors in its own time, and a test may look for those of its own."""
+    assert is_soon(lambda: not worker_pids())
+    return two_nodes
 
 
 @pytest.fixture
