@@ -157,6 +157,8 @@ def command(
     click.echo(f"\nnext: {next_command}")
     if probe:
         click.echo("(the probe tells a wrong gallery; what h is worth stands above: it was fitted on the same rows)")
+        if pairs.matched_by == "order":
+            click.echo("(NEW has no ids: a gallery of other rows than OLD's wants them, with --probe-ids)")
 
 
 def _stored(pairs: Pairs, inputs: dict[str, Any]) -> str:
@@ -170,9 +172,8 @@ def _stored(pairs: Pairs, inputs: dict[str, Any]) -> str:
 
 def _probe(inputs: dict[str, Any]) -> str:
     """Return the options that check new rows by NEW, which flatters a map fitted on it, and tells a wrong gallery."""
-    if inputs["id_column"] is not None:  # which a probe finds by itself or not at all
-        return ""
-    flags = {"--probe": "new", "--probe-ids": "new_ids", "--probe-column": "new_embedding_column"}
+    flags = {"--probe": "new", "--probe-ids": "new_ids", "--probe-id-column": "id_column"}
+    flags["--probe-column"] = "new_embedding_column"
     given = [(flag, str(inputs[name])) for flag, name in flags.items() if inputs[name] is not None]
     return "".join(f" {flag} {shlex.quote(value)}" for flag, value in given)
 
@@ -180,7 +181,7 @@ def _probe(inputs: dict[str, Any]) -> str:
 def _pairs_line(pairs: Pairs) -> str:
     widths = f"{pairs.old.shape[1]} -> {pairs.new.shape[1]}"
     side = "" if pairs.side is None else f", side-information {pairs.side.shape[1]}"
-    by = ", NEW's ids taken for row numbers of OLD, which has none" if pairs.by_row_number else ""
+    by = ", NEW's ids taken for row numbers of OLD, which has none" if pairs.matched_by == "row numbers" else ""
     return (
         f"{pairs.matched:,} items are in both{by} (only in OLD {pairs.only_old:,}, only in NEW {pairs.only_new:,}); "
         f"{len(pairs):,} are used; {widths}{side}"

@@ -131,6 +131,11 @@ if TYPE_CHECKING:
     help="Some items by the new model, with ids or one a row: what they should mean is checked before publishing.",
 )
 @click.option("--probe-ids", type=click.Path(path_type=Path), help="Ids of PAIRS' rows, in a file beside.")
+@click.option(
+    "--probe-id-column",
+    metavar="NAME",
+    help="Column of PAIRS' ids; of the file with --probe-ids [that of SOURCE's ids, if PAIRS has one of that name].",
+)
 @click.option("--probe-column", metavar="NAME", help="Column of PAIRS' embeddings.")
 @click.option("--probe-queries", type=click.Path(path_type=Path), help="Queries by the new model: the same by them.")
 @click.option("--probe-truth", type=click.Path(path_type=Path), help="Ids of each query's right rows.")
@@ -156,6 +161,7 @@ def command(
     page: Path | None,
     probe: Path | None,
     probe_ids: Path | None,
+    probe_id_column: str | None,
     probe_column: str | None,
     probe_queries: Path | None,
     probe_truth: Path | None,
@@ -200,7 +206,7 @@ def command(
     # A file that is code was named by the user; of a bundle, code runs only if its backend was asked for.
     trust = is_code(transformation) or backend != "auto"
     settings["format"] = settings["format"] or ("parquet" if str(dest).endswith(".parquet") else "npy")
-    known = (probe, probe_ids, probe_column, probe_queries, probe_truth)
+    known = (probe, probe_ids, probe_column, probe_queries, probe_truth, probe_id_column)
     chosen = Settings(**settings, probe=Probe(*known) if any(known) else None)
     destination = open_destination(dest)
     runtime = RuntimeOptions(precision, threads, backend, device, device_memory, chosen.normalize, trust)

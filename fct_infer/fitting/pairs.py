@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ class Pairs:
         labels: (n,) or None.
         matched: how many items both sources have; n is less where only a sample was read.
         only_old, only_new: how many items only one of them has.
-        by_row_number: whether OLD has no ids, so that those of NEW were taken for numbers of its rows.
+        matched_by: ids of both; ids of NEW, taken for row numbers of an OLD without ids; or the order, without any.
         models: whose vectors ``old`` and ``new`` are, as far as that is known.
         old_rows: (n,) where the pairs lie in OLD; None of arrays.
     """
@@ -44,7 +44,7 @@ class Pairs:
     matched: int = 0
     only_old: int = 0
     only_new: int = 0
-    by_row_number: bool = False
+    matched_by: Literal["ids", "row numbers", "order"] = "ids"
     models: tuple[ModelId | None, ModelId | None] = (None, None)
     old_rows: Int64Array | None = None
 
@@ -124,7 +124,7 @@ def read_pairs(
         old.schema.rows - matched,
         new.schema.rows - matched,
         models=(old.model, new.model),
-        by_row_number=old.schema.id_dtype is None and new.schema.id_dtype is not None,
+        matched_by="order" if new.schema.id_dtype is None else "row numbers" if old.schema.id_dtype is None else "ids",
         old_rows=old_rows,
     )
 

@@ -37,6 +37,8 @@ class Probe:
         column: that holds the pairs' embeddings, where that is not clear.
         queries: queries by the new model.
         truth: ids of each query's right rows, as ``fct-fit --truth`` takes them.
+        id_column: that holds the ids of the pairs, or of the file beside; by default the one that is called as that of
+            the gallery's ids, or by a usual name.
 
     Raises:
         UsageError: nothing is given, or queries without truth.
@@ -47,14 +49,15 @@ class Probe:
     column: str | None = None
     queries: str | Path | Source | None = None
     truth: str | Path | None = None
+    id_column: str | None = None
 
     def __post_init__(self) -> None:
         if (self.queries is None) != (self.truth is None):
             raise UsageError("--probe-queries and --probe-truth go together")
         if self.pairs is None and self.queries is None:
             raise UsageError("a probe wants pairs (--probe) or queries (--probe-queries)")
-        if self.pairs is None and (self.ids is not None or self.column is not None):
-            raise UsageError("--probe-ids and --probe-column are of the rows of --probe")
+        if self.pairs is None and any(each is not None for each in (self.ids, self.column, self.id_column)):
+            raise UsageError("--probe-ids, --probe-id-column and --probe-column are of the rows of --probe")
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,7 @@ def read_probe(
     """
     found = []
     if probe.pairs is not None:
-        options = SourceOptions(probe.column, ids=None if probe.ids is None else Path(probe.ids), allow_cast=True)
-        with _opened(probe.pairs, "--probe", h, options) as source:
+        with _opened_pairs(probe, gallery, h) as source:
             found.append(_pairs(source, gallery, seed))
     if probe.queries is not None:
         assert probe.truth is not None
@@ -119,7 +121,7 @@ def _pairs(source: Source, gallery: Source, seed: int) -> Known:
     else:
         raise UsageError(
             f"{source.path}: has {rows:,} rows without ids, the gallery {gallery.schema.rows:,}; "
-            "name ids with --probe-ids"
+            "name ids with --probe-ids or their column with --probe-id-column"
         )
     matched = len(in_gallery)
     _check_enough("pairs", matched, f"{source.path}, {rows:,} rows,", gallery)
@@ -153,12 +155,31 @@ def _queries(source: Source, given: str | Path, gallery: Source, seed: int) -> K
 
 
 @contextmanager
+def _opened_pairs(probe: Probe, gallery: Source, h: Transformation) -> Iterator[Source]:
+    """Open pairs; of their columns the one that is called as the gallery's ids are comes before one of a usual name."""
+    assert probe.pairs is not None
+    beside = None if probe.ids is None else Path(probe.ids)
+    options = SourceOptions(probe.column, id_column=probe.id_column, ids=beside, allow_cast=True)
+    with _opened(probe.pairs, "--probe", h, options) as source:
+        name = gallery.schema.columns.get("id")
+        is_said = isinstance(probe.pairs, Source) or beside is not None or probe.id_column is not None
+        if is_said or name not in source.schema.other_columns:
+            yield source
+            return
+    with _opened(probe.pairs, "--probe", h, replace(options, id_column=name)) as source:
+        yield source
+
+
+@contextmanager
 def _opened(given: str | Path | Source, flag: str, h: Transformation, options: SourceOptions) -> Iterator[Source]:
     with ExitStack() as held:
         try:
             source = held.enter_context(opened_source(given, options))
         except UsageError as error:
-            error.args = (str(error).replace("--embedding-column", "--probe-column"),)  # whose options are another's
+            said = str(error)  # of options, which here have other names
+            for theirs, ours in (("--embedding-column", "--probe-column"), ("--id-column", "--probe-id-column")):
+                said = said.replace(theirs, ours)
+            error.args = (said,)
             raise
         _check(source, flag, h)
         yield source

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -40,6 +41,7 @@ def test_two_files_and_nothing_else_do(files):
     )
     assert max(len(line) for line in done.stdout.splitlines() if "Procrustes" in line) <= 80
     assert f" -o DEST --probe {files / 'new.npy'}\n(the probe tells a wrong gallery; " in done.stdout
+    assert "(NEW has no ids: a gallery of other rows than OLD's wants them, with --probe-ids)" in done.stdout
     h = load_transformation(files / "h")
     old, new = np.load(files / "old.npy"), np.load(files / "new.npy")
     assert np.mean((h(old) - new) ** 2) < np.mean((new - new.mean(0)) ** 2)
@@ -79,6 +81,24 @@ def test_parquet_with_text_ids_to_an_upgraded_gallery(files):
     assert "models     'v1' -> 'v2'" in upgraded.stdout and "250 pairs: nearer to their item's row" in upgraded.stdout
     refused = run_command(*line, "-o", files / "no", "--model", "v0")
     assert refused.returncode == 4 and "model 'v0'" in refused.stderr and "model 'v1'" in refused.stderr
+
+
+def test_what_comes_next_is_a_command_that_runs(files):
+    """Ids in a column of no usual name, beside a number of the row, which is called "id" in both files."""
+    old, new = np.load(files / "old.npy"), np.load(files / "new.npy")
+    some = np.random.default_rng(0).permutation(400)[:250]
+    for name, numbers, rows in (("old", np.arange(400), old), ("new", some, new[some])):
+        vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows.ravel()), rows.shape[1])
+        columns = {"id": range(len(rows)), "sku": [f"sku-{number}" for number in numbers], "vector": vectors}
+        pq.write_table(pa.table(columns), files / f"{name}.parquet")
+    given = "--old", files / "old.parquet", "--new", files / "new.parquet", "-o", files / "h", "--id-column", "sku"
+    done = run_command("fit", *given, "--no-network", "--json")
+    assert done.returncode == 0, done.stderr
+    command, *arguments = shlex.split(json.loads(done.stdout)["next_command"])
+    arguments[arguments.index("DEST")] = files / "up"
+    upgraded = run_command(command.removeprefix("fct-").replace("-", "_"), *arguments)
+    assert upgraded.returncode == 0, upgraded.stderr
+    assert "250 pairs: nearer to their item's row" in upgraded.stdout
 
 
 def test_labels_and_queries(files):

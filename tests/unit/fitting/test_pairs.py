@@ -112,7 +112,7 @@ def test_where_old_has_no_ids_those_of_new_are_its_row_numbers(tmp_path):
     assert pairs.ids.tolist() == [2, 31, 70] and (pairs.matched, pairs.only_old, pairs.only_new) == (3, 97, 0)
     assert (pairs.old == np.load(tmp_path / "old.npy")[[2, 31, 70]]).all()
     assert (pairs.new == np.load(tmp_path / "new.npy")[[1, 2, 0]]).all()
-    assert pairs.by_row_number
+    assert pairs.matched_by == "row numbers"
 
 
 @pytest.mark.parametrize("wrong", [100, -1, "seven"])

@@ -10,6 +10,7 @@ from support.probes import write_items
 from support.programs import linear_map
 
 from fct_infer import Transformation, open_source
+from fct_infer.connectors import SourceOptions
 from fct_infer.errors import GalleryError, UsageError
 from fct_infer.upgrade.probe import PROBED_ROWS, Probe, read_probe
 
@@ -23,9 +24,12 @@ def read(folder, probe, **options):
 def write_pairs(folder, new, names, rows):
     """In another order than the gallery, by pyarrow."""
     rows = np.random.default_rng(0).permutation(rows)
-    ids = names[rows].tolist()
-    vectors = pa.FixedSizeListArray.from_arrays(pa.array(new[rows].ravel()), new.shape[1])
-    pq.write_table(pa.table({"id": ids, "vector": vectors}), folder / "pairs.parquet")
+    write_table(folder / "pairs.parquet", names[rows], new[rows])
+
+
+def write_table(path, ids, vectors, **columns):
+    vectors = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+    pq.write_table(pa.table({"id": ids.tolist(), "vector": vectors} | columns), path)
 
 
 @pytest.mark.parametrize("ids", ["int", "str", None])
@@ -105,6 +109,26 @@ def test_a_column_that_must_be_named_is_named_by_the_probes_own_option(tmp_path)
     assert len(known.rows) == 600
 
 
+def test_the_gallerys_name_for_ids_comes_before_usual_ones(tmp_path):
+    """Both tables are numbered, in columns called "id", as is usual for tables; what counts is the other column."""
+    old, new, _ = write_items(tmp_path / "g")
+    write_table(tmp_path / "old.parquet", np.arange(600), old, sku=[f"sku-{row}" for row in range(600)])
+    write_table(tmp_path / "new.parquet", np.arange(80), new[100:180], sku=[f"sku-{row}" for row in range(100, 180)])
+    np.save(tmp_path / "other.npy", new[:80])
+    gallery = open_source(tmp_path / "old.parquet", SourceOptions(id_column="sku"))
+    h = Transformation(linear_map(12, 16), "fp32", threads=1)
+    (known,) = read_probe(Probe(tmp_path / "new.parquet"), gallery, h, 0)
+    assert known.rows.tolist() == list(range(100, 180))
+    with pytest.raises(UsageError, match=r"80 rows without ids.*--probe-ids or their column with --probe-id-column"):
+        read_probe(Probe(tmp_path / "other.npy"), gallery, h, 0)
+    (known,) = read_probe(Probe(tmp_path / "other.npy", tmp_path / "new.parquet", id_column="sku"), gallery, h, 0)
+    assert known.rows.tolist() == list(range(100, 180))
+    with pytest.raises(UsageError, match=r"of .* integers"):  # the user's word comes before all
+        read_probe(Probe(tmp_path / "new.parquet", id_column="id"), gallery, h, 0)
+    with pytest.raises(UsageError, match="no column 'article'"):
+        read_probe(Probe(tmp_path / "new.parquet", id_column="article"), gallery, h, 0)
+
+
 @pytest.mark.parametrize(
     ("truth", "error", "words"),
     [
@@ -122,7 +146,12 @@ def test_truth_that_does_not_fit_is_refused(tmp_path, truth, error, words):
         read(tmp_path, Probe(queries=tmp_path / "q.npy", truth=tmp_path / "truth.npy"))
 
 
-@pytest.mark.parametrize("given", [{}, {"queries": "q"}, {"truth": "t"}, {"queries": "q", "truth": "t", "ids": "i"}])
+ASKED = {"queries": "q", "truth": "t"}
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"queries": "q"}, {"truth": "t"}, ASKED | {"ids": "i"}, ASKED | {"id_column": "i"}]
+)
 def test_half_a_probe_is_refused(given):
     with pytest.raises(UsageError):
         Probe(**given)
