@@ -181,7 +181,7 @@ def test_a_driver_that_is_killed_resumes(tmp_path, gallery, cluster):
     parts = tmp_path / "ray.partial" / "index_parts"
     records = [line.split(" ", 1)[1] for line in (parts.parent / "journal.jsonl").read_text().splitlines()]
     finished = [each["name"] for each in map(json.loads, records) if each["kind"] == "index part"]
-    assert len(finished) >= 3
+    assert len(finished) >= 2  # over 200 rows, of which no part has more than 130
     before, after = {name: (parts / f"{name}.faiss").stat().st_ino for name in finished}, {}
 
     def look(stage, _done, _rows):
