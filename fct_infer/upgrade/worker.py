@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+from contextlib import ExitStack
 from dataclasses import dataclass
 from threading import Event
 from typing import Any
@@ -108,27 +109,30 @@ class Worker:
 
     def __init__(self, order: WorkOrder) -> None:
         self.name = f"{socket.gethostname()}:{os.getpid()}"
-        # A worker that was given up may still write: under names of its own, until it gives a file its last one.
-        write_under(f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
-        h = order.transformation.open()
-        kernels = h.executable.description
-        if order.kernels not in (None, kernels):
-            raise UnsupportedError(
-                f"{self.name} computes by {kernels}, the driver by {order.kernels}: rows would differ in their last "
-                "bits; take machines of one kind, or accept it with --mixed-cpus"
-            )
-        source = order.source.open()
-        self.computation = Computation(
-            gallery=source,
-            transformation=h,
-            dtype=order.dtype,
-            block_rows=order.block_rows,
-            side_is_old=order.side_is_old,
-            metric=order.metric,
-        )
         self._order = order
-        self._builder = order.index.open(h.threads) if order.index else None
-        self._parts = {part.name: part for part in source.parts()}
+        with ExitStack() as held:
+            # A worker that was given up may still write: under names of its own, until it gives a file its last one.
+            write_under(f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
+            held.callback(write_under, None)
+            h = order.transformation.open()
+            kernels = h.executable.description
+            if order.kernels not in (None, kernels):
+                raise UnsupportedError(
+                    f"{self.name} computes by {kernels}, the driver by {order.kernels}: rows would differ in their "
+                    "last bits; take machines of one kind, or accept it with --mixed-cpus"
+                )
+            source = held.enter_context(order.source.open())
+            self.computation = Computation(
+                gallery=source,
+                transformation=h,
+                dtype=order.dtype,
+                block_rows=order.block_rows,
+                side_is_old=order.side_is_old,
+                metric=order.metric,
+            )
+            self._builder = order.index.open(h.threads) if order.index else None
+            self._parts = {part.name: part for part in source.parts()}
+            self._held = held.pop_all()
 
     def run(self, part: Part) -> PartDone:
         """Upgrade one part of the source; it, and its part of the index, are durable when this returns.
@@ -158,8 +162,7 @@ class Worker:
 
     def close(self) -> None:
         """Close the source, and let the process write as before; a second call does nothing."""
-        self.computation.gallery.close()
-        write_under(None)
+        self._held.close()
 
     def __enter__(self) -> Worker:
         return self

@@ -18,8 +18,10 @@ from support.servers import s3_bucket
 
 from fct_infer import Transformation, open_source, upgrade_gallery
 from fct_infer.connectors import SourceOptions
-from fct_infer.errors import GalleryError, ResourceError, UnsupportedError, UsageError
+from fct_infer.errors import ArtifactError, GalleryError, ResourceError, UnsupportedError, UsageError
+from fct_infer.gallery import Gallery
 from fct_infer.gallery.url_place import UrlPlace
+from fct_infer.index.parts import IndexOrder
 from fct_infer.storage import location, objects
 from fct_infer.storage.objects import read_object
 from fct_infer.upgrade.executor import PartDone, Task
@@ -278,6 +280,18 @@ def test_a_changed_source_is_refused(tmp_path, gallery):
     np.save(gallery / "ids" / "000001.npy", np.arange(40))
     with pytest.raises(GalleryError, match="was changed while the gallery was upgraded"):
         Worker(order)
+
+
+def test_one_that_cannot_begin_closes_its_source_and_writes_as_before(tmp_path, gallery, monkeypatch):
+    _, order = order_of(gallery, tmp_path / "new")
+    closed, names = [], []
+    monkeypatch.setattr(Gallery, "close", lambda opened: closed.append(opened.path))
+    monkeypatch.setattr("fct_infer.upgrade.worker.write_under", names.append)
+    trained = IndexOrder("IVF4,PQ2", 10, "l2", tmp_path / "trained.faiss", "0" * 64, tmp_path)
+    with pytest.raises(ArtifactError, match=r"trained\.faiss"):
+        Worker(replace(order, index=trained))
+    assert closed == [gallery]
+    assert len(names) == 2 and names[-1] is None
 
 
 def test_a_row_that_is_not_finite_is_named(tmp_path, gallery):
