@@ -12,6 +12,7 @@ import pickle
 import socket
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import Any
 
 from fct_infer.distributed.connecting import short
@@ -30,12 +31,13 @@ class _RemoteWorker:
 
     def __init__(self) -> None:
         self._do: Callable[[Part], Any] | None = None
+        self._held = ExitStack()  # the job, as long as it is open
 
     def open(self, job: Job) -> str | BaseException:
         """Get ready for a job; return the worker's machine and process."""
         self.close()  # two jobs' galleries may not fit into memory
         try:
-            self._do = job.open()
+            self._do = self._held.enter_context(job.open())
         except (FctError, OSError) as error:
             return _portable(error)
         except MemoryError:
@@ -54,9 +56,8 @@ class _RemoteWorker:
 
     def close(self) -> None:
         """Forget the job, and let go of what it holds open; without one, nothing is done."""
-        do, self._do = self._do, None
-        if (close := getattr(do, "close", None)) is not None:
-            close()
+        self._do = None
+        self._held.close()
 
 
 class Actors:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -168,8 +169,8 @@ class BlocksJob(Generic[T]):
     threads: int
     kernels: str | None
 
-    def open(self) -> Callable[[Part], BlocksDone[T]]:
-        """Read the embeddings; return what does a part.
+    def open(self) -> AbstractContextManager[Callable[[Part], BlocksDone[T]]]:
+        """Read the embeddings; have what does a part.
 
         Raises:
             UnsupportedError: this machine computes by other kernels.
@@ -185,7 +186,7 @@ class BlocksJob(Generic[T]):
         read = {each: read_named(each) for each in dict.fromkeys(names)}  # one file may be both queries and gallery
         seen = {each: hashlib.sha256(array.data).hexdigest() for each, array in read.items()}
         do = self.work.open([read[each] for each in names])
-        return lambda part: BlocksDone(self._do(do, part), seen, machine)
+        return nullcontext(lambda part: BlocksDone(self._do(do, part), seen, machine))
 
     def _do(self, do: Callable[[Sequence[slice]], T], part: Part) -> T:
         step, end = self.work.block_rows, part.first_row + part.rows

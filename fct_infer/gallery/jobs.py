@@ -12,13 +12,11 @@ from fct_infer.gallery.source import Part
 class Job(Protocol):
     """What is done with each part; picklable, with all that a worker needs to know."""
 
-    def open(self) -> Callable[[Part], Any]:
-        """Return what does one part; called once by each worker, before its first one.
-
-        If that has a ``close``, it is called once, when the worker has done its last one.
+    def open(self) -> AbstractContextManager[Callable[[Part], Any]]:
+        """Have what does one part, from before a worker's first one until it has done its last one.
 
         Raises:
-            FctError: this machine cannot do it.
+            FctError: this machine cannot do it, as is said here or where the context is entered.
         """
         ...
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -139,8 +140,8 @@ class DigestJob:
     manifest: bytes
     digests: Mapping[str, str]
 
-    def open(self) -> Callable[[Part], str | None]:
-        """Return :meth:`damage`, once it is seen that this machine has the same gallery.
+    def open(self) -> AbstractContextManager[Callable[[Part], str | None]]:
+        """Have :meth:`damage`, once it is seen that this machine has the same gallery.
 
         Raises:
             ArtifactError: it does not.
@@ -151,7 +152,7 @@ class DigestJob:
             is_same = False
         if not is_same:
             raise ArtifactError(f"{self.dest}: is not there, or another gallery, on {socket.gethostname()}")
-        return self.damage
+        return nullcontext(self.damage)
 
     def damage(self, part: Part) -> str | None:
         """Return what is wrong with a file; None if nothing is."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import secrets
 import socket
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from threading import Event
 from typing import Any
@@ -86,13 +87,17 @@ class WorkOrder:
             index=index,
         )
 
-    def open(self) -> Worker:
+    @contextmanager
+    def open(self) -> Iterator[Callable[[Part], PartDone]]:
         """See :class:`~fct_infer.gallery.jobs.Job`; errors as of :class:`Worker`."""
-        return Worker(self)
+        with Worker(self) as worker:
+            yield worker.run
 
 
 class Worker:
     """Upgrades parts, one at a time; opens source, transformation and sink once. A context manager.
+
+    When it ends, the source is closed and the process writes as before.
 
     Args:
         order: from the driver.
@@ -158,14 +163,8 @@ class Worker:
             index = builder.end(self._order.index.path(part.name)).as_record()
         return PartDone(part, receipts[0], index, seconds, self.name)
 
-    __call__ = run
-
-    def close(self) -> None:
-        """Close the source, and let the process write as before; a second call does nothing."""
-        self._held.close()
-
     def __enter__(self) -> Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        self._held.close()

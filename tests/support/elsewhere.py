@@ -29,11 +29,11 @@ class Elsewhere:
 
     def each(self, job, parts, record):
         NoArrays(sent := io.BytesIO()).dump(job)
-        first, second = (pickle.loads(sent.getvalue()).open() for _ in range(2))
         self.parts += len(parts)
         assert len({part.name for part in parts}) == len(parts)
-        for number, part in enumerate(reversed(parts)):
-            found = (first, second)[number % 2](part)
-            if number % 3 == 0:
-                found = (second, first)[number % 2](part)
-            record(part, pickle.loads(pickle.dumps(found)))
+        with pickle.loads(sent.getvalue()).open() as first, pickle.loads(sent.getvalue()).open() as second:
+            for number, part in enumerate(reversed(parts)):
+                found = (first, second)[number % 2](part)
+                if number % 3 == 0:
+                    found = (second, first)[number % 2](part)
+                record(part, pickle.loads(pickle.dumps(found)))

@@ -13,7 +13,7 @@ import textwrap
 import threading
 import time
 import weakref
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -255,11 +255,10 @@ class FailingFiles:
     def __init__(self, job, filesystem):
         self.job, self.filesystem = job, filesystem
 
+    @contextmanager
     def open(self):
-        self.placed = use_filesystem(self.filesystem)
-        self.placed.__enter__()
-        self.do = self.job.open()
-        return lambda part: self.do(part)  # as long as this is held, the files fail
+        with use_filesystem(self.filesystem), self.job.open() as do:
+            yield do
 
 
 class FailingStore:
@@ -290,7 +289,7 @@ class SaysWho:
     known: Any = None
 
     def open(self):
-        return self.do
+        return nullcontext(self.do)
 
     def do(self, part):
         if part.name == "fails":
@@ -306,17 +305,16 @@ class Holds:
 
     folder: Path
 
+    @contextmanager
     def open(self):
         self.file.touch(exist_ok=False)
-        return self
+        yield self.do
+        self.file.unlink()
 
-    def __call__(self, part):
+    def do(self, part):
         if part.name == "fails":
             raise GalleryError("fails")
         return self.file.name
-
-    def close(self):
-        self.file.unlink()
 
     @property
     def file(self):
@@ -329,16 +327,17 @@ class DiesOnce:
     def __init__(self, job, mark):
         self.job, self.mark = job, mark
 
+    @contextmanager
     def open(self):
-        do = self.job.open()
+        with self.job.open() as do:
 
-        def die_or_do(part):
-            with suppress(FileExistsError):
-                os.close(os.open(self.mark, os.O_CREAT | os.O_EXCL))
-                os.kill(os.getpid(), signal.SIGKILL)
-            return do(part)
+            def die_or_do(part):
+                with suppress(FileExistsError):
+                    os.close(os.open(self.mark, os.O_CREAT | os.O_EXCL))
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return do(part)
 
-        return die_or_do
+            yield die_or_do
 
 
 @dataclass(frozen=True)
@@ -396,7 +395,7 @@ def test_a_worker_forgets_one_job_before_it_opens_the_next():
             assert not held  # two galleries may be too much
             held.add(1)
             weakref.finalize(do := lambda part: None, held.clear)
-            return do
+            return nullcontext(do)
 
     for _ in range(2):
         assert isinstance(worker.open(IsLarge()), str)

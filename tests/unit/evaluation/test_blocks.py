@@ -148,10 +148,10 @@ def test_a_worker_lets_go_of_the_rows_of_a_gallery_once_it_can_score_them(paths,
 
     class Looks(Elsewhere):
         def each(self, job, parts, record):
-            do = job.open()
-            assert held["queries.npy"]() is not None and held["gallery.npy"]() is None
-            for part in parts:
-                record(part, do(part))
+            with job.open() as do:
+                assert held["queries.npy"]() is not None and held["gallery.npy"]() is None
+                for part in parts:
+                    record(part, do(part))
 
     wanted = rank_queries(QUERIES, GALLERY, QUERY_LABELS, LABELS)
     monkeypatch.setattr(blocks, "read_named", watched)
@@ -192,11 +192,11 @@ def test_a_file_that_is_another_where_it_is_read(paths, change, words):
 def test_machines_that_see_other_rows_of_the_same_shape(paths):
     class Changes(Elsewhere):
         def each(self, job, parts, record):
-            do = job.open()
-            np.save(paths["gallery"], GALLERY[::-1])
-            other = job.open()
-            record(parts[0], do(parts[0]))
-            record(parts[1], other(parts[1]))
+            with job.open() as do:
+                np.save(paths["gallery"], GALLERY[::-1])
+                with job.open() as other:
+                    record(parts[0], do(parts[0]))
+                    record(parts[1], other(parts[1]))
 
     with pytest.raises(
         GalleryError, match=r"gallery\.npy: was changed meanwhile, or differs on .* from other machines"
