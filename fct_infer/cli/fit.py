@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import sys
@@ -17,6 +16,7 @@ from fct_infer.cli._common import duration_text, json_option, run_cli, show_rows
 from fct_infer.cli._progress import progress_on_stderr
 from fct_infer.cli._source_options import Place
 from fct_infer.cli._verbosity import note
+from fct_infer.threadpools import let_threads_wait_briefly
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 _PATH = Place()
 _SHOWN = 8  # candidates
 _WIDTH = 80  # of tables in a file or a pipe
-_SPINS = "GOMP_SPINCOUNT"
 
 
 def _seconds(_context: click.Context, _parameter: click.Parameter, value: str) -> float:
@@ -279,21 +278,9 @@ def _compression_table(found: Compression) -> Table:
     return table
 
 
-def _let_threads_wait_briefly() -> None:
-    """Have PyTorch's threads soon let go of the core on which they wait for each other, unless a user chose how.
-
-    A step of a small network is a hundred products, after each of which threads wait for the last one by spinning: for
-    milliseconds, as OpenMP's library takes the cores to be theirs. Where other work needs them, the last one cannot run
-    meanwhile, and steps were seen to take 0.4 s instead of 4 ms, for as long as that lasts. The library reads how often
-    they spin while it is loaded, by PyTorch or by the core. On an idle machine a step takes a tenth to a fifth longer.
-    """
-    if {_SPINS, "OMP_WAIT_POLICY"}.isdisjoint(os.environ):
-        os.environ[_SPINS] = "1000"  # what libgomp itself takes where its own threads outnumber the cores
-
-
 def main() -> NoReturn:
     """Entry point of ``fct-fit``."""
-    _let_threads_wait_briefly()
+    let_threads_wait_briefly()
     run_cli(command)
 
 

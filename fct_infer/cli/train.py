@@ -14,6 +14,7 @@ from fct_infer.cli._common import json_option, run_cli, show_rows
 from fct_infer.cli._training_progress import TrainingProgress, training_progress_on_stderr
 from fct_infer.cli._verbosity import note
 from fct_infer.errors import import_error
+from fct_infer.threadpools import let_threads_wait_briefly
 
 if TYPE_CHECKING:
     from fct_infer.training.runs.folder import RunFolder
@@ -140,6 +141,7 @@ def _shown(value: Any) -> str:
 
 def main() -> NoReturn:
     """Entry point of ``fct-train``."""
+    let_threads_wait_briefly()
     run_cli(group, resumes=True)
 
 

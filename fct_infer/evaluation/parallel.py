@@ -6,9 +6,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TypeAlias
 
-from fct_infer.blas import one_blas_thread
 from fct_infer.errors import UsageError
 from fct_infer.machine import usable_cpus
+from fct_infer.threadpools import one_blas_thread
 
 Progress: TypeAlias = Callable[[int, int], None]
 """Called from the caller's own thread with rows done and rows in all."""

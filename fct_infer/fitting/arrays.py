@@ -32,6 +32,9 @@ def fit(
     ``fct_infer.Transformation(fit(old, new).program)`` transforms rows;
     ``fct_infer.export.export_transformation(fit(old, new).program, "h.bundle")`` writes them a bundle.
 
+    Where other work needs the cores, set ``GOMP_SPINCOUNT=1000`` before Python starts, as ``fct-fit`` does for itself:
+    PyTorch's threads else spin while they wait, and how long is read only while their library is loaded.
+
     Args:
         old: (n, d_old) floating-point, n at least 50.
         new: (n, d_new) floating-point.

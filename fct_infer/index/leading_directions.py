@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer import _core
-from fct_infer.blas import one_blas_thread
+from fct_infer.threadpools import one_blas_thread
 from fct_infer.transformation import Float32Array
 
 # Note [Enough directions]

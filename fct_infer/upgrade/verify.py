@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from fct_infer.blas import one_blas_thread
 from fct_infer.errors import GateError
 from fct_infer.gallery import Part, Source, SourceReader
 from fct_infer.reference import apply_float64, row_cosines
+from fct_infer.threadpools import one_blas_thread
 from fct_infer.transformation import Float32Array, Transformation
 from fct_infer.upgrade.computation import Rows
 from fct_infer.upgrade.plan import Plan

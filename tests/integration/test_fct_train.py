@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from support.openmp import spins_read
 from support.training import trained
 
 from fct_infer.cli.train import main
@@ -33,7 +35,7 @@ def command(*arguments: object) -> list[str]:
 def fct_train(monkeypatch, capsys, *arguments: object) -> tuple[int, str, str]:
     """Run in this process, which has PyTorch loaded; return exit code, stdout and stderr."""
     monkeypatch.setattr(sys, "argv", ["fct-train", *map(str, arguments)])
-    with pytest.raises(SystemExit) as caught:
+    with mock.patch.dict(os.environ), pytest.raises(SystemExit) as caught:
         main()
     printed = capsys.readouterr()
     return int(caught.value.code or 0), printed.out, printed.err
@@ -52,6 +54,10 @@ def config(tmp_path) -> Path:
     path = tmp_path / "old.yaml"
     path.write_text(BACKBONE)
     return path
+
+
+def test_on_busy_cores_threads_wait_briefly(config, tmp_path):
+    assert spins_read(command("backbone", config, "-o", tmp_path / "old")) == {"1000"}
 
 
 def test_the_papers_four_models_one_after_the_other(config, tmp_path, monkeypatch, capsys):

@@ -1,14 +1,16 @@
-"""NumPy's threads are told to wait, whoever else has told them so meanwhile."""
+"""Other libraries' threads leave cores alone, whoever else has told them so meanwhile."""
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack
 
 import numpy as np
 import pytest
+from support.openmp import spins_read
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from fct_infer.blas import one_blas_thread
+from fct_infer.threadpools import one_blas_thread
 
 
 def blas_threads() -> set[int]:
@@ -36,3 +38,14 @@ def test_an_error_inside_is_passed_on():
         with pytest.raises(ZeroDivisionError), one_blas_thread():
             raise ZeroDivisionError
         assert blas_threads() == before
+
+
+@pytest.mark.parametrize(
+    ("chosen", "found"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "777"}, "777"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "0")],
+    ids=["nothing", "spins", "policy"],
+)
+def test_threads_wait_briefly_unless_a_user_chose_how(chosen, found):
+    """The library says what it read, each copy of it that was loaded."""
+    code = "from fct_infer import threadpools; threadpools.let_threads_wait_briefly(); from fct_infer import _core"
+    assert spins_read([sys.executable, "-c", code], **chosen) == {found}
