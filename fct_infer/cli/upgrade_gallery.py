@@ -195,7 +195,7 @@ def command(
     from fct_infer.connectors import open_destination
     from fct_infer.upgrade.estimate import estimate
     from fct_infer.upgrade.page import write_page
-    from fct_infer.upgrade.plan import make_plan
+    from fct_infer.upgrade.planning import make_plan
     from fct_infer.upgrade.probe import Probe
     from fct_infer.upgrade.settings import Settings
 

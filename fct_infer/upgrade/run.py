@@ -24,7 +24,8 @@ from fct_infer.upgrade.executor import Executor, PartDone, Task, ThreadsExecutor
 from fct_infer.upgrade.finish import Outcome, finish
 from fct_infer.upgrade.index_parts import IndexParts
 from fct_infer.upgrade.meaning import check_before_work
-from fct_infer.upgrade.plan import SEED, Plan, make_plan
+from fct_infer.upgrade.plan import SEED, Plan
+from fct_infer.upgrade.planning import make_plan
 from fct_infer.upgrade.report import Meaning, UpgradeReport
 from fct_infer.upgrade.settings import Settings
 from fct_infer.upgrade.stream import IndexFeeder, blocks_of, index_rows, labels_of_rows

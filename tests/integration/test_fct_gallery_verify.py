@@ -16,7 +16,7 @@ from fct_infer.evaluation.inputs import read_embeddings
 from fct_infer.index.verify import verify_gallery
 from fct_infer.transformation import Linear
 from fct_infer.upgrade.estimate import estimate
-from fct_infer.upgrade.plan import make_plan
+from fct_infer.upgrade.planning import make_plan
 from fct_infer.upgrade.settings import Settings
 
 ROWS, DIM = (40, 9), 8

@@ -19,7 +19,7 @@ from fct_infer import Transformation, upgrade_gallery
 from fct_infer.errors import OutputError
 from fct_infer.gallery import Gallery
 from fct_infer.storage import FileLock, FileSystem, can_exchange, use_filesystem
-from fct_infer.upgrade.plan import make_plan
+from fct_infer.upgrade.planning import make_plan
 from fct_infer.upgrade.settings import Settings
 
 SETTINGS = Settings(index="none")

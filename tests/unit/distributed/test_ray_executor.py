@@ -37,7 +37,7 @@ from fct_infer.index.verify import verify_gallery
 from fct_infer.storage import location, use_filesystem
 from fct_infer.storage.objects import read_object
 from fct_infer.upgrade.crew import Policy
-from fct_infer.upgrade.plan import make_plan
+from fct_infer.upgrade.planning import make_plan
 from fct_infer.upgrade.schedule import run_parts
 from fct_infer.upgrade.settings import Settings
 from fct_infer.upgrade.worker import WorkOrder

@@ -18,7 +18,7 @@ from fct_infer.gallery import Gallery
 from fct_infer.gallery.versions import keep_versions, list_versions, rollback, versions_bytes
 from fct_infer.storage import FileLock, FileSystem, use_filesystem
 from fct_infer.upgrade.estimate import estimate
-from fct_infer.upgrade.plan import make_plan
+from fct_infer.upgrade.planning import make_plan
 from fct_infer.upgrade.settings import Settings
 
 H = Transformation(linear_map(6, 4), precision="fp32")

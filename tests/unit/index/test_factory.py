@@ -18,7 +18,7 @@ from fct_infer.index import IndexBuilder, default_factory, describe_index
 from fct_infer.index.factory import make_index
 from fct_infer.index.faiss_module import faiss as faiss_module
 from fct_infer.transformation import Transformation
-from fct_infer.upgrade.plan import make_plan
+from fct_infer.upgrade.planning import make_plan
 from fct_infer.upgrade.settings import Settings
 
 ROWS, DIM = 1500, 16

@@ -13,7 +13,7 @@ from support.programs import linear_map
 
 from fct_infer import Transformation, _core, upgrade_gallery
 from fct_infer.index import IndexBuilder, make_builder
-from fct_infer.upgrade.plan import make_plan
+from fct_infer.upgrade.planning import make_plan
 from fct_infer.upgrade.settings import Settings
 from fct_infer.upgrade.stream import IndexFeeder, index_rows, kept_on_device
 

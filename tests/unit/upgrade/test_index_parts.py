@@ -23,7 +23,7 @@ from fct_infer.index.parts import PartBuilder
 from fct_infer.index.verify import verify_gallery
 from fct_infer.transformation import Linear
 from fct_infer.upgrade import index_parts
-from fct_infer.upgrade.plan import make_plan
+from fct_infer.upgrade.planning import make_plan
 from fct_infer.upgrade.run import _Run
 from fct_infer.upgrade.settings import Settings
 from fct_infer.upgrade.work import FolderWork

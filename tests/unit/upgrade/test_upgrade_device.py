@@ -21,7 +21,8 @@ from fct_infer.gallery import Gallery, sample_rows
 from fct_infer.reference import largest_values
 from fct_infer.upgrade import calibration
 from fct_infer.upgrade.folder import FolderDestination
-from fct_infer.upgrade.plan import SEED, default_block_rows, make_plan
+from fct_infer.upgrade.plan import SEED
+from fct_infer.upgrade.planning import default_block_rows, make_plan
 from fct_infer.upgrade.report import UpgradeReport
 from fct_infer.upgrade.settings import Settings
 
@@ -175,7 +176,7 @@ KEPT_BYTES = 5 * max(ROWS) * 4 * PROGRAM.new_dim  # of the blocks whose rows wai
 )
 def test_device_memory_is_one_budget(monkeypatch, gallery, tmp_path, memory, device, index_device, left):
     fake_devices.install(monkeypatch, ("NVIDIA H200", "NVIDIA H200"))
-    monkeypatch.setattr("fct_infer.upgrade.plan.require_gpu", lambda device: None)
+    monkeypatch.setattr("fct_infer.upgrade.planning.require_gpu", lambda device: None)
     h = Transformation(PROGRAM, "fp32", device=device, device_memory=memory)
     settings = Settings(index="Flat", index_device=index_device)
     assert make_plan(tmp_path / "g", h, tmp_path / "new", settings).index_memory == left
@@ -197,7 +198,7 @@ def test_ranges_are_those_of_the_gallerys_own_rows(devices, gallery, tmp_path, m
     plan = make_plan(tmp_path / "g", h, tmp_path / "new", Settings(index="none", normalize=True))
     assert plan.transformation.ranges == largest_values(PROGRAM, gallery["old"], gallery["side"])
     assert plan.identity()["ranges"] == Executable.made[-1].arguments["ranges"] == plan.transformation.ranges
-    monkeypatch.setattr("fct_infer.upgrade.plan.CALIBRATION_ROWS", 20)
+    monkeypatch.setattr("fct_infer.upgrade.planning.CALIBRATION_ROWS", 20)
     plan = make_plan(tmp_path / "g", h, tmp_path / "new", Settings(index="none"))
     rows = sample_rows(sum(ROWS), 20, SEED + 3)
     assert plan.transformation.ranges == largest_values(PROGRAM, gallery["old"][rows], gallery["side"][rows])

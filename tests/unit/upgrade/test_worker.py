@@ -25,7 +25,8 @@ from fct_infer.index.parts import IndexOrder
 from fct_infer.storage import location, objects
 from fct_infer.storage.objects import read_object
 from fct_infer.upgrade.executor import PartDone, Task
-from fct_infer.upgrade.plan import Plan, make_plan
+from fct_infer.upgrade.plan import Plan
+from fct_infer.upgrade.planning import make_plan
 from fct_infer.upgrade.settings import Settings
 from fct_infer.upgrade.worker import Worker, WorkOrder
 
