@@ -117,7 +117,11 @@ def _absolute(dest: str | Path) -> Path:
         raise UsageError(f"{dest}: is not the name of a folder to make; choose a folder inside it")
     if looks_like_url(location(dest)):
         raise UsageError(f"{dest}: is a URL; what is published is a folder of this machine, to be copied from there")
-    return Path(dest).absolute()
+    absolute = Path(dest).absolute()
+    target = Path(absolute.anchor)
+    for name in absolute.parts[1:]:  # nothing is made only to be left by ``..``; of what is there the system knows best
+        target = target.parent if name == ".." and not os.path.lexists(target) else target / name
+    return target
 
 
 def _folder_above(target: Path) -> Path:

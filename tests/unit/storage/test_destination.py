@@ -50,8 +50,18 @@ def test_where_no_folder_can_be_made_what_is_in_the_way_is_named(tmp_path, name,
     there = sorted(tmp_path.iterdir())
     h, said = Transformation(linear_map(8, 6)), f"cannot be made, as {tmp_path / name} {found}"
     for place in (tmp_path / name / "dest", tmp_path / name / "more" / "dest"):
-        with pytest.raises(UsageError, match=f"{place}: {said}"):
-            upgrade_gallery(tmp_path / "old", h, place, settings=Settings(index="none"))
+        for given in (place, tmp_path / "missing" / ".." / place.relative_to(tmp_path)):
+            with pytest.raises(UsageError, match=f"{place}: {said}"):
+                upgrade_gallery(tmp_path / "old", h, given, settings=Settings(index="none"))
     assert sorted(tmp_path.iterdir()) == there
     (tmp_path / "link").symlink_to(tmp_path / "old")
     check_place(tmp_path / "link" / "more" / "dest", {})  # a link that leads to a folder is in nobody's way
+
+
+def test_what_is_not_there_leads_back_to_where_it_would_be_and_links_to_where_they_lead(tmp_path):
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere" / "deep")
+    assert check_place(tmp_path / "missing" / "more" / ".." / ".." / "dest", {}) == tmp_path / "dest"
+    behind = check_place(tmp_path / "missing" / ".." / "link" / ".." / "dest", {})
+    behind.mkdir()
+    assert (tmp_path / "elsewhere" / "dest").is_dir()
