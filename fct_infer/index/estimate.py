@@ -94,8 +94,6 @@ def _lists(ivf: Any, some: Float32Array, lists: int, timing: _Timing, plan: Inde
     module, metric = faiss(), metric_names()[ivf.metric_type]
     has_graph = isinstance(module.downcast_index(ivf.quantizer), module.IndexHNSWFlat)
     threads, more = timing.threads, ivf.nlist / lists
-    iterations = iterations_for(ivf.cp.niter, spherical=bool(ivf.cp.spherical))
-
     cluster = Clustering(some, "l2" if has_graph else metric, bool(ivf.cp.spherical), _ITERATIONS, threads)
     fresh = replace(cluster, rows=timing.sample)  # the few rows of each list lie nearer to it than the many of a run
     trained_on = min(plan.training_rows, ivf.cp.max_points_per_centroid * ivf.nlist)
@@ -108,7 +106,7 @@ def _lists(ivf: Any, some: Float32Array, lists: int, timing: _Timing, plan: Inde
 
     # Training begins with rows. Where it ends the nearest list is found sooner, and so it is after a few iterations.
     centroids = cluster.refined(some[:lists])
-    training = more * (iteration(some[:lists]) + (iterations - 1) * iteration(centroids))
+    training = more * (iteration(some[:lists]) + (ivf.cp.niter - 1) * iteration(centroids))
     coarse = f"IVF{len(centroids)}"
     if has_graph and two_levels(centroids, metric, threads) is None and graph_is_sooner(centroids, metric):
         coarse, centroids = f"IVF{_GRAPH_LISTS}_HNSW32", centroids[:_GRAPH_LISTS]  # which FAISS searches

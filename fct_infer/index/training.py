@@ -68,7 +68,7 @@ def _train_lists(ivf: Any, rows: Float32Array, threads: int, warm: WarmStart | N
         rows,
         metric=metric_names()[coarse.metric_type] if is_flat else "l2",  # FAISS's choice for a graph
         spherical=bool(ivf.cp.spherical),
-        iterations=iterations_for(ivf.cp.niter, spherical=bool(ivf.cp.spherical)),
+        iterations=ivf.cp.niter,
         threads=threads,
     )
     centroids = None if warm is None or lists is None else warm.centroids(cluster, lists, ivf.nlist)

@@ -90,6 +90,6 @@ def test_seconds_are_those_of_as_many_rows_and_iterations_as_the_run_has(rows, d
     sample = min(8192, drawn)
     found = index_seconds(describe_index("IVF64,PQ8", 32, rows, "l2"), rows, 1, drawing)
     assert asked == [4 * 64 + 8192]
-    k_means = 6 * min(rows, 256 * 64) / sample  # of FAISS's 10 iterations
+    k_means = 10 * min(rows, 256 * 64) / sample
     assert found.training == pytest.approx(k_means + min(rows, 65_536) / sample + 14, abs=0.5)  # residuals, codebooks
     assert found.adding == pytest.approx(rows / sample, abs=1)  # and what precedes the first row

@@ -156,8 +156,8 @@ def test_nprobe_is_doubled_until_the_target(target):
 
 @pytest.mark.parametrize("are_given", ["all", "not all", "none"])
 def test_a_search_that_cannot_add_enough_is_spared(are_given, monkeypatch):
-    rows, ids = rows_of(4000), np.arange(4000) + 7
-    chosen = np.arange(0, 4000, 40)
+    rows, ids = rows_of(8000), np.arange(8000) + 7
+    chosen = np.arange(0, 8000, 40)
     exact = exact_neighbours(rows[chosen], blocks_of(rows, ids, 1000), 11, "l2", threads=1)
     builder, tried, searches = built("IVF64,PQ4np", rows, ids), {}, []
     search = recall.Widening.search
