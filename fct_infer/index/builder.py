@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,7 +17,6 @@ from fct_infer.index.faiss_module import (
     faiss_threads,
     inner_indexes,
     ivf_of,
-    transforms_of,
 )
 from fct_infer.index.filling import Fill, filler_of
 from fct_infer.index.training import train_index
@@ -40,7 +37,7 @@ class IndexBuilder:
     It is trained and filled by the core where that has kernels (:mod:`fct_infer.index.training`,
     :mod:`fct_infer.index.filling`), else by FAISS. The same sample and the same blocks of rows, added in the same order
     with the same thread count, give the same file.
-    Training may depend on the thread count (PCA and OPQ do); adding was not seen to. How rows are cut into blocks shows
+    Training may depend on the thread count (PCA does); adding was not seen to. How rows are cut into blocks shows
     in the file of an HNSW graph only.
 
     Attributes:
@@ -80,13 +77,14 @@ class IndexBuilder:
         Raises:
             UsageError: the sample is too small for the index.
         """
-        with faiss_threads(self.threads), _accepting_small_samples(self.index):
-            try:
+        _accept_small_samples(self.index)
+        try:
+            with faiss_threads(self.threads):
                 self._train(sample, warm)
-            except RuntimeError as error:
-                raise UsageError(
-                    f"index {self.factory!r} cannot be trained on {len(sample)} rows: {condensed(error)}"
-                ) from error
+        except RuntimeError as error:
+            raise UsageError(
+                f"index {self.factory!r} cannot be trained on {len(sample)} rows: {condensed(error)}"
+            ) from error
         if warm is not None:
             self.placement["lists"] = warm.outcome or "lists were trained from scratch, by FAISS"
 
@@ -274,22 +272,10 @@ def _with_ids(index: Any) -> Any:
     return wrapped
 
 
-@contextmanager
-def _accepting_small_samples(index: Any) -> Iterator[None]:
+def _accept_small_samples(index: Any) -> None:
     """Keep FAISS from writing to stderr at each clustering of few rows: measured recall says what came of them."""
     module = faiss()
     parts = inner_indexes(index)
     quantizers = [part.pq for part in parts if hasattr(part, "pq")]
-    rotations = [
-        rotation for part in parts for rotation in transforms_of(part) if isinstance(rotation, module.OPQMatrix)
-    ]
-    for rotation in rotations:
-        quantizers.append(module.ProductQuantizer(rotation.d_out, rotation.M, 8))  # as OPQ makes one itself
-        rotation.pq = quantizers[-1]  # a bare pointer: the list keeps it alive
     for part in [*(part for part in parts if isinstance(part, module.IndexIVF)), *quantizers]:
         part.cp.min_points_per_centroid = 1
-    try:
-        yield
-    finally:
-        for rotation in rotations:
-            rotation.pq = None

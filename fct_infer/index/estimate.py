@@ -17,6 +17,7 @@ from fct_infer.index.factory import IndexPlan, make_index
 from fct_infer.index.faiss_module import faiss, faiss_threads
 from fct_infer.index.filling import CODE_BITS, filler_of, graph_is_sooner, metric_names
 from fct_infer.index.leading_directions import ROWS_TRIED, LeadingDirections, nearest_lists
+from fct_infer.index.training import train_transforms
 from fct_infer.index.two_levels import two_levels
 from fct_infer.transformation import Float32Array
 
@@ -40,13 +41,15 @@ class IndexSeconds:
 def index_seconds(plan: IndexPlan, rows: int, threads: int, draw: Draw) -> IndexSeconds | None:
     """Return what building an index on CPUs will take; None for kinds that are not known well enough to say.
 
-    Known are ``Flat``, ``SQ``, ``PQ``, ``HNSW``, and inverted lists of the first three. How soon the nearest of many
-    lists is found depends on the rows: of each list, up to 16,384 of them, four are drawn, and 8,192 more. Takes a
-    second or two, some seconds with more than 4,096 lists.
+    Known are ``Flat``, ``SQ``, ``PQ``, ``HNSW``, inverted lists of the first three, and all these behind ``OPQ``,
+    ``PCA`` and other transforms. How soon the nearest of many lists is found depends on the rows: of each list, up to
+    16,384 of them, four are drawn, and 8,192 more. Takes a second or two, some seconds with more than 4,096 lists.
     """
     whole = make_index(plan.factory, plan.dim, plan.metric)  # to be held: FAISS frees what lies inside with it
     module = faiss()
     inner = module.downcast_index(whole)
+    if isinstance(inner, module.IndexPreTransform):
+        return _behind_transforms(inner, plan, rows, threads, draw)
     if isinstance(inner, module.IndexHNSW):
         return IndexSeconds(0.0, rows * _graph_row(inner, draw(_GRAPH_ROWS), rows, threads))
     if type(inner) in (module.IndexFlat, module.IndexFlatL2, module.IndexFlatIP, module.IndexScalarQuantizer):
@@ -64,6 +67,19 @@ def index_seconds(plan: IndexPlan, rows: int, threads: int, draw: Draw) -> Index
     some = draw(_ROWS_OF_A_LIST * lists + _ROWS)
     some = some[np.random.default_rng(_SEED).permutation(len(some))]
     return _lists(inner, some[: _ROWS_OF_A_LIST * lists], lists, _Timing(some[-_ROWS:], threads), plan, rows)
+
+
+def _behind_transforms(index: Any, plan: IndexPlan, rows: int, threads: int, draw: Draw) -> IndexSeconds | None:
+    sample = draw(_ROWS)
+    start = time.perf_counter()
+    with faiss_threads(threads):
+        train_transforms(index, np.resize(sample, (plan.training_rows, plan.dim)))
+    trained = time.perf_counter() - start
+    applied = _Timing(sample, threads).of(partial(train_transforms, index), rows)
+    parts = plan.factory.split(",")[index.chain.size() :]
+    inner = replace(plan, factory=",".join(parts), dim=index.index.d)
+    found = index_seconds(inner, rows, threads, lambda count: train_transforms(index, draw(count)))
+    return found and IndexSeconds(trained + found.training, applied + found.adding)
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,9 @@ def make_index(factory: str, dim: int, metric: str) -> Any:
     for part in inner_indexes(index):
         if part.metric_type != kind:  # FAISS builds some indexes for another metric than the one asked for
             raise UsageError(f"index {factory!r} does not support metric {metric}")
+        for opq in (each for each in transforms_of(part) if isinstance(each, module.OPQMatrix)):
+            if opq.d_out % opq.M:
+                raise UsageError(f"index {factory!r}: its {opq.d_out} dims cannot be cut into {opq.M} equal parts")
         if isinstance(part, module.IndexNSG | module.IndexNNDescent):
             raise UsageError(f"index {factory!r} cannot be filled block by block; HNSW can")
         if hasattr(part, "do_polysemous_training"):

@@ -22,6 +22,7 @@ from fct_infer.index.gpu_faiss import (
     is_out_of_memory,
     why_no_gpu,
 )
+from fct_infer.index.training import train_transforms
 from fct_infer.index.warm_start import WarmStart
 from fct_infer.storage import DigestedFile
 from fct_infer.transformation import Float32Array
@@ -129,6 +130,7 @@ class GpuIndexBuilder(IndexBuilder):
 
     def _train(self, sample: Float32Array, warm: WarmStart | None) -> None:  # a device needs none
         assert self._gpu is not None
+        train_transforms(self.index, sample)
         try:
             with _clustering_on(self._gpu, self.index):
                 self.index.train(sample)
@@ -182,10 +184,7 @@ class GpuIndexBuilder(IndexBuilder):
 def _clustering_on(gpu: GpuFaiss, index: Any) -> Iterator[None]:
     """Let every k-means of an index's training ask the device for the nearest centroids inside the block."""
     module, parts = faiss(), inner_indexes(index)
-    opq = [each for part in parts for each in transforms_of(part) if isinstance(each, module.OPQMatrix)]
-    users = [
-        (each.pq, "assign_index", module.IndexFlatL2(each.pq.dsub)) for each in [*opq, *parts] if hasattr(each, "pq")
-    ]
+    users = [(each.pq, "assign_index", module.IndexFlatL2(each.pq.dsub)) for each in parts if hasattr(each, "pq")]
     ivf = ivf_of(index)
     if ivf is not None:
         # As FAISS chooses itself: a coarse quantizer that cannot serve k-means is replaced by a flat one for l2.

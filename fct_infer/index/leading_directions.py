@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer import _core
+from fct_infer.index.principal import less_mean_of_most, principal_directions
 from fct_infer.threadpools import one_blas_thread
 from fct_infer.transformation import Float32Array
 
@@ -28,7 +28,6 @@ _MOST_STEPS = 8
 ROWS_TRIED = 64
 _ROWS_FROM = 4096  # below, looking for directions takes longer than they save
 _MOST_LISTS = 4096  # the directions of so many centroids are those of all
-_FAR_OFF = 8.0  # times the median length, as in the core (Note [Far centroids], csrc/assign/shifted_centroids.cpp)
 
 
 @dataclass(frozen=True)
@@ -82,11 +81,8 @@ class LeadingDirections:
     @cached_property
     def _all(self) -> Float32Array:
         """All directions (dim, dim), the first the best; looked for only where some may be enough."""
-        some = self._centroids[:: -(-len(self._centroids) // _MOST_LISTS)].astype(np.float64)
-        shifted, _ = _less_mean_of_most(some)
-        with one_blas_thread():
-            _, vectors = np.linalg.eigh(shifted.T @ shifted)
-        return np.ascontiguousarray(vectors[:, ::-1].T, np.float32)
+        directions, _ = principal_directions(self._centroids[:: -(-len(self._centroids) // _MOST_LISTS)])
+        return np.ascontiguousarray(directions, np.float32)
 
     def enough(self, centroids: Float32Array, metric: str, rows: Float32Array) -> Float32Array | None:
         """Return as many (count, dim) as leave the least work with these centroids; None if all of it is the least.
@@ -110,7 +106,7 @@ class LeadingDirections:
         numbers = range(_STEP, dim // 2 + 1, max(1, dim // 2 // _STEP // _MOST_STEPS) * _STEP)
         if lists < LISTS_FROM or not len(rows) or not numbers:
             return 0, 0.0
-        shifted, mean = _less_mean_of_most(centroids)
+        shifted, mean = less_mean_of_most(centroids)
         tried = rows[:: -(-len(rows) // ROWS_TRIED)] - mean
         biases = np.einsum("ij,j->i", shifted, mean) if metric == "ip" else np.einsum("ij,ij->i", shifted, shifted) / -2
         costs = _costs()
@@ -145,18 +141,6 @@ class LeadingDirections:
             found.append(float((highs >= floors[:, None]).sum(axis=1).mean()))
             before = count
         return found
-
-
-def _less_mean_of_most(centroids: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return centroids (most, dim) less their mean, and that (dim,): those that are not far off it."""
-    while True:
-        mean = centroids.mean(axis=0, dtype=np.float64).astype(centroids.dtype)
-        shifted = centroids - mean
-        squares = np.einsum("ij,ij->i", shifted, shifted, dtype=np.float64)
-        are_near = squares <= _FAR_OFF**2 * np.median(squares)
-        if are_near.all():
-            return shifted, mean
-        centroids = centroids[are_near]
 
 
 def nearest_lists(centroids: Float32Array, metric: str, rows: Float32Array, threads: int) -> NDArray[np.int64]:

@@ -11,6 +11,7 @@ from fct_infer.index.clustering import Clustering, cluster_codebooks, iterations
 from fct_infer.index.faiss_module import faiss, inner_indexes, transforms_of
 from fct_infer.index.filling import CODE_BITS, metric_names
 from fct_infer.index.leading_directions import nearest_lists
+from fct_infer.index.principal import train_rotation
 from fct_infer.index.warm_start import WarmStart
 from fct_infer.transformation import Float32Array
 
@@ -24,24 +25,19 @@ def train_index(index: Any, sample: Float32Array, threads: int, warm: WarmStart 
     By the core: the centroids of inverted lists, and codebooks of product quantizers with 8 bits a code; as tight as
     FAISS's iterations make them (see :mod:`fct_infer.index.clustering`), from rows chosen as it does, on as many rows;
     lists from an old index's, if ``warm`` names them and they prove as good. Scalar quantizers are trained by FAISS, on
-    what the core's lists leave of rows. All else, transforms (OPQ, PCA) and other codes, is left to FAISS, and so is a
-    sample with fewer rows than centroids, which it refuses. The core's part depends on the rows alone, not on the
-    threads.
+    what the core's lists leave of rows. OPQ's rotation follows from the rows' variances (see
+    :mod:`fct_infer.index.principal`). All else, PCA and other codes, is left to FAISS, and so is a sample with fewer
+    rows than centroids, which it refuses. What is not left to it depends on the rows alone, not on the threads.
 
     Raises:
         RuntimeError: FAISS's.
     """
     module = faiss()
     *outer, inner = inner_indexes(index)
+    rows = train_transforms(index, sample)
     if not isinstance(inner, module.IndexIVF | module.IndexPQ):
         index.train(sample)
         return
-    rows = sample
-    for part in outer:
-        for transform in transforms_of(part):
-            if not transform.is_trained:
-                transform.train(rows)
-            rows = transform.apply(rows)
     centroids = _train_lists(inner, rows, threads, warm) if isinstance(inner, module.IndexIVF) else None
     refines = any(isinstance(part, module.IndexRefine) for part in outer)
     if refines or not _train_codes(inner, rows, centroids, threads):
@@ -49,6 +45,24 @@ def train_index(index: Any, sample: Float32Array, threads: int, warm: WarmStart 
         return
     for part in outer:
         part.is_trained = True
+
+
+def train_transforms(index: Any, sample: Float32Array) -> Float32Array:
+    """Train what an index applies to rows (n, dim) float32 before all else, if it is not: OPQ by us, the rest by FAISS.
+
+    Returns:
+        the rows (n, d_out) float32 that it hands on.
+    """
+    rows = sample
+    for part in inner_indexes(index):
+        for transform in transforms_of(part):
+            if not transform.is_trained:
+                if isinstance(transform, faiss().OPQMatrix):
+                    train_rotation(transform, rows)
+                else:
+                    transform.train(rows)
+            rows = transform.apply(rows)
+    return rows
 
 
 def _train_lists(ivf: Any, rows: Float32Array, threads: int, warm: WarmStart | None) -> Float32Array | None:

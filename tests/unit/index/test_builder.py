@@ -124,10 +124,10 @@ def test_adding_does_not_depend_on_the_thread_count(tmp_path, factory):
 
 def test_training_is_what_faiss_itself_would_do(tmp_path, capfd):
     """Keeping FAISS quiet about small samples changes nothing but its output, where the core has no kernel."""
-    builder = IndexBuilder("OPQ4_16,IDMap,PQ4x4np", DIM, "l2", threads=1)
+    builder = IndexBuilder("PCA16,IDMap,PQ4x4np", DIM, "l2", threads=1)
     builder.train(DATA[:300])
     assert capfd.readouterr().err == ""
-    own = faiss.index_factory(DIM, "OPQ4_16,IDMap,PQ4x4np")
+    own = faiss.index_factory(DIM, "PCA16,IDMap,PQ4x4np")
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     own.train(DATA[:300])

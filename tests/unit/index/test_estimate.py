@@ -8,6 +8,7 @@ import pytest
 from fct_infer.index import describe_index, estimate, filling, index_seconds
 from fct_infer.index.clustering import Clustering
 from fct_infer.index.leading_directions import LeadingDirections
+from fct_infer.index.training import train_transforms
 
 RNG = np.random.default_rng(0)
 
@@ -27,9 +28,25 @@ def test_known_kinds(factory, metric):
     assert (found.training > 0) == ("IVF" in factory or factory == "PQ8")
 
 
-@pytest.mark.parametrize("factory", ["OPQ8,IVF64,PQ8", "PCA16,Flat", "IVF64,PQ8x4", "IVF64,Flat,RFlat"])
+@pytest.mark.parametrize("factory", ["OPQ8,IVF64,PQ8x4", "IVF64,PQ8x4", "IVF64,Flat,RFlat"])
 def test_of_kinds_that_are_not_known_nothing_is_said(factory):
     assert index_seconds(describe_index(factory, 32, 100_000, "l2"), 100_000, 2, draw) is None
+
+
+@pytest.mark.parametrize("factory", ["OPQ8_16,IVF64,PQ8", "PCA16,L2norm,Flat", "PCA16,HNSW8"])
+def test_what_is_behind_transforms_takes_their_time_as_well(factory, monkeypatch):
+    trained = []
+
+    def train(index, rows):
+        if not index.chain.at(0).is_trained:
+            trained.append(len(rows))
+        return train_transforms(index, rows)
+
+    monkeypatch.setattr(estimate, "train_transforms", train)
+    plan = describe_index(factory, 32, 100_000, "l2")
+    found = index_seconds(plan, 100_000, 2, draw)
+    assert found is not None and found.training > 0 and found.adding > 0
+    assert trained == [plan.training_rows]  # as the run does it
 
 
 def test_more_lists_and_more_rows_take_longer():

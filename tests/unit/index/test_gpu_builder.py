@@ -18,6 +18,7 @@ from fct_infer.errors import ArrayError, ResourceError, UnsupportedError, UsageE
 from fct_infer.index import GpuIndexBuilder, IndexBuilder, describe_index, make_builder
 from fct_infer.index.faiss_module import ivf_of
 from fct_infer.index.gpu_faiss import find_gpu
+from fct_infer.index.training import train_transforms
 
 ROWS, DIM, LISTS = 1200, 16, 16
 DATA = np.random.default_rng(0).standard_normal((ROWS, DIM)).astype(np.float32)
@@ -31,6 +32,7 @@ class TrainedByFaiss(IndexBuilder):
     """On the CPU, with the k-means that a device does, too."""
 
     def _train(self, sample, warm):
+        train_transforms(self.index, sample)
         self.index.train(sample)
 
 
