@@ -30,7 +30,7 @@ from fct_infer.upgrade.report import UpgradeReport
 from fct_infer.upgrade.work import FolderWork
 
 _READ_AS = "read as"  # in a fingerprint: not a file, but how rows come from all of them
-_OF_THE_INDEX = ("index", "metric", "old_index", "sharded_index")  # it is built anew
+_OF_THE_INDEX = ("index", "metric", "old_index", "sharded_index", "block_rows")  # no row depends on them
 
 
 def unchanged_parts(plan: Plan) -> list[Part]:

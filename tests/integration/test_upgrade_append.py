@@ -177,6 +177,14 @@ def test_from_the_command_line(tmp_path, gallery):
     assert (report["rows"], report["resumed_rows"]) == (140, 120)
 
 
+def test_a_graph_grows_by_shards_larger_than_all_before(tmp_path, gallery):
+    settings = Settings(index="HNSW8,Flat")  # blocks are as large as the largest shard, and a graph depends on them
+    upgrade_gallery(gallery, H, tmp_path / "d", settings=settings)
+    add_shard(gallery, 3, 60, seed=8)
+    report = upgrade_gallery(gallery, H, tmp_path / "d", settings=settings, append=True)
+    assert (report.rows, report.resumed_rows, load_index(tmp_path / "d").rows) == (180, 120, 180)
+
+
 def lists_of(dest):
     """The ids in each inverted list, and the centroids."""
     index = load_index(dest).index
