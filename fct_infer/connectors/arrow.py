@@ -12,7 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fct_infer.connectors import arrow_arrays as arrays
-from fct_infer.connectors.options import SourceOptions, find_columns
+from fct_infer.connectors.options import SourceOptions
 from fct_infer.connectors.parted import Forward, PartedSource
 from fct_infer.errors import GalleryError
 from fct_infer.gallery.source import Schema
@@ -38,12 +38,8 @@ class ArrowSource(PartedSource):
     ) -> None:
         self._files, self._beside = tuple(files) or (path,), tuple(beside)
         with _opened(self._files[0]) as (schema, _):
-            if len(set(schema.names)) != len(schema.names):
-                raise GalleryError(f"{self._files[0]}: two columns have the same name")
             self._kinds = {field.name: field.type for field in schema}
-        found = [name for name, kind in self._kinds.items() if arrays.is_vector(kind)]
-        keys = [name for name, kind in self._kinds.items() if arrays.is_id(kind)]
-        self.columns = find_columns(self._files[0], found, keys, options)
+            self.columns = arrays.columns_of(self._files[0], schema, options)
         self._widths: dict[str, int] = {}
         self._begins: list[_Begin] = []
         self._first_rows: list[int] = []  # of each file

@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fct_infer.connectors.options import Columns, check_shape, integer_or_text, optional, read_dtype
+from fct_infer.connectors.options import (
+    Columns,
+    SourceOptions,
+    check_shape,
+    find_columns,
+    integer_or_text,
+    optional,
+    read_dtype,
+)
 from fct_infer.errors import ArtifactError, GalleryError
 from fct_infer.gallery.source import Schema
 from fct_infer.identity import ModelId
@@ -18,6 +26,9 @@ from fct_infer.storage.strict_json import parse_strict
 EXTRA = "parquet"
 MODEL_KEY = b"fct_infer.model"  # in metadata of a schema or a column: whose vectors they are, as JSON
 MAX_ID = 1 << 16  # characters, or bytes: all ids are held as wide as the longest
+_VIEWS = {"string_view": "large_string", "binary_view": "large_binary"}  # for which Arrow has few kernels
+_TEXT = ("string", "large_string", "string_view")
+_BYTES = ("binary", "large_binary", "binary_view")
 
 
 def pyarrow(module: str = "") -> Any:
@@ -48,11 +59,22 @@ def is_id(kind: Any) -> bool:
     types, kind = pyarrow("types"), _plain(kind)
     if types.is_dictionary(kind):
         kind = kind.value_type
-    text = types.is_string(kind) or types.is_large_string(kind)
-    return bool(
-        types.is_integer(kind) or text or types.is_binary(kind) or types.is_large_binary(kind)
-        or types.is_fixed_size_binary(kind)
-    )  # fmt: skip
+    return bool(types.is_integer(kind) or types.is_fixed_size_binary(kind) or str(kind) in (*_TEXT, *_BYTES))
+
+
+def columns_of(file: Path, schema: Any, options: SourceOptions) -> Columns:
+    """Return which columns of an Arrow schema are read; errors as of :func:`find_columns`.
+
+    Raises:
+        GalleryError: two have the same name.
+    """
+    kinds = {field.name: field.type for field in schema}
+    if len(kinds) != len(schema):
+        raise GalleryError(f"{file}: two columns have the same name")
+    vectors = [name for name, kind in kinds.items() if is_vector(kind)]
+    scalars = [name for name, kind in kinds.items() if is_id(kind)]
+    unfit = {name: kind for name, kind in kinds.items() if name not in (*vectors, *scalars)}
+    return find_columns(file, vectors, scalars, options, unfit)
 
 
 def stored_dtype(kind: Any) -> np.dtype[Any]:
@@ -116,7 +138,7 @@ def id_dtype(kind: Any) -> np.dtype[Any]:
         return np.dtype(np.int64)
     if types.is_fixed_size_binary(kind):
         return np.dtype(f"S{kind.byte_width}")
-    return np.dtype("U" if types.is_string(kind) or types.is_large_string(kind) else "S")
+    return np.dtype("U" if str(kind) in _TEXT else "S")
 
 
 def vectors(array: Any, dim: int | None, where: str | Callable[[int], str], first: int, file: Path) -> NDArray[Any]:
@@ -169,9 +191,9 @@ def ids(array: Any, where: str, first: int, file: Path) -> NDArray[Any]:
     Raises:
         GalleryError: an id is null, does not fit int64, is a whole document, or ends with a NUL, which text loses.
     """
-    array = _storage(array, file)
+    arrow, array = pyarrow(), _without_views(_storage(array, file))
     if pyarrow("types").is_dictionary(array.type):
-        array = array.dictionary_decode()
+        array = arrow.DictionaryArray.from_arrays(array.indices, _without_views(array.dictionary)).dictionary_decode()
     if array.null_count:
         row = first + int(np.argmax(np.asarray(array.is_null())))
         raise GalleryError(f"{where}, row {row}: has no id (null)")
@@ -184,6 +206,12 @@ def ids(array: Any, where: str, first: int, file: Path) -> NDArray[Any]:
     except UnicodeDecodeError as error:
         raise GalleryError(f"{where}: an id from row {first} on is not UTF-8") from error
     return text_ids(values, dtype.kind, where, first)
+
+
+def _without_views(array: Any) -> Any:
+    """Return text and bytes that lie as views, as Polars writes them, one after the other."""
+    plain = _VIEWS.get(str(array.type))
+    return array if plain is None else array.cast(plain)
 
 
 def text_ids(values: list[Any], kind: str, where: str, first: int) -> NDArray[Any]:

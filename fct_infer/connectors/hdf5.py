@@ -36,7 +36,10 @@ class Hdf5Source(PartedSource):
             found = _datasets(file, path)
             vectors = [name for name, data in found.items() if data.ndim == 2 and data.dtype.kind in "fiu"]
             scalars = [name for name, data in found.items() if data.ndim == 1 and _is_id(data)]
-            self.columns = columns = find_columns(path, vectors, scalars, options)
+            unfit = {
+                name: f"{data.dtype} {data.shape}" for name, data in found.items() if name not in vectors + scalars
+            }
+            self.columns = columns = find_columns(path, vectors, scalars, options, unfit)
             old = found[columns.embedding]
             dtypes: dict[str, Any] = {}
             for role, name in columns.roles.items():

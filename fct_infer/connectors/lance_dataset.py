@@ -14,7 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fct_infer.connectors import arrow_arrays as arrays
-from fct_infer.connectors.options import SourceOptions, find_columns, optional
+from fct_infer.connectors.options import SourceOptions, optional
 from fct_infer.connectors.parted import Forward, PartedSource
 from fct_infer.errors import FctError, GalleryError, ResourceError, UsageError
 from fct_infer.gallery.source import Schema
@@ -54,12 +54,8 @@ class LanceSource(PartedSource):
             dataset = self.opened()
             self.version, schema = int(dataset.version), dataset.schema
             fragments = [(each.fragment_id, each.count_rows(), each.metadata) for each in dataset.get_fragments()]
-        if len(set(schema.names)) != len(schema.names):
-            raise GalleryError(f"{path}: two columns have the same name")
         self._kinds = {field.name: field.type for field in schema}
-        found = [name for name, kind in self._kinds.items() if arrays.is_vector(kind)]
-        keys = [name for name, kind in self._kinds.items() if arrays.is_id(kind)]
-        self.columns = find_columns(path, found, keys, options)
+        self.columns = arrays.columns_of(path, schema, options)
         self._said = schema.field(self.columns.embedding).metadata
         self._fragments: list[_Fragment] = []
         rows = 0

@@ -61,7 +61,8 @@ class NpzSource(PartedSource):
         shapes = _headers(path)
         vectors = [name for name, (shape, dtype) in shapes.items() if len(shape) == 2 and dtype.kind in "fiu"]
         scalars = [name for name, (shape, dtype) in shapes.items() if len(shape) == 1 and dtype.kind in "iuSU"]
-        self._columns = columns = find_columns(path, vectors, scalars, options)
+        unfit = {name: f"{dtype} {shape}" for name, (shape, dtype) in shapes.items() if name not in vectors + scalars}
+        self._columns = columns = find_columns(path, vectors, scalars, options, unfit)
         (rows, dim), dtype = shapes[columns.embedding]
         check_shape(rows, dim, f"{path}, array {columns.embedding!r}")
         for name in columns.roles.values():

@@ -59,17 +59,24 @@ class Columns:
         return {role: name for role, name in named.items() if name is not None}
 
 
-def find_columns(file: Path | str, vectors: Sequence[str], scalars: Sequence[str], options: SourceOptions) -> Columns:
+def find_columns(
+    file: Path | str,
+    vectors: Sequence[str],
+    scalars: Sequence[str],
+    options: SourceOptions,
+    unfit: Mapping[str, object] | None = None,
+) -> Columns:
     """Return which of a file's columns are read.
 
     Args:
         file: for messages.
         vectors, scalars: names of columns that may hold vectors, and ids.
         options: what the user named.
+        unfit: name to type of the columns that are neither.
 
     Raises:
         UsageError: a named column does not exist, or it is not clear which one holds the embeddings.
-        GalleryError: no column holds vectors.
+        GalleryError: no column holds vectors, or what is named as ids are cannot be ids: row numbers would be taken.
     """
     for name in (options.embedding_column, options.side_column, options.id_column):
         if name is not None and name not in (*vectors, *scalars):
@@ -92,6 +99,11 @@ def find_columns(file: Path | str, vectors: Sequence[str], scalars: Sequence[str
     if side == embedding:
         side = None
     key = None if options.ids is not None else options.id_column or _usual(scalars, ID_NAMES)
+    if key is None and options.ids is None and (lost := _usual(tuple(unfit or ()), ID_NAMES)):
+        raise GalleryError(
+            f"{file}: column {lost!r} is {(unfit or {})[lost]}, wanted ids that are integers, text or bytes; "
+            "--id-column names another column, --ids a file beside"
+        )
     used = (embedding, side, key)
     return Columns(embedding, side, key, tuple(name for name in (*vectors, *scalars) if name not in used))
 

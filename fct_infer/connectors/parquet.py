@@ -14,7 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fct_infer.connectors import arrow_arrays as arrays
-from fct_infer.connectors.options import Columns, SourceOptions, find_columns
+from fct_infer.connectors.options import SourceOptions
 from fct_infer.connectors.parted import Forward, PartedSource
 from fct_infer.errors import GalleryError
 from fct_infer.gallery.manifest import own_manifest
@@ -64,7 +64,7 @@ class ParquetSource(PartedSource):
                 if file is self._paths[0]:
                     self.arrow_schema = found
                     self._kinds = {field.name: field.type for field in found}
-                    self.columns = _columns(file, found, options)
+                    self.columns = arrays.columns_of(file, found, options)
                 for name in self.columns.roles.values():
                     if name not in found.names or found.field(name).type != self._kinds[name]:
                         raise GalleryError(
@@ -201,14 +201,6 @@ def opened(file: Path) -> Iterator[Any]:
     except (arrow.ArrowException, OSError, UnicodeDecodeError) as error:
         words = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise read_error(f"{file}: cannot be read as Parquet: {words}", error) from error
-
-
-def _columns(file: Path, schema: Any, options: SourceOptions) -> Columns:
-    if len(set(schema.names)) != len(schema.names):
-        raise GalleryError(f"{file}: two columns have the same name")
-    kept = [field for field in schema if arrays.is_vector(field.type)]
-    keys = [field.name for field in schema if arrays.is_id(field.type)]
-    return find_columns(file, [field.name for field in kept], keys, options)
 
 
 def _name(root: Path, file: Path) -> str:

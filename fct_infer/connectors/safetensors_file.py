@@ -41,7 +41,8 @@ def open_safetensors(path: Path, options: SourceOptions) -> RawSource:
     scalars = [
         name for name, tensor in tensors.items() if not tensor.dim and tensor.dtype.kind in "iu" and not tensor.bfloat16
     ]
-    columns = find_columns(path, vectors, scalars, options)
+    unfit = {name: tensor.dtype for name, tensor in tensors.items() if name not in vectors + scalars}
+    columns = find_columns(path, vectors, scalars, options, unfit)
     old = tensors[columns.embedding]
     side = None if columns.side is None else tensors[columns.side]
     ids = None if columns.id is None else tensors[columns.id]

@@ -52,3 +52,25 @@ def test_a_null_row_does_not_shift_the_rest():
         with pytest.raises(GalleryError, match="x, row 108: is null"):
             arrow_arrays.vectors(column.slice(5, 10), 3, "x", 105, Path("x"))
         assert (arrow_arrays.vectors(column.slice(9, 4), 3, "x", 9, Path("x")) == VECTORS[9:13]).all()
+
+
+VIEWS = {
+    "text": (["a", "bc", "def"], pa.string_view()),
+    "bytes": ([b"a", b"bc", b"\xff"], pa.binary_view()),
+}
+
+
+@pytest.mark.parametrize("kind", VIEWS)
+@pytest.mark.parametrize("is_dictionary", [False, True])
+def test_ids_that_lie_as_views_are_ids(kind, is_dictionary):  # Polars writes text so
+    values, view = VIEWS[kind]
+    column = pa.array(values, view)
+    if is_dictionary:
+        column = pa.DictionaryArray.from_arrays(pa.array([0, 1, 2], pa.uint32()), column)
+    assert arrow_arrays.is_id(column.type) and arrow_arrays.id_dtype(column.type).kind == (
+        "U" if kind == "text" else "S"
+    )
+    assert arrow_arrays.ids(column.slice(1), "x", 1, Path("x")).tolist() == values[1:]
+    nulls = pa.array([values[0], None], view)
+    with pytest.raises(GalleryError, match=r"x, row 1: has no id \(null\)"):
+        arrow_arrays.ids(nulls, "x", 0, Path("x"))

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet
 import pytest
+from safetensors.numpy import save_file
 from support import vector_files as files
 from support.faults import FailNth
 
@@ -33,6 +34,34 @@ def rows_with(row, value):
     rows = [list(map(float, vector)) for vector in VECTORS]
     rows[row] = value
     return rows
+
+
+def write_hdf5(path, columns):
+    with h5py.File(path, "w") as file:
+        for name, values in columns.items():
+            file[name] = values
+
+
+def table_of(columns):
+    return pa.table({name: files.lists(values) if values.ndim == 2 else values for name, values in columns.items()})
+
+
+WRITERS = {
+    "a.parquet": lambda path, columns: pa.parquet.write_table(table_of(columns), path),
+    "a.arrow": lambda path, columns: pa.feather.write_feather(table_of(columns), str(path)),
+    "a.npz": lambda path, columns: np.savez(path, **columns),
+    "a.hdf5": write_hdf5,
+    "a.safetensors": lambda path, columns: save_file(columns, path),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_ids_that_cannot_be_ids_are_not_row_numbers(tmp_path, name):
+    ids = np.arange(230.0)[::-1].copy()  # as pandas makes of integers where one was missing
+    WRITERS[name](tmp_path / name, {"embedding": VECTORS, "id": ids})
+    refuse(tmp_path, name, "'id' is (double|float64).*, wanted ids that are integers, text or bytes; .*--ids")
+    WRITERS[name](tmp_path / name, {"embedding": VECTORS, "id": ids, "item_id": np.arange(230)})
+    assert open_source(tmp_path / name).schema.columns["id"] == "item_id"
 
 
 BAD_ROWS = {
