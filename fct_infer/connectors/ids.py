@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -84,11 +85,13 @@ def _read_txt(path: Path, _column: str | None) -> NDArray[Any]:
 
 def _read_csv(path: Path, column: str | None) -> NDArray[Any]:
     try:
-        rows = list(csv.reader(_text(path).splitlines(keepends=True), strict=True))
+        rows = list(csv.reader(io.StringIO(_text(path), newline=""), strict=True))
     except csv.Error as error:
         raise GalleryError(f"{path}: is not CSV: {error}") from error
     if not rows:
         return np.empty(0, np.int64)
+    if len(rows[0]) == 1 and (other := next((mark for mark in ";\t" if mark in rows[0][0]), None)):
+        raise GalleryError(f"{path}: its fields are divided by {other!r}, wanted commas")
     place = rows[0].index(_choose(path, rows[0], column))
     for row, fields in enumerate(rows[1:]):
         if len(fields) != len(rows[0]):

@@ -22,12 +22,16 @@ def write_ids(path, ids):
         pa.parquet.write_table(pa.table({"n": ids, "id": ids}), path)
     else:
         header = ["id"] if path.suffix == ".csv" else []
-        path.write_text("\n".join([*header, *map(str, ids)]) + "\n")
+        path.write_text("\n".join([*header, *map(str, ids)]) + "\n", encoding="utf-8", newline="")
     return path
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".npy", ".csv", ".parquet"])
-@pytest.mark.parametrize("ids", [[5, -3, 2, 9], ["a", "béé", "c", "d"], ["007", "1", "2", "3"]])
+@pytest.mark.parametrize(
+    "ids",
+    [[5, -3, 2, 9], ["a", "béé", "c", "d"], ["007", "1", "2", "3"], ["a\u2028b", "c\x0cd", "\x85", "d"]],
+    ids=["numbers", "text", "zeros", "line ends of Unicode"],
+)
 def test_ids_beside(tmp_path, suffix, ids):
     files.write_bin(tmp_path / "a.fbin", VECTORS)
     options = SourceOptions(ids=write_ids(tmp_path / f"ids{suffix}", ids))
@@ -67,6 +71,7 @@ def test_ids_that_do_not_fit_are_refused(tmp_path):
         ("b.txt", "1\n\n3\n4\n", GalleryError, r"b.txt, row 1: has no id"),
         ("c.csv", "id,x\n1,2\n1\n", GalleryError, r"c.csv, row 1: has 1 fields"),
         ("d.csv", "a,b\n1,2\n", UsageError, r"which column holds the ids"),
+        ("s.csv", "id;x\n1;2\n", GalleryError, r"s.csv: its fields are divided by ';', wanted commas"),
         ("e.json", "[]", UsageError, r"ids are read from"),
         ("f.txt", "", GalleryError, r"f.txt: is empty"),
     ):
