@@ -62,7 +62,7 @@ def make_probe(model: Model, real: Batch | None = None) -> Probe:
     if company := company_that_matters(model.run, every[IN_COMPANY], answers[IN_COMPANY], ROUNDING):
         raise ArtifactError(
             f"computes something else of a row {company} than among others: it mixes the rows of a batch (a mean or "
-            "norm over the batch, batch norm without its statistics, attention over rows)"
+            "norm over the batch, batch norm without its statistics, attention over rows), or draws numbers at random"
         )
     return Probe(every, expected, rows)
 

@@ -52,9 +52,10 @@ def is_of_the_machine(error: BaseException) -> bool:
 def said_by(error: BaseException) -> str:
     """Return the message of an error as one line: all of it, or the last of its lines where it is long.
 
-    TorchScript and torch.export put tracebacks of their own first.
+    TorchScript and torch.export put tracebacks of their own first, PyTorch's exporter to ONNX puts the graph behind.
     """
-    lines = [line.strip() for line in _text(error).splitlines() if line.strip()]
+    text = _text(error).partition("[Caused by the value")[0]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     whole = " ".join(lines)
     text = lines[-1] if lines and (len(whole) > _LONGEST or "Traceback" in whole) else whole
     name = type(error).__name__

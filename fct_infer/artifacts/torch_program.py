@@ -67,6 +67,8 @@ def program_from_torch(model: TorchModel, widths: Sequence[int] | None = None) -
 def accepted_shapes(model: TorchModel, widths: Sequence[int] | None = None) -> Iterator[Shapes]:
     """Yield shapes of the inputs, without the batch axis, that ``model`` runs on: rows (d,) or (d, 1, 1).
 
+    First come those of which it makes rows: a mean of (d,) taken off (n, d, 1, 1) is (n, d, 1, d).
+
     Raises:
         ArtifactError: it does not take one or two inputs, or does not run on those whose widths are given.
     """
@@ -75,15 +77,20 @@ def accepted_shapes(model: TorchModel, widths: Sequence[int] | None = None) -> I
         count = len(widths)
     if not 1 <= count <= len(INPUTS) or (widths is not None and len(widths) != count):
         raise ArtifactError(f"{model.name}: takes {count} inputs, wanted {'1 or 2' if widths is None else len(widths)}")
-    refusal, is_accepted = None, False
+    refusal, others = None, list[Shapes]()
+    is_accepted = False
     for shapes in _candidates(model, widths):
         try:
-            _run(model.module, _random_inputs(shapes, _WATCHED_ROWS, seed=0))
+            made = _run(model.module, _random_inputs(shapes, _WATCHED_ROWS, seed=0))
         except ArtifactError as error:
             refusal = error  # of plain rows, which are tried last
             continue
         is_accepted = True
-        yield shapes
+        if isinstance(made, Tensor) and made.shape[2:] in ((), (1, 1)):
+            yield shapes
+        else:
+            others.append(shapes)
+    yield from others
     if refusal and not is_accepted and (widths is not None or model.shapes is not None):  # nothing was guessed
         raise ArtifactError(f"{model.name}: {refusal}") from refusal
 

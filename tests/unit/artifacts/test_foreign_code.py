@@ -47,3 +47,8 @@ def test_ctrl_c_and_typed_errors_pass(error):
 def test_of_a_long_message_the_last_line_is_said():
     assert said_by(ValueError("\n".join(["x" * 200, "y" * 200, "  the reason  "]))) == "the reason"
     assert said_by(RuntimeError("Traceback of TorchScript:\n  line 1\nthe reason\n")) == "the reason"
+
+
+def test_of_the_exporter_to_onnx_the_reason_is_said_and_not_the_graph():
+    graph = "  [Caused by the value 'input defined in (%1)\n)' (type 'Tensor')]\n    (type 'Tensor')"
+    assert said_by(RuntimeError(f"Unsupported: operator threshold.{graph}")) == "Unsupported: operator threshold."

@@ -13,6 +13,7 @@ import torch
 from support.outputs import assert_within, reference, relative_error, rows_for
 from support.programs import examples, linear_map, paper_h, plain_mlp
 from support.torch_models import GatedTransformation, PublicTransformation, outputs, randomized, scripted
+from torch import nn
 
 from fct_infer import load_transformation
 from fct_infer.artifacts.bundle import open_bundle
@@ -249,6 +250,25 @@ def test_what_no_program_can_hold_goes_to_the_other_targets_and_every_operation_
         export_transformation(model, tmp_path / "again", Options(("core", "onnx")))
     with pytest.raises(ArtifactError, match="the bundle holds no program, only files for onnx, torchscript, pt2"):
         load_transformation(tmp_path / "h", backend="core")
+
+
+class Standardised(nn.Module):
+    """Rows less their mean, which broadcasts against (n, d, 1, 1), too."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 6)
+        self.register_buffer("mean", torch.arange(8.0))
+
+    def forward(self, old):
+        return self.layer(old - self.mean)
+
+
+def test_rows_less_a_mean_are_rows(tmp_path):
+    model = Standardised().eval()
+    export_transformation(model, tmp_path / "h", Options(("onnx",)))
+    rows = rows_for({"old": 8}, 50)
+    assert_within(load_transformation(tmp_path / "h")(*rows.values()), outputs(model, *rows.values()), "fp32")
 
 
 def test_a_module_is_left_as_it_was(tmp_path):
