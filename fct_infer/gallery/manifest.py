@@ -166,19 +166,19 @@ def read_gallery(folder: Path, read: Callable[[GalleryManifest | None], T]) -> T
 def _unmixed(folder: Path, read: Callable[[], T]) -> T:
     """Call ``read`` until the folder was not replaced meanwhile: else what it made, or raised, counts for nothing."""
     for _ in range(MAX_TRIES):
-        before = _identity(folder)
+        before = folder_identity(folder)
         try:
             found = read()
         except FctError:
-            if _identity(folder) == before:
+            if folder_identity(folder) == before:
                 raise
         else:
-            if _identity(folder) == before:
+            if folder_identity(folder) == before:
                 return found
     raise OutputError(f"{folder}: was replaced {MAX_TRIES} times while it was read")
 
 
-def _identity(folder: Path) -> tuple[object, ...]:
+def folder_identity(folder: Path) -> tuple[object, ...]:
     """Return what differs between a folder and another that took its place."""
     if isinstance(folder, RemotePath):
         return (published_folder(folder),)

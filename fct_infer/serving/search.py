@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.connectors import open_source
-from fct_infer.errors import ArrayError, ArtifactError
+from fct_infer.errors import ArrayError, ArtifactError, FctError, GalleryError
 from fct_infer.evaluation import Metric, nearest
 from fct_infer.gallery import GalleryManifest, Part, Source, SourceReader
+from fct_infer.gallery.manifest import folder_identity
 from fct_infer.identity import ModelId, NamedModel
 from fct_infer.index.gallery_index import Queries, as_queries, check_query_model, results_of, whole_number
 from fct_infer.index.stored_ids import load_all_ids
@@ -24,12 +25,15 @@ BLOCK_BYTES = 64 << 20  # of rows searched at once
 class ExactSearch:
     """A published gallery, searched row by row; its ids are in memory, its rows stay on the disk.
 
+    Once another version has taken its place there, it finds nothing any more: rows would be of one, ids of the other.
+
     Attributes:
         rows, dim, metric: of the gallery.
         model: whose vectors it holds; None where that is not known.
     """
 
     def __init__(self, folder: Path, manifest: GalleryManifest) -> None:
+        self._folder, self._identity = folder, folder_identity(folder)
         self._source = open_source(folder)
         self._ids = load_all_ids(folder, manifest)
         self.rows, self.dim, self.metric = manifest.rows, manifest.dim, manifest.metric
@@ -50,18 +54,28 @@ class ExactSearch:
         Raises:
             ArrayError: queries or ``k`` make no sense.
             ModelMismatchError: queries are of another model than the rows.
-            GalleryError, ArtifactError: a row cannot be read, or holds NaN or infinity; names file and row.
+            GalleryError, ArtifactError: a row cannot be read, or holds NaN or infinity; names file and row. Or the
+                gallery was replaced since it was opened.
         """
         check_query_model(model, self.model)
         wanted, k = as_queries(queries, self.dim, self.metric), whole_number("k", k)
         if k < 1:
             raise ArrayError(f"k is {k}, wanted at least 1")
-        distances, rows = self._nearest(wanted, min(k, self.rows))
+        try:
+            distances, rows = self._nearest(wanted, min(k, self.rows))
+        except FctError:
+            self._refuse_replaced()
+            raise
+        self._refuse_replaced()
         missing = k - distances.shape[1]
         rows = np.pad(rows, ((0, 0), (0, missing)), constant_values=-1)
         worst = np.inf if self.metric == "l2" else -np.inf
         padded: Float32Array = np.pad(distances, ((0, 0), (0, missing)), constant_values=worst).astype(np.float32)
         return results_of(queries, padded, rows if self._ids is None else self._ids[rows])
+
+    def _refuse_replaced(self) -> None:
+        if folder_identity(self._folder) != self._identity:
+            raise GalleryError(f"{self._folder}: was replaced since it was opened; open it again")
 
     def _nearest(self, queries: Float32Array, k: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Return distances as FAISS gives them (squared for l2) and row numbers, nearest first, the first of ties."""

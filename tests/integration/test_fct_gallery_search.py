@@ -15,7 +15,7 @@ from support.vector_files import lists
 
 from fct_infer import Transformation, load_index, open_gallery, upgrade_gallery
 from fct_infer.cli.gallery import command
-from fct_infer.errors import ArrayError, ArtifactError, UsageError
+from fct_infer.errors import ArrayError, ArtifactError, GalleryError, UsageError
 from fct_infer.serving import ExactSearch, search
 from fct_infer.upgrade.settings import Settings
 
@@ -55,6 +55,18 @@ def test_without_an_index_the_same_rows_are_found(tmp_path, monkeypatch, source,
     assert gallery.search([], 3)[1].shape == (0, 3)
     with pytest.raises(ArrayError, match="k is 0"):
         gallery.search(queries, 0)
+
+
+@pytest.mark.parametrize("rows", [(49,), (9, 40)])
+def test_without_an_index_versions_are_not_mixed(tmp_path, source, rows):
+    gallery = open_gallery(publish(source, tmp_path / "d", index="none"))
+    found = gallery.search([1.0, 0, 0, 0])[1].tolist()
+    write_gallery(tmp_path / "other", rows, old_dim=6, side_dim=None, ids="str")
+    upgrade_gallery(tmp_path / "other", H, tmp_path / "d", settings=Settings(index="none"), force=True)
+    with pytest.raises(GalleryError, match="/d: was replaced since it was opened; open it again"):
+        gallery.search([1.0, 0, 0, 0])
+    gallery.rollback()
+    assert gallery.search([1.0, 0, 0, 0])[1].tolist() == found
 
 
 def test_rows_without_direction_are_left_out(tmp_path):
