@@ -106,9 +106,14 @@ def page_of(
     """Return rows that came in any order in that of the keys that were asked for.
 
     Raises:
-        GalleryError: a key came twice.
+        GalleryError: a key came twice, or one that was not asked for.
     """
     found = np.asarray(keys, wanted.dtype)
+    if len(foreign := found[~np.isin(found, wanted)]):
+        raise GalleryError(
+            f"key {foreign[0].item()!r} was found by another one: its column takes them for equal, as where case does "
+            "not count; name another key"
+        )
     order = np.argsort(found, kind="stable")
     found = found[order]
     if len(found) and (twice := found[1:] == found[:-1]).any():

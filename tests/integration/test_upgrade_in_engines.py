@@ -140,6 +140,15 @@ def test_lists_of_no_fixed_size(tmp_path, rows):
         open_source(engine.url())
 
 
+def test_keys_that_the_engine_takes_for_equal_are_refused(tmp_path, rows, monkeypatch):
+    monkeypatch.setattr(keyed_source, "PART_BYTES", 20 * 4 * (OLD + SIDE))
+    engine = ENGINES["sqlite"](tmp_path)
+    engine.run("CREATE TABLE items (id TEXT COLLATE NOCASE, title TEXT, embedding BLOB, side BLOB)")
+    engine.insert([f"{'kK'[row % 2]}{row // 2:02d}" for row in range(ROWS)], *rows)
+    with pytest.raises(GalleryError, match=r"key 'k00' was found by another one: .* name another key"):
+        upgrade(engine, options=SourceOptions(id_column="id"))
+
+
 def test_hostile_names_are_names(items, rows):
     other = type(items)(items.folder, HOSTILE)
     other.create(OLD, SIDE)
