@@ -153,6 +153,8 @@ def _by_id(
 def _exact_dtype(index: Any) -> np.dtype[Any] | None:
     """Return the dtype in which an index holds its vectors bit for bit; None if it does not."""
     faiss = optional("faiss", "cpu")
+    if isinstance(index, faiss.IndexHNSW):  # a graph over what holds them
+        return _exact_dtype(faiss.downcast_index(index.storage))
     if isinstance(index, faiss.IndexFlat | faiss.IndexIVFFlat):
         return np.dtype(np.float32)
     is_scalar = isinstance(index, faiss.IndexScalarQuantizer | faiss.IndexIVFScalarQuantizer)

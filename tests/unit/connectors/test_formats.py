@@ -183,6 +183,17 @@ def test_an_index_of_ids_over_inverted_lists(tmp_path):
     assert source.sample(230, 0)[1].tobytes() == VECTORS.tobytes()
 
 
+@pytest.mark.parametrize(("factory", "dtype"), [("HNSW8", np.float32), ("HNSW8_SQfp16", np.float16)])
+def test_a_graph_holds_vectors_exactly_where_what_lies_below_does(tmp_path, factory, dtype):
+    index = faiss.index_factory(12, factory)
+    index.train(VECTORS)
+    index.add(VECTORS)
+    faiss.write_index(index, str(tmp_path / "a.faiss"))
+    source = open_source(tmp_path / "a.faiss")
+    assert source.schema.embedding_dtype == dtype
+    assert (source.read_rows(np.arange(230))[0] == index.reconstruct_n(0, 230)).all()  # FAISS rounds for itself
+
+
 def test_faiss_lists_in_other_files_are_not_followed(tmp_path):
     index = faiss.index_factory(12, "IVF4,Flat")
     index.train(VECTORS)
