@@ -165,6 +165,7 @@ def fit_pairs(
         settings.compress.check(pairs)
     is_unit = bool(np.allclose(np.linalg.norm(pairs.new, axis=1), 1, atol=1e-3))
     search = Search(settings.metric or ("cosine" if is_unit else "l2"), settings.direction)
+    pairs, queries, undirected = _with_direction(pairs, queries, search)
     pairs, queries, few = _enough(pairs, queries, search, settings.seed)
     split = _split(pairs, queries, settings.seed)
     cross_fit, measure = CrossFit(pairs, split, is_unit), _measure(pairs, split.judged, queries, search)
@@ -178,7 +179,7 @@ def fit_pairs(
     transformed = cross_fit.transformed(cross_fit.programs(recipe))
     apart = maps_apart(cross_fit, transformed, search) if by_rows else []
     mismatched = suspicion(pairs.new[split.judged], transformed, search)
-    notes = [*few, *mismatched, *copies(cross_fit), *apart, *side_notes(trials)]
+    notes = [*undirected, *few, *mismatched, *copies(cross_fit), *apart, *side_notes(trials)]
     fold = CrossFit(pairs, split.first_fold(None if queries is None else queries.truth), is_unit)
     screen = Screen(fold, recipe, _measure(pairs, fold.split.judged, queries, search), search)
     network, screened, said = _networks(screen, settings, budget, progress)
@@ -255,6 +256,21 @@ def _split(pairs: Pairs, queries: Queries | None, seed: int) -> Split:
         return Split.draw(len(pairs), None, seed, items=items, labels=pairs.labels)
     wanted = np.unique(queries.truth[queries.truth >= 0])
     return Split.draw(len(pairs), len(queries.new), seed, kept=wanted, items=items)
+
+
+def _with_direction(pairs: Pairs, queries: Queries | None, search: Search) -> tuple[Pairs, Queries | None, list[str]]:
+    """Leave out pairs that cosine cannot compare, as models make of empty texts, and say so."""
+    kept = np.flatnonzero(pairs.old.any(axis=1) & pairs.new.any(axis=1))
+    left_out = len(pairs) - len(kept)
+    if search.metric != "cosine" or not left_out:
+        return pairs, queries, []
+    places = np.full(len(pairs) + 1, -1)  # the last is for -1, no row
+    places[kept] = np.arange(len(kept))
+    pairs = pairs.of(kept)
+    if queries is not None:
+        queries = replace(queries, truth=places[queries.truth]).checked(pairs)
+    _check(pairs)
+    return pairs, queries, [f"{left_out:,} pairs are left out: a row of length zero has no direction"]
 
 
 def _enough(

@@ -51,6 +51,12 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.old)
 
+    def of(self, rows: Int64Array) -> Pairs:
+        """Return some of the pairs, by their numbers."""
+        columns = ("old", "new", "side", "ids", "labels", "old_rows")
+        given = {name: array[rows] for name in columns if (array := getattr(self, name)) is not None}
+        return replace(self, **given)
+
     def swapped(self) -> Pairs:
         """Return the pairs for a map from the new space to the old, without side-information."""
         return replace(

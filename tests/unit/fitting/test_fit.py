@@ -144,6 +144,27 @@ def test_unit_length_is_recognised_and_given_to_the_result():
     np.testing.assert_allclose(norms, 1, atol=1e-5)
 
 
+def test_pairs_without_direction_are_left_out_where_directions_are_compared():
+    old, new, labels = clustered(600)
+    new /= np.linalg.norm(new, axis=1, keepdims=True)
+    asked = np.setdiff1d(np.arange(0, 600, 3), 300)
+    queries = Queries(new[asked], asked[:, None])
+    old[[5, 300]] = 0  # as of empty texts
+    kept = np.delete(np.arange(600), [5, 300])
+    fewer = Queries(new[asked], np.searchsorted(kept, asked)[:, None])
+    said = "2 pairs are left out: a row of length zero has no direction"
+    for given, same in (
+        ({}, {}),
+        ({"labels": labels}, {"labels": labels[kept]}),
+        ({"queries": queries}, {"queries": fewer}),
+    ):
+        found = fct_infer.fit(old, new, settings=CLOSED, **given)
+        wanted = fct_infer.fit(old[kept], new[kept], settings=CLOSED, **same)
+        assert (found.notes[0], found.pairs) == (said, 598) and found.program.digest == wanted.program.digest
+        assert found.forecast == wanted.forecast
+    assert said not in fct_infer.fit(old, new, settings=Settings(network=False, metric="l2")).notes
+
+
 def test_labels_and_queries_give_a_verdict_on_the_whole_upgrade():
     old, new, labels = clustered(600)
     by_labels = fct_infer.fit(old, new, labels=labels, settings=CLOSED)
