@@ -145,6 +145,13 @@ def row_parts(array: Embeddings) -> Iterator[slice]:
     return (slice(start, min(start + step, len(array))) for start in range(0, len(array), step))
 
 
+def are_comparable(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    """Whether labels, or ids, of one array can be found among those of another."""
+    kinds = {labels.dtype.kind for labels in (one, other)}
+    # int64 with uint64 has no common integer type: numpy would compare them as float64 and merge labels
+    return len(kinds) == 1 or not (kinds & set("US") or np.result_type(one, other).kind == "f")
+
+
 def encode_labels(
     query_labels: Any, gallery_labels: Any, query_count: int, gallery_count: int, what: str = "labels"
 ) -> tuple[Int64Array, Int64Array]:
@@ -168,9 +175,7 @@ def encode_labels(
             raise ArrayError(f"{name} is {came}, wanted a 1-D array of integers, str or bytes")
         if len(labels) != count:
             raise ArrayError(f"{name} has {len(labels)} entries for {count} embeddings")
-    kinds = {labels.dtype.kind for labels in (query_labels, gallery_labels)}
-    # int64 with uint64 has no common integer type: numpy would compare them as float64 and merge labels
-    if len(kinds) > 1 and (kinds & set("US") or np.result_type(query_labels, gallery_labels).kind == "f"):
+    if not are_comparable(query_labels, gallery_labels):
         raise ArrayError(
             f"query_{what} are {query_labels.dtype} and gallery_{what} {gallery_labels.dtype}; they cannot be compared"
         )

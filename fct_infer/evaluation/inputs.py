@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fct_infer.connectors import open_source
 from fct_infer.connectors.ids import read_truth
 from fct_infer.errors import GalleryError, UsageError
-from fct_infer.evaluation.checks import StoredEmbeddings
+from fct_infer.evaluation.checks import StoredEmbeddings, are_comparable
 from fct_infer.evaluation.reading import name_embeddings, read_embeddings
 from fct_infer.evaluation.study import StudyInputs
 from fct_infer.gallery import SourceReader, read_npy
@@ -64,7 +64,7 @@ def read_study_inputs(paths: Mapping[str, Path | None], *, named: bool = False) 
     With ``named``, embeddings are not read, but named for those who will: :class:`StoredEmbeddings`.
 
     Raises:
-        GalleryError: as the functions above.
+        GalleryError: as the functions above, or ids of another kind than the gallery's.
         UsageError: old/old is asked for, but the gallery is an upgraded one and the old one was not given.
     """
     gallery = paths["gallery"]
@@ -79,8 +79,13 @@ def read_study_inputs(paths: Mapping[str, Path | None], *, named: bool = False) 
     }
     if "truth" in given:
         ids = given.get("gallery_ids")
-        arrays["query_labels"] = read_truth(given["truth"])
-        arrays["gallery_labels"] = read_ids(given["gallery"]) if ids is None else read_labels(ids)
+        truth = arrays["query_labels"] = read_truth(given["truth"])
+        known = arrays["gallery_labels"] = read_ids(given["gallery"]) if ids is None else read_labels(ids)
+        if not are_comparable(truth, known):
+            raise GalleryError(
+                f"{given['truth']}: names rows by {truth.dtype}, ids of the gallery are {known.dtype}; they cannot be "
+                "compared"
+            )
     return StudyInputs(**arrays)
 
 

@@ -270,7 +270,7 @@ def _with_direction(pairs: Pairs, queries: Queries | None, search: Search) -> tu
     if queries is not None:
         queries = replace(queries, truth=places[queries.truth]).checked(pairs)
     _check(pairs)
-    return pairs, queries, [f"{left_out:,} pairs are left out: a row of length zero has no direction"]
+    return pairs, queries, [f"pairs left out, as a row of length zero has no direction: {left_out:,}"]
 
 
 def _enough(

@@ -152,7 +152,7 @@ def test_pairs_without_direction_are_left_out_where_directions_are_compared():
     old[[5, 300]] = 0  # as of empty texts
     kept = np.delete(np.arange(600), [5, 300])
     fewer = Queries(new[asked], np.searchsorted(kept, asked)[:, None])
-    said = "2 pairs are left out: a row of length zero has no direction"
+    said = "pairs left out, as a row of length zero has no direction: 2"
     for given, same in (
         ({}, {}),
         ({"labels": labels}, {"labels": labels[kept]}),
