@@ -20,7 +20,7 @@ from fct_infer.errors import GalleryError
 from fct_infer.gallery.manifest import own_manifest
 from fct_infer.gallery.source import Schema
 from fct_infer.identity import ModelId
-from fct_infer.storage import SeekableFile, read_error
+from fct_infer.storage import RemotePath, SeekableFile, read_error
 
 _BATCH_BYTES = 4 << 20
 _ID_ROWS = 16384
@@ -178,11 +178,22 @@ class ParquetSource(PartedSource):
 
 
 def parquet_files(path: Path) -> list[Path]:
-    """Return the file, or those below a folder by their names; hidden ones and ``_metadata`` are left out."""
+    """Return the file, or those below a folder, or its ``embeddings/``, by their names; hidden ones are left out.
+
+    Raises:
+        GalleryError: there are none, or some may lie behind a link to another folder.
+    """
     if not path.is_dir():
         return [path]
-    found = (file for pattern in ("*.parquet", "*.pq") for file in path.rglob(pattern))
-    files = [file for file in found if not any(part[0] in "._" for part in file.relative_to(path).parts)]
+    folder, files = path / "embeddings" if (path / "embeddings").exists() else path, []
+    for each in folder.rglob("*"):
+        if any(part[0] in "._" for part in each.relative_to(folder).parts):
+            continue
+        if not isinstance(each, RemotePath) and each.is_dir():
+            if each.is_symlink():
+                raise GalleryError(f"{each}: is a link to a folder, which is not followed; link to its files instead")
+        elif each.suffix.lower() in (".parquet", ".pq"):
+            files.append(each)
     if not files:
         raise GalleryError(f"{path}: holds no .parquet files")
     return sorted(files)

@@ -85,6 +85,20 @@ def test_a_folder_of_parquet_files_is_one_source(tmp_path):
     assert converted(tmp_path / "gallery")[0].tobytes() == VECTORS.tobytes()
 
 
+def test_of_a_folder_all_parquet_files_are_read_and_none_beside_its_embeddings(tmp_path):
+    for name in ("a.PARQUET", "b.pq", "c.parquet/part-0.parquet"):
+        (tmp_path / "g" / "embeddings" / name).parent.mkdir(parents=True, exist_ok=True)
+        files.FLOAT32["fixed.parquet"](tmp_path / "g" / "embeddings" / name, VECTORS)
+    files.FLOAT32["fixed.parquet"](tmp_path / "g" / "found.parquet", VECTORS)
+    assert open_source(tmp_path / "g").schema.rows == 3 * 230
+    (tmp_path / "h").mkdir()
+    (tmp_path / "h" / "embeddings").symlink_to(tmp_path / "g" / "embeddings")
+    assert open_source(tmp_path / "h").schema.rows == 3 * 230
+    (tmp_path / "g" / "embeddings" / "more").symlink_to(tmp_path / "h")
+    with pytest.raises(GalleryError, match="/embeddings/more: is a link to a folder, which is not followed"):
+        open_source(tmp_path / "g")
+
+
 @pytest.mark.parametrize("folder", [".", "embeddings"])
 def test_a_folder_of_two_kinds_is_refused_by_a_file_of_each(tmp_path, folder):
     (tmp_path / folder / "part=0").mkdir(parents=True)
