@@ -70,7 +70,8 @@ class ExactSearch:
         missing = k - distances.shape[1]
         rows = np.pad(rows, ((0, 0), (0, missing)), constant_values=-1)
         worst = np.inf if self.metric == "l2" else -np.inf
-        padded: Float32Array = np.pad(distances, ((0, 0), (0, missing)), constant_values=worst).astype(np.float32)
+        with np.errstate(over="ignore"):  # what is too far for float32 is as FAISS has it: nothing found
+            padded: Float32Array = np.pad(distances, ((0, 0), (0, missing)), constant_values=worst).astype(np.float32)
         return results_of(queries, padded, rows if self._ids is None else self._ids[rows])
 
     def _refuse_replaced(self) -> None:

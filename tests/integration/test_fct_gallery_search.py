@@ -53,6 +53,9 @@ def test_without_an_index_the_same_rows_are_found(tmp_path, monkeypatch, source,
     _, ids = gallery.search(queries[0], 60)
     assert ids.shape == (60,) and np.array_equal(ids, indexed.search(queries[0], 60)[1])
     assert gallery.search([], 3)[1].shape == (0, 3)
+    with np.errstate(over="raise"):
+        far, _ = gallery.search(np.float32([1e30, 1, 1, 1]), 2)
+    assert np.isinf(far).all() == (metric == "l2")
     with pytest.raises(ArrayError, match="k is 0"):
         gallery.search(queries, 0)
 
