@@ -139,9 +139,12 @@ class _Member:
         except _ZIP_ERRORS as error:
             self._archive.close()
             raise read_error(f"{self._where}: cannot be read: {error}", error) from error
-        if fortran or self.dtype.hasobject or not self.dtype.isnative or not self.dtype.itemsize:
+        if fortran:
             self._archive.close()
-            raise GalleryError(f"{self._where}: holds {self.dtype}, wanted plain numbers or text in C order")
+            raise GalleryError(f"{self._where}: is in Fortran order; save numpy.ascontiguousarray(array) instead")
+        if self.dtype.hasobject or not self.dtype.isnative or not self.dtype.itemsize:
+            self._archive.close()
+            raise GalleryError(f"{self._where}: holds {self.dtype}, wanted plain little-endian numbers or text")
         wanted = header + int(np.prod([*map(int, self.shape)], dtype=object)) * self.dtype.itemsize
         if info.file_size != wanted:
             self._archive.close()

@@ -64,6 +64,18 @@ def test_ids_that_cannot_be_ids_are_not_row_numbers(tmp_path, name):
     assert open_source(tmp_path / name).schema.columns["id"] == "item_id"
 
 
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.asfortranarray(VECTORS), "is in Fortran order; save numpy.ascontiguousarray"),
+        (VECTORS.astype(">f4"), "holds >f4, wanted plain little-endian numbers"),
+    ],
+)
+def test_an_array_of_another_layout_is_told_how_to_be_saved(tmp_path, array, message):
+    np.savez(tmp_path / "a.npz", embedding=array)
+    refuse(tmp_path, "a.npz", f"array 'embedding': {message}")
+
+
 BAD_ROWS = {
     "null row": (None, "is null, wanted a vector"),
     "null number": ([1.0] * 5 + [None] + [1.0] * 6, "holds a null, wanted numbers"),
