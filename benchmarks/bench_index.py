@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -19,6 +20,7 @@ import click
 import faiss
 import numpy as np
 
+from benchmarks import text
 from benchmarks.galleries import read_shards, write_gallery
 from benchmarks.measure import WORK, cores, environment, paired_ratio, save, warn_if_loaded
 from benchmarks.programs import PROGRAMS
@@ -55,15 +57,26 @@ def timed(call: Callable[[], object]) -> dict[str, float]:
     return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
 
 
-def build_stages(
-    rows: Float32Array, factory: str, metric: str, rounds: int
-) -> tuple[dict[str, Times], dict[str, float]]:
-    """Train and fill in turn; return the times by stage and contestant, and the recall of their indexes."""
+@dataclass(frozen=True)
+class Searched:
+    """How good an index is, by contestant: means of all rounds.
+
+    Attributes:
+        recalls: recall@10 of queries.
+        read: rows that a query is compared with: of lists that are not alike long, more.
+    """
+
+    recalls: dict[str, float]
+    read: dict[str, float]
+
+
+def build_stages(rows: Float32Array, factory: str, metric: str, rounds: int) -> tuple[dict[str, Times], Searched]:
+    """Train and fill in turn; return the times by stage and contestant, and how good their indexes are."""
     plan = describe_index(factory, rows.shape[1], len(rows), metric)
     times: dict[str, Times] = {stage: {name: [] for name in BUILDERS} for stage in ("train", "add")}
     queries = rows[np.linspace(0, len(rows) - 1, QUERIES).astype(int)]
     _, exact = faiss.knn(queries, rows, NEIGHBOURS, metric=FAISS_METRICS[metric])
-    recalls: dict[str, float] = {}
+    searched = Searched({}, {})
     for number in range(rounds):
         print(f"round {number + 1} of {rounds}: train and add ...", file=sys.stderr, flush=True)
         rng = np.random.default_rng(number)
@@ -76,10 +89,13 @@ def build_stages(
             times["add"][name].append(timed(partial(builder.add, rows, ids)))
         for name, builder in builders.items():
             builder.nprobe = min(NPROBE, builder.nlist)
+            faiss.cvar.indexIVF_stats.reset()
             _, found = builder.search(queries, NEIGHBOURS)
             hits = [len(np.intersect1d(a, b)) / NEIGHBOURS for a, b in zip(exact, found, strict=True)]
-            recalls[name] = recalls.get(name, 0) + float(np.mean(hits)) / rounds
-    return times, recalls
+            read = faiss.cvar.indexIVF_stats.ndis / len(queries)
+            for means, value in ((searched.recalls, float(np.mean(hits))), (searched.read, read)):
+                means[name] = means.get(name, 0) + value / rounds
+    return times, searched
 
 
 def whole_upgrades(gallery: Path, factory: str, rounds: int) -> Times:
@@ -107,20 +123,30 @@ def summary(times: Times) -> dict[str, Any]:
     return found
 
 
-def bench(folder: Path, rows: int, rounds: int, factory: str, metric: str, *, stages_only: bool) -> dict[str, Any]:
-    """Return the result, ready for JSON."""
-    header, h = environment(), PROGRAMS[PROGRAM]
-    write_gallery(folder / "gallery", rows, h.dims)
-    vectors = np.concatenate(list(read_shards(folder / "gallery")))
-    times, recalls = build_stages(vectors, factory, metric, rounds)
-    if not stages_only:
-        times["whole upgrade"] = whole_upgrades(folder / "gallery", factory, rounds)
+def texts() -> Float32Array:
+    """Return what the definitions of WordNet are embedded to (113,330, 256), by token vectors."""
+
+    def rows() -> dict[str, Float32Array]:
+        return {"rows": text.embed("static", [item.meaning for item in text.dictionary()])}
+
+    return text.once("definitions", rows)["rows"]
+
+
+def bench(
+    vectors: Float32Array, rounds: int, factory: str, metric: str = "l2", gallery: Path | None = None
+) -> dict[str, Any]:
+    """Return the result, ready for JSON; with whole upgrades, if there is a gallery."""
+    header = environment()
+    times, searched = build_stages(vectors, factory, metric, rounds)
+    if gallery is not None:
+        times["whole upgrade"] = whole_upgrades(gallery, factory, rounds)
     stages = {stage: summary(each) for stage, each in times.items()}
+    recalls = searched.recalls
     gained = 100 * (recalls["fct_infer"] - recalls["FAISS"])
     return {
         **header,
         "parameters": {
-            "rows": rows,
+            "rows": len(vectors),
             "dim": vectors.shape[1],
             "rounds": rounds,
             "program": PROGRAM,
@@ -129,6 +155,7 @@ def bench(folder: Path, rows: int, rounds: int, factory: str, metric: str, *, st
         },
         "stages": stages,
         "recall_at_10": recalls,
+        "rows_read_a_query": searched.read,
         "not_measured": [],
         "gates": [
             gate("training, FAISS's CPU seconds / ours", stages["train"]["FAISS"]["ratio"]["cpu"], WANTED_TRAIN),
@@ -143,17 +170,35 @@ def bench(folder: Path, rows: int, rounds: int, factory: str, metric: str, *, st
 @click.option("--rounds", default=ROUNDS, show_default=True)
 @click.option("--index", "factory", default=INDEX, show_default=True)
 @click.option("--metric", type=click.Choice(list(FAISS_METRICS)), help="Train and add by it: implies --stages-only.")
+@click.option("--vectors", type=click.Path(exists=True, path_type=Path), help="Yours, .npy: implies --stages-only.")
+@click.option("--texts", "are_texts", is_flag=True, help="Of WordNet's definitions, likewise; wants .[reproduce].")
 @click.option("--stages-only", is_flag=True, help="No whole upgrades; nothing is written to results/.")
 @click.option("--quick", is_flag=True, help="A tenth of the rows, one round; nothing is written to results/.")
-def main(rows: int, rounds: int, factory: str, metric: str | None, stages_only: bool, quick: bool) -> None:
+def main(
+    rows: int,
+    rounds: int,
+    factory: str,
+    metric: str | None,
+    vectors: Path | None,
+    are_texts: bool,
+    stages_only: bool,
+    quick: bool,
+) -> None:
     """Compare building an index by the core and by FAISS, and write results/index.json."""
     if quick:
         rows, rounds, factory = QUICK_ROWS, QUICK_ROUNDS, QUICK_INDEX
     warn_if_loaded()
     WORK.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=WORK) as folder:
-        stages_only = stages_only or metric is not None
-        result = bench(Path(folder), rows, rounds, factory, metric or "l2", stages_only=stages_only)
+        if vectors is not None or are_texts:
+            given = texts() if vectors is None else np.load(vectors).astype(np.float32, copy=False)
+            gallery, stages_only = None, True
+        else:
+            gallery = Path(folder) / "gallery"
+            write_gallery(gallery, rows, PROGRAMS[PROGRAM].dims)
+            given = np.concatenate(list(read_shards(gallery)))
+            stages_only = stages_only or metric is not None
+        result = bench(given, rounds, factory, metric or "l2", None if stages_only else gallery)
     show(result, index_tables(result))
     if not (quick or stages_only):
         print(f"written: {save('index', result)}; python -m benchmarks.table puts it into README.md")

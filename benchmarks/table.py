@@ -184,6 +184,7 @@ def index_tables(result: dict[str, Any]) -> list[Table]:
         ratio = next(run["ratio"] for run in by_name.values() if "ratio" in run)
         rows.append([stage, *cells, f"{ratio['wall']:.2f}x", f"{ratio['cpu']:.2f}x"])
     rows.append(["recall@10", *(f"{value:.4f}" for value in result["recall_at_10"].values()), "", ""])
+    rows.append(["rows read a query", *(f"{value:,.0f}" for value in result["rows_read_a_query"].values()), "", ""])
     title = (
         f"{parameters['rows']:,} rows x {parameters['dim']}, {parameters['index']} "
         f"({parameters.get('metric', 'l2')}), rounds: {parameters['rounds']}: "
