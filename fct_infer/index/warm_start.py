@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fct_infer.index.clustering import Clustering, squared_error
+from fct_infer.machine import counted
 from fct_infer.transformation import Float32Array
 
 # Note [As good as from scratch]
@@ -53,7 +54,7 @@ class WarmStart:
             self.outcome = "lists were trained from scratch: begun as the old index's they were no sooner as good"
             return None
         self.outcome = (
-            f"lists began as the old index's: as good after {iterations} iterations as after "
+            f"lists began as the old index's: as good after {counted(iterations, 'iteration')} as after "
             f"{clustering.iterations} from scratch, on part of the sample"
         )
         return replace(clustering, iterations=iterations).refined(means)
