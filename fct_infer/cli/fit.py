@@ -171,8 +171,12 @@ def _stored(pairs: Pairs, inputs: dict[str, Any]) -> str:
 
 def _probe(inputs: dict[str, Any]) -> str:
     """Return the options that check new rows by NEW, which flatters a map fitted on it, and tells a wrong gallery."""
-    flags = {"--probe": "new", "--probe-ids": "new_ids", "--probe-id-column": "id_column"}
-    flags["--probe-column"] = "new_embedding_column"
+    flags = {
+        "--probe": "new",
+        "--probe-ids": "new_ids",
+        "--probe-id-column": "id_column",
+        "--probe-column": "new_embedding_column",
+    }
     given = [(flag, str(inputs[name])) for flag, name in flags.items() if inputs[name] is not None]
     return "".join(f" {flag} {shlex.quote(value)}" for flag, value in given)
 

@@ -16,7 +16,7 @@ from fct_infer.transformation import Float32Array
 # A product quantizer leaves least of rows whose parts are independent and equally hard: principal directions, dealt out
 # so that the product of their variances is the same in each part ("Optimized Product Quantization", CVPR 2013, section
 # 3.2, the parametric solution). FAISS begins with a random rotation and betters it in 50 rounds of k-means. That takes
-# half a minute and more of 65,536 rows of 256 dims, this a tenth of a second, and it is no nearer: recall@10 under
+# half a minute and more of 65,536 rows of 256 dims, this a tenth of a second, and comes no nearer: recall@10 under
 # OPQ32,IVF<n>,PQ32 was 0.630 by FAISS's rotation and 0.633 by this for definitions of WordNet (0.617 without one),
 # 0.889 and 0.899 for pictures (0.808), 0.597 and 0.601 for rows near a plane (0.565). Rounds of k-means that went on
 # from here gained nothing, nor did the variances of what the lists leave of rows.
